@@ -1,0 +1,47 @@
+#include "checkpoints/fingerprint.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string_view>
+
+#include "checkpoints/safetensors_header.h"
+#include "checkpoints/sha256.h"
+#include "distributed/error.h"
+
+namespace muster::checkpoints {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+std::string fingerprint(const std::vector<NamedTensor>& tensors) {
+  std::vector<const NamedTensor*> order;
+  for (const NamedTensor& item : tensors) order.push_back(&item);
+  std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) { return a->name < b->name; });
+
+  Sha256 hash;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const auto& [name, tensor] = *order[i];
+    if (!tensor.defined()) throw std::invalid_argument("tensor " + name + " is undefined");
+    if (tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + name + " is sparse");
+    if (i > 0 && order[i - 1]->name == name) throw std::invalid_argument("two tensors are named " + name);
+    if (name.find('\n') != std::string::npos) {
+      throw Error(ExitCode::kBadData, "A tensor has a line break in its name (" + name.substr(0, name.find('\n')) +
+                                          "...): models with such names have no fingerprint.");
+    }
+    std::string line = name + " " + safetensors_dtype(tensor.scalar_type()) + " [";
+    for (int64_t d = 0; d < tensor.dim(); ++d) line += (d > 0 ? "," : "") + std::to_string(tensor.size(d));
+    hash.update(line + "]\n");
+    if (tensor.numel() == 0) continue;
+    const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();
+    hash.update(std::string_view(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()));
+  }
+  return hash.hex();
+}
+
+std::string fingerprint(const SafetensorsFile& file) {
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, tensor] : file.tensors) tensors.push_back({name, tensor});
+  return fingerprint(tensors);
+}
+
+}  // namespace muster::checkpoints

@@ -1,0 +1,58 @@
+#include "core/batch/sampler.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "core/random/philox.h"
+
+namespace muster::batch {
+namespace {
+
+std::vector<int64_t> shuffled(const std::vector<int64_t>& samples, uint64_t seed, uint32_t epoch) {
+  // Keyed by dataset row, not by place in the list: the same sample keeps its key whatever else is in the split.
+  std::vector<std::pair<uint64_t, int64_t>> keyed;
+  keyed.reserve(samples.size());
+  for (const int64_t sample : samples)
+    keyed.emplace_back(random::bits64(seed, {static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32),
+                                             random::kShuffle, epoch}),
+                       sample);
+  std::sort(keyed.begin(), keyed.end());
+  std::vector<int64_t> order;
+  order.reserve(samples.size());
+  for (const auto& entry : keyed) order.push_back(entry.second);
+  return order;
+}
+
+std::vector<int64_t> class_balanced(const std::vector<int64_t>& samples, const std::vector<double>& labels, uint64_t seed,
+                                    uint32_t epoch) {
+  std::map<int64_t, std::vector<int64_t>> by_class;
+  for (size_t i = 0; i < samples.size(); ++i) by_class[static_cast<int64_t>(labels[i])].push_back(samples[i]);
+  std::vector<const std::vector<int64_t>*> classes;
+  for (const auto& entry : by_class) classes.push_back(&entry.second);
+  std::vector<int64_t> order;
+  order.reserve(samples.size());
+  for (size_t draw = 0; draw < samples.size(); ++draw) {
+    const auto words = random::philox4x32(
+        seed, {static_cast<uint32_t>(draw), static_cast<uint32_t>(draw >> 32), random::kClassBalanced, epoch});
+    // Multiply-shift maps 32 uniform bits to [0, n) with a bias below n / 2^32.
+    const auto pick = [](uint32_t word, size_t n) { return static_cast<size_t>((uint64_t{word} * n) >> 32); };
+    const auto& members = *classes[pick(words[0], classes.size())];
+    order.push_back(members[pick(words[1], members.size())]);
+  }
+  return order;
+}
+
+}  // namespace
+
+std::vector<int64_t> epoch_order(const std::vector<int64_t>& samples, const std::vector<double>& labels, Sampling sampling,
+                                 uint64_t seed, uint32_t epoch) {
+  switch (sampling) {
+    case Sampling::kShuffle: return shuffled(samples, seed, epoch);
+    case Sampling::kClassBalanced: return class_balanced(samples, labels, seed, epoch);
+    case Sampling::kSequential: break;
+  }
+  return samples;
+}
+
+}  // namespace muster::batch

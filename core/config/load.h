@@ -1,0 +1,40 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/config/experiment.pb.h"
+#include "core/config/resolved_text.h"
+
+namespace muster::config {
+
+// An experiment with every value in place, and where each one came from.
+struct LoadedExperiment {
+  Experiment experiment;           // fully resolved: exactly one model, every field of its blocks set
+  std::string source_path;         // as given to load_experiment
+  std::vector<std::string> notes;  // settings that have no effect, one sentence each; worth printing, no reason to stop
+
+  // Dotted field path -> "file:line", "--set path=value" or "preset NAME". Fields that are not in here have their default.
+  // Elements of repeated fields are also listed as "data.modalities[1]". Ask where() instead of reading this.
+  std::map<std::string, std::string> origins;
+};
+
+// Reads an experiment file (text format of muster.config.Experiment) and resolves it:
+//     defaults.txtpb  <-  preset  <-  the file  <-  overrides, in their order.
+// A repeated field replaces the one before it. data.path becomes absolute: against the file's folder, or against the
+// current directory when it comes from an override. An empty data.path, data.split.test_group, preset or name counts as
+// not given. `overrides` are "training.epochs=3": lists take commas, a message takes "{...}" or, to remove it, nothing.
+//
+// Throws one distributed::Error(kBadConfig) that names ALL problems of the file, the overrides and the values together.
+LoadedExperiment load_experiment(const std::string& path, const std::vector<std::string>& overrides);
+
+// Reads a run directory's config.txtpb back: `text` is its content, `path` is used in messages only. No defaults and no
+// preset are applied (a missing value is a problem); the checks are those of load_experiment. Throws likewise.
+Experiment parse_resolved(const std::string& text, const std::string& path);
+
+// Where the value of a dotted field path ("training.batch_size", "data.modalities[1]") came from: "file:line",
+// "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.
+std::string where(const LoadedExperiment& loaded, const std::string& field_path);
+
+}  // namespace muster::config

@@ -1,0 +1,258 @@
+#include "core/data/inspect.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "core/data/container.h"
+#include "core/data/container_index.h"
+#include "core/data/scan.h"
+#include "core/data/utf8.h"
+
+namespace muster::data {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t max_groups_printed = 20;
+
+const char* task_name(Task task) { return task == Task::kClassification ? "classification" : "regression"; }
+
+double quantile(const std::vector<double>& sorted, double q) {
+  const double place = q * static_cast<double>(sorted.size() - 1);  // linear between neighbours, numpy's default
+  const auto low = static_cast<size_t>(place);
+  const size_t high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (place - static_cast<double>(low)) * (sorted[high] - sorted[low]);
+}
+
+ScanReport scan_everything(const Dataset& dataset) {
+  std::vector<int64_t> modalities(dataset.index().modalities.size());
+  std::iota(modalities.begin(), modalities.end(), 0);
+  return scan_values(dataset, modalities, 0, dataset.index().size());
+}
+
+json modality_json(const Dataset& dataset, size_t position) {
+  const Modality& modality = dataset.index().modalities[position];
+  const int64_t samples = dataset.index().size();
+  std::vector<double> lengths;  // of samples that have the modality
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    if (modality.length(sample) > 0) lengths.push_back(static_cast<double>(modality.length(sample)));
+  }
+  std::sort(lengths.begin(), lengths.end());
+  json result{{"name", modality.name}, {"dim", modality.dim}, {"frames", modality.offsets.back()},
+              {"missing", samples - static_cast<int64_t>(lengths.size())}};
+  if (!lengths.empty()) {
+    result["length"] = {{"min", lengths.front()}, {"median", quantile(lengths, 0.5)},
+                        {"mean", std::accumulate(lengths.begin(), lengths.end(), 0.0) / static_cast<double>(lengths.size())},
+                        {"max", lengths.back()}};
+  }
+  if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
+    const FrameStorage& storage = container->storage()[position];
+    result["storage"] = {{"type", storage.type}, {"layout", storage.layout}, {"direct", storage.direct}, {"bytes", storage.stored_bytes}};
+  }
+  return result;
+}
+
+json labels_json(const DatasetIndex& index) {
+  if (!index.has_labels()) return nullptr;
+  if (index.task == Task::kClassification) {
+    std::vector<int64_t> counts(index.class_names.size(), 0);
+    for (const double label : index.labels) ++counts[static_cast<size_t>(label)];
+    json classes = json::array();
+    for (size_t c = 0; c < counts.size(); ++c) classes.push_back({{"name", index.class_names[c]}, {"samples", counts[c]}});
+    return {{"classes", classes}};
+  }
+  std::vector<double> sorted = index.labels;
+  std::sort(sorted.begin(), sorted.end());
+  const double count = static_cast<double>(sorted.size());
+  const double mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / count;
+  double square = 0;
+  for (const double value : sorted) square += (value - mean) * (value - mean);
+  return {{"mean", mean}, {"std", std::sqrt(square / count)}, {"min", sorted.front()}, {"quantile_25", quantile(sorted, 0.25)},
+          {"median", quantile(sorted, 0.5)}, {"quantile_75", quantile(sorted, 0.75)}, {"max", sorted.back()}};
+}
+
+// Samples of each split, and of each class in it.
+json splits_json(const DatasetIndex& index) {
+  const bool classes = index.task == Task::kClassification && index.has_labels();
+  json result = json::object();
+  for (const char* word : {"train", "valid", "test", ""}) {
+    int64_t samples = 0;
+    std::vector<int64_t> per_class(classes ? index.class_names.size() : 0, 0);
+    for (size_t i = 0; i < index.splits.size(); ++i) {
+      if (index.splits[i] != word) continue;
+      ++samples;
+      if (classes) ++per_class[static_cast<size_t>(index.labels[i])];
+    }
+    if (samples == 0) continue;
+    result[word] = {{"samples", samples}};
+    if (classes) result[word]["classes"] = per_class;
+  }
+  return result;
+}
+
+json groups_json(const DatasetIndex& index) {
+  std::map<std::string, int64_t> counts;
+  for (const std::string& group : index.groups) {
+    if (!group.empty()) ++counts[group];
+  }
+  return counts;
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", value);
+  return text;
+}
+
+std::string padded(const std::string& text, size_t width, bool left = false) {
+  if (text.size() >= width) return text;
+  const std::string blanks(width - text.size(), ' ');
+  return left ? text + blanks : blanks + text;
+}
+
+std::string bytes_text(double bytes) {
+  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  size_t unit = 0;
+  while (bytes >= 1024 && unit < 4) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return number(bytes) + " " + units[unit];
+}
+
+// Columns as wide as their widest cell; the first column to the left, the others to the right.
+std::string table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()), 0);
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line = " ";
+    for (size_t i = 0; i < row.size(); ++i) line += " " + padded(row[i], widths[i] + (i ? 1 : 0), i == 0);
+    text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+  }
+  return text;
+}
+
+std::string modalities_text(const json& modalities) {
+  std::vector<std::vector<std::string>> rows{{"modality", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
+  for (const json& modality : modalities) {
+    std::vector<std::string> row{modality["name"], std::to_string(modality["dim"].get<int64_t>()),
+                                 std::to_string(modality["frames"].get<int64_t>())};
+    for (const char* key : {"min", "median", "mean", "max"})
+      row.push_back(modality.contains("length") ? number(modality["length"][key]) : "-");
+    row.push_back(std::to_string(modality["missing"].get<int64_t>()));
+    if (modality.contains("storage")) {
+      const json& storage = modality["storage"];
+      row.push_back(storage["type"].get<std::string>() + " " + storage["layout"].get<std::string>() +
+                    (storage["direct"].get<bool>() ? "" : " (read through HDF5: slower)"));
+    } else {
+      row.push_back("generated");
+    }
+    rows.push_back(row);
+  }
+  return table(rows);
+}
+
+std::string labels_text(const json& labels, int64_t samples) {
+  if (labels.is_null()) return "labels      none\n";
+  std::vector<std::vector<std::string>> rows;
+  if (labels.contains("classes")) {
+    rows.push_back({"class", "samples", "share"});
+    for (const json& entry : labels["classes"]) {
+      const auto count = entry["samples"].get<int64_t>();
+      rows.push_back({entry["name"], std::to_string(count), number(100.0 * static_cast<double>(count) / static_cast<double>(samples)) + " %"});
+    }
+  } else {
+    rows.push_back({"label", "mean", "std", "min", "25 %", "median", "75 %", "max"});
+    rows.push_back({""});
+    for (const char* key : {"mean", "std", "min", "quantile_25", "median", "quantile_75", "max"}) rows.back().push_back(number(labels[key]));
+  }
+  return table(rows);
+}
+
+std::string splits_text(const json& splits, const DatasetIndex& index) {
+  std::vector<std::vector<std::string>> rows{{"split", "samples"}};
+  if (index.task == Task::kClassification && index.has_labels())
+    rows[0].insert(rows[0].end(), index.class_names.begin(), index.class_names.end());
+  for (const auto& name : {"train", "valid", "test", ""}) {
+    if (!splits.contains(name)) continue;
+    rows.push_back({*name ? name : "(none)", std::to_string(splits[name]["samples"].get<int64_t>())});
+    if (!splits[name].contains("classes")) continue;
+    for (const json& count : splits[name]["classes"]) rows.back().push_back(std::to_string(count.get<int64_t>()));
+  }
+  return table(rows);
+}
+
+std::string groups_text(const json& groups) {
+  if (groups.empty()) return "groups      none\n";
+  std::string text = "groups      " + std::to_string(groups.size()) + ":";
+  size_t printed = 0;
+  for (const auto& [name, count] : groups.items()) {
+    if (++printed > max_groups_printed) return text + " and " + std::to_string(groups.size() - max_groups_printed) + " more\n";
+    text += (printed > 1 ? ", " : " ") + name + " " + std::to_string(count.get<int64_t>());
+  }
+  return text + "\n";
+}
+
+}  // namespace
+
+json inspect_json(const Dataset& dataset) {
+  const DatasetIndex& index = dataset.index();
+  const ScanReport scan = scan_everything(dataset);
+  json result{{"source", dataset.source()}, {"name", index.name}, {"task", task_name(index.task)}, {"samples", index.size()},
+              {"labels", labels_json(index)}, {"splits", splits_json(index)}, {"groups", groups_json(index)},
+              {"non_finite", scan.non_finite}, {"values", scan.values}, {"content_hash", dataset.content_hash()}};
+  result["modalities"] = json::array();
+  for (size_t m = 0; m < index.modalities.size(); ++m) result["modalities"].push_back(modality_json(dataset, m));
+  if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
+    result["file_bytes"] = container->file_bytes();
+    result["targets"] = container->targets();
+  }
+  return result;
+}
+
+std::string inspect(const Dataset& dataset) {
+  const json facts = inspect_json(dataset);
+  const DatasetIndex& index = dataset.index();
+  std::string text = "dataset     " + index.name + "\nsource      " + dataset.source() + "\n";
+  if (facts.contains("file_bytes")) text += "file size   " + bytes_text(facts["file_bytes"].get<double>()) + "\n";
+  text += "sha256      " + facts["content_hash"].get<std::string>() + "\n";
+  text += "task        " + std::string(task_name(index.task)) + "\n";
+  text += "samples     " + std::to_string(index.size()) + "\n";
+  if (facts.contains("targets") && !facts["targets"].empty()) {
+    text += "targets    ";
+    for (const json& target : facts["targets"]) text += " " + target.get<std::string>();
+    text += "\n";
+  }
+  text += groups_text(facts["groups"]);
+  text += "non-finite  " + std::to_string(facts["non_finite"].get<int64_t>()) + " of " + std::to_string(facts["values"].get<int64_t>()) +
+          " values" + (facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "") + "\n";
+  text += "\n" + modalities_text(facts["modalities"]);
+  text += "\n" + labels_text(facts["labels"], index.size());
+  text += "\n" + splits_text(facts["splits"], index);
+  return text;
+}
+
+std::vector<std::string> verify(const std::string& path) {
+  std::vector<std::string> problems = container_problems(path, {});
+  if (!problems.empty()) return problems;
+  const auto container = open_container(path);
+  for (const std::string& target : container->targets()) {
+    OpenOptions options;
+    options.target = target;
+    const auto more = container_problems(path, options);
+    problems.insert(problems.end(), more.begin(), more.end());
+  }
+  const std::string scanned = describe(scan_everything(*container));
+  if (!scanned.empty()) problems.push_back(scanned);
+  return problems;
+}
+
+}  // namespace muster::data

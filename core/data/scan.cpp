@@ -1,0 +1,101 @@
+#include "core/data/scan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "core/data/utf8.h"
+
+namespace muster::data {
+namespace {
+
+constexpr int64_t block_elements = int64_t{1} << 20;  // 4 MiB of float32
+
+void keep_first(std::vector<NonFinite>& list) {
+  std::sort(list.begin(), list.end(), [](const NonFinite& a, const NonFinite& b) {
+    return std::tie(a.sample, a.modality, a.frame, a.column) < std::tie(b.sample, b.modality, b.frame, b.column);
+  });
+  if (list.size() > ScanReport::max_listed) list.resize(ScanReport::max_listed);
+}
+
+// Adding up x * 0 is 0 for finite x and NaN otherwise: a test of a whole block without a branch per value.
+bool all_finite(const float* values, int64_t count) {
+  float lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) lanes[lane] += values[i + lane] * 0.0f;
+  }
+  float sum = 0;
+  for (; i < count; ++i) sum += values[i] * 0.0f;
+  for (const float lane : lanes) sum += lane;
+  return sum == 0.0f;
+}
+
+// Scans rows [first, first + count) and adds what it finds; `found` is how many of this modality are listed already.
+void scan_block(const DatasetIndex& index, const Modality& modality, const float* values, int64_t first, int64_t count,
+                int& found, ScanReport& report) {
+  const int64_t dim = modality.dim;
+  report.values += count * dim;
+  if (all_finite(values, count * dim)) return;
+  for (int64_t i = 0; i < count * dim; ++i) {
+    if (std::isfinite(values[i])) continue;
+    ++report.non_finite;
+    if (found++ >= ScanReport::max_listed) continue;
+    const int64_t row = first + i / dim;
+    // The last sample that starts at or before the row: empty ranges before it start there too.
+    const auto after = std::upper_bound(modality.offsets.begin(), modality.offsets.end(), row);
+    const int64_t sample = after - modality.offsets.begin() - 1;
+    report.first.push_back({modality.name, sample, index.ids[sample], row - modality.offsets[sample], i % dim, values[i]});
+  }
+}
+
+}  // namespace
+
+void ScanReport::merge(const ScanReport& other) {
+  values += other.values;
+  non_finite += other.non_finite;
+  first.insert(first.end(), other.first.begin(), other.first.end());
+  keep_first(first);
+}
+
+ScanReport scan_values(const Dataset& dataset, const std::vector<int64_t>& modalities, int64_t first_sample,
+                       int64_t end_sample, const std::function<void(int64_t done, int64_t total)>& progress) {
+  const DatasetIndex& index = dataset.index();
+  ScanReport report;
+  std::vector<float> buffer;
+  // Samples are taken in runs so that all modalities advance together: that is what progress counts.
+  constexpr int64_t run = 256;
+  std::vector<int> found(modalities.size(), 0);
+  for (int64_t start = first_sample; start < end_sample; start += run) {
+    const int64_t end = std::min(start + run, end_sample);
+    for (size_t m = 0; m < modalities.size(); ++m) {
+      const Modality& modality = index.modalities.at(static_cast<size_t>(modalities[m]));
+      const int64_t rows = std::max<int64_t>(1, block_elements / modality.dim);
+      for (int64_t row = modality.offsets[start]; row < modality.offsets[end]; row += rows) {
+        const int64_t count = std::min(rows, modality.offsets[end] - row);
+        buffer.resize(static_cast<size_t>(count * modality.dim));
+        dataset.read_frames(modalities[m], row, count, buffer.data());
+        scan_block(index, modality, buffer.data(), row, count, found[m], report);
+      }
+    }
+    if (progress) progress(end - first_sample, end_sample - first_sample);
+  }
+  keep_first(report.first);
+  return report;
+}
+
+std::string describe(const ScanReport& report) {
+  if (report.non_finite == 0) return "";
+  const auto value_name = [](float value) { return std::isnan(value) ? "NaN" : value > 0 ? "+infinity" : "-infinity"; };
+  std::string text = std::to_string(report.non_finite) + (report.non_finite == 1 ? " feature is" : " features are") +
+                     " not finite. Features must be finite: replace them in the file (importers write 0).";
+  for (const NonFinite& place : report.first) {
+    text += "\n  sample " + in_quotes(place.id) + ", " + place.modality + ", frame " + std::to_string(place.frame) + ", column " +
+            std::to_string(place.column) + ": " + value_name(place.value);
+  }
+  const int64_t more = report.non_finite - static_cast<int64_t>(report.first.size());
+  if (more > 0) text += "\n  and " + std::to_string(more) + " more";
+  return text;
+}
+
+}  // namespace muster::data

@@ -1,0 +1,219 @@
+#include "core/data/writer.h"
+
+#include <fcntl.h>
+#include <hdf5.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "core/data/hdf5_reader.h"
+#include "distributed/error.h"
+
+namespace muster::data {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+using hdf5::Handle;
+
+constexpr int64_t block_elements = int64_t{1} << 20;  // 4 MiB of float32
+
+[[noreturn]] void fail(const std::string& path, const std::string& why) {
+  throw Error(ExitCode::kIo, "cannot write " + path + ": " + why + ".");
+}
+
+// A file under a temporary name beside `path` that disappears unless it is committed.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& path) : path_(path), name_(path + ".tmp-XXXXXX") {
+    descriptor_ = mkostemp(name_.data(), O_CLOEXEC);
+    if (descriptor_ < 0) fail(path_, std::strerror(errno));
+    const mode_t mask = umask(0);
+    umask(mask);
+    fchmod(descriptor_, 0666 & ~mask);  // mkostemp's 0600 would keep a group's members out
+  }
+  ~TemporaryFile() {
+    if (descriptor_ >= 0) close(descriptor_);
+    if (!committed_) unlink(name_.c_str());
+  }
+  const std::string& name() const { return name_; }
+
+  void write(int64_t position, const void* bytes, int64_t count) {
+    const char* next = static_cast<const char*>(bytes);
+    while (count > 0) {
+      const ssize_t written = pwrite(descriptor_, next, static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 30)), position);
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) fail(path_, std::strerror(errno));
+      next += written;
+      position += written;
+      count -= written;
+    }
+  }
+
+  void commit() {
+    if (fsync(descriptor_) != 0) fail(path_, std::strerror(errno));
+    if (rename(name_.c_str(), path_.c_str()) != 0) fail(path_, std::strerror(errno));
+    committed_ = true;
+    const size_t slash = path_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) return;  // a folder that may be written but not read: the rename stands
+    fsync(descriptor);
+    close(descriptor);
+  }
+
+ private:
+  const std::string path_;
+  std::string name_;
+  int descriptor_ = -1;
+  bool committed_ = false;
+};
+
+// Writes everything but the frames, whose place it reserves.
+class StructureWriter {
+ public:
+  StructureWriter(const std::string& path, const std::string& temporary) : path_(path) {
+    const Handle access(H5Pcreate(H5P_FILE_ACCESS), &H5Pclose);
+    H5Pset_fapl_sec2(access.get());
+    H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
+#if H5_VERSION_GE(1, 10, 7) && !(H5_VERS_MAJOR == 1 && H5_VERS_MINOR == 12 && H5_VERS_RELEASE == 0)
+    H5Pset_file_locking(access.get(), 0, 1);
+#else
+    setenv("HDF5_USE_FILE_LOCKING", "FALSE", 1);
+#endif
+    file_ = checked(Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), &H5Fclose));
+    string_type_ = checked(Handle(H5Tcopy(H5T_C_S1), &H5Tclose));
+    check(H5Tset_size(string_type_.get(), H5T_VARIABLE));
+    check(H5Tset_cset(string_type_.get(), H5T_CSET_UTF8));
+  }
+
+  // Place of each modality's frames in the file.
+  std::vector<int64_t> write(const DatasetIndex& index) {
+    const bool classification = index.task == Task::kClassification;
+    write_attributes(index);
+    const Handle samples = group(file_, "samples");
+    write_strings(samples, "id", index.ids);
+    write_strings(samples, "group", index.groups);
+    write_strings(samples, "split", index.splits);
+    if (index.has_labels()) {
+      write_values(samples, "label", classification ? H5T_STD_I64LE : H5T_IEEE_F32LE, H5T_NATIVE_DOUBLE, index.labels.data(),
+                   index.labels.size());
+    }
+    const Handle modalities = group(file_, "modalities");
+    std::vector<int64_t> addresses;
+    for (const Modality& modality : index.modalities) {
+      const Handle folder = group(modalities, modality.name);
+      write_values(folder, "offsets", H5T_STD_I64LE, H5T_NATIVE_INT64, modality.offsets.data(), modality.offsets.size());
+      addresses.push_back(reserve(folder, modality.offsets.back(), modality.dim));
+    }
+    check(H5Fflush(file_.get(), H5F_SCOPE_GLOBAL));
+    const hid_t id = file_.release();
+    check(H5Fclose(id));
+    return addresses;
+  }
+
+ private:
+  void check(herr_t status) const {
+    if (status < 0) fail(path_, std::strerror(errno) + hdf5::reason());
+  }
+  Handle checked(Handle handle) const {
+    check(handle.valid() ? 0 : -1);
+    return handle;
+  }
+  Handle group(const Handle& parent, const std::string& name) const {
+    return checked(Handle(H5Gcreate2(parent.get(), name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Gclose));
+  }
+  Handle vector_space(size_t count) const {
+    const hsize_t extent = count;
+    return checked(Handle(H5Screate_simple(1, &extent, nullptr), &H5Sclose));
+  }
+
+  void write_attribute(const char* name, hid_t type, const Handle& space, const void* value) const {
+    const Handle attribute = checked(Handle(H5Acreate2(file_.get(), name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT), &H5Aclose));
+    check(H5Awrite(attribute.get(), type, value));
+  }
+
+  void write_attributes(const DatasetIndex& index) const {
+    const Handle scalar = checked(Handle(H5Screate(H5S_SCALAR), &H5Sclose));
+    const int64_t version = 1;
+    const char* format = "muster-dataset";
+    const char* name = index.name.c_str();
+    const char* task = index.task == Task::kClassification ? "classification" : "regression";
+    write_attribute("format", string_type_.get(), scalar, &format);
+    write_attribute("version", H5T_NATIVE_INT64, scalar, &version);
+    write_attribute("name", string_type_.get(), scalar, &name);
+    write_attribute("task", string_type_.get(), scalar, &task);
+    if (index.task != Task::kClassification) return;
+    const auto names = pointers(index.class_names);
+    write_attribute("class_names", string_type_.get(), vector_space(names.size()), names.data());
+  }
+
+  static std::vector<const char*> pointers(const std::vector<std::string>& values) {
+    std::vector<const char*> result;
+    for (const std::string& value : values) result.push_back(value.c_str());
+    return result;
+  }
+
+  void write_strings(const Handle& parent, const char* name, const std::vector<std::string>& values) const {
+    write_values(parent, name, string_type_.get(), string_type_.get(), pointers(values).data(), values.size());
+  }
+
+  void write_values(const Handle& parent, const char* name, hid_t file_type, hid_t memory_type, const void* values, size_t count) const {
+    const Handle space = vector_space(count);
+    const Handle dataset =
+        checked(Handle(H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Dclose));
+    check(H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values));
+  }
+
+  int64_t reserve(const Handle& parent, int64_t frames, int64_t dim) const {
+    const hsize_t extents[2] = {static_cast<hsize_t>(frames), static_cast<hsize_t>(dim)};
+    const Handle space = checked(Handle(H5Screate_simple(2, extents, nullptr), &H5Sclose));
+    const Handle properties = checked(Handle(H5Pcreate(H5P_DATASET_CREATE), &H5Pclose));
+    check(H5Pset_layout(properties.get(), H5D_CONTIGUOUS));
+    check(H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY));
+    check(H5Pset_fill_time(properties.get(), H5D_FILL_TIME_NEVER));
+    const Handle dataset = checked(
+        Handle(H5Dcreate2(parent.get(), "values", H5T_IEEE_F32LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT), &H5Dclose));
+    const haddr_t address = H5Dget_offset(dataset.get());
+    if (frames == 0) return -1;
+    check(address == HADDR_UNDEF ? -1 : 0);
+    return static_cast<int64_t>(address);
+  }
+
+  const std::string path_;
+  Handle file_;
+  Handle string_type_;
+};
+
+}  // namespace
+
+void write_container(const std::string& path, const Dataset& dataset) {
+  TemporaryFile file(path);
+  const DatasetIndex& index = dataset.index();
+  std::vector<int64_t> addresses;
+  {
+    const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
+    hdf5::silence();
+    addresses = StructureWriter(path, file.name()).write(index);
+  }
+  // Frames go past HDF5, which recovers badly from a full disk.
+  std::vector<float> block;
+  for (size_t m = 0; m < index.modalities.size(); ++m) {
+    const Modality& modality = index.modalities[m];
+    const int64_t rows = std::max<int64_t>(1, block_elements / modality.dim);
+    for (int64_t first = 0; first < modality.offsets.back(); first += rows) {
+      const int64_t count = std::min(rows, modality.offsets.back() - first);
+      block.resize(static_cast<size_t>(count * modality.dim));
+      dataset.read_frames(static_cast<int64_t>(m), first, count, block.data());
+      file.write(addresses[m] + first * modality.dim * 4, block.data(), count * modality.dim * 4);
+    }
+  }
+  file.commit();
+}
+
+}  // namespace muster::data

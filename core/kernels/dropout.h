@@ -1,0 +1,28 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace muster::kernels {
+
+// One dropout layer of one pass over one step.
+struct DropoutKey {
+  uint64_t seed = 0;
+  uint32_t step = 0;
+  uint32_t site = 0;  // random::kDropout + the layer's number
+};
+
+// Inverted dropout of x [rows, dim], rows grouped by sample as `offsets` say: each element is zeroed with probability p, the
+// others are divided by 1 - p. Differentiable. Element e (row-major within its sample) of the sample with global row g is kept iff
+// uniform(word e % 4 of philox(seed, {e / 4, g, site, step})) >= p, so the mask depends on the sample and never on how samples
+// are spread over microbatches or ranks; the backward pass makes it again instead of storing it.
+// global_rows: one per sample. p in [0, 1); p == 0 returns x. float32, float64 or bfloat16.
+at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
+                   const DropoutKey& key);
+
+// The same for x [samples, dim], one row per sample.
+at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& global_rows, const DropoutKey& key);
+
+}  // namespace muster::kernels

@@ -1,0 +1,52 @@
+#include "core/metrics/metrics.h"
+
+#include "distributed/error.h"
+
+namespace muster::metrics {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+namespace {
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  for (const std::string& candidate : names) {
+    if (candidate == name) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::vector<std::string> metric_names(data::Task task) {
+  if (task == data::Task::kRegression) {
+    return {"Has0_acc_2", "Has0_F1_score", "Non0_acc_2", "Non0_F1_score", "Mult_acc_5", "Mult_acc_7", "MAE", "Corr"};
+  }
+  return {"WA", "UA", "weighted_F1"};
+}
+
+bool higher_is_better(const std::string& metric) {
+  if (metric == "loss" || metric == "MAE") return false;
+  const std::vector<std::string> regression = metric_names(data::Task::kRegression);
+  const std::vector<std::string> classification = metric_names(data::Task::kClassification);
+  if (contains(regression, metric) || contains(classification, metric)) return true;
+  throw Error(ExitCode::kBadConfig, "There is no metric \"" + metric + "\". Regression has " + joined(regression) +
+                                        "; classification has " + joined(classification) + "; both have loss.");
+}
+
+double metric_value(const Metrics& metrics, const std::string& name) {
+  std::vector<std::string> names;
+  for (const auto& [candidate, value] : metrics) {
+    if (candidate == name) return value;
+    names.push_back(candidate);
+  }
+  throw Error(ExitCode::kBadConfig, "There is no metric \"" + name + "\" here. There are: " + joined(names) + ".");
+}
+
+}  // namespace muster::metrics

@@ -1,0 +1,217 @@
+#include "core/models/foal_net.h"
+
+#include <cmath>
+
+#include "core/kernels/attention.h"
+#include "core/models/layers.h"
+#include "distributed/error.h"
+
+namespace muster::models {
+namespace {
+
+constexpr int64_t kAudio = 0;
+constexpr int64_t kVideo = 1;
+const char* const kRole[] = {"audio", "video"};
+const char* const kDirection[] = {"fusion.audio_attends_video", "fusion.video_attends_audio"};
+
+// Dropout layers; each kind of pass has numbers of its own, so that matched and mismatched passes never share a mask.
+enum Layer : uint32_t { kFeature = 0, kProjection = 2, kClassifier = 4, kFusion = 8 };
+constexpr uint32_t kLayersPerPass = 256;
+
+uint32_t layer_number(int pass_kind, uint32_t layer) { return static_cast<uint32_t>(pass_kind) * kLayersPerPass + layer; }
+
+std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const FoalNet::Sizes& sizes) {
+  const Initial weight = Initial::normal(0.02);  // measured on the authors' class
+  const int64_t widths[] = {sizes.audio_dim, sizes.video_dim};
+  const int64_t projection = config.projection_dim();
+  std::vector<ParameterSpec> specs;
+  for (const int64_t m : {kAudio, kVideo}) {
+    const std::string role = kRole[m];
+    if (config.adapter_dim() > 0) {
+      add_linear(specs, "adapter." + role + ".input", config.adapter_dim(), widths[m], weight);
+      add_linear(specs, "adapter." + role + ".output", widths[m], config.adapter_dim(), Initial::constant(0));
+      add_layer_norm(specs, "adapter." + role + ".norm", widths[m]);
+    }
+    add_linear(specs, "avel." + role + ".input", projection, widths[m], weight, false);
+    add_linear(specs, "avel." + role + ".hidden", projection, projection, weight, false);
+    add_layer_norm(specs, "avel." + role + ".norm", projection);
+    for (uint32_t layer = 0; layer < config.layers(); ++layer) {
+      const std::string name = std::string(kDirection[m]) + "." + std::to_string(layer);
+      add_linear(specs, name + ".query", widths[m], widths[m], weight);
+      add_key_value(specs, name + ".key_value", widths[m], widths[1 - m], weight);
+      add_linear(specs, name + ".output", widths[m], widths[m], weight);
+      add_layer_norm(specs, name + ".norm", widths[m]);
+    }
+    add_linear(specs, "mem." + role + "_head", 2, widths[m], weight);
+  }
+  if (config.temperature_mode() != config::FoalNet::FIXED_TEMPERATURE) {
+    const bool clamped = config.temperature_mode() == config::FoalNet::CLAMPED_DIVISOR;
+    specs.push_back({"avel.temperature", {}, Initial::constant(clamped ? 0.07 : std::log(1 / 0.07))});
+  }
+  add_linear(specs, "classifier", sizes.classes, widths[kAudio] + widths[kVideo], weight);
+  return specs;
+}
+
+at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& labels) {
+  return at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum);
+}
+
+at::Tensor constant_labels(int64_t count, int64_t value) { return at::full({count}, value, at::kLong); }
+
+}  // namespace
+
+FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
+    : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed)), config_(config), sizes_(sizes) {
+  for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
+    if (width % config.heads() != 0)
+      throw distributed::Error(distributed::ExitCode::kBadConfig,
+                               "foal_net.heads: " + std::to_string(config.heads()) + " heads cannot share features of width " +
+                                   std::to_string(width) + " evenly; choose a number that divides " +
+                                   std::to_string(sizes.audio_dim) + " and " + std::to_string(sizes.video_dim));
+}
+
+int64_t FoalNet::embedding_dim() const {
+  const bool compared = config_.avel_weight() > 0 || config_.mem_weight() > 0;
+  return compared ? 2 * static_cast<int64_t>(config_.projection_dim()) : 0;
+}
+
+std::vector<LossTerm> FoalNet::row_terms() const {
+  std::vector<LossTerm> terms{{"classification", {}, 1.0}};
+  if (config_.mem_weight() > 0) terms.push_back({"mem", {}, config_.mem_weight()});
+  return terms;
+}
+
+losses::Similarity FoalNet::similarity() const {
+  using Kind = losses::Similarity::Kind;
+  switch (config_.temperature_mode()) {
+    case config::FoalNet::FIXED_TEMPERATURE:
+      return {Kind::kDivisor, at::scalar_tensor(config_.fixed_temperature(), parameters_.values().options())};
+    case config::FoalNet::EXP_SCALE: return {Kind::kExpScale, parameters_["avel.temperature"]};
+    default: return {Kind::kDivisor, parameters_["avel.temperature"]};
+  }
+}
+
+void FoalNet::project_parameters() {
+  const at::NoGradGuard no_gradient;
+  if (config_.temperature_mode() == config::FoalNet::EXP_SCALE)
+    at::Tensor(parameters_["avel.temperature"]).clamp_(0, std::log(100.0));
+  if (config_.temperature_mode() == config::FoalNet::CLAMPED_DIVISOR)
+    at::Tensor(parameters_["avel.temperature"]).clamp_(0.001, 0.5);
+}
+
+// Adapter, then feature dropout: what both branches see.
+at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& global_rows, Kind kind,
+                            const Pass& pass) const {
+  at::Tensor x = frames.values;
+  if (config_.adapter_dim() > 0) {
+    const std::string name = std::string("adapter.") + kRole[modality];
+    x = layer_norm(parameters_, name + ".norm",
+                   x + linear(parameters_, name + ".output", at::gelu(linear(parameters_, name + ".input", x))));
+  }
+  const double p = pass.training ? config_.feature_dropout() : 0;
+  return kernels::dropout(x, p, frames.offsets, global_rows,
+                          pass.dropout(layer_number(static_cast<int>(kind), kFeature + modality)));
+}
+
+at::Tensor FoalNet::project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch, const Pass& pass) const {
+  const std::string name = std::string("avel.") + kRole[modality];
+  const at::Tensor e =
+      linear(parameters_, name + ".input", kernels::segment_mean(frames, batch.modalities[modality].offsets), false);
+  const at::Tensor hidden = linear(parameters_, name + ".hidden", at::gelu(e), false);
+  const double p = pass.training ? config_.projection_dropout() : 0;
+  const at::Tensor dropped =
+      kernels::dropout_rows(hidden, p, batch.global_rows, pass.dropout(layer_number(0, kProjection + modality)));
+  return unit_rows(layer_norm(parameters_, name + ".norm", e + dropped));
+}
+
+Embedded FoalNet::embed(const batch::Batch& batch, const Pass& pass) const {
+  Embedded embedded;
+  for (const int64_t m : {kAudio, kVideo})
+    embedded.kept.push_back(prepare(m, batch.modalities[m], batch.global_rows, Kind::kMatched, pass));
+  if (embedding_dim() > 0)
+    embedded.rows = at::cat({project(kAudio, embedded.kept[kAudio], batch, pass),
+                             project(kVideo, embedded.kept[kVideo], batch, pass)}, 1);
+  return embedded;
+}
+
+std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+  if (config_.avel_weight() <= 0) return {};
+  const auto sides = gathered.chunk(2, 1);
+  const auto targets =
+      config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
+  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets),
+           config_.avel_weight()}};
+}
+
+std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
+                                           const Pass& pass) const {
+  if (config_.mem_weight() <= 0 || begin == end) return {};
+  const auto sides = gathered.detach().chunk(2, 1);
+  std::vector<PartnerRows> partners;
+  for (const int64_t query : {kAudio, kVideo}) {
+    auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, similarity(),
+                                         static_cast<uint32_t>(query), begin, end, pass.seed, pass.step);
+    if (chosen.empty()) return {};
+    partners.push_back({1 - query, std::move(chosen)});
+  }
+  return partners;
+}
+
+// Mean over the query's frames after all cross-attention layers of one direction: [samples, width of the query].
+at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const std::vector<int64_t>& query_offsets,
+                         const at::Tensor& context, const std::vector<int64_t>& context_offsets,
+                         const std::vector<int64_t>& global_rows, Kind kind, const Pass& pass) const {
+  const double p = pass.training ? config_.fusion_dropout() : 0;
+  at::Tensor q = query;
+  for (uint32_t layer = 0; layer < config_.layers(); ++layer) {
+    const std::string name = std::string(kDirection[query_modality]) + "." + std::to_string(layer);
+    const at::Tensor attended = kernels::attention(linear(parameters_, name + ".query", q),
+                                                   linear(parameters_, name + ".key_value", context), query_offsets,
+                                                   context_offsets, config_.heads());
+    const uint32_t number = layer_number(static_cast<int>(kind), kFusion + 2 * layer + query_modality);
+    q = layer_norm(parameters_, name + ".norm",
+                   q + kernels::dropout(linear(parameters_, name + ".output", attended), p, query_offsets, global_rows,
+                                        pass.dropout(number)));
+  }
+  return kernels::segment_mean(q, query_offsets);
+}
+
+RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& partner_frames,
+                        const GlobalBatch& global, const Pass& pass) const {
+  const double n = static_cast<double>(global.size());
+  const auto matched = [&](int64_t m, Kind kind) {
+    return fuse(m, embedded.kept[m], batch.modalities[m].offsets, embedded.kept[1 - m], batch.modalities[1 - m].offsets,
+                batch.global_rows, kind, pass);
+  };
+  const at::Tensor fused[] = {matched(kAudio, Kind::kMatched), matched(kVideo, Kind::kMatched)};
+  const double p = pass.training ? config_.classifier_dropout() : 0;
+  const at::Tensor features = kernels::dropout_rows(at::cat({fused[kAudio], fused[kVideo]}, 1), p, batch.global_rows,
+                                                    pass.dropout(layer_number(0, kClassifier)));
+  RowResult result;
+  result.outputs = linear(parameters_, "classifier", features).to(parameters_.dtype());
+  if (!batch.labels.defined()) return result;
+  result.terms.push_back({"classification", cross_entropy_sum(result.outputs, batch.labels) / n, 1.0});
+  if (config_.mem_weight() <= 0) return result;
+
+  // Of N matched and K mismatched pairs per direction; K is N, or 0 when the batch holds one label only.
+  const double pairs = partner_frames.empty() ? n : 2 * n;
+  at::Tensor mem = at::zeros({}, result.outputs.options());
+  for (const int64_t m : {kAudio, kVideo}) {
+    const std::string head = std::string("mem.") + kRole[m] + "_head";
+    const at::Tensor positive =
+        config_.mem_positive() == config::FoalNet::RECOMPUTE ? matched(m, Kind::kRecomputed) : fused[m];
+    const auto match_logits = [&](const at::Tensor& x) { return linear(parameters_, head, x).to(parameters_.dtype()); };
+    mem = mem + cross_entropy_sum(match_logits(positive), constant_labels(batch.size(), 1));
+    if (partner_frames.empty()) continue;
+    // partner_frames[m] holds the other modality of the negatives of modality m's rows: see partners().
+    const batch::Ragged& other = partner_frames[m];
+    const at::Tensor context = prepare(1 - m, other, batch.global_rows, Kind::kMismatched, pass);
+    const at::Tensor negative = fuse(m, embedded.kept[m], batch.modalities[m].offsets, context, other.offsets,
+                                     batch.global_rows, Kind::kMismatched, pass);
+    mem = mem + cross_entropy_sum(match_logits(negative), constant_labels(batch.size(), 0));
+  }
+  result.terms.push_back({"mem", mem * (0.5 / pairs), config_.mem_weight()});
+  return result;
+}
+
+}  // namespace muster::models

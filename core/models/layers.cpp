@@ -1,0 +1,35 @@
+#include "core/models/layers.h"
+
+namespace muster::models {
+
+at::Tensor linear(const Parameters& parameters, const std::string& name, const at::Tensor& x, bool bias) {
+  return bias ? at::linear(x, parameters[name + ".weight"], parameters[name + ".bias"])
+              : at::linear(x, parameters[name + ".weight"]);
+}
+
+at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x) {
+  return at::layer_norm(x.to(parameters.dtype()), {x.size(-1)}, parameters[name + ".weight"], parameters[name + ".bias"], 1e-5);
+}
+
+at::Tensor unit_rows(const at::Tensor& x) { return x / x.norm(2, {1}, true); }
+
+at::Tensor index_tensor(const std::vector<int64_t>& indices) { return at::tensor(indices, at::kLong); }
+
+void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in, const Initial& weight,
+                bool bias) {
+  specs.push_back({name + ".weight", {out, in}, weight});
+  if (bias) specs.push_back({name + ".bias", {out}, Initial::constant(0)});
+}
+
+void add_key_value(std::vector<ParameterSpec>& specs, const std::string& name, int64_t dim, int64_t context_dim,
+                   const Initial& weight) {
+  specs.push_back({name + ".weight", {2 * dim, context_dim}, weight});
+  specs.push_back({name + ".bias", {2 * dim}, Initial::constant(0), dim});
+}
+
+void add_layer_norm(std::vector<ParameterSpec>& specs, const std::string& name, int64_t dim) {
+  specs.push_back({name + ".weight", {dim}, Initial::constant(1)});
+  specs.push_back({name + ".bias", {dim}, Initial::constant(0)});
+}
+
+}  // namespace muster::models

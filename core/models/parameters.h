@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace muster::models {
+
+// How a parameter starts. Numbers come from philox keyed by (seed, the parameter's name, element), so a parameter's start
+// depends on nothing else in the model.
+struct Initial {
+  enum class Kind { kConstant, kNormal, kUniform } kind = Kind::kConstant;
+  double value = 0;  // the constant; the standard deviation; the bound of [-bound, bound)
+
+  static Initial constant(double value) { return {Kind::kConstant, value}; }
+  static Initial normal(double standard_deviation) { return {Kind::kNormal, standard_deviation}; }
+  // Glorot and Bengio: bound sqrt(6 / (fan_in + fan_out)).
+  static Initial xavier_uniform(int64_t fan_in, int64_t fan_out);
+};
+
+struct ParameterSpec {
+  std::string name;  // dotted module path
+  std::vector<int64_t> shape;
+  Initial initial;
+  // Rows [0, zero_gradient_rows) get a gradient of exactly 0: the key half of an attention bias, whose true gradient is 0 but
+  // whose computed one is rounding noise that AdamW would turn into full steps.
+  int64_t zero_gradient_rows = 0;
+};
+
+enum class DecayScope { kMatrices, kAll };
+
+// All parameters of a model in one flat buffer, and all gradients in another of the same layout. Each parameter is an autograd
+// leaf that views the first, with .grad viewing the second: gradients accumulate in place, one all-reduce sums all of them, and
+// one optimizer call updates all. Layout: first the parameters that weight decay acts on, then the others, each starting on
+// a 64-byte boundary; the gaps hold zeros for ever.
+class Parameters {
+ public:
+  // Fills in the starting values. dtype: float32 or float64. Throws Error(kInternal) on duplicate names.
+  Parameters(const std::vector<ParameterSpec>& specs, DecayScope decay, at::ScalarType dtype, uint64_t seed);
+
+  // The leaf of that name. Throws Error(kInternal) for an unknown name.
+  const at::Tensor& operator[](const std::string& name) const;
+
+  const std::vector<ParameterSpec>& specs() const { return specs_; }
+  at::ScalarType dtype() const { return values_.scalar_type(); }
+  int64_t count() const;  // parameters, without gaps
+
+  at::Tensor values() const { return values_; }        // flat
+  at::Tensor gradients() const { return gradients_; }  // flat
+  int64_t decayed() const { return decayed_; }         // elements [0, decayed) are subject to weight decay
+
+  void zero_gradients();
+  // After backward passes: sets the gradients that are 0 by definition, and checks that autograd still writes into the flat
+  // buffer. Throws Error(kInternal) otherwise.
+  void finish_gradients();
+
+  // Name, shape and dtype of every parameter with a CPU copy of its values, sorted by name.
+  std::vector<std::pair<std::string, at::Tensor>> state() const;
+  // Replaces all values. Strict: throws Error(kBadData) listing every missing and unknown name and every wrong shape; then nothing is
+  // changed. `source` names the file in the message. Values are converted to this dtype.
+  void load(const std::map<std::string, at::Tensor>& state, const std::string& source);
+
+ private:
+  std::vector<ParameterSpec> specs_;
+  std::map<std::string, at::Tensor> leaves_;
+  std::map<std::string, at::Tensor> gradient_views_;
+  at::Tensor values_;
+  at::Tensor gradients_;
+  int64_t decayed_ = 0;
+};
+
+}  // namespace muster::models

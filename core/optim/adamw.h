@@ -1,0 +1,42 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "core/models/parameters.h"
+
+namespace muster::optim {
+
+struct AdamWOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0.01;
+};
+
+// AdamW with decoupled weight decay (Loshchilov and Hutter, 2019), on the flat buffers of a model's parameters: equal, element by
+// element, to torch.optim.AdamW with weight_decay on the decayed part and 0 on the rest. Unlike PyTorch's it also decays parameters
+// that got no gradient in a step.
+class AdamW {
+ public:
+  AdamW(models::Parameters& parameters, const AdamWOptions& options);
+
+  // One update from parameters.gradients().
+  void step(double learning_rate);
+
+ private:
+  models::Parameters& parameters_;
+  AdamWOptions options_;
+  at::Tensor first_moment_;   // flat, as parameters.values()
+  at::Tensor second_moment_;
+  at::Tensor steps_;          // float32 scalar: updates made so far
+};
+
+// L2 norm of a flat float32 or float64 tensor, accumulated in float64 over fixed blocks: a float32 sum of 14 million squares is
+// wrong in the fourth digit, and the result must not depend on the number of threads. NaN or infinite elements give a non-finite norm.
+double l2_norm(const at::Tensor& flat);
+
+// Scales the gradients so that their L2 norm, which the caller has computed, is at most max_norm, as torch.nn.utils.clip_grad_norm_ does:
+// by max_norm / (norm + 1e-6) where that is below 1. max_norm 0: nothing.
+void clip_gradients(models::Parameters& parameters, double norm, double max_norm);
+
+}  // namespace muster::optim

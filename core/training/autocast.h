@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/autocast_mode.h>
+
+namespace muster::training {
+
+// bfloat16 autocast on the CPU for a scope, by PyTorch's rules; nothing when `on` is false.
+class Autocast {
+ public:
+  explicit Autocast(bool on) : on_(on) {
+    if (!on_) return;
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    at::autocast::increment_nesting();
+  }
+  ~Autocast() {
+    if (!on_) return;
+    // Casts of weights are cached within a scope; they must not survive the optimizer's update.
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  bool on_;
+};
+
+}  // namespace muster::training

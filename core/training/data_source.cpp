@@ -1,0 +1,192 @@
+#include "core/training/data_source.h"
+
+#include <algorithm>
+#include <set>
+
+#include "core/data/container.h"
+#include "core/data/scan.h"
+#include "core/data/synthetic.h"
+#include "core/metrics/metrics.h"
+
+namespace muster::training {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const std::string& path, bool labels_required) {
+  if (path.empty() && config.has_synthetic()) {
+    const auto& synthetic = config.synthetic();
+    const auto kind = synthetic.kind() == config::Synthetic::REGRESSION ? data::SyntheticKind::kRegression
+                                                                         : data::SyntheticKind::kClassification;
+    return data::make_synthetic(kind, synthetic.samples(), synthetic.noise(), synthetic.seed());
+  }
+  return data::open_container(path.empty() ? config.path() : path, {config.target(), labels_required});
+}
+
+std::string quoted_list(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "\"" : ", \"") + name + "\"";
+  return text;
+}
+
+std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset, const Where& where) {
+  const auto& index = dataset.index();
+  std::vector<std::string> present;
+  for (const auto& modality : index.modalities) present.push_back(modality.name);
+  std::vector<std::string> chosen(experiment.data().modalities().begin(), experiment.data().modalities().end());
+  const bool listed = !chosen.empty();
+  if (!listed) {
+    const std::vector<std::string> usual = experiment.has_foal_net() ? std::vector<std::string>{"audio", "vision"}
+                                                                     : std::vector<std::string>{"text", "audio", "vision"};
+    for (const auto& name : usual)
+      if (experiment.has_foal_net() || index.find_modality(name) >= 0) chosen.push_back(name);
+  }
+  std::string missing;
+  for (const auto& name : chosen)
+    if (index.find_modality(name) < 0) missing += (missing.empty() ? "\"" : ", \"") + name + "\"";
+  if (!missing.empty())
+    throw Error(ExitCode::kBadConfig, where("data.modalities") + ": data.modalities: " + dataset.source() + " has no modality " +
+                                          missing + "; it has " + quoted_list(present));
+  if (chosen.size() < 2)
+    throw Error(ExitCode::kBadConfig, where("data.modalities") + ": data.modalities: the model needs at least two modalities; " +
+                                          dataset.source() + " has " + quoted_list(present) + ": list two or more of them");
+  return chosen;
+}
+
+int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset, const Where& where) {
+  const auto& index = dataset.index();
+  const std::string model = experiment.has_foal_net() ? "foal_net" : "miar";
+  if (index.task == data::Task::kRegression) {
+    if (experiment.has_foal_net())
+      throw Error(ExitCode::kBadConfig, where("foal_net") + ": foal_net classifies, but " + dataset.source() +
+                                            " is for regression; use miar, or choose class labels with data.target");
+    if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
+      throw Error(ExitCode::kBadConfig, where("training.sampling") + ": training.sampling: CLASS_BALANCED needs classes, but " +
+                                            dataset.source() + " is for regression; use SHUFFLE");
+    return 1;
+  }
+  const int64_t in_file = static_cast<int64_t>(index.class_names.size());
+  const int64_t wanted = experiment.has_foal_net() ? experiment.foal_net().classes() : experiment.miar().classes();
+  if (wanted != 0 && wanted != in_file)
+    throw Error(ExitCode::kBadConfig, where(model + ".classes") + ": " + model + ".classes is " + std::to_string(wanted) + ", but " +
+                                          dataset.source() + " has " + std::to_string(in_file) + " classes: " +
+                                          quoted_list(index.class_names) + "; leave the field out or set it to " +
+                                          std::to_string(in_file));
+  if (in_file < 2)
+    throw Error(ExitCode::kBadData, dataset.source() + ": classification needs at least two classes");
+  return in_file;
+}
+
+void require_known_metric(const config::Experiment& experiment, data::Task task, const Where& where) {
+  const std::string& name = experiment.evaluation().select_by();
+  if (name.empty() || name == "loss") return;
+  const auto names = metrics::metric_names(task);
+  if (std::find(names.begin(), names.end(), name) == names.end())
+    throw Error(ExitCode::kBadConfig, where("evaluation.select_by") + ": evaluation.select_by: \"" + name + "\" is not a metric of this data's task; use " +
+                                          quoted_list(names) + " or \"loss\"");
+}
+
+void find_usable(const config::Experiment& experiment, DataSource& source) {
+  const auto& index = source.index();
+  const size_t needed = experiment.has_foal_net() ? source.modalities.size() : 1;
+  std::string examples;
+  for (int64_t sample = 0; sample < index.size(); ++sample) {
+    size_t present = 0;
+    for (const int64_t m : source.modalities) present += index.modalities[m].length(sample) > 0;
+    if (present >= needed) {
+      source.usable.push_back(sample);
+      continue;
+    }
+    if (++source.dropped <= 10) examples += (examples.empty() ? "" : ", ") + index.ids[sample];
+  }
+  if (source.dropped > 10) examples += " and " + std::to_string(source.dropped - 10) + " more";
+  if (source.dropped > 0 && experiment.data().missing_modality() != config::Data::DROP)
+    throw Error(ExitCode::kBadData, source.dataset->source() + ": " + (needed > 1 ? "Foal-Net needs every modality" : "a sample needs at least one of the used modalities") +
+                                        ", which these samples lack: " + examples +
+                                        "; set data.missing_modality: DROP to leave them out");
+  if (source.usable.empty())
+    throw Error(ExitCode::kBadData, source.dataset->source() + ": no sample has the modalities that the model needs");
+}
+
+}  // namespace
+
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, const Where& where) {
+  DataSource source;
+  source.dataset = open_dataset(experiment.data(), path, labels_required);
+  for (const auto& name : choose_modalities(experiment, *source.dataset, where)) {
+    source.modalities.push_back(source.index().find_modality(name));
+    source.shape.modalities.push_back(name);
+    source.shape.dims.push_back(source.index().modalities[source.modalities.back()].dim);
+  }
+  source.shape.outputs = choose_outputs(experiment, *source.dataset, where);
+  require_known_metric(experiment, source.index().task, where);
+  find_usable(experiment, source);
+  return source;
+}
+
+data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training) {
+  const auto& config = experiment.data().split();
+  data::SplitOptions options;
+  options.kind = config.kind() == config::Split::K_FOLD                ? data::SplitKind::kKFold
+                 : config.kind() == config::Split::LEAVE_ONE_GROUP_OUT ? data::SplitKind::kLeaveOneGroupOut
+                                                                       : data::SplitKind::kFixed;
+  options.fold = config.fold();
+  options.test_group = config.test_group();
+  options.folds = config.folds();
+  options.validation_share = config.validation_share();
+  options.validation_by_group = config.validation_by_group();
+  options.seed = experiment.seed();
+  options.for_training = for_training;
+  data::Split split = data::make_split(source.index(), options);
+  if (source.dropped == 0) return split;
+  for (auto* part : {&split.train, &split.valid, &split.test}) {
+    std::vector<int64_t> kept;
+    std::set_intersection(part->begin(), part->end(), source.usable.begin(), source.usable.end(), std::back_inserter(kept));
+    *part = std::move(kept);
+  }
+  if (for_training && split.train.empty())
+    throw Error(ExitCode::kBadData, source.dataset->source() + ": no training sample is left after dropping those that lack a modality");
+  return split;
+}
+
+void require_finite_features(const DataSource& source, distributed::Communicator& communicator) {
+  distributed::together(communicator, [&] {
+    const auto shares = batch::even_boundaries(source.index().size(), communicator.size());
+    const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()], shares[communicator.rank() + 1]);
+    if (report.non_finite > 0)
+      throw Error(ExitCode::kBadData, source.dataset->source() + ": " + data::describe(report) +
+                                          "\nReplace them before training (importers do so with --nonfinite zero).");
+  });
+}
+
+std::vector<batch::FeatureMoments> fit_moments(const DataSource& source, const std::vector<int64_t>& samples,
+                                               distributed::Communicator& communicator) {
+  // A fixed number of partial sums, added in a fixed order: the result has the same bits for any number of ranks.
+  constexpr int64_t kPieces = 64;
+  const auto pieces = batch::even_boundaries(static_cast<int64_t>(samples.size()), kPieces);
+  const auto owners = batch::even_boundaries(kPieces, communicator.size());
+  std::vector<int64_t> piece_counts;
+  for (int rank = 0; rank < communicator.size(); ++rank) piece_counts.push_back(owners[rank + 1] - owners[rank]);
+  const int rank = communicator.rank();
+  std::vector<batch::FeatureMoments> moments;
+  for (const int64_t modality : source.modalities) {
+    at::Tensor pivot, own;
+    distributed::together(communicator, [&] {
+      pivot = batch::moment_pivot(*source.dataset, modality, samples);
+      own = at::zeros({piece_counts[rank], 2 * pivot.size(0) + 1}, at::kDouble);
+      for (int64_t piece = owners[rank]; piece < owners[rank + 1]; ++piece) {
+        const auto sums = batch::sum_moments(
+            *source.dataset, modality, {samples.begin() + pieces[piece], samples.begin() + pieces[piece + 1]}, pivot);
+        own[piece - owners[rank]] = at::cat({sums.sums.flatten(), at::full({1}, static_cast<double>(sums.frames), at::kDouble)});
+      }
+    });
+    const at::Tensor total = communicator.all_gather_rows(own, piece_counts).sum(0);
+    const int64_t dim = pivot.size(0);
+    moments.push_back(batch::finish_moments(
+        {total.narrow(0, 0, 2 * dim).view({2, dim}), static_cast<int64_t>(total[2 * dim].item<double>())}, pivot));
+  }
+  return moments;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/batch/reader.h"
+#include "core/config/load.h"
+#include "core/data/dataset.h"
+#include "core/data/split.h"
+#include "core/models/make_model.h"
+#include "distributed/communicator.h"
+
+namespace muster::training {
+
+// Where a config field was set, for messages: "file:line", "--set ..." or "default".
+using Where = std::function<std::string(const std::string& field_path)>;
+
+// The data of an experiment, opened and checked against it.
+struct DataSource {
+  std::unique_ptr<data::Dataset> dataset;
+  std::vector<int64_t> modalities;  // positions in the dataset, in the experiment's order
+  models::DataShape shape;
+  std::vector<int64_t> usable;      // samples the model can use, in dataset order
+  int64_t dropped = 0;              // the others
+
+  const data::DatasetIndex& index() const { return dataset->index(); }
+};
+
+// Opens the experiment's data (or, if `path` is not empty, that file in its place). Every rank opens its own. Throws Error(kBadConfig)
+// when the experiment does not fit the data (unknown modality, class count, task), naming the field by `where`; Error(kBadData)
+// when the file is not valid or a sample lacks a modality that the model needs and data.missing_modality is ERROR.
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, const Where& where);
+
+// The experiment's splits, without dropped samples. Throws as data::make_split.
+data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);
+
+// Looks through all features of the used modalities for NaN and infinities, each rank at its share. Throws Error(kBadData) on every rank.
+// Collective.
+void require_finite_features(const DataSource& source, distributed::Communicator& communicator);
+
+// Mean and standard deviation per feature over the frames of `samples`, each rank summing its share. The result has the
+// same bits on every rank and for any number of ranks. Collective.
+std::vector<batch::FeatureMoments> fit_moments(const DataSource& source, const std::vector<int64_t>& samples,
+                                               distributed::Communicator& communicator);
+
+}  // namespace muster::training

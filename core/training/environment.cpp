@@ -1,0 +1,60 @@
+#include "core/training/environment.h"
+
+#include <ATen/Parallel.h>
+#include <H5public.h>
+#include <google/protobuf/stubs/common.h>
+#include <sched.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <ctime>
+#include <nlohmann/json.hpp>
+
+namespace muster::training {
+namespace {
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
+}  // namespace
+
+int set_threads(int requested, const distributed::Communicator& communicator) {
+  int threads = requested;
+  if (threads == 0) {
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    const int usable = CPU_COUNT(&allowed);
+    const bool bound = usable < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+    threads = std::max(1, bound ? usable : usable / communicator.local_size());
+  }
+  at::set_num_threads(threads);
+  return threads;
+}
+
+nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, int threads) {
+  char host[256] = "unknown";
+  gethostname(host, sizeof host - 1);
+  const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", threads}, {"device", "cpu"}};
+  nlohmann::json ranks = nlohmann::json::array();
+  for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));
+
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return {{"started", utc_now()},
+          {"command_line", command_line},
+          {"muster", {{"version", MUSTER_VERSION}, {"commit", MUSTER_GIT_COMMIT}, {"compiler", __VERSION__}}},
+          {"libraries",
+           {{"torch", TORCH_VERSION},
+            {"mpi", distributed::mpi_library_version()},
+            {"hdf5", std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release)},
+            {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}}},
+          {"world_size", communicator.size()},
+          {"ranks", ranks}};
+}
+
+}  // namespace muster::training

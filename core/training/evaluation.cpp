@@ -1,0 +1,119 @@
+#include "core/training/evaluation.h"
+
+#include <cstdio>
+
+#include "core/metrics/floors.h"
+#include "core/metrics/regression.h"
+
+namespace muster::training {
+namespace {
+
+std::vector<int64_t> class_labels(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
+  std::vector<int64_t> labels;
+  for (const int64_t sample : samples) labels.push_back(static_cast<int64_t>(index.labels[sample]));
+  return labels;
+}
+
+std::vector<double> value_labels(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
+  std::vector<double> labels;
+  for (const int64_t sample : samples) labels.push_back(index.labels[sample]);
+  return labels;
+}
+
+void add_metrics(Evaluation& evaluation, const data::DatasetIndex& index) {
+  const auto& samples = evaluation.predictions.samples;
+  if (index.task == data::Task::kRegression) {
+    evaluation.metrics = metrics::regression_metrics(evaluation.predictions.values(), value_labels(index, samples));
+    return;
+  }
+  const auto result = metrics::classification_metrics(evaluation.predictions.classes(), class_labels(index, samples),
+                                                      static_cast<int64_t>(index.class_names.size()));
+  evaluation.metrics = result.metrics;
+  evaluation.confusion = result.confusion;
+}
+
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+std::string number(double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+}  // namespace
+
+at::Tensor Predictions::probabilities() const { return at::softmax(outputs, 1); }
+
+std::vector<int64_t> Predictions::classes() const {
+  std::vector<int64_t> classes;
+  const double* row = outputs.const_data_ptr<double>();
+  for (int64_t i = 0; i < outputs.size(0); ++i, row += outputs.size(1))
+    classes.push_back(std::max_element(row, row + outputs.size(1)) - row);
+  return classes;
+}
+
+std::vector<double> Predictions::values() const {
+  return {outputs.const_data_ptr<double>(), outputs.const_data_ptr<double>() + outputs.numel()};
+}
+
+Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::Communicator& communicator,
+                    const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses) {
+  Evaluation evaluation;
+  evaluation.predictions.samples = samples;
+  const int64_t total = static_cast<int64_t>(samples.size());
+  std::vector<at::Tensor> outputs;
+  uint32_t batch_number = 0;
+  for (int64_t begin = 0; begin < total; begin += batch_size, ++batch_number) {
+    const int64_t end = std::min(total, begin + batch_size);
+    const GlobalBatchPlan plan({samples.begin() + begin, samples.begin() + end}, 0, communicator.rank(), communicator.size());
+    const auto outcome = step.evaluate(plan, seed, batch_number, with_losses);
+    outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), plan.row_counts()));
+    if (!with_losses) continue;
+    const double share = static_cast<double>(end - begin) / static_cast<double>(total);
+    evaluation.loss += share * outcome.loss;
+    if (evaluation.terms.empty())
+      for (const auto& term : outcome.terms) evaluation.terms.emplace_back(term.first, 0.0);
+    for (size_t i = 0; i < outcome.terms.size(); ++i) evaluation.terms[i].second += share * outcome.terms[i].second;
+  }
+  evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kDouble).contiguous();
+  if (with_losses && total > 0) add_metrics(evaluation, reader.dataset().index());
+  return evaluation;
+}
+
+metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train, const std::vector<int64_t>& samples) {
+  if (index.task == data::Task::kRegression)
+    return metrics::regression_floor(value_labels(index, train), value_labels(index, samples));
+  return metrics::classification_floor(class_labels(index, train), class_labels(index, samples),
+                                       static_cast<int64_t>(index.class_names.size())).metrics;
+}
+
+std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions) {
+  const bool classification = index.task == data::Task::kClassification;
+  const bool labels = index.has_labels();
+  std::string csv = labels ? "id,label,prediction" : "id,prediction";
+  if (classification)
+    for (const auto& name : index.class_names) csv += "," + csv_field("probability_" + name);
+  csv += "\n";
+  const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
+  const auto values = classification ? std::vector<double>() : predictions.values();
+  const at::Tensor probabilities = classification ? predictions.probabilities() : at::Tensor();
+  for (size_t i = 0; i < predictions.samples.size(); ++i) {
+    const int64_t sample = predictions.samples[i];
+    csv += csv_field(index.ids[sample]);
+    if (labels)
+      csv += "," + (classification ? csv_field(index.class_names[static_cast<int64_t>(index.labels[sample])]) : number(index.labels[sample]));
+    csv += "," + (classification ? csv_field(index.class_names[classes[i]]) : number(values[i]));
+    if (classification)
+      for (int64_t c = 0; c < probabilities.size(1); ++c)
+        csv += "," + number(probabilities[static_cast<int64_t>(i)][c].item<double>());
+    csv += "\n";
+  }
+  return csv;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,31 @@
+#include "core/training/global_batch.h"
+
+#include <numeric>
+
+namespace muster::training {
+
+GlobalBatchPlan::GlobalBatchPlan(std::vector<int64_t> samples, int64_t microbatches, int rank, int ranks)
+    : samples_(std::move(samples)) {
+  const int64_t pieces = microbatches > 0 ? microbatches : ranks;
+  const auto rows = batch::even_boundaries(size(), pieces);
+  const auto owners = batch::even_boundaries(pieces, ranks);
+  for (int r = 0; r < ranks; ++r) row_counts_.push_back(rows[owners[r + 1]] - rows[owners[r]]);
+  own_ = {rows[owners[rank]], rows[owners[rank + 1]]};
+  for (int64_t piece = owners[rank]; piece < owners[rank + 1]; ++piece)
+    if (rows[piece + 1] > rows[piece]) own_microbatches_.push_back({rows[piece], rows[piece + 1]});
+}
+
+batch::Batch GlobalBatchPlan::read(const batch::BatchReader& reader, const Rows& rows) const {
+  std::vector<int64_t> global_rows(rows.size());
+  std::iota(global_rows.begin(), global_rows.end(), rows.begin);
+  return reader.read({samples_.begin() + rows.begin, samples_.begin() + rows.end}, global_rows);
+}
+
+models::GlobalBatch GlobalBatchPlan::global(const batch::BatchReader& reader, bool with_labels) const {
+  models::GlobalBatch global;
+  global.presence = reader.presence(samples_);
+  if (with_labels) global.labels = reader.labels(samples_);
+  return global;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/batch/reader.h"
+#include "core/models/model.h"
+
+namespace muster::training {
+
+// One global batch and who computes what of it: an ordered list of samples, cut into contiguous microbatches as equal as possible;
+// rank r owns a contiguous run of them. The same on every rank.
+class GlobalBatchPlan {
+ public:
+  // microbatches 0: one per rank.
+  GlobalBatchPlan(std::vector<int64_t> samples, int64_t microbatches, int rank, int ranks);
+
+  const std::vector<int64_t>& samples() const { return samples_; }
+  int64_t size() const { return static_cast<int64_t>(samples_.size()); }
+  const std::vector<int64_t>& row_counts() const { return row_counts_; }  // per rank
+
+  // A run of rows of the global batch.
+  struct Rows {
+    int64_t begin;
+    int64_t end;
+    int64_t size() const { return end - begin; }
+  };
+  Rows own() const { return own_; }
+  // This rank's microbatches, without empty ones.
+  const std::vector<Rows>& own_microbatches() const { return own_microbatches_; }
+
+  batch::Batch read(const batch::BatchReader& reader, const Rows& rows) const;
+  models::GlobalBatch global(const batch::BatchReader& reader, bool with_labels) const;
+
+ private:
+  std::vector<int64_t> samples_;
+  std::vector<int64_t> row_counts_;
+  Rows own_{0, 0};
+  std::vector<Rows> own_microbatches_;
+};
+
+}  // namespace muster::training

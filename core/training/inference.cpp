@@ -1,0 +1,48 @@
+#include "core/training/inference.h"
+
+#include "core/training/environment.h"
+#include "core/training/weights.h"
+
+namespace muster::training {
+namespace {
+
+std::vector<int64_t> select_samples(const config::Experiment& experiment, const DataSource& source, const std::string& name) {
+  if (name == "all") return source.usable;
+  auto split = split_data(experiment, source, false);
+  auto& samples = name == "train" ? split.train : name == "valid" ? split.valid : split.test;
+  if (samples.empty())
+    throw distributed::Error(distributed::ExitCode::kBadData,
+                             source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
+  return samples;
+}
+
+}  // namespace
+
+Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& communicator) {
+  Inference inference;
+  set_threads(static_cast<int>(experiment.training().threads()), communicator);
+  std::vector<int64_t> samples;
+  Weights weights;
+  std::unique_ptr<models::Model> model;
+  distributed::together(communicator, [&] {
+    inference.source = open_data(experiment, options.data, options.needs_labels, [](const std::string& path) { return path; });
+    samples = select_samples(experiment, inference.source, options.split);
+    weights = read_weights(options.weights, inference.source.shape);
+    if (inference.source.index().task == data::Task::kClassification) require_same_classes(weights, inference.source.index(), options.weights);
+    model = models::make_model(experiment, inference.source.shape);
+    model->parameters().load(weights.parameters, options.weights);
+    if (weights.moments.empty() == experiment.data().standardize())
+      throw distributed::Error(distributed::ExitCode::kBadData,
+                               options.weights + ": data.standardize is " + (experiment.data().standardize() ? "true" : "false") +
+                                   " in the config, but the weights were trained " + (weights.moments.empty() ? "without" : "with") +
+                                   " it; use the config.txtpb of the run they come from");
+  });
+  require_finite_features(inference.source, communicator);
+  const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype());
+  Step step(*model, reader, communicator, experiment.training().precision() == config::Training::BF16);
+  inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(), experiment.seed(),
+                                  options.needs_labels);
+  return inference;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/training/evaluation.h"
+
+namespace muster::training {
+
+// Non-finite numbers become null.
+nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values);
+
+// {"loss", "terms", "metrics", "samples", "confusion"}.
+nlohmann::json to_json(const Evaluation& evaluation);
+
+// A table of metrics for people: one row per metric, a column per split, and the trivial floor of the last split.
+struct ResultColumn {
+  std::string title;
+  metrics::Metrics metrics;
+};
+std::string results_table(const std::vector<ResultColumn>& columns);
+
+// Confusion matrix with class names.
+std::string confusion_table(const std::vector<std::string>& class_names, const std::vector<std::vector<int64_t>>& confusion);
+
+}  // namespace muster::training

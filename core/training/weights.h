@@ -1,0 +1,36 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/batch/standardizer.h"
+#include "core/models/make_model.h"
+
+namespace muster::training {
+
+// A weights file (safetensors): the model's parameters by name, and, if the data was standardized, per modality
+// standardize.<modality>.mean and .standard_deviation (float64 [dim]), so that the file is all a prediction needs besides the config.
+struct Weights {
+  std::map<std::string, at::Tensor> parameters;
+  std::vector<batch::FeatureMoments> moments;  // in the order of the experiment's modalities; empty: not standardized
+  std::map<std::string, std::string> metadata;
+};
+
+// Metadata of the weights of a run: format, experiment, step, and for classification the class names in order.
+std::map<std::string, std::string> weights_metadata(const std::string& experiment, uint64_t step, const data::DatasetIndex& index);
+
+// Throws Error(kBadData) when the weights were trained on other classes, or on the same in another order.
+void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source);
+
+// Writes model and moments to `path`, whole or not at all. `modalities`: names for the moments. Returns the file's fingerprint.
+// Throws Error(kIo).
+std::string write_weights(const std::string& path, const models::Parameters& parameters,
+                          const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities,
+                          const std::map<std::string, std::string>& metadata);
+
+// Reads a weights file. `modalities` and `dims` say which moments to expect if there are any. Throws Error(kBadData) when the file is not
+// valid or its moments do not fit.
+Weights read_weights(const std::string& path, const models::DataShape& shape);
+
+}  // namespace muster::training

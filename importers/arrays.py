@@ -1,0 +1,395 @@
+#!/usr/bin/env python3
+"""Imports one .npy file per utterance and modality, listed in a CSV manifest, into a muster dataset container.
+
+    manifest.csv       id,label,session          audio/utt_1.npy    [frames, features]; [features] counts as one frame
+                       utt_1,happy,1             video/utt_1.npy
+
+    python importers/arrays.py --manifest manifest.csv --modality audio=audio/ --modality vision=video/ -o out.h5
+
+Folders of --modality are relative to the working directory. Everything is checked, and all problems are reported at once.
+Exit codes: 0 done, 2 usage, 65 bad data, 74 cannot read or write.
+"""
+import argparse
+import csv
+import math
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from container import DTYPES, SPLITS, ContainerWriter, DataError, finite_frames
+from npy import read_frames, read_header
+
+BAD_DATA, IO = 65, 74
+DEFAULT_COLUMNS = {"label": "label", "group": "session", "split": "split"}  # used when the manifest has them
+
+
+class Manifest:
+    """Rows of the CSV file with their line numbers: what is in the cells, not yet what it means."""
+
+    def __init__(self, path):
+        self.path = path
+        self.columns, self.rows, self.lines = [], [], []
+
+    def where(self, row):
+        return f"{self.path}:{self.lines[row]}"
+
+    def column(self, name):
+        position = self.columns.index(name)
+        return [row[position].strip() for row in self.rows]
+
+
+def read_manifest(path, problems):
+    manifest = Manifest(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not manifest.columns:
+                    manifest.columns = [cell.strip() for cell in cells]
+                    twice = [name for name, count in Counter(manifest.columns).items() if count > 1]
+                    if twice:
+                        problems.append(f"{path}:{reader.line_num}: the columns {', '.join(twice)} appear more than once")
+                elif len(cells) != len(manifest.columns):
+                    problems.append(f"{path}:{reader.line_num}: {len(cells)} cells, the header has {len(manifest.columns)}")
+                else:
+                    manifest.rows.append(cells)
+                    manifest.lines.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})")
+    except csv.Error as error:
+        problems.append(f"{path}:{reader.line_num}: {error}")
+    if not manifest.rows and not problems:
+        problems.append(f"{path}: no samples: expected a header line with the column names, then one line per sample")
+    return manifest
+
+
+def check_ids(manifest, ids, problems):
+    first = {}
+    for row, sample in enumerate(ids):
+        path = PurePosixPath(sample)
+        if not sample:
+            problems.append(f"{manifest.where(row)}: the id is empty")
+        elif path.is_absolute() or ".." in path.parts or "\0" in sample:
+            problems.append(f'{manifest.where(row)}: the id "{sample}" would lead out of the folder')
+        elif sample in first:
+            problems.append(f'{manifest.where(row)}: the id "{sample}" was used in line {manifest.lines[first[sample]]}')
+        first.setdefault(sample, row)
+
+
+def finite_number(cell):
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and abs(value) <= float(np.finfo(np.float32).max) else None
+
+
+def is_whole(cell):
+    return cell.lstrip("+-").isascii() and cell.lstrip("+-").isdigit()
+
+
+def choose_task(options, manifest, column, problems):
+    """(task, class names). With --task auto: names are classes, fractional numbers are regression."""
+    task, names = options.task, options.class_names
+    cells = [cell for cell in manifest.column(column) if cell] if column else []
+    if task == "auto" and names:
+        task = "classification"
+    if task == "auto":
+        numbers = [finite_number(cell) is not None for cell in cells]
+        if not cells:
+            problems.append(f"{manifest.path}: there are no labels, so the task is unknown: "
+                            "say --task regression, or --task classification with --class-names")
+        elif all(numbers):
+            if all(is_whole(cell) for cell in cells):
+                problems.append(f'{manifest.path}: all labels in "{column}" are whole numbers, which may be classes or '
+                                "values: say --task classification or --task regression")
+            task = "regression"
+        elif any(numbers):
+            mixed = next(row for row, cell in enumerate(manifest.column(column)) if cell and finite_number(cell) is None)
+            problems.append(f'{manifest.where(mixed)}: "{manifest.column(column)[mixed]}" is no number, but other labels in '
+                            f'"{column}" are: say --task classification or --task regression')
+            task = "regression"
+            return task, None
+        else:
+            task = "classification"
+    if task == "regression":
+        return task, None
+    if not names:
+        names = sorted(set(cells), key=(lambda cell: (int(cell), cell)) if all(map(is_whole, cells)) else None)
+        if not names:
+            problems.append(f"{manifest.path}: classification without labels needs --class-names")
+        elif len(names) < 2:
+            problems.append(f'{manifest.path}: all labels in "{column}" are "{names[0]}": classification needs two classes')
+    return task, names
+
+
+def parse_labels(manifest, column, task, names, problems):
+    """Numbers in the order of the rows; None where no row has a label. A row without a label among others is a problem."""
+    cells = manifest.column(column)
+    if not any(cells):
+        return None
+    by_index = task == "classification" and not set(filter(None, cells)) & set(names) and all(
+        is_whole(cell) for cell in cells if cell)
+    labels = []
+    for row, cell in enumerate(cells):
+        label = None
+        if not cell:
+            problems.append(f'{manifest.where(row)}: no label in column "{column}"')
+        elif task == "regression":
+            label = finite_number(cell)
+            if label is None:
+                problems.append(f'{manifest.where(row)}: column "{column}": "{cell}" is no finite number')
+        elif by_index:
+            label = int(cell) if 0 <= int(cell) < len(names) else None
+            if label is None:
+                problems.append(f"{manifest.where(row)}: class {cell}, but there are {len(names)} classes (counted from 0): "
+                                f"{', '.join(names)}")
+        elif cell in names:
+            label = names.index(cell)
+        else:
+            problems.append(f'{manifest.where(row)}: unknown class "{cell}" in column "{column}"; known: {", ".join(names)}')
+        labels.append(0 if label is None else label)
+    return np.array(labels, dtype=np.float64 if task == "regression" else np.int64)
+
+
+def parse_target(manifest, target, column, problems):
+    """Regression values where all cells are numbers, otherwise (classes, sorted class names)."""
+    cells = manifest.column(column)
+    if all(finite_number(cell) is not None for cell in cells):
+        return parse_labels(manifest, column, "regression", None, problems)
+    names = sorted(set(cells) - {""})
+    if len(names) < 2:
+        problems.append(f'{manifest.path}: target "{target}": column "{column}" holds neither numbers nor at least two classes')
+        return None
+    return parse_labels(manifest, column, "classification", names, problems), names
+
+
+def scan_modality(name, folder, manifest, ids, missing, problems):
+    """Headers of all files -> (lengths, dim). A file with a problem gets length -1."""
+    lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
+    for row, sample in enumerate(ids):
+        path = folder / f"{sample}.npy"
+        try:
+            lengths[row], dims[row] = read_header(path)
+            if lengths[row] == 0 and missing == "error":
+                problems.append(f'{path}: no frames ({manifest.where(row)}); --missing empty takes it as "has no {name}"')
+        except FileNotFoundError:
+            if missing == "empty":
+                lengths[row] = 0
+            else:
+                problems.append(f'{manifest.where(row)}: {path} does not exist; --missing empty takes it as "has no {name}"')
+        except ValueError as error:
+            problems.append(f"{path}: {error} ({manifest.where(row)})")
+    known = Counter(dims[dims > 0].tolist())
+    if not known:
+        if missing == "empty" and (lengths == 0).all():
+            problems.append(f'{folder}: not one sample has the modality "{name}"')
+        return lengths, 1
+    usual = known.most_common(1)[0][0]
+    for row in np.flatnonzero((dims > 0) & (dims != usual)):
+        problems.append(f"{folder / ids[row]}.npy: {dims[row]} features, but {known[usual]} of the other files have {usual} "
+                        f"({manifest.where(row)})")
+        lengths[row] = -1
+    return lengths, usual
+
+
+class Progress:
+    """A line on stderr every few seconds, so that nothing is said about small data."""
+
+    def __init__(self, total):
+        self._total, self._done, self._bytes, self._last = total, 0, 0, time.monotonic()
+
+    def file(self, size):
+        self._done += 1
+        self._bytes += size
+        if time.monotonic() - self._last > 2:
+            self._last = time.monotonic()
+            print(f"{self._done} of {self._total} files, {self._bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
+
+
+def copy_frames(name, folder, ids, lengths, dim, options, manifest, out, progress, problems):
+    """Reads every good file once, checks its values and, if `out` is given, writes them."""
+    for row, sample in enumerate(ids):
+        if lengths[row] < 0:
+            continue
+        if lengths[row] == 0:
+            if out:
+                out.append(name, np.zeros((0, dim), dtype=options.dtype))
+            continue
+        path = folder / f"{sample}.npy"
+        frames = read_frames(path)
+        progress.file(frames.nbytes)
+        problem = finite_frames(frames, options.dtype, options.nonfinite)[2]
+        if problem:
+            hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
+            problems.append(f'{path}: id "{sample}": {problem} ({manifest.where(row)}){hint}')
+            out = None  # go on reading, only to report everything
+        if out:
+            out.append(name, frames)
+
+
+def choose_columns(options, manifest, problems):
+    """{role: column or None}; a column that was asked for must exist, the usual ones are taken where they do."""
+    chosen = {"id": options.id_column}
+    for role, usual in DEFAULT_COLUMNS.items():
+        asked = getattr(options, f"{role}_column")
+        chosen[role] = asked or (usual if usual in manifest.columns else None)
+    wanted = [column for column in [*chosen.values(), *options.target.values()] if column]
+    for column in dict.fromkeys(wanted):
+        if column not in manifest.columns:
+            problems.append(f'{manifest.path}:1: there is no column "{column}"; the columns are {", ".join(manifest.columns)}')
+    return chosen
+
+
+def check_splits(manifest, splits, problems):
+    for row, split in enumerate(splits):
+        if split not in SPLITS:
+            problems.append(f'{manifest.where(row)}: the split is "train", "valid", "test" or empty, not "{split}"')
+
+
+def run(options):
+    """Returns the lines of the summary. DataError: everything that is wrong."""
+    problems = []
+    manifest = read_manifest(options.manifest, problems)
+    if not manifest.rows:
+        raise DataError(problems)
+    columns = choose_columns(options, manifest, problems)
+    if any(column and column not in manifest.columns for column in [*columns.values(), *options.target.values()]):
+        raise DataError(problems)
+
+    ids = manifest.column(columns["id"])
+    check_ids(manifest, ids, problems)
+    task, names = choose_task(options, manifest, columns["label"], problems)
+    labels, targets = None, {}
+    if task == "regression" or names:
+        if columns["label"]:
+            labels = parse_labels(manifest, columns["label"], task, names, problems)
+        for target, column in options.target.items():
+            targets[target] = parse_target(manifest, target, column, problems)
+    splits = manifest.column(columns["split"]) if columns["split"] else None
+    check_splits(manifest, splits or [], problems)
+
+    lengths, dims = {}, {}
+    for name, folder in options.modality.items():
+        if folder.is_dir():
+            lengths[name], dims[name] = scan_modality(name, folder, manifest, ids, options.missing, problems)
+        else:
+            problems.append(f'{folder}: no such folder (modality "{name}")')
+    for row, sample in enumerate(ids):
+        if len(lengths) == len(options.modality) and all(found[row] == 0 for found in lengths.values()):
+            problems.append(f'{manifest.where(row)}: the id "{sample}" has not one modality')
+
+    progress = Progress(sum(int((found > 0).sum()) for found in lengths.values()))
+    if problems:
+        for name in lengths:
+            copy_frames(name, options.modality[name], ids, lengths[name], dims[name], options, manifest, None, progress,
+                        problems)
+        raise DataError(problems)
+    with ContainerWriter(options.output, options.name or Path(options.manifest).stem, task, names, options.nonfinite) as out:
+        groups = manifest.column(columns["group"]) if columns["group"] else None
+        out.samples(ids, labels, groups, splits, targets)
+        for name in lengths:
+            out.modality(name, dims[name], lengths[name], options.dtype)
+        for name in lengths:
+            copy_frames(name, options.modality[name], ids, lengths[name], dims[name], options, manifest, out, progress,
+                        problems)
+        if problems:
+            raise DataError(problems)
+    return summary(options, task, names, labels, columns, groups, splits, lengths, dims, out.replaced)
+
+
+def summary(options, task, names, labels, columns, groups, splits, lengths, dims, replaced):
+    count = len(next(iter(lengths.values())))
+    lines = [f"{options.output}: {count} samples, {task}"]
+    if labels is None:
+        lines.append("  no labels: for predict only")
+    elif task == "classification":
+        shares = np.bincount(labels, minlength=len(names))
+        lines.append(f'  classes (column "{columns["label"]}"): ' + ", ".join(f"{n} {c}" for n, c in zip(names, shares)))
+    else:
+        lines.append(f'  labels (column "{columns["label"]}"): from {labels.min():g} to {labels.max():g}, '
+                     f"mean {labels.mean():.4g}")
+    for role, values in (("groups", groups), ("splits", splits)):
+        if values:
+            column = columns[role[:-1]]
+            parts = [f"{value or '(none)'} {number}" for value, number in sorted(Counter(values).items())]
+            shown = ", ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
+            lines.append(f'  {role} (column "{column}"): {shown}')
+    for name, found in lengths.items():
+        present = found[found > 0]
+        lines.append(f"  {name}: {dims[name]} features, {found.sum()} frames, {present.min()} to {present.max()} per sample, "
+                     f"missing for {count - len(present)}, {replaced[name]} non-finite values set to 0")
+    return lines
+
+
+def name_and_value(text):
+    name, sign, value = text.partition("=")
+    if not (name and sign and value) or "/" in name or name == ".":
+        raise argparse.ArgumentTypeError(f'"{text}" is not of the form NAME=VALUE')
+    return name, value
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="arrays.py", description="CSV manifest and one .npy file per utterance and modality -> muster dataset container.")
+    parser.add_argument("--manifest", required=True, help="CSV file with a header line; one line per sample")
+    parser.add_argument("--modality", required=True, action="append", type=name_and_value, metavar="NAME=FOLDER",
+                        help="the folder's <id>.npy hold this modality; audio, vision and text are the usual names")
+    parser.add_argument("-o", "--output", required=True, help="the container to write (HDF5)")
+    parser.add_argument("--id-column", default="id")
+    parser.add_argument("--label-column", help='default: "label", if there is such a column')
+    parser.add_argument("--group-column", help='session, speaker or video; default: "session", if there is such a column')
+    parser.add_argument("--split-column", help='train, valid, test or empty; default: "split", if there is such a column')
+    parser.add_argument("--task", choices=("auto", "classification", "regression"), default="auto",
+                        help="auto: names are classes, fractional numbers are regression")
+    parser.add_argument("--class-names", type=lambda text: [name.strip() for name in text.split(",")],
+                        help="comma separated, in the order of the class numbers; default: the labels found, sorted. "
+                             "Labels may be these names, or numbers from 0")
+    parser.add_argument("--target", action="append", type=name_and_value, default=[], metavar="NAME=COLUMN",
+                        help="a further label, for data.target: numbers are values, anything else classes")
+    parser.add_argument("--name", help="of the data set; default: the manifest's name")
+    parser.add_argument("--missing", choices=("error", "empty"), default="error",
+                        help="what a missing file, or one without frames, means; empty: the sample lacks the modality")
+    parser.add_argument("--nonfinite", choices=("error", "zero"), default="error",
+                        help="what to do with NaN and infinite features; zero: write 0 and count them")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the features in the file")
+    options = parser.parse_args(arguments)
+    for argument in ("modality", "target"):
+        pairs = getattr(options, argument)
+        if len(dict(pairs)) != len(pairs):
+            parser.error(f"--{argument}: a name is used twice")
+        setattr(options, argument, dict(pairs))
+    options.modality = {name: Path(folder) for name, folder in options.modality.items()}
+    if options.class_names and (not all(options.class_names) or len(set(options.class_names)) != len(options.class_names)):
+        parser.error("--class-names: names must differ and must not be empty")
+    if options.class_names and len(options.class_names) < 2:
+        parser.error("--class-names: at least two")
+    if options.class_names and options.task == "regression":
+        parser.error("--class-names do not go with --task regression")
+    return options
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the unfinished file is removed
+    try:
+        lines = run(options)
+    except DataError as error:
+        print("\n".join(error.problems), file=sys.stderr)
+        print(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)}; nothing was written", file=sys.stderr)
+        return BAD_DATA
+    except OSError as error:
+        print(f"cannot read or write: {error}; nothing was written", file=sys.stderr)
+        return IO
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

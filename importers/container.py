@@ -1,0 +1,310 @@
+"""Writes muster's dataset container (HDF5, "muster-dataset" version 1; the format is described in docs/data.md).
+
+    from container import ContainerWriter
+
+    with ContainerWriter("out.h5", name="iemocap", task="classification", class_names=["happy", "sad"]) as out:
+        out.samples(ids=["a", "b"], labels=[0, 1], groups=["session 1", "session 2"])
+        out.modality("audio", dim=20, lengths=[31, 44])     # frames per sample; 0: the sample has no audio
+        out.append("audio", frames_of_a)                    # [31, 20]; sample by sample, in the order of the ids
+        out.append("audio", frames_of_b)                    # [44, 20]
+
+Only the frames given to `append` are in memory. The file appears at the end of the `with` block, whole or not at all: it is
+written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind.
+When all frames fit into memory, `write_container` does the same in one call.
+"""
+import os
+import secrets
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+FORMAT = "muster-dataset"
+VERSION = 1
+SPLITS = ("train", "valid", "test", "")
+DTYPES = ("float32", "float16")
+
+
+class DataError(Exception):
+    """The data are wrong. `problems`: every problem found, one sentence each, for people."""
+
+    def __init__(self, problems):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ContainerWriter:
+    """See the module's text. `samples` and every `modality` come before the first `append`.
+
+    name: of the data set. task: "regression" (labels: finite numbers) or "classification" (labels: integers from 0, indices
+    into class_names). nonfinite: what `append` does with NaN and infinite features: "error" refuses them, "zero" writes 0 and
+    counts them in `replaced`. All methods throw DataError for wrong data; OSError means that the disk is at fault.
+    """
+
+    def __init__(self, path, name, task, class_names=None, nonfinite="error"):
+        if task not in ("regression", "classification"):
+            raise DataError(f'the task is "regression" or "classification", not "{task}"')
+        if (task == "classification") != bool(class_names):
+            raise DataError("class names belong to classification, and classification needs them")
+        if class_names:
+            problem = class_names_problem(class_names)
+            if problem:
+                raise DataError(problem)
+        if nonfinite not in ("error", "zero"):
+            raise DataError(f'nonfinite is "error" or "zero", not "{nonfinite}"')
+        self.path = Path(path)
+        self.replaced = {}  # modality -> number of values replaced by 0
+        self._task, self._classes, self._nonfinite = task, list(class_names or []), nonfinite
+        self._ids = None
+        self._next = {}  # modality -> position of the sample that append expects
+        self._offsets = {}
+        self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
+        refuse_foreign_file(self.path)
+        self._file = h5py.File(self._temporary, "x")
+        try:
+            self._file.attrs["format"] = FORMAT
+            self._file.attrs["version"] = VERSION
+            self._file.attrs["name"] = str(name)
+            self._file.attrs["task"] = task
+            if self._classes:
+                self._file.attrs.create("class_names", self._classes, dtype=h5py.string_dtype())
+            self._file.create_group("samples")
+            self._file.create_group("modalities")
+        except BaseException:
+            self._discard()
+            raise
+
+    def samples(self, ids, labels=None, groups=None, splits=None, targets=None):
+        """One entry per sample in each argument. ids: unique strings. groups: session, speaker or video. splits: "train",
+        "valid", "test" or "". targets: {name: further labels}: numbers are regression values, a pair (integers, class names) is
+        a classification of its own. All problems are reported together."""
+        if self._ids is not None:
+            raise DataError("samples() was called before")
+        ids = [str(i) for i in ids]
+        problems = []
+        if not ids:
+            problems.append("there are no samples")
+        first = {}
+        for position, sample in enumerate(ids):
+            if not sample:
+                problems.append(f"sample {position} has an empty id")
+            elif sample in first:
+                problems.append(f'the id "{sample}" is used by samples {first[sample]} and {position}')
+            first.setdefault(sample, position)
+        stored, class_names = {}, {}
+        if labels is not None:
+            stored["label"] = check_labels("label", labels, self._classes, ids, problems)
+        for name, values in (targets or {}).items():
+            if not name or "/" in name or name == ".":
+                problems.append(f'"{name}" cannot be the name of a target')
+                continue
+            values, classes = values if isinstance(values, tuple) else (values, [])
+            if classes and class_names_problem(classes):
+                problems.append(f'target "{name}": {class_names_problem(classes)}')
+            stored[f"targets/{name}"] = check_labels(f'target "{name}"', values, classes, ids, problems)
+            class_names[f"targets/{name}"] = classes
+        for name, values in (("group", groups), ("split", splits)):
+            if values is None:
+                continue
+            stored[name] = [str(value) for value in values]
+            if len(stored[name]) != len(ids):
+                problems.append(f"{len(stored[name])} {name}s for {len(ids)} samples")
+        for sample, split in zip(ids, stored.get("split", [])):
+            if split not in SPLITS:
+                problems.append(f'sample "{sample}": the split is "train", "valid", "test" or empty, not "{split}"')
+        if problems:
+            raise DataError(problems)
+        group = self._file["samples"]
+        for name, values in {"id": ids, **stored}.items():
+            if isinstance(values, list):
+                group.create_dataset(name, data=values, dtype=h5py.string_dtype())
+            else:
+                dataset = group.create_dataset(name, data=values)
+                if class_names.get(name):
+                    dataset.attrs.create("class_names", class_names[name], dtype=h5py.string_dtype())
+        self._ids = ids
+
+    def modality(self, name, dim, lengths, dtype="float32"):
+        """lengths: frames of each sample, 0 where it has none. dtype: of the file, "float32" or "float16"."""
+        problems = []
+        lengths = np.asarray(lengths)
+        if self._ids is None:
+            raise DataError("call samples() before modality()")
+        if not name or "/" in name or name == ".":
+            problems.append(f'"{name}" cannot be the name of a modality')
+        elif name in self._offsets:
+            problems.append(f'the modality "{name}" is there already')
+        if int(dim) < 1:
+            problems.append(f'modality "{name}": the number of features is {dim}')
+        if dtype not in DTYPES:
+            problems.append(f'modality "{name}": dtype is one of {", ".join(DTYPES)}, not "{dtype}"')
+        if lengths.shape != (len(self._ids),):
+            problems.append(f'modality "{name}": lengths of shape {list(lengths.shape)} for {len(self._ids)} samples')
+        elif lengths.dtype.kind not in "iu" or (lengths < 0).any():
+            problems.append(f'modality "{name}": lengths must be whole numbers, 0 or more')
+        if problems:
+            raise DataError(problems)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        group = self._file["modalities"].create_group(name)
+        group.create_dataset("offsets", data=offsets)
+        group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
+        self._offsets[name] = offsets
+        self._next[name] = 0
+        self.replaced[name] = 0
+
+    def append(self, modality, frames):
+        """frames [T, dim] of the modality's next sample; T must be the length given before."""
+        if modality not in self._offsets:
+            raise DataError(f'there is no modality "{modality}": call modality() first')
+        offsets, position = self._offsets[modality], self._next[modality]
+        if position == len(self._ids):
+            raise DataError(f'modality "{modality}": all {position} samples have been written')
+        values = self._file["modalities"][modality]["values"]
+        first, last = int(offsets[position]), int(offsets[position + 1])
+        frames = np.asarray(frames)
+        where = f'modality "{modality}", sample "{self._ids[position]}"'
+        if frames.shape != (last - first, values.shape[1]):
+            raise DataError(f"{where}: frames of shape {list(frames.shape)}, announced were {[last - first, values.shape[1]]}")
+        stored, replaced, problem = finite_frames(frames, values.dtype, self._nonfinite)
+        if problem:
+            raise DataError(f"{where}: {problem}")
+        self.replaced[modality] += replaced
+        if last > first:
+            values[first:last] = stored
+        self._next[modality] += 1
+
+    def close(self):
+        """Completes the file and puts it in place. Called by `with`."""
+        if self._file is None:
+            return
+        try:
+            self._check_complete()
+            self._file.flush()
+            self._file.close()
+            synchronise(self._temporary)
+            os.replace(self._temporary, self.path)
+        except RuntimeError as error:  # what h5py makes of a disk that is full when HDF5 flushes
+            self._discard()
+            raise OSError(f"{self.path}: {error}") from error
+        except BaseException:
+            self._discard()
+            raise
+        self._file = None
+        synchronise(self.path.parent)
+
+    def discard(self):
+        """Gives up: nothing is left on disk."""
+        if self._file is not None:
+            self._discard()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _check_complete(self):
+        problems = []
+        if self._ids is None:
+            problems.append("no samples: call samples() first")
+        if not self._offsets:
+            problems.append("no modality: call modality() first")
+        for name, done in self._next.items():
+            if done != len(self._ids):
+                problems.append(f'modality "{name}": {done} of {len(self._ids)} samples were appended')
+        if problems:
+            raise DataError(problems)
+
+    def _discard(self):
+        file, self._file = self._file, None
+        try:
+            file.close()
+        except Exception:  # a full disk makes HDF5 fail here too; the file goes away anyway
+            pass
+        self._temporary.unlink(missing_ok=True)
+
+
+def class_names_problem(names):
+    if len(names) < 2:
+        return "classification needs the names of at least two classes"
+    if len(set(names)) != len(names) or not all(names):
+        return "class names must differ and must not be empty"
+    return None
+
+
+def check_labels(what, values, classes, ids, problems):
+    """The labels in the type of the file: int64 where there are classes, float32 otherwise."""
+    labels = np.asarray(values)
+    if labels.shape != (len(ids),) or labels.dtype.kind not in "iuf":
+        problems.append(f"{what}: expected {len(ids)} numbers, one per sample")
+        return labels
+    if not classes:
+        stored = labels.astype(np.float32)
+        for sample, label in zip(ids, stored):
+            if not np.isfinite(label):
+                problems.append(f'{what}: sample "{sample}" has the value {label}')
+        return stored
+    if labels.dtype.kind == "f":
+        problems.append(f"{what}: classes are integers, not {labels.dtype}")
+        return labels
+    for sample, label in zip(ids, labels):
+        if not 0 <= label < len(classes):
+            problems.append(f'{what}: sample "{sample}" has class {label}, but there are {len(classes)} classes')
+    return labels.astype(np.int64)
+
+
+def finite_frames(frames, dtype, nonfinite):
+    """Frames in the type of the file -> (frames, number of values replaced by 0, problem or None)."""
+    with np.errstate(over="ignore"):
+        stored = frames.astype(dtype)
+    bad = ~np.isfinite(stored)
+    count = int(bad.sum())
+    if count == 0:
+        return stored, 0, None
+    if nonfinite == "error" or np.isfinite(frames[bad]).any():
+        index = tuple(int(i) for i in np.argwhere(bad & np.isfinite(frames) if nonfinite == "zero" else bad)[0])
+        value = frames[index]
+        reason = f"too large for {np.dtype(dtype)}" if np.isfinite(value) else "not finite"
+        return stored, 0, f"{count} of {frames.size} values are {reason}, the first is {value} in frame {index[0]}, column {index[1]}"
+    return np.where(bad, 0, stored).astype(dtype), count, None
+
+
+def refuse_foreign_file(path):
+    """A container may be replaced by a new one; any other file is not ours to overwrite."""
+    if not path.exists():
+        return
+    try:
+        with h5py.File(path, "r") as old:
+            ours = old.attrs.get("format") == FORMAT
+    except OSError:
+        ours = False
+    if not ours:
+        raise DataError(f"{path} exists and is no {FORMAT} file: it is not overwritten")
+
+
+def synchronise(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_container(path, name, task, ids, modalities, labels=None, class_names=None, groups=None, splits=None, targets=None,
+                    nonfinite="error", dtype="float32"):
+    """modalities: {name: list of [T, dim] arrays, one per sample; [0, dim] where a sample has none}. The rest: see
+    ContainerWriter. Returns {modality: number of non-finite values replaced by 0}."""
+    with ContainerWriter(path, name, task, class_names, nonfinite) as out:
+        out.samples(ids, labels, groups, splits, targets)
+        for modality, sequences in modalities.items():
+            dims = {np.asarray(frames).shape[1:] for frames in sequences}
+            if len(dims) != 1 or len(next(iter(dims))) != 1:
+                raise DataError(f'modality "{modality}": every sample needs an array [frames, dim] with the same dim, '
+                                f"found frames of shapes {sorted(map(list, dims))}")
+            out.modality(modality, next(iter(dims))[0], [len(frames) for frames in sequences], dtype)
+            for frames in sequences:
+                out.append(modality, frames)
+    return out.replaced

@@ -1,0 +1,37 @@
+"""Reads .npy files of features, which come from strangers: no pickle is ever loaded, nothing is allocated before the size of the
+file has been compared with its header."""
+import math
+
+import numpy as np
+
+
+def read_header(path):
+    """Shape [frames, features] of a .npy file, without reading its values; [features] counts as one frame.
+
+    ValueError: what is wrong, for people."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+            if read is None:
+                raise ValueError(f"has format version {version[0]}.{version[1]}, which no numeric array needs")
+            shape, _, dtype = read(file)
+        except ValueError as error:
+            raise ValueError(f"is no valid .npy file ({error})") from None
+        if dtype.hasobject:
+            raise ValueError("holds Python objects, which are never loaded; save a plain numeric array")
+        if dtype.kind not in "fiu" or dtype.itemsize > 8:
+            raise ValueError(f"holds values of type {dtype}; expected real numbers (float16, float32, float64 or integers)")
+        if len(shape) not in (1, 2) or shape[-1] < 1 or shape[0] < 0:
+            raise ValueError(f"has shape {list(shape)}; expected [frames, features], or [features] for one frame")
+        header = file.tell()
+        held, expected = file.seek(0, 2) - header, math.prod(shape) * dtype.itemsize
+        if held != expected:
+            raise ValueError(f"is damaged: {held} bytes of values, expected {expected}")
+    return (1, shape[0]) if len(shape) == 1 else shape
+
+
+def read_frames(path):
+    """[frames, features] of a file whose header is good; [features] becomes one frame."""
+    frames = np.load(path, allow_pickle=False)
+    return frames[None] if frames.ndim == 1 else frames

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "launcher/commands/data.h"
+
+// One function per subcommand; each adds it to the program. The work runs inside app.parse() and throws distributed::Error when
+// it fails.
+namespace muster::launcher {
+
+void add_train_command(CLI::App& parent);
+void add_evaluate_command(CLI::App& parent);
+void add_predict_command(CLI::App& parent);
+void add_config_command(CLI::App& parent);
+void add_checkpoints_command(CLI::App& parent);
+void add_launch_command(CLI::App& parent);
+
+}  // namespace muster::launcher

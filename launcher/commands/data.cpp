@@ -1,0 +1,89 @@
+#include "launcher/commands/data.h"
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/data/container.h"
+#include "core/data/inspect.h"
+#include "core/data/synthetic.h"
+#include "core/data/writer.h"
+#include "distributed/error.h"
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+void add_inspect(CLI::App& data) {
+  struct Options {
+    std::string path, target;
+    bool as_json = false;
+  };
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = data.add_subcommand("inspect", "Show what is in a dataset file");
+  command->add_option("FILE", options->path, "Dataset container (.h5)")->required();
+  command->add_option("--target", options->target, "Show this label of /samples/targets instead of /samples/label");
+  command->add_flag("--json", options->as_json, "Print JSON");
+  command->callback([options] {
+    data::OpenOptions open_options;
+    open_options.target = options->target;
+    open_options.labels_required = !options->target.empty();
+    const auto dataset = data::open_container(options->path, open_options);
+    std::cout << (options->as_json ? data::inspect_json(*dataset).dump(2) + "\n" : data::inspect(*dataset));
+  });
+}
+
+void add_verify(CLI::App& data) {
+  const auto path = std::make_shared<std::string>();
+  CLI::App* command = data.add_subcommand("verify", "Check all of a dataset file: structure, labels, every feature");
+  command->add_option("FILE", *path, "Dataset container (.h5)")->required();
+  command->callback([path] {
+    const auto problems = data::verify(*path);
+    if (problems.empty()) {
+      std::cout << *path << ": good\n";
+      return;
+    }
+    std::string message = *path + " is not good:";
+    for (const std::string& problem : problems) message += "\n  " + problem;
+    throw Error(ExitCode::kBadData, message);
+  });
+}
+
+void add_synth(CLI::App& data) {
+  struct Options {
+    std::string kind, path;
+    int64_t samples = 600;
+    double noise = 1;
+    uint64_t seed = 1;
+  };
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = data.add_subcommand("synth", "Write a dataset with a known structure, for trying muster");
+  command->add_option("--kind", options->kind, "classification (audio, vision) or regression (text, audio, vision)")
+      ->required()
+      ->check(CLI::IsMember({"classification", "regression"}));
+  command->add_option("--samples", options->samples, "Number of samples")->capture_default_str();
+  command->add_option("--noise", options->noise, "Standard deviation of the noise on every feature")->capture_default_str();
+  command->add_option("--seed", options->seed, "Seed of the generator")->capture_default_str();
+  command->add_option("-o,--output", options->path, "File to write (.h5)")->required();
+  command->callback([options] {
+    const auto kind = options->kind == "regression" ? data::SyntheticKind::kRegression : data::SyntheticKind::kClassification;
+    const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed);
+    data::write_container(options->path, *dataset);
+    std::cout << options->path << ": " << dataset->index().name << ", " << dataset->index().size() << " samples\n";
+  });
+}
+
+}  // namespace
+
+void add_data_command(CLI::App& parent) {
+  CLI::App* command = parent.add_subcommand("data", "Inspect, verify and make dataset files");
+  command->require_subcommand(1);
+  add_inspect(*command);
+  add_verify(*command);
+  add_synth(*command);
+}
+
+}  // namespace muster::launcher

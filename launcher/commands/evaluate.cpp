@@ -1,0 +1,102 @@
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "checkpoints/atomic_file.h"
+#include "core/config/load.h"
+#include "core/training/inference.h"
+#include "core/training/results.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/job.h"
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+struct Arguments {
+  std::string run_directory;
+  std::string data;
+  std::string split = "test";
+  std::string weights = "best";
+  std::string output;
+  bool json = false;
+};
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error(ExitCode::kIo, path + ": cannot be read; is this the directory of a muster run?");
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+void run(const Arguments& arguments) {
+  run_job([&](distributed::Communicator& communicator) {
+    const std::string config_path = arguments.run_directory + "/config.txtpb";
+    config::Experiment experiment;
+    distributed::together(communicator, [&] { experiment = config::parse_resolved(read_text(config_path), config_path); });
+    training::InferenceOptions options;
+    options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
+    options.data = arguments.data;
+    options.split = arguments.split;
+    const auto inference = training::infer(experiment, options, communicator);
+    if (communicator.rank() != 0) return;
+    const auto& evaluation = inference.evaluation;
+    if (!arguments.output.empty())
+      checkpoints::write_file_atomically(arguments.output, training::predictions_csv(inference.source.index(), evaluation.predictions));
+    if (arguments.json) {
+      std::printf("%s\n", training::to_json(evaluation).dump(2).c_str());
+      return;
+    }
+    std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(), arguments.split.c_str(),
+                evaluation.predictions.samples.size(), evaluation.loss,
+                training::results_table({{arguments.split, evaluation.metrics}}).c_str());
+    if (!evaluation.confusion.empty())
+      std::printf("\n%s", training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
+  });
+}
+
+}  // namespace
+
+void add_evaluate_command(CLI::App& parent) {
+  auto arguments = std::make_shared<Arguments>();
+  auto* command = parent.add_subcommand("evaluate", "Metrics of a finished run's weights; ranks share the work under mpirun");
+  command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
+  command->add_option("--data", arguments->data, "Evaluate on this dataset file instead of the run's");
+  command->add_option("--split", arguments->split, "train, valid, test (default) or all")->check(CLI::IsMember({"train", "valid", "test", "all"}));
+  command->add_option("--weights", arguments->weights, "best (default) or last")->check(CLI::IsMember({"best", "last"}));
+  command->add_option("-o,--output", arguments->output, "Also write predictions to this CSV file");
+  command->add_flag("--json", arguments->json, "Print JSON");
+  command->callback([arguments] { run(*arguments); });
+}
+
+void add_predict_command(CLI::App& parent) {
+  struct PredictArguments {
+    std::string weights, config, data, output;
+  };
+  auto arguments = std::make_shared<PredictArguments>();
+  auto* command = parent.add_subcommand("predict", "Apply saved weights to a dataset file, with or without labels");
+  command->add_option("--weights", arguments->weights, "Weights (.safetensors)")->required();
+  command->add_option("--config", arguments->config, "The run's config.txtpb, or its experiment file")->required();
+  command->add_option("--data", arguments->data, "Dataset container (.h5)")->required();
+  command->add_option("-o,--output", arguments->output, "CSV file to write")->required();
+  command->callback([arguments] {
+    run_job([&](distributed::Communicator& communicator) {
+      config::LoadedExperiment loaded;
+      distributed::together(communicator, [&] { loaded = config::load_experiment(arguments->config, {}); });
+      training::InferenceOptions options{arguments->weights, arguments->data, "all", false};
+      const auto inference = training::infer(loaded.experiment, options, communicator);
+      if (communicator.rank() != 0) return;
+      checkpoints::write_file_atomically(arguments->output,
+                                         training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
+      std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(), inference.evaluation.predictions.samples.size());
+    });
+  });
+}
+
+}  // namespace muster::launcher

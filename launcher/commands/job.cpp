@@ -1,0 +1,22 @@
+#include "launcher/commands/job.h"
+
+#include <cstdio>
+
+namespace muster::launcher {
+
+void run_job(const std::function<void(distributed::Communicator&)>& work) {
+  const auto communicator = distributed::connect();
+  try {
+    work(*communicator);
+  } catch (const distributed::SharedError&) {
+    throw;
+  } catch (const std::exception& error) {
+    if (communicator->size() == 1) throw;
+    const auto* known = dynamic_cast<const distributed::Error*>(&error);
+    std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(), known ? "" : "internal error: ",
+                 error.what());
+    communicator->abort(known ? known->code() : distributed::ExitCode::kInternal);
+  }
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,60 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "distributed/error.h"
+#include "launcher/commands/commands.h"
+
+namespace {
+
+using muster::distributed::Error;
+using muster::distributed::ExitCode;
+
+// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the starter, before
+// MPI runs.
+bool is_first_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"})
+    if (const char* text = std::getenv(name)) return std::strcmp(text, "0") == 0;
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Dataset files lie on network file systems where locking hangs or is refused; they are only ever read here.
+  setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
+  CLI::App app{"muster: exact distributed training of multimodal emotion models", "muster"};
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::help);
+  app.set_version_flag("--version", MUSTER_VERSION);
+  muster::launcher::add_train_command(app);
+  muster::launcher::add_evaluate_command(app);
+  muster::launcher::add_predict_command(app);
+  muster::launcher::add_config_command(app);
+  muster::launcher::add_data_command(app);
+  muster::launcher::add_checkpoints_command(app);
+  muster::launcher::add_launch_command(app);
+  try {
+    app.parse(argc, argv);
+    return static_cast<int>(ExitCode::kDone);
+  } catch (const CLI::CallForHelp&) {
+    std::fputs(app.help().c_str(), stdout);
+    return 0;
+  } catch (const CLI::CallForAllHelp&) {
+    std::fputs(app.help("", CLI::AppFormatMode::All).c_str(), stdout);
+    return 0;
+  } catch (const CLI::CallForVersion&) {
+    std::puts(MUSTER_VERSION);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (is_first_rank()) std::fprintf(stderr, "muster: %s\nSee: muster --help, muster <command> --help\n", error.what());
+    return static_cast<int>(ExitCode::kUsage);
+  } catch (const Error& error) {
+    if (is_first_rank()) std::fprintf(stderr, "muster: %s\n", error.what());
+    return static_cast<int>(error.code());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "muster: internal error: %s\n", error.what());
+    return static_cast<int>(ExitCode::kInternal);
+  }
+}

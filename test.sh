@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Builds everything and runs all tests. Arguments go to ctest:  ./test.sh -L unit   ./test.sh -R checkpoints
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+started=$SECONDS
+
+./setup.sh --tests
+
+echo
+status=0
+ctest --test-dir build --output-on-failure --no-tests=error --timeout 600 --parallel 2 "$@" || status=$?
+printf '\nBuild and tests took %d min %02d s.\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
+exit "$status"
