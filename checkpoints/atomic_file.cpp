@@ -49,7 +49,9 @@ std::string readable_size(uint64_t bytes) {
 
 // Where the bytes go, so that a link is replaced in what it points to and a device is never replaced by a file.
 std::string resolve_target(const std::string& path) {
-  const auto refuse = [&](const std::string& why) { throw Error(ExitCode::kIo, "Cannot write " + path + ": " + why + "."); };
+  const auto refuse = [&](const std::string& why) {
+    throw Error(ExitCode::kIo, "Cannot write " + path + ": " + why + ".");
+  };
   if (path.empty() || path.back() == '/') refuse("it names a folder, not a file");
   struct stat status;
   if (::lstat(path.c_str(), &status) != 0) return path;  // new; any other reason shows when the file is created
@@ -70,8 +72,8 @@ AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size)
     : path_(path), target_(resolve_target(path)), expected_size_(expected_size) {
   static std::atomic<uint64_t> counter{0};
   // The name is cut so that prefix and suffix never push it over the limit of 255 bytes.
-  const std::string stem = folder_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" + host_name().substr(0, 64) +
-                           "-" + std::to_string(::getpid()) + "-";
+  const std::string stem = folder_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" +
+                           host_name().substr(0, 64) + "-" + std::to_string(::getpid()) + "-";
   do {
     const std::string candidate = stem + std::to_string(counter++);
     descriptor_ = ::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -96,7 +98,8 @@ void AtomicFile::fail(const std::string& what, int error_number) {
     discard();
     struct statvfs space;
     message += " It needs ";
-    message += expected_size_ > 0 ? readable_size(std::max(expected_size_, size_)) : "more than " + readable_size(size_);
+    message +=
+        expected_size_ > 0 ? readable_size(std::max(expected_size_, size_)) : "more than " + readable_size(size_);
     if (::statvfs(folder_of(target_).c_str(), &space) == 0) {
       message += "; " + readable_size(uint64_t{space.f_bavail} * space.f_frsize) + " are free there";
       if (space.f_files > 0 && space.f_favail == 0) message += ", but no more files can be created (no free inodes)";
@@ -151,8 +154,9 @@ void sync_folder(const std::string& folder) {
     ::close(descriptor);
   }
   if (error == 0) return;
-  throw Error(ExitCode::kIo, "Files in the folder " + folder + " are written, but it cannot be flushed to the device: " +
-                                 std::strerror(error) + ". After a power failure they might be missing.");
+  throw Error(ExitCode::kIo, "Files in the folder " + folder +
+                                 " are written, but it cannot be flushed to the device: " + std::strerror(error) +
+                                 ". After a power failure they might be missing.");
 }
 
 }  // namespace muster::checkpoints

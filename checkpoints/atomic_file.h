@@ -10,8 +10,8 @@ namespace muster::checkpoints {
 // go to a hidden temporary file in the same folder, `.<name>.tmp-<host>-<pid>-<n>`, which commit() renames. An existing
 // file is replaced; a symbolic link is followed and stays a link. A process killed while writing leaves only that
 // temporary file.
-// Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or quota, the space needed and
-// free; the temporary file is gone then and the file of that name is as it was.
+// Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or quota, the space needed
+// and free; the temporary file is gone then and the file of that name is as it was.
 class AtomicFile {
  public:
   // Creates the temporary file. `expected_size` (bytes; 0 = not known) is used for the message when the disk is full.
@@ -44,8 +44,8 @@ class AtomicFile {
 // AtomicFile for bytes that are in memory already.
 void write_file_atomically(const std::string& path, std::string_view bytes);
 
-// Flushes a folder's entries (creations, renames, removals) to the device. Throws Error(kIo). File systems that cannot do
-// this are taken at their word.
+// Flushes a folder's entries (creations, renames, removals) to the device. Throws Error(kIo). File systems that cannot
+// do this are taken at their word.
 void sync_folder(const std::string& folder);
 
 }  // namespace muster::checkpoints

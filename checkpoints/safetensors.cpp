@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
+#include <utility>
 
 #include "checkpoints/atomic_file.h"
 #include "checkpoints/safetensors_header.h"
@@ -52,16 +54,17 @@ std::vector<const NamedTensor*> file_order(const std::vector<NamedTensor>& tenso
   return order;
 }
 
-SafetensorsHeader header_for(const std::vector<const NamedTensor*>& order, const std::map<std::string, std::string>& metadata) {
+SafetensorsHeader header_for(const std::vector<const NamedTensor*>& order,
+                             const std::map<std::string, std::string>& metadata) {
   SafetensorsHeader header;
   header.metadata = metadata;
   uint64_t position = 0;
   for (const NamedTensor* item : order) {
     const uint64_t end = position + item->tensor.numel() * item->tensor.element_size();
-    const bool is_new =
-        header.tensors.emplace(item->name, SafetensorsHeader::Entry{item->tensor.scalar_type(), item->tensor.sizes().vec(),
-                                                                    position, end}).second;
-    if (!is_new) throw std::invalid_argument("two tensors are named " + item->name);
+    SafetensorsHeader::Entry entry{item->tensor.scalar_type(), item->tensor.sizes().vec(), position, end};
+    if (!header.tensors.emplace(item->name, std::move(entry)).second) {
+      throw std::invalid_argument("two tensors are named " + item->name);
+    }
     position = end;
   }
   return header;
@@ -103,7 +106,9 @@ void emit(const Layout& layout, const std::function<void(std::string_view)>& sin
 
 class InputFile {
  public:
-  explicit InputFile(const std::string& path) : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  // O_NONBLOCK: opening a pipe would otherwise wait for a writer before it can be refused.
+  explicit InputFile(const std::string& path)
+      : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     struct stat status;
     if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) fail("open", std::strerror(errno));
     if (!S_ISREG(status.st_mode)) fail("read", "it is not an ordinary file");
@@ -187,7 +192,8 @@ SafetensorsFile read_safetensors(const std::string& path) {
   file.metadata = std::move(header.metadata);
   for (const auto& [name, entry] : header.tensors) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.dtype));
-    if (entry.end > entry.begin) input.read(data_begin + entry.begin, tensor.mutable_data_ptr(), entry.end - entry.begin);
+    if (entry.end > entry.begin)
+      input.read(data_begin + entry.begin, tensor.mutable_data_ptr(), entry.end - entry.begin);
     if (entry.dtype == at::kBool && !is_boolean(tensor)) {
       refuse("tensor \"" + name + "\": a BOOL byte is neither 0 nor 1");
     }

@@ -44,7 +44,9 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool start_object(std::size_t) override {
     switch (place_) {
-      case Place::kStart: place_ = Place::kTop; return true;
+      case Place::kStart:
+        place_ = Place::kTop;
+        return true;
       case Place::kTopValue:
         if (tensor_ == "__metadata__") {
           place_ = Place::kMetadata;
@@ -53,7 +55,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
           place_ = Place::kEntry;
         }
         return true;
-      default: return unexpected("an object");
+      default:
+        return unexpected("an object");
     }
   }
 
@@ -61,7 +64,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     switch (place_) {
       case Place::kTop:
         tensor_ = name;
-        if (name == "__metadata__" ? seen_metadata_ : header_.tensors.count(name) > 0) return wrong("it is there twice");
+        if (name == "__metadata__" ? seen_metadata_ : header_.tensors.count(name) > 0)
+          return wrong("it is there twice");
         seen_metadata_ = seen_metadata_ || name == "__metadata__";
         place_ = Place::kTopValue;
         return true;
@@ -78,7 +82,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
         } else if (name == "data_offsets" && !entry_.offsets) {
           place_ = Place::kOffsets;
         } else {
-          return wrong("the key " + printable(name) + " is unknown or there twice; a tensor has dtype, shape and data_offsets");
+          return wrong("the key " + printable(name) +
+                       " is unknown or there twice; a tensor has dtype, shape and data_offsets");
         }
         return true;
     }
@@ -158,7 +163,18 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
  private:
   enum class Place {
-    kStart, kTop, kTopValue, kMetadata, kMetadataValue, kEntry, kDtype, kShape, kShapeNumbers, kOffsets, kOffsetsNumbers, kEnd
+    kStart,
+    kTop,
+    kTopValue,
+    kMetadata,
+    kMetadataValue,
+    kEntry,
+    kDtype,
+    kShape,
+    kShapeNumbers,
+    kOffsets,
+    kOffsetsNumbers,
+    kEnd
   };
   struct PartialEntry {
     std::optional<at::ScalarType> dtype;
@@ -181,8 +197,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   std::string problem_;
 };
 
-// Bytes of a tensor; nothing when that does not fit in int64. Zero dimensions count as one for the check, because strides
-// are computed that way.
+// Bytes of a tensor; nothing when that does not fit in int64. Zero dimensions count as one for the check, because
+// strides are computed that way.
 std::optional<uint64_t> byte_size(const SafetensorsHeader::Entry& entry) {
   int64_t bytes = static_cast<int64_t>(c10::elementSize(entry.dtype));
   bool empty = false;
@@ -204,14 +220,16 @@ std::string safetensors_dtype(at::ScalarType dtype) {
 
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_size, const std::string& file) {
   const auto refuse = [&](const std::string& tensor, const std::string& problem) {
-    const std::string where = tensor.empty() ? "" : tensor == "__metadata__" ? "__metadata__: " : "tensor " + printable(tensor) + ": ";
+    std::string where;
+    if (!tensor.empty()) where = tensor == "__metadata__" ? "__metadata__: " : "tensor " + printable(tensor) + ": ";
     throw Error(ExitCode::kBadData, file + " is not a valid safetensors file: " + where + problem + ".");
   };
   if (json.empty() || json.front() != '{') refuse("", "its header does not start with {");
 
   // The parser takes a zero byte for the end of its input and would not look at what follows.
   const std::size_t zero = json.find('\0');
-  if (zero != json.npos) refuse("", "its header is not valid JSON in UTF-8 (at byte " + std::to_string(zero) + " of the header)");
+  if (zero != json.npos)
+    refuse("", "its header is not valid JSON in UTF-8 (at byte " + std::to_string(zero) + " of the header)");
 
   SafetensorsHeader header;
   HeaderReader reader(header);
@@ -227,8 +245,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
     const auto& [name, entry] = *item;
     if (entry.end < entry.begin) refuse(name, "its data ends before it begins");
     if (entry.end > data_size) {
-      refuse(name, "its data ends at byte " + std::to_string(entry.end) + ", but the file has " + std::to_string(data_size) +
-                       " bytes of data: is it cut short?");
+      refuse(name, "its data ends at byte " + std::to_string(entry.end) + ", but the file has " +
+                       std::to_string(data_size) + " bytes of data: is it cut short?");
     }
     if (entry.begin < covered) refuse(name, "its data overlaps another tensor's");
     if (entry.begin > covered) refuse(name, "there is a gap before its data");
@@ -268,8 +286,9 @@ std::string format_safetensors_header(const SafetensorsHeader& header, const std
   text += "}";
   text.append((8 - text.size() % 8) % 8, ' ');
   if (text.size() > kLongestSafetensorsHeader) {
-    throw Error(ExitCode::kBadData, "The safetensors header would have " + std::to_string(text.size()) +
-                                        " bytes; the format allows 100,000,000. Fewer tensors or less metadata is needed.");
+    throw Error(ExitCode::kBadData,
+                "The safetensors header would have " + std::to_string(text.size()) +
+                    " bytes; the format allows 100,000,000. Fewer tensors or less metadata is needed.");
   }
   return text;
 }

@@ -29,12 +29,13 @@ constexpr uint64_t kLongestSafetensorsHeader = 100'000'000;
 std::string safetensors_dtype(at::ScalarType dtype);
 
 // Checks everything: JSON and UTF-8, known keys and dtypes, no key twice, shapes that fit in int64, and byte ranges that
-// match dtype and shape and together cover [0, data_size) without gap or overlap. Throws Error(kBadData) naming `file` and
-// the tensor. Memory use is a small multiple of the header's size, whatever it says.
+// match dtype and shape and together cover [0, data_size) without gap or overlap. Throws Error(kBadData) naming `file`
+// and the tensor. Memory use is a small multiple of the header's size, whatever it says.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_size, const std::string& file);
 
-// The header as JSON, padded with blanks so that it and the 8-byte length before it end on a multiple of 8. `order` lists
-// the tensors' names as their bytes lie in the file. Throws Error(kBadData) if a text is not UTF-8 or the header is too long.
+// The header as JSON, padded with blanks so that it and the 8-byte length before it end on a multiple of 8. `order` has
+// the tensors' names as their bytes lie in the file. Throws Error(kBadData) if a text is not UTF-8 or the header is too
+// long.
 std::string format_safetensors_header(const SafetensorsHeader& header, const std::vector<std::string>& order);
 
 }  // namespace muster::checkpoints

@@ -76,7 +76,8 @@ class FileContainer : public Container {
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
     const Table& table = tables_.at(static_cast<size_t>(modality));
     const int64_t frames = table.values.shape[0];
-    if (first < 0 || count < 0 || first > frames || count > frames - first) throw std::out_of_range("read_frames: no such frames");
+    if (first < 0 || count < 0 || first > frames || count > frames - first)
+      throw std::out_of_range("read_frames: no such frames");
     if (count == 0) return;
     if (table.direct) {
       read_direct(table, first, count, out);
@@ -111,7 +112,8 @@ class FileContainer : public Container {
   void read_bytes(int64_t position, int64_t bytes, void* out) const {
     char* next = static_cast<char*>(out);
     while (bytes > 0) {
-      const size_t request = static_cast<size_t>(std::min<int64_t>(bytes, int64_t{1} << 30));  // Linux reads at most 2 GiB
+      const size_t request =
+          static_cast<size_t>(std::min<int64_t>(bytes, int64_t{1} << 30));  // Linux reads at most 2 GiB
       const ssize_t got = pread(file_.descriptor, next, request, position);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) throw Error(ExitCode::kIo, "cannot read " + path_ + ": " + std::strerror(errno) + ".");
@@ -158,10 +160,12 @@ class FileContainer : public Container {
     const hdf5::Handle memory_space(H5Screate_simple(2, extent, nullptr), &H5Sclose);
     if (!file_space.valid() || !memory_space.valid() ||
         H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, extent, nullptr) < 0 ||
-        H5Dread(table.values.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) < 0) {
+        H5Dread(table.values.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) <
+            0) {
       const std::string why = hdf5::reason();
       throw Error(ExitCode::kBadData, path_ + ": " + table.values.path + ": frames " + std::to_string(first) + " to " +
-                                          std::to_string(first + count) + " cannot be read; the file is damaged" + why + ".");
+                                          std::to_string(first + count) + " cannot be read; the file is damaged" + why +
+                                          ".");
     }
   }
 

@@ -50,12 +50,16 @@ class Reader {
  private:
   void check_format() {
     if (!hdf5::has_attribute(root_, "format"))
-      throw Problem("/: attribute 'format' is missing; this is an HDF5 file, but no muster dataset (format=\"muster-dataset\", version=1)");
+      throw Problem(
+          "/: attribute 'format' is missing; this is an HDF5 file, but no muster dataset (format=\"muster-dataset\", "
+          "version=1)");
     const std::string format = hdf5::read_one_string_attribute(root_, "format", "/");
-    if (format != "muster-dataset") throw Problem("/: attribute 'format' is " + in_quotes(format) + ", not 'muster-dataset'");
+    if (format != "muster-dataset")
+      throw Problem("/: attribute 'format' is " + in_quotes(format) + ", not 'muster-dataset'");
     const int64_t version = hdf5::read_integer_attribute(root_, "version", "/");
     if (version != supported_version)
-      throw Problem("/: written by version " + std::to_string(version) + "; this muster reads " + std::to_string(supported_version));
+      throw Problem("/: written by version " + std::to_string(version) + "; this muster reads " +
+                    std::to_string(supported_version));
   }
 
   void read_header() {
@@ -79,7 +83,8 @@ class Reader {
     std::set<std::string> seen;
     for (const std::string& name : names) {
       if (name.empty()) throw Problem(path + ": attribute 'class_names' holds an empty name");
-      if (!seen.insert(name).second) throw Problem(path + ": attribute 'class_names' holds " + in_quotes(name) + " twice");
+      if (!seen.insert(name).second)
+        throw Problem(path + ": attribute 'class_names' holds " + in_quotes(name) + " twice");
     }
     return names;
   }
@@ -98,7 +103,8 @@ class Reader {
       for (size_t i = 0; i < index.splits.size(); ++i) {
         const std::string& split = index.splits[i];
         if (split != "train" && split != "valid" && split != "test" && !split.empty())
-          problems_.add("/samples/split: " + sample(i) + " has " + in_quotes(split) + "; allowed are 'train', 'valid', 'test' and ''");
+          problems_.add("/samples/split: " + sample(i) + " has " + in_quotes(split) +
+                        "; allowed are 'train', 'valid', 'test' and ''");
       }
     });
     problems_.attempt([&] { read_labels(samples); });
@@ -115,8 +121,8 @@ class Reader {
       } else if (!is_valid_utf8(ids[i])) {
         problems_.add("/samples/id: the id in " + row + " is not UTF-8: " + in_quotes(ids[i]));
       } else if (const auto [found, inserted] = rows.emplace(ids[i], i); !inserted) {
-        problems_.add("/samples/id: " + in_quotes(ids[i]) + " occurs twice, in rows " + std::to_string(found->second) + " and " +
-                      std::to_string(i));
+        problems_.add("/samples/id: " + in_quotes(ids[i]) + " occurs twice, in rows " + std::to_string(found->second) +
+                      " and " + std::to_string(i));
       }
     }
     result_.index.ids = std::move(ids);
@@ -130,7 +136,8 @@ class Reader {
     auto values = hdf5::read_strings(hdf5::open_dataset(file_, samples, name, path));
     require_one_per_sample(values.size(), path);
     for (size_t i = 0; i < values.size(); ++i) {
-      if (!is_valid_utf8(values[i])) problems_.add(path + ": the value of " + sample(i) + " is not UTF-8: " + in_quotes(values[i]));
+      if (!is_valid_utf8(values[i]))
+        problems_.add(path + ": the value of " + sample(i) + " is not UTF-8: " + in_quotes(values[i]));
     }
     return values;
   }
@@ -177,7 +184,8 @@ class Reader {
       index.task = Task::kClassification;
       index.class_names = read_class_names(dataset.handle, dataset.path);
     } else if (task_known_ && index.task == Task::kRegression && dataset.type_class() == H5T_INTEGER) {
-      throw Problem(dataset.path + ": is of an integer type, so it needs an attribute 'class_names'; a regression target is float32");
+      throw Problem(dataset.path +
+                    ": is of an integer type, so it needs an attribute 'class_names'; a regression target is float32");
     }
   }
 
@@ -189,8 +197,8 @@ class Reader {
       if (!std::isfinite(label)) {
         problems_.add(path + ": the label of " + sample(i) + " is " + (std::isnan(label) ? "NaN" : "infinite"));
       } else if (index.task == Task::kClassification && !index.class_names.empty() && (label < 0 || label >= classes)) {
-        problems_.add(path + ": the label of " + sample(i) + " is " + std::to_string(static_cast<int64_t>(label)) + ", but there are " +
-                      std::to_string(index.class_names.size()) + " classes, numbered from 0");
+        problems_.add(path + ": the label of " + sample(i) + " is " + std::to_string(static_cast<int64_t>(label)) +
+                      ", but there are " + std::to_string(index.class_names.size()) + " classes, numbered from 0");
       }
     }
   }
@@ -219,9 +227,12 @@ class Reader {
 
   StoredDataset open_values(const Handle& group, const std::string& path) {
     StoredDataset values = hdf5::open_dataset(file_, group, "values", path);
-    if (values.shape.size() != 2) throw Problem(path + ": must have two dimensions [frames, dim], but its shape is " + shape_text(values));
-    if (values.type_class() != H5T_FLOAT || (values.type_bytes() != 2 && values.type_bytes() != 4 && values.type_bytes() != 8))
-      throw Problem(path + ": must be float32 (float16 and float64 are read too), but is " + hdf5::type_name(values.type.get()));
+    if (values.shape.size() != 2)
+      throw Problem(path + ": must have two dimensions [frames, dim], but its shape is " + shape_text(values));
+    if (values.type_class() != H5T_FLOAT ||
+        (values.type_bytes() != 2 && values.type_bytes() != 4 && values.type_bytes() != 8))
+      throw Problem(path + ": must be float32 (float16 and float64 are read too), but is " +
+                    hdf5::type_name(values.type.get()));
     if (values.shape[1] == 0) throw Problem(path + ": has no columns; its shape is " + shape_text(values));
     return values;
   }
@@ -229,8 +240,8 @@ class Reader {
   // frames: rows of the values, or -1 when these are not known.
   void check_offsets(const std::vector<int64_t>& offsets, int64_t frames, const std::string& path) {
     if (ids_known_ && offsets.size() != result_.index.ids.size() + 1)
-      throw Problem(path + ": must have " + std::to_string(result_.index.ids.size() + 1) + " entries, one more than there are samples, but has " +
-                    std::to_string(offsets.size()));
+      throw Problem(path + ": must have " + std::to_string(result_.index.ids.size() + 1) +
+                    " entries, one more than there are samples, but has " + std::to_string(offsets.size()));
     if (offsets.empty()) throw Problem(path + ": is empty; it must have one entry more than there are samples");
     if (offsets[0] != 0) problems_.add(path + ": starts at " + std::to_string(offsets[0]) + "; it must start at 0");
     bool ordered = true;
@@ -238,18 +249,22 @@ class Reader {
       const bool backwards = offsets[i + 1] < offsets[i];
       const bool past = frames >= 0 && offsets[i + 1] > frames && offsets[i] <= frames;
       if (backwards)
-        problems_.add(path + ": goes backwards at " + sample(i) + ", from " + std::to_string(offsets[i]) + " to " + std::to_string(offsets[i + 1]));
+        problems_.add(path + ": goes backwards at " + sample(i) + ", from " + std::to_string(offsets[i]) + " to " +
+                      std::to_string(offsets[i + 1]));
       if (past)
-        problems_.add(path + ": " + sample(i) + " ends at frame " + std::to_string(offsets[i + 1]) + ", but there are " + std::to_string(frames));
+        problems_.add(path + ": " + sample(i) + " ends at frame " + std::to_string(offsets[i + 1]) +
+                      ", but there are " + std::to_string(frames));
       ordered = ordered && !backwards && !past;
     }
     if (ordered && frames >= 0 && offsets.back() != frames)
-      problems_.add(path + ": ends at " + std::to_string(offsets.back()) + "; it must end at the number of frames, " + std::to_string(frames));
+      problems_.add(path + ": ends at " + std::to_string(offsets.back()) + "; it must end at the number of frames, " +
+                    std::to_string(frames));
   }
 
   void require_one_per_sample(size_t count, const std::string& path) const {
     if (count == result_.index.ids.size()) return;
-    throw Problem(path + ": has " + std::to_string(count) + " entries, but there are " + std::to_string(result_.index.ids.size()) + " samples");
+    throw Problem(path + ": has " + std::to_string(count) + " entries, but there are " +
+                  std::to_string(result_.index.ids.size()) + " samples");
   }
 
   std::string sample(size_t row) const {

@@ -63,7 +63,8 @@ const GlobalHeap::Collection& GlobalHeap::collection(uint64_t address) {
   char header[header_bytes];
   if (!read_all(descriptor_, position, header, sizeof(header))) throw Problem(damaged);
   const uint64_t size = little_endian(header + 8, 8);
-  if (std::memcmp(header, "GCOL", 4) != 0 || header[4] != 1 || size < header_bytes || size > room - address) throw Problem(damaged);
+  if (std::memcmp(header, "GCOL", 4) != 0 || header[4] != 1 || size < header_bytes || size > room - address)
+    throw Problem(damaged);
   bytes_held_ += static_cast<int64_t>(size);
   if (bytes_held_ > file_bytes_) throw Problem(damaged);  // overlapping collections could fill any memory
   Collection result;

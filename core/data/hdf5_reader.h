@@ -78,8 +78,8 @@ struct StoredDataset {
   std::string path;
   std::vector<int64_t> shape;
   H5D_layout_t layout = H5D_CONTIGUOUS;
-  std::string filters;       // "gzip", "gzip+shuffle", "" ...
-  int64_t address = -1;      // of contiguous values, from the start of the file; -1: none
+  std::string filters;   // "gzip", "gzip+shuffle", "" ...
+  int64_t address = -1;  // of contiguous values, from the start of the file; -1: none
   int64_t stored_bytes = 0;
 
   int64_t elements() const;

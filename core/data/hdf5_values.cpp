@@ -21,7 +21,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 void require_vector(const StoredDataset& dataset) {
   if (dataset.shape.size() != 1)
-    throw Problem(dataset.path + ": must have one dimension, one value per sample, but its shape is " + shape_text(dataset.shape));
+    throw Problem(dataset.path + ": must have one dimension, one value per sample, but its shape is " +
+                  shape_text(dataset.shape));
 }
 
 void require_class(const StoredDataset& dataset, H5T_class_t wanted, const char* wanted_name) {
@@ -47,7 +48,8 @@ GlobalHeap heap_of(hid_t object, const std::string& path) {
       H5Pget_sizes(properties.get(), &address_bytes, &size_bytes) < 0 ||
       H5Fget_vfd_handle(file.get(), H5P_DEFAULT, reinterpret_cast<void**>(&descriptor)) < 0 || !descriptor)
     throw Problem(path + ": its strings cannot be read" + reason());
-  if (address_bytes != 8 || size_bytes != 8) throw Problem(path + ": variable-length strings of files with short addresses cannot be read");
+  if (address_bytes != 8 || size_bytes != 8)
+    throw Problem(path + ": variable-length strings of files with short addresses cannot be read");
   struct stat status {};
   if (fstat(*descriptor, &status) != 0 || static_cast<hsize_t>(status.st_size) < base)
     throw Problem(path + ": its strings cannot be read");
@@ -119,17 +121,28 @@ std::string type_name(hid_t type) {
   const std::string bits = std::to_string(8 * H5Tget_size(type));
   const std::string order = H5Tget_size(type) > 1 && H5Tget_order(type) == H5T_ORDER_BE ? "big-endian " : "";
   switch (H5Tget_class(type)) {
-    case H5T_INTEGER: return order + (H5Tget_sign(type) == H5T_SGN_NONE ? "uint" : "int") + bits;
-    case H5T_FLOAT: return order + "float" + bits;
-    case H5T_STRING: return "string";
-    case H5T_BITFIELD: return "bitfield";
-    case H5T_OPAQUE: return "opaque";
-    case H5T_COMPOUND: return "compound";
-    case H5T_REFERENCE: return "reference";
-    case H5T_ENUM: return "enum (or bool)";
-    case H5T_VLEN: return "variable-length array";
-    case H5T_ARRAY: return "array";
-    default: return "unknown";
+    case H5T_INTEGER:
+      return order + (H5Tget_sign(type) == H5T_SGN_NONE ? "uint" : "int") + bits;
+    case H5T_FLOAT:
+      return order + "float" + bits;
+    case H5T_STRING:
+      return "string";
+    case H5T_BITFIELD:
+      return "bitfield";
+    case H5T_OPAQUE:
+      return "opaque";
+    case H5T_COMPOUND:
+      return "compound";
+    case H5T_REFERENCE:
+      return "reference";
+    case H5T_ENUM:
+      return "enum (or bool)";
+    case H5T_VLEN:
+      return "variable-length array";
+    case H5T_ARRAY:
+      return "array";
+    default:
+      return "unknown";
   }
 }
 
@@ -167,8 +180,9 @@ std::vector<std::string> read_string_attribute(const Handle& object, const std::
   const std::string where = path + ": attribute '" + name + "'";
   if (H5Tget_class(attribute.type.get()) != H5T_STRING)
     throw Problem(where + " must be text, but is " + type_name(attribute.type.get()));
-  auto values = read_text(attribute.handle.get(), attribute.type.get(), attribute.elements, where,
-                          [&](hid_t memory_type, void* buffer) { return H5Aread(attribute.handle.get(), memory_type, buffer); });
+  auto values =
+      read_text(attribute.handle.get(), attribute.type.get(), attribute.elements, where,
+                [&](hid_t memory_type, void* buffer) { return H5Aread(attribute.handle.get(), memory_type, buffer); });
   for (const std::string& value : values) {
     if (!is_valid_utf8(value)) throw Problem(where + " is not UTF-8: " + in_quotes(value));
   }

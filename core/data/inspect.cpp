@@ -42,16 +42,23 @@ json modality_json(const Dataset& dataset, size_t position) {
     if (modality.length(sample) > 0) lengths.push_back(static_cast<double>(modality.length(sample)));
   }
   std::sort(lengths.begin(), lengths.end());
-  json result{{"name", modality.name}, {"dim", modality.dim}, {"frames", modality.offsets.back()},
+  json result{{"name", modality.name},
+              {"dim", modality.dim},
+              {"frames", modality.offsets.back()},
               {"missing", samples - static_cast<int64_t>(lengths.size())}};
   if (!lengths.empty()) {
-    result["length"] = {{"min", lengths.front()}, {"median", quantile(lengths, 0.5)},
-                        {"mean", std::accumulate(lengths.begin(), lengths.end(), 0.0) / static_cast<double>(lengths.size())},
-                        {"max", lengths.back()}};
+    result["length"] = {
+        {"min", lengths.front()},
+        {"median", quantile(lengths, 0.5)},
+        {"mean", std::accumulate(lengths.begin(), lengths.end(), 0.0) / static_cast<double>(lengths.size())},
+        {"max", lengths.back()}};
   }
   if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
     const FrameStorage& storage = container->storage()[position];
-    result["storage"] = {{"type", storage.type}, {"layout", storage.layout}, {"direct", storage.direct}, {"bytes", storage.stored_bytes}};
+    result["storage"] = {{"type", storage.type},
+                         {"layout", storage.layout},
+                         {"direct", storage.direct},
+                         {"bytes", storage.stored_bytes}};
   }
   return result;
 }
@@ -62,7 +69,8 @@ json labels_json(const DatasetIndex& index) {
     std::vector<int64_t> counts(index.class_names.size(), 0);
     for (const double label : index.labels) ++counts[static_cast<size_t>(label)];
     json classes = json::array();
-    for (size_t c = 0; c < counts.size(); ++c) classes.push_back({{"name", index.class_names[c]}, {"samples", counts[c]}});
+    for (size_t c = 0; c < counts.size(); ++c)
+      classes.push_back({{"name", index.class_names[c]}, {"samples", counts[c]}});
     return {{"classes", classes}};
   }
   std::vector<double> sorted = index.labels;
@@ -71,8 +79,13 @@ json labels_json(const DatasetIndex& index) {
   const double mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / count;
   double square = 0;
   for (const double value : sorted) square += (value - mean) * (value - mean);
-  return {{"mean", mean}, {"std", std::sqrt(square / count)}, {"min", sorted.front()}, {"quantile_25", quantile(sorted, 0.25)},
-          {"median", quantile(sorted, 0.5)}, {"quantile_75", quantile(sorted, 0.75)}, {"max", sorted.back()}};
+  return {{"mean", mean},
+          {"std", std::sqrt(square / count)},
+          {"min", sorted.front()},
+          {"quantile_25", quantile(sorted, 0.25)},
+          {"median", quantile(sorted, 0.5)},
+          {"quantile_75", quantile(sorted, 0.75)},
+          {"max", sorted.back()}};
 }
 
 // Samples of each split, and of each class in it.
@@ -141,7 +154,8 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 }
 
 std::string modalities_text(const json& modalities) {
-  std::vector<std::vector<std::string>> rows{{"modality", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
+  std::vector<std::vector<std::string>> rows{
+      {"modality", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
   for (const json& modality : modalities) {
     std::vector<std::string> row{modality["name"], std::to_string(modality["dim"].get<int64_t>()),
                                  std::to_string(modality["frames"].get<int64_t>())};
@@ -167,12 +181,14 @@ std::string labels_text(const json& labels, int64_t samples) {
     rows.push_back({"class", "samples", "share"});
     for (const json& entry : labels["classes"]) {
       const auto count = entry["samples"].get<int64_t>();
-      rows.push_back({entry["name"], std::to_string(count), number(100.0 * static_cast<double>(count) / static_cast<double>(samples)) + " %"});
+      rows.push_back({entry["name"], std::to_string(count),
+                      number(100.0 * static_cast<double>(count) / static_cast<double>(samples)) + " %"});
     }
   } else {
     rows.push_back({"label", "mean", "std", "min", "25 %", "median", "75 %", "max"});
     rows.push_back({""});
-    for (const char* key : {"mean", "std", "min", "quantile_25", "median", "quantile_75", "max"}) rows.back().push_back(number(labels[key]));
+    for (const char* key : {"mean", "std", "min", "quantile_25", "median", "quantile_75", "max"})
+      rows.back().push_back(number(labels[key]));
   }
   return table(rows);
 }
@@ -195,7 +211,8 @@ std::string groups_text(const json& groups) {
   std::string text = "groups      " + std::to_string(groups.size()) + ":";
   size_t printed = 0;
   for (const auto& [name, count] : groups.items()) {
-    if (++printed > max_groups_printed) return text + " and " + std::to_string(groups.size() - max_groups_printed) + " more\n";
+    if (++printed > max_groups_printed)
+      return text + " and " + std::to_string(groups.size() - max_groups_printed) + " more\n";
     text += (printed > 1 ? ", " : " ") + name + " " + std::to_string(count.get<int64_t>());
   }
   return text + "\n";
@@ -206,9 +223,11 @@ std::string groups_text(const json& groups) {
 json inspect_json(const Dataset& dataset) {
   const DatasetIndex& index = dataset.index();
   const ScanReport scan = scan_everything(dataset);
-  json result{{"source", dataset.source()}, {"name", index.name}, {"task", task_name(index.task)}, {"samples", index.size()},
-              {"labels", labels_json(index)}, {"splits", splits_json(index)}, {"groups", groups_json(index)},
-              {"non_finite", scan.non_finite}, {"values", scan.values}, {"content_hash", dataset.content_hash()}};
+  json result{{"source", dataset.source()},    {"name", index.name},
+              {"task", task_name(index.task)}, {"samples", index.size()},
+              {"labels", labels_json(index)},  {"splits", splits_json(index)},
+              {"groups", groups_json(index)},  {"non_finite", scan.non_finite},
+              {"values", scan.values},         {"content_hash", dataset.content_hash()}};
   result["modalities"] = json::array();
   for (size_t m = 0; m < index.modalities.size(); ++m) result["modalities"].push_back(modality_json(dataset, m));
   if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
@@ -232,8 +251,9 @@ std::string inspect(const Dataset& dataset) {
     text += "\n";
   }
   text += groups_text(facts["groups"]);
-  text += "non-finite  " + std::to_string(facts["non_finite"].get<int64_t>()) + " of " + std::to_string(facts["values"].get<int64_t>()) +
-          " values" + (facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "") + "\n";
+  text += "non-finite  " + std::to_string(facts["non_finite"].get<int64_t>()) + " of " +
+          std::to_string(facts["values"].get<int64_t>()) + " values" +
+          (facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "") + "\n";
   text += "\n" + modalities_text(facts["modalities"]);
   text += "\n" + labels_text(facts["labels"], index.size());
   text += "\n" + splits_text(facts["splits"], index);

@@ -45,7 +45,8 @@ void scan_block(const DatasetIndex& index, const Modality& modality, const float
     // The last sample that starts at or before the row: empty ranges before it start there too.
     const auto after = std::upper_bound(modality.offsets.begin(), modality.offsets.end(), row);
     const int64_t sample = after - modality.offsets.begin() - 1;
-    report.first.push_back({modality.name, sample, index.ids[sample], row - modality.offsets[sample], i % dim, values[i]});
+    report.first.push_back(
+        {modality.name, sample, index.ids[sample], row - modality.offsets[sample], i % dim, values[i]});
   }
 }
 
@@ -90,8 +91,8 @@ std::string describe(const ScanReport& report) {
   std::string text = std::to_string(report.non_finite) + (report.non_finite == 1 ? " feature is" : " features are") +
                      " not finite. Features must be finite: replace them in the file (importers write 0).";
   for (const NonFinite& place : report.first) {
-    text += "\n  sample " + in_quotes(place.id) + ", " + place.modality + ", frame " + std::to_string(place.frame) + ", column " +
-            std::to_string(place.column) + ": " + value_name(place.value);
+    text += "\n  sample " + in_quotes(place.id) + ", " + place.modality + ", frame " + std::to_string(place.frame) +
+            ", column " + std::to_string(place.column) + ": " + value_name(place.value);
   }
   const int64_t more = report.non_finite - static_cast<int64_t>(report.first.size());
   if (more > 0) text += "\n  and " + std::to_string(more) + " more";

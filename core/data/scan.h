@@ -20,9 +20,9 @@ struct NonFinite {
 };
 
 struct ScanReport {
-  int64_t values = 0;             // looked at
-  int64_t non_finite = 0;         // of these
-  std::vector<NonFinite> first;   // the first max_listed in order (sample, modality, frame, column)
+  int64_t values = 0;            // looked at
+  int64_t non_finite = 0;        // of these
+  std::vector<NonFinite> first;  // the first max_listed in order (sample, modality, frame, column)
 
   static constexpr int max_listed = 10;
 

@@ -38,7 +38,8 @@ Groups groups_of(const DatasetIndex& index, const char* kind) {
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     const std::string& group = index.groups.at(static_cast<size_t>(sample));
     if (group.empty())
-      bad_config("data.split: kind " + std::string(kind) + " needs the group (session, speaker or video) of every sample, but sample " +
+      bad_config("data.split: kind " + std::string(kind) +
+                 " needs the group (session, speaker or video) of every sample, but sample " +
                  in_quotes(index.ids[sample]) + " has none in /samples/group" +
                  (has_fixed_splits(index) ? "; this data has fixed splits, so kind FIXED would work." : "."));
     groups[group].push_back(sample);
@@ -47,7 +48,8 @@ Groups groups_of(const DatasetIndex& index, const char* kind) {
 }
 
 uint64_t validation_key(uint64_t seed, int64_t position, uint32_t kind) {
-  return random::bits64(seed, {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), random::kValidationShare, kind});
+  return random::bits64(
+      seed, {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), random::kValidationShare, kind});
 }
 
 // The positions in the order of their random keys.
@@ -60,14 +62,16 @@ std::vector<int64_t> shuffled(const std::vector<int64_t>& positions, uint64_t se
   return result;
 }
 
-std::set<int64_t> validation_samples(const DatasetIndex& index, const std::vector<int64_t>& rest, const SplitOptions& options) {
+std::set<int64_t> validation_samples(const DatasetIndex& index, const std::vector<int64_t>& rest,
+                                     const SplitOptions& options) {
   const bool stratify = index.task == Task::kClassification && !index.labels.empty();
   std::map<int64_t, std::vector<int64_t>> strata;
   for (const int64_t sample : rest) strata[stratify ? static_cast<int64_t>(index.labels[sample]) : 0].push_back(sample);
   std::set<int64_t> chosen;
   for (const auto& [label, samples] : strata) {
     const auto size = static_cast<int64_t>(samples.size());
-    const int64_t count = std::min<int64_t>(std::llround(options.validation_share * static_cast<double>(size)), size - 1);
+    const int64_t count =
+        std::min<int64_t>(std::llround(options.validation_share * static_cast<double>(size)), size - 1);
     const auto order = shuffled(samples, options.seed, 0);
     chosen.insert(order.begin(), order.begin() + count);
   }
@@ -75,7 +79,8 @@ std::set<int64_t> validation_samples(const DatasetIndex& index, const std::vecto
 }
 
 // Whole groups in random order, as long as each brings the share nearer to what was asked; at least one, never all.
-std::set<int64_t> validation_groups(const Groups& groups, const std::set<std::string>& test, const SplitOptions& options) {
+std::set<int64_t> validation_groups(const Groups& groups, const std::set<std::string>& test,
+                                    const SplitOptions& options) {
   std::vector<const std::vector<int64_t>*> members;
   std::vector<int64_t> rest;  // positions in the sorted names, so that a group keeps its key in every fold
   int64_t total = 0, position = 0;
@@ -90,7 +95,9 @@ std::set<int64_t> validation_groups(const Groups& groups, const std::set<std::st
   std::set<int64_t> chosen;
   if (options.validation_share <= 0) return chosen;
   if (rest.size() < 2)
-    bad_config("data.split: validation_by_group needs at least two groups besides the test set; set it to false or validation_share to 0.");
+    bad_config(
+        "data.split: validation_by_group needs at least two groups besides the test set; set it to false or "
+        "validation_share to 0.");
   const double wanted = options.validation_share * static_cast<double>(total);
   size_t taken = 0;
   for (const int64_t group : shuffled(rest, options.seed, 1)) {
@@ -107,24 +114,26 @@ std::set<int64_t> validation_groups(const Groups& groups, const std::set<std::st
 std::set<std::string> leave_one_out(const Groups& groups, const SplitOptions& options) {
   if (!options.test_group.empty()) {
     if (!groups.count(options.test_group))
-      bad_config("data.split.test_group: there is no group " + in_quotes(options.test_group) + "; the data's groups are: " + names_of(groups) + ".");
+      bad_config("data.split.test_group: there is no group " + in_quotes(options.test_group) +
+                 "; the data's groups are: " + names_of(groups) + ".");
     return {options.test_group};
   }
   if (options.fold < 0 || options.fold >= static_cast<int64_t>(groups.size()))
-    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but the data has " + std::to_string(groups.size()) +
-               " groups, numbered from 0: " + names_of(groups) + ".");
+    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but the data has " +
+               std::to_string(groups.size()) + " groups, numbered from 0: " + names_of(groups) + ".");
   return {std::next(groups.begin(), options.fold)->first};
 }
 
 // Largest group first, each to the fold that has fewest samples so far.
 std::set<std::string> fold_of_groups(const Groups& groups, const SplitOptions& options) {
-  if (options.folds < 2) bad_config("data.split.folds: is " + std::to_string(options.folds) + "; it must be at least 2.");
+  if (options.folds < 2)
+    bad_config("data.split.folds: is " + std::to_string(options.folds) + "; it must be at least 2.");
   if (options.folds > static_cast<int64_t>(groups.size()))
-    bad_config("data.split.folds: is " + std::to_string(options.folds) + ", but the data has only " + std::to_string(groups.size()) +
-               " groups: " + names_of(groups) + ".");
+    bad_config("data.split.folds: is " + std::to_string(options.folds) + ", but the data has only " +
+               std::to_string(groups.size()) + " groups: " + names_of(groups) + ".");
   if (options.fold < 0 || options.fold >= options.folds)
-    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but there are " + std::to_string(options.folds) +
-               " folds, numbered from 0.");
+    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but there are " +
+               std::to_string(options.folds) + " folds, numbered from 0.");
   std::vector<Groups::const_iterator> order;
   for (auto group = groups.begin(); group != groups.end(); ++group) order.push_back(group);
   std::stable_sort(order.begin(), order.end(), [](auto a, auto b) { return a->second.size() > b->second.size(); });
@@ -140,10 +149,12 @@ std::set<std::string> fold_of_groups(const Groups& groups, const SplitOptions& o
 
 Split fixed_split(const DatasetIndex& index) {
   if (!has_fixed_splits(index)) {
-    const bool grouped = std::all_of(index.groups.begin(), index.groups.end(), [](const std::string& group) { return !group.empty(); });
+    const bool grouped =
+        std::all_of(index.groups.begin(), index.groups.end(), [](const std::string& group) { return !group.empty(); });
     bad_config(std::string("data.split: kind FIXED needs the data's own splits, but it has none in /samples/split; ") +
-               (grouped && !index.groups.empty() ? "it has groups, so LEAVE_ONE_GROUP_OUT or K_FOLD would work."
-                                                 : "it has no groups either, so no other kind works: add /samples/split or /samples/group."));
+               (grouped && !index.groups.empty()
+                    ? "it has groups, so LEAVE_ONE_GROUP_OUT or K_FOLD would work."
+                    : "it has no groups either, so no other kind works: add /samples/split or /samples/group."));
   }
   Split split;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
@@ -162,17 +173,21 @@ void check_classes(const DatasetIndex& index, const Split& split) {
   for (const int64_t sample : split.train) trained.insert(static_cast<int64_t>(index.labels[sample]));
   std::string absent;
   for (const int64_t label : present) {
-    if (!trained.count(label)) absent += (absent.empty() ? "" : ", ") + in_quotes(index.class_names.at(static_cast<size_t>(label)));
+    if (!trained.count(label))
+      absent += (absent.empty() ? "" : ", ") + in_quotes(index.class_names.at(static_cast<size_t>(label)));
   }
   if (!absent.empty())
-    throw Error(ExitCode::kBadData, "The training set has no sample of class " + absent + ", so it cannot be learnt. Choose another split, or drop the class from the data.");
+    throw Error(ExitCode::kBadData,
+                "The training set has no sample of class " + absent +
+                    ", so it cannot be learnt. Choose another split, or drop the class from the data.");
 }
 
 }  // namespace
 
 Split make_split(const DatasetIndex& index, const SplitOptions& options) {
   if (!(options.validation_share >= 0 && options.validation_share < 1))
-    bad_config("data.split.validation_share: is " + std::to_string(options.validation_share) + "; it must be at least 0 and below 1.");
+    bad_config("data.split.validation_share: is " + std::to_string(options.validation_share) +
+               "; it must be at least 0 and below 1.");
   Split split;
   if (options.kind == SplitKind::kFixed) {
     split = fixed_split(index);
@@ -181,10 +196,13 @@ Split make_split(const DatasetIndex& index, const SplitOptions& options) {
     const Groups groups = groups_of(index, leave_one ? "LEAVE_ONE_GROUP_OUT" : "K_FOLD");
     const std::set<std::string> test = leave_one ? leave_one_out(groups, options) : fold_of_groups(groups, options);
     std::vector<int64_t> rest;
-    for (int64_t sample = 0; sample < index.size(); ++sample) (test.count(index.groups[sample]) ? split.test : rest).push_back(sample);
-    if (rest.empty()) bad_config("data.split: all samples are in the test group " + in_quotes(*test.begin()) + "; nothing is left to train on.");
-    const std::set<int64_t> valid =
-        options.validation_by_group ? validation_groups(groups, test, options) : validation_samples(index, rest, options);
+    for (int64_t sample = 0; sample < index.size(); ++sample)
+      (test.count(index.groups[sample]) ? split.test : rest).push_back(sample);
+    if (rest.empty())
+      bad_config("data.split: all samples are in the test group " + in_quotes(*test.begin()) +
+                 "; nothing is left to train on.");
+    const std::set<int64_t> valid = options.validation_by_group ? validation_groups(groups, test, options)
+                                                                : validation_samples(index, rest, options);
     for (const int64_t sample : rest) (valid.count(sample) ? split.valid : split.train).push_back(sample);
   }
   if (!options.for_training) return split;

@@ -27,7 +27,7 @@ enum Draw : uint32_t {
   kDirections,                       // fixed directions of a modality
   kSampleOffset,
   kGroupOffset,
-  kOrder,                            // order of classes within a block, validation share, video sizes
+  kOrder,  // order of classes within a block, validation share, video sizes
 };
 
 struct ModalityShape {
@@ -38,18 +38,20 @@ struct ModalityShape {
 
 constexpr std::array<ModalityShape, 2> classification_modalities{{{"audio", 32, 20, 60}, {"vision", 24, 10, 30}}};
 // In the order of names, as in a file.
-constexpr std::array<ModalityShape, 3> regression_modalities{{{"audio", 12, 10, 50}, {"text", 24, 5, 25}, {"vision", 16, 10, 40}}};
+constexpr std::array<ModalityShape, 3> regression_modalities{
+    {{"audio", 12, 10, 50}, {"text", 24, 5, 25}, {"vision", 16, 10, 40}}};
 
-constexpr double strong = 2.6;          // amplitude of a modality's own bit
-constexpr double weak = 0.5;            // amplitude of the other bit
-constexpr double sample_offset = 0.3;   // standard deviation per column
-constexpr double group_offset = 0.15;   // standard deviation per column
+constexpr double strong = 2.6;         // amplitude of a modality's own bit
+constexpr double weak = 0.5;           // amplitude of the other bit
+constexpr double sample_offset = 0.3;  // standard deviation per column
+constexpr double group_offset = 0.15;  // standard deviation per column
 constexpr double regression_gain = 3;
 constexpr double label_noise = 0.25;
 
 class Synthetic : public Dataset {
  public:
-  Synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed) : kind_(kind), noise_(noise), seed_(seed) {
+  Synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed)
+      : kind_(kind), noise_(noise), seed_(seed) {
     index_.name = classification() ? "synthetic-iemocap" : "synthetic-mosi";
     index_.task = classification() ? Task::kClassification : Task::kRegression;
     if (classification()) {
@@ -68,7 +70,8 @@ class Synthetic : public Dataset {
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
     const Modality& table = index_.modalities.at(static_cast<size_t>(modality));
     const int64_t frames = table.offsets.back();
-    if (first < 0 || count < 0 || first > frames || count > frames - first) throw std::out_of_range("read_frames: no such frames");
+    if (first < 0 || count < 0 || first > frames || count > frames - first)
+      throw std::out_of_range("read_frames: no such frames");
     // No range is empty here, so the sample of a row is the last that starts at or before it.
     int64_t sample = std::upper_bound(table.offsets.begin(), table.offsets.end(), first) - table.offsets.begin() - 1;
     for (int64_t row = first; row < first + count; ++sample) {
@@ -81,8 +84,9 @@ class Synthetic : public Dataset {
 
   std::string content_hash() const override {
     char text[160];
-    const int length = std::snprintf(text, sizeof(text), "muster synthetic 1 %s samples=%lld noise=%.17g seed=%llu", index_.name.c_str(),
-                                     static_cast<long long>(index_.size()), noise_, static_cast<unsigned long long>(seed_));
+    const int length = std::snprintf(text, sizeof(text), "muster synthetic 1 %s samples=%lld noise=%.17g seed=%llu",
+                                     index_.name.c_str(), static_cast<long long>(index_.size()), noise_,
+                                     static_cast<unsigned long long>(seed_));
     Sha256 hash;
     hash.update(text, static_cast<size_t>(length));
     return hash.hex();
@@ -112,7 +116,8 @@ class Synthetic : public Dataset {
       modality.offsets.push_back(0);
       for (int64_t sample = 0; sample < samples; ++sample) {
         const auto words = draw(kSampleDraws, static_cast<uint32_t>(sample), position);
-        modality.offsets.push_back(modality.offsets.back() + shape.shortest + below(words[0], shape.longest - shape.shortest + 1));
+        modality.offsets.push_back(modality.offsets.back() + shape.shortest +
+                                   below(words[0], shape.longest - shape.shortest + 1));
       }
       index_.modalities.push_back(std::move(modality));
       ++position;
@@ -126,7 +131,8 @@ class Synthetic : public Dataset {
     for (size_t i = 0; i < count; ++i) order[i] = static_cast<int>(i);
     const auto words = draw(kOrder, key0, key1, 0);
     static_assert(count <= 5, "four words order at most five things");
-    for (size_t i = count - 1; i > 0; --i) std::swap(order[i], order[static_cast<size_t>(below(words[i - 1], static_cast<int64_t>(i) + 1))]);
+    for (size_t i = count - 1; i > 0; --i)
+      std::swap(order[i], order[static_cast<size_t>(below(words[i - 1], static_cast<int64_t>(i) + 1))]);
     return order;
   }
 
@@ -173,7 +179,9 @@ class Synthetic : public Dataset {
       const int64_t size = std::min<int64_t>(3 + below(draw(kOrder, video, 0, 2)[0], 5), samples - sample);
       // Each video goes where most samples are lacking.
       size_t split = 0;
-      const auto lacking = [&](size_t i) { return shares[i] * static_cast<double>(sample + size) - static_cast<double>(sizes[i]); };
+      const auto lacking = [&](size_t i) {
+        return shares[i] * static_cast<double>(sample + size) - static_cast<double>(sizes[i]);
+      };
       for (size_t i = 1; i < 3; ++i) split = lacking(i) > lacking(split) ? i : split;
       sizes[split] += size;
       const std::string group = "video" + std::to_string(video);
@@ -253,7 +261,8 @@ class Synthetic : public Dataset {
     const int64_t dim = index_.modalities[modality].dim;
     const int64_t length = index_.modalities[modality].length(sample);
     const int64_t signal_frames = (length + 2) / 3;
-    const int64_t signal_begin = below(draw(kSampleDraws, static_cast<uint32_t>(sample), modality)[1], length - signal_frames + 1);
+    const int64_t signal_begin =
+        below(draw(kSampleDraws, static_cast<uint32_t>(sample), modality)[1], length - signal_frames + 1);
     const auto extra = signal(modality, sample);
     const auto base = nuisance(modality, sample);
     for (int64_t frame = begin; frame < end; ++frame) {
@@ -281,9 +290,11 @@ class Synthetic : public Dataset {
 
 std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed) {
   if (samples < 1 || samples > max_samples)
-    throw Error(ExitCode::kBadConfig, "synthetic data: samples is " + std::to_string(samples) + "; it must be from 1 to " + std::to_string(max_samples) + ".");
+    throw Error(ExitCode::kBadConfig, "synthetic data: samples is " + std::to_string(samples) +
+                                          "; it must be from 1 to " + std::to_string(max_samples) + ".");
   if (!(noise >= 0 && noise <= max_noise))
-    throw Error(ExitCode::kBadConfig, "synthetic data: noise is " + std::to_string(noise) + "; it must be from 0 to 1000.");
+    throw Error(ExitCode::kBadConfig,
+                "synthetic data: noise is " + std::to_string(noise) + "; it must be from 0 to 1000.");
   return std::make_unique<Synthetic>(kind, samples, noise, seed);
 }
 

@@ -46,7 +46,8 @@ class TemporaryFile {
   void write(int64_t position, const void* bytes, int64_t count) {
     const char* next = static_cast<const char*>(bytes);
     while (count > 0) {
-      const ssize_t written = pwrite(descriptor_, next, static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 30)), position);
+      const ssize_t written =
+          pwrite(descriptor_, next, static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 30)), position);
       if (written < 0 && errno == EINTR) continue;
       if (written < 0) fail(path_, std::strerror(errno));
       next += written;
@@ -101,14 +102,15 @@ class StructureWriter {
     write_strings(samples, "group", index.groups);
     write_strings(samples, "split", index.splits);
     if (index.has_labels()) {
-      write_values(samples, "label", classification ? H5T_STD_I64LE : H5T_IEEE_F32LE, H5T_NATIVE_DOUBLE, index.labels.data(),
-                   index.labels.size());
+      write_values(samples, "label", classification ? H5T_STD_I64LE : H5T_IEEE_F32LE, H5T_NATIVE_DOUBLE,
+                   index.labels.data(), index.labels.size());
     }
     const Handle modalities = group(file_, "modalities");
     std::vector<int64_t> addresses;
     for (const Modality& modality : index.modalities) {
       const Handle folder = group(modalities, modality.name);
-      write_values(folder, "offsets", H5T_STD_I64LE, H5T_NATIVE_INT64, modality.offsets.data(), modality.offsets.size());
+      write_values(folder, "offsets", H5T_STD_I64LE, H5T_NATIVE_INT64, modality.offsets.data(),
+                   modality.offsets.size());
       addresses.push_back(reserve(folder, modality.offsets.back(), modality.dim));
     }
     check(H5Fflush(file_.get(), H5F_SCOPE_GLOBAL));
@@ -134,7 +136,8 @@ class StructureWriter {
   }
 
   void write_attribute(const char* name, hid_t type, const Handle& space, const void* value) const {
-    const Handle attribute = checked(Handle(H5Acreate2(file_.get(), name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT), &H5Aclose));
+    const Handle attribute =
+        checked(Handle(H5Acreate2(file_.get(), name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT), &H5Aclose));
     check(H5Awrite(attribute.get(), type, value));
   }
 
@@ -163,10 +166,11 @@ class StructureWriter {
     write_values(parent, name, string_type_.get(), string_type_.get(), pointers(values).data(), values.size());
   }
 
-  void write_values(const Handle& parent, const char* name, hid_t file_type, hid_t memory_type, const void* values, size_t count) const {
+  void write_values(const Handle& parent, const char* name, hid_t file_type, hid_t memory_type, const void* values,
+                    size_t count) const {
     const Handle space = vector_space(count);
-    const Handle dataset =
-        checked(Handle(H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Dclose));
+    const Handle dataset = checked(Handle(
+        H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Dclose));
     check(H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values));
   }
 
@@ -177,8 +181,9 @@ class StructureWriter {
     check(H5Pset_layout(properties.get(), H5D_CONTIGUOUS));
     check(H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY));
     check(H5Pset_fill_time(properties.get(), H5D_FILL_TIME_NEVER));
-    const Handle dataset = checked(
-        Handle(H5Dcreate2(parent.get(), "values", H5T_IEEE_F32LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT), &H5Dclose));
+    const Handle dataset = checked(Handle(
+        H5Dcreate2(parent.get(), "values", H5T_IEEE_F32LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+        &H5Dclose));
     const haddr_t address = H5Dget_offset(dataset.get());
     if (frames == 0) return -1;
     check(address == HADDR_UNDEF ? -1 : 0);

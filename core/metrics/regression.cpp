@@ -52,7 +52,8 @@ double pearson_correlation(const std::vector<double>& x, const std::vector<doubl
 double rounded_accuracy(const std::vector<double>& predictions, const std::vector<double>& labels, double limit) {
   int64_t hits = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {
-    hits += std::nearbyint(std::clamp(predictions[i], -limit, limit)) == std::nearbyint(std::clamp(labels[i], -limit, limit));
+    const double predicted = std::nearbyint(std::clamp(predictions[i], -limit, limit));
+    hits += predicted == std::nearbyint(std::clamp(labels[i], -limit, limit));
   }
   return static_cast<double>(hits) / static_cast<double>(labels.size());
 }

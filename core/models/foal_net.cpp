@@ -16,7 +16,7 @@ const char* const kDirection[] = {"fusion.audio_attends_video", "fusion.video_at
 
 // Dropout layers; each kind of pass has numbers of its own, so that matched and mismatched passes never share a mask.
 enum Layer : uint32_t { kFeature = 0, kProjection = 2, kClassifier = 4, kFusion = 8 };
-constexpr uint32_t kLayersPerPass = 256;
+constexpr uint32_t kLayersPerPass = 4096;  // above what the deepest allowed model needs
 
 uint32_t layer_number(int pass_kind, uint32_t layer) { return static_cast<uint32_t>(pass_kind) * kLayersPerPass + layer; }
 

@@ -138,7 +138,14 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   options.validation_by_group = config.validation_by_group();
   options.seed = experiment.seed();
   options.for_training = for_training;
-  data::Split split = data::make_split(source.index(), options);
+  data::Split split;
+  try {
+    split = data::make_split(source.index(), options);
+  } catch (const Error& error) {
+    // The split knows samples, not the file they come from.
+    if (error.code() != ExitCode::kBadData) throw;
+    throw Error(error.code(), source.dataset->source() + ": " + error.what());
+  }
   if (source.dropped == 0) return split;
   for (auto* part : {&split.train, &split.valid, &split.test}) {
     std::vector<int64_t> kept;

@@ -22,13 +22,17 @@ std::string utc_now() {
 
 }  // namespace
 
+int usable_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  return std::max(1, CPU_COUNT(&allowed));
+}
+
 int set_threads(int requested, const distributed::Communicator& communicator) {
   int threads = requested;
   if (threads == 0) {
-    cpu_set_t allowed;
-    CPU_ZERO(&allowed);
-    sched_getaffinity(0, sizeof allowed, &allowed);
-    const int usable = CPU_COUNT(&allowed);
+    const int usable = usable_cores();
     const bool bound = usable < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
     threads = std::max(1, bound ? usable : usable / communicator.local_size());
   }

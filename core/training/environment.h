@@ -7,6 +7,9 @@
 
 namespace muster::training {
 
+// Cores that this process may use (its affinity mask).
+int usable_cores();
+
 // Sets the number of threads of this rank: `requested`, or with 0 the cores this process may use, shared among the ranks of the
 // machine when they are not bound to cores of their own. Returns it.
 int set_threads(int requested, const distributed::Communicator& communicator);

@@ -171,11 +171,16 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
         found += "  rank " + std::to_string(communicator_.rank()) + ":";
         for (const auto& term : result.terms) found += " " + term.name + " " + std::to_string(term.value.item<double>()) + ",";
         found += gradient_finite ? " gradient finite" : " gradient not finite";
-        found += "; samples";
+        std::string names, bad;
+        int64_t bad_count = 0;
         for (int64_t i = 0; i < rows.size(); ++i) {
-          const bool finite = result.outputs[i].isfinite().all().item<bool>();
-          found += (i ? ", " : " ") + ids[plan.samples()[rows.begin + i]] + (finite ? "" : " (output not finite)");
+          const std::string& id = ids[plan.samples()[rows.begin + i]];
+          names += (i ? ", " : "") + id;
+          if (result.outputs[i].isfinite().all().item<bool>()) continue;
+          bad += (bad_count++ ? ", " : "") + id;
         }
+        found += "; samples " + names + "; outputs not finite: " +
+                 (bad_count == 0 ? "none" : bad_count == rows.size() ? "all" : bad);
         found += "\n";
       });
   std::string all;

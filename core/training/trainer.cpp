@@ -3,6 +3,7 @@
 #include <cmath>
 #include <chrono>
 #include <cstdio>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -34,6 +35,19 @@ batch::Sampling sampling_of(config::Training::Sampling sampling) {
     case config::Training::CLASS_BALANCED: return batch::Sampling::kClassBalanced;
     case config::Training::SEQUENTIAL: return batch::Sampling::kSequential;
     default: return batch::Sampling::kShuffle;
+  }
+}
+
+// Runs `work`, which judges values of the config by the data. Its complaints start with a field's path: where the user set that
+// field is put in front.
+void with_places(const config::LoadedExperiment& loaded, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const distributed::Error& error) {
+    const std::string text = error.what();
+    const std::string place = config::where(loaded, text.substr(0, text.find(':')));
+    if (error.code() != ExitCode::kBadConfig || place == "default") throw;
+    throw distributed::Error(error.code(), place + ": " + text);
   }
 }
 
@@ -99,8 +113,10 @@ void Trainer::prepare() {
   distributed::together(communicator_, [&] {
     if (is_main() && !options_.dry_run) require_new_run_directory(options_.run_directory);
     data_ = open_data(config_, "", true, [&](const std::string& path) { return config::where(loaded_, path); });
-    split_ = split_data(config_, data_, true);
-    models::make_model(config_, data_.shape);
+    with_places(loaded_, [&] {
+      split_ = split_data(config_, data_, true);
+      models::make_model(config_, data_.shape);
+    });
   });
   progress_.line("reading " + data_.dataset->source() + ": " + std::to_string(data_.index().size()) + " samples");
   require_finite_features(data_, communicator_);
@@ -141,6 +157,10 @@ std::string Trainer::summary() const {
   text += "; global batch " + std::to_string(config_.training().batch_size()) + " on " + std::to_string(communicator_.size()) +
           (communicator_.size() == 1 ? " rank, " : " ranks, ") + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
           " each; " + std::to_string(total_steps_) + " steps";
+  const int cores = usable_cores();
+  if (communicator_.size() == 1 && threads_ < cores)
+    text += "\nthis run uses " + std::to_string(threads_) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
+            std::to_string(cores) + " train ... (the same model, sooner)";
   for (const auto& note : loaded_.notes) text += "\nnote: " + note;
   return text;
 }
@@ -166,8 +186,8 @@ void Trainer::handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, doub
                            ", gradient norm " + std::to_string(gradient_norm);
   if (config_.training().non_finite() != config::Training::SKIP_STEP)
     throw SharedError(ExitCode::kInternal, "training became non-finite at " + head + ":\n" + found +
-                                         "The weights before this step are kept nowhere but in earlier files of the run. Lower optimizer.learning_rate, "
-                                         "set optimizer.clip_norm or data.standardize, or allow training.non_finite: SKIP_STEP.");
+                                         "Lower optimizer.learning_rate, set optimizer.clip_norm or data.standardize, or allow "
+                                         "training.non_finite: SKIP_STEP.");
   ++skipped_steps_;
   ++skipped_in_a_row_;
   progress_.line("skipped " + head + "\n" + found);

@@ -32,7 +32,10 @@ void add_inspect(CLI::App& data) {
     open_options.target = options->target;
     open_options.labels_required = !options->target.empty();
     const auto dataset = data::open_container(options->path, open_options);
-    std::cout << (options->as_json ? data::inspect_json(*dataset).dump(2) + "\n" : data::inspect(*dataset));
+    // A path need not be UTF-8, JSON must be.
+    constexpr auto replace = nlohmann::json::error_handler_t::replace;
+    std::cout << (options->as_json ? data::inspect_json(*dataset).dump(2, ' ', false, replace) + "\n"
+                                   : data::inspect(*dataset));
   });
 }
 
@@ -65,11 +68,13 @@ void add_synth(CLI::App& data) {
       ->required()
       ->check(CLI::IsMember({"classification", "regression"}));
   command->add_option("--samples", options->samples, "Number of samples")->capture_default_str();
-  command->add_option("--noise", options->noise, "Standard deviation of the noise on every feature")->capture_default_str();
+  command->add_option("--noise", options->noise, "Standard deviation of the noise on every feature")
+      ->capture_default_str();
   command->add_option("--seed", options->seed, "Seed of the generator")->capture_default_str();
   command->add_option("-o,--output", options->path, "File to write (.h5)")->required();
   command->callback([options] {
-    const auto kind = options->kind == "regression" ? data::SyntheticKind::kRegression : data::SyntheticKind::kClassification;
+    const auto kind =
+        options->kind == "regression" ? data::SyntheticKind::kRegression : data::SyntheticKind::kClassification;
     const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed);
     data::write_container(options->path, *dataset);
     std::cout << options->path << ": " << dataset->index().name << ", " << dataset->index().size() << " samples\n";

@@ -1,6 +1,5 @@
 #include "launcher/launch/mpirun.h"
 
-#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "core/training/environment.h"
 #include "distributed/error.h"
 
 namespace muster::launcher {
@@ -28,13 +28,6 @@ std::string find_on_path(const std::string& program) {
   for (std::string folder; std::getline(folders, folder, ':');)
     if (access((folder + "/" + program).c_str(), X_OK) == 0) return folder + "/" + program;
   return "";
-}
-
-int usable_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  sched_getaffinity(0, sizeof allowed, &allowed);
-  return std::max(1, CPU_COUNT(&allowed));
 }
 
 std::string shell_quoted(const std::string& word) {
@@ -88,7 +81,7 @@ void launch(const LaunchOptions& options) {
                                       " Give train, evaluate or predict with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
   const std::string mpirun = find_on_path("mpirun");
   if (mpirun.empty()) throw Error(ExitCode::kUsage, "launch: there is no mpirun on the PATH; install Open MPI (Debian: apt-get install openmpi-bin)");
-  const int cores = usable_cores();
+  const int cores = training::usable_cores();
   const int ranks = options.ranks > 0 ? options.ranks : cores;
   if (ranks > cores && !options.oversubscribe)
     throw Error(ExitCode::kUsage, "launch: " + std::to_string(ranks) + " ranks on " + std::to_string(cores) + (cores == 1 ? " core" : " cores") +
