@@ -1,4 +1,5 @@
 #include "core/data/container.h"
+#include "checkpoints/sha256.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -8,10 +9,10 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "checkpoints/sha256.h"
 #include "core/data/container_index.h"
 #include "core/data/half.h"
 #include "core/data/hdf5_reader.h"
-#include "core/data/sha256.h"
 #include "distributed/error.h"
 
 namespace muster::data {
@@ -87,12 +88,12 @@ class FileContainer : public Container {
   }
 
   std::string content_hash() const override {
-    Sha256 hash;
+    checkpoints::Sha256 hash;
     std::vector<char> block(static_cast<size_t>(hash_block));
     for (int64_t position = 0; position < file_bytes_; position += hash_block) {
       const int64_t bytes = std::min(hash_block, file_bytes_ - position);
       read_bytes(position, bytes, block.data());
-      hash.update(block.data(), static_cast<size_t>(bytes));
+      hash.update({block.data(), static_cast<size_t>(bytes)});
     }
     return hash.hex();
   }

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <stdexcept>
 
-#include "core/data/sha256.h"
+#include "checkpoints/sha256.h"
 #include "core/random/philox.h"
 #include "distributed/error.h"
 
@@ -87,9 +87,7 @@ class Synthetic : public Dataset {
     const int length = std::snprintf(text, sizeof(text), "muster synthetic 1 %s samples=%lld noise=%.17g seed=%llu",
                                      index_.name.c_str(), static_cast<long long>(index_.size()), noise_,
                                      static_cast<unsigned long long>(seed_));
-    Sha256 hash;
-    hash.update(text, static_cast<size_t>(length));
-    return hash.hex();
+    return checkpoints::sha256_of({text, static_cast<size_t>(length)});
   }
 
   std::string source() const override { return "synthetic"; }

@@ -112,7 +112,8 @@ TEST(AtomicFile, RefusesWhatIsNoFile) {
   const std::string missing = folder / "no/such/file";
   EXPECT_THAT(io_error([&] { write_file_atomically(missing, "x"); }),
               ::testing::AllOf(HasSubstr(missing), HasSubstr("No such file or directory")));
-  EXPECT_THAT(io_error([&] { write_file_atomically(folder / std::string(300, 'n'), "x"); }), HasSubstr("File name too long"));
+  EXPECT_THAT(io_error([&] { write_file_atomically(folder / std::string(300, 'n'), "x"); }),
+              HasSubstr("File name too long"));
   EXPECT_THAT(folder.names(), ElementsAre("pipe"));
 }
 

@@ -33,9 +33,10 @@ TEST(Safetensors, TheSmallestFileByHand) {
 
 TEST(Safetensors, GivesBackEveryDtypeShapeAndMetadata) {
   TemporaryFolder folder;
-  std::vector<NamedTensor> tensors = {{"0-d", at::scalar_tensor(1.5)}, {"empty", at::empty({3, 0, 2})}, {"", at::ones({2})}};
-  for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar,
-                               at::kByte, at::kBool}) {
+  std::vector<NamedTensor> tensors = {
+      {"0-d", at::scalar_tensor(1.5)}, {"empty", at::empty({3, 0, 2})}, {"", at::ones({2})}};
+  for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
+                               at::kChar, at::kByte, at::kBool}) {
     tensors.push_back({c10::toString(dtype), at::arange(3, at::kInt).view({1, 3}).to(dtype)});
   }
   const std::map<std::string, std::string> metadata = {{"format", "pt"}, {"", "Gefühl\n\"😀\""}};
