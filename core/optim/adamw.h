@@ -14,8 +14,9 @@ struct AdamWOptions {
 };
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter, 2019), on the flat buffers of a model's parameters: equal, element by
-// element, to torch.optim.AdamW with weight_decay on the decayed part and 0 on the rest. Unlike PyTorch's it also decays parameters
-// that got no gradient in a step.
+// element, to torch.optim.AdamW(fused=True) with weight_decay on the decayed part and 0 on the rest; to the bit, but for the last
+// few elements of a parameter whose size is no multiple of PyTorch's vectors. Unlike PyTorch's it also decays parameters that got no
+// gradient in a step.
 class AdamW {
  public:
   AdamW(models::Parameters& parameters, const AdamWOptions& options);

@@ -157,10 +157,12 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   return split;
 }
 
-void require_finite_features(const DataSource& source, distributed::Communicator& communicator) {
+void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
+                             const std::function<void(int64_t done, int64_t total)>& progress) {
   distributed::together(communicator, [&] {
     const auto shares = batch::even_boundaries(source.index().size(), communicator.size());
-    const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()], shares[communicator.rank() + 1]);
+    const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()],
+                                          shares[communicator.rank() + 1], progress);
     if (report.non_finite > 0)
       throw Error(ExitCode::kBadData, source.dataset->source() + ": " + data::describe(report) +
                                           "\nReplace them before training (importers do so with --nonfinite zero).");

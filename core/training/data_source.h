@@ -37,8 +37,9 @@ DataSource open_data(const config::Experiment& experiment, const std::string& pa
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);
 
 // Looks through all features of the used modalities for NaN and infinities, each rank at its share. Throws Error(kBadData) on every rank.
-// Collective.
-void require_finite_features(const DataSource& source, distributed::Communicator& communicator);
+// `progress` is called now and then with how many of its samples this rank has looked at. Collective.
+void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
+                             const std::function<void(int64_t done, int64_t total)>& progress = {});
 
 // Mean and standard deviation per feature over the frames of `samples`, each rank summing its share. The result has the
 // same bits on every rank and for any number of ranks. Collective.

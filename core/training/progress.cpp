@@ -27,9 +27,7 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
     first_step_ = step;
     start_ = now;
   }
-  const double since_last = std::chrono::duration<double>(now - last_).count();
-  if (since_last < (terminal_ ? 0.2 : 10.0)) return;
-  last_ = now;
+  if (!due()) return;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double per_step = step > first_step_ ? elapsed / static_cast<double>(step - first_step_) : 0;
   char text[200];
@@ -47,6 +45,20 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
   }
   std::fputs(text, stderr);
   std::fflush(stderr);
+}
+
+bool Progress::due() {
+  const auto now = Clock::now();
+  if (std::chrono::duration<double>(now - last_).count() < (terminal_ ? 0.2 : 10.0)) return false;
+  last_ = now;
+  return true;
+}
+
+void Progress::work(const std::string& what, int64_t done, int64_t total) {
+  if (!visible_ || !due()) return;
+  std::fprintf(stderr, terminal_ ? "\r%s %ld/%ld\033[K" : "%s %ld/%ld\n", what.c_str(), done, total);
+  std::fflush(stderr);
+  drawn_ = terminal_;
 }
 
 void Progress::line(const std::string& text) {

@@ -15,6 +15,8 @@ class Progress {
   ~Progress() { clear(); }
 
   void step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t epochs, double loss, double samples_per_second);
+  // The same for work before training, such as reading all features once: "checking features 120/600".
+  void work(const std::string& what, int64_t done, int64_t total);
   // A whole line of its own, above the rewriting one.
   void line(const std::string& text);
   // Removes the rewriting line.
@@ -22,6 +24,8 @@ class Progress {
 
  private:
   using Clock = std::chrono::steady_clock;
+  // Whether enough time has passed to show something again.
+  bool due();
   bool visible_;
   bool terminal_;
   bool drawn_ = false;

@@ -71,6 +71,7 @@ class Trainer {
   void handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, double loss, double gradient_norm);
   void validate(int64_t epoch);
   void finish();
+  void warn_if_nothing_learnt(const ResultColumn& result, const ResultColumn& floor) const;
   nlohmann::json progress_row(const char* kind, int64_t epoch) const;
 
   const config::LoadedExperiment& loaded_;
@@ -119,7 +120,9 @@ void Trainer::prepare() {
     });
   });
   progress_.line("reading " + data_.dataset->source() + ": " + std::to_string(data_.index().size()) + " samples");
-  require_finite_features(data_, communicator_);
+  require_finite_features(data_, communicator_,
+                          [&](int64_t done, int64_t total) { progress_.work("checking features, sample", done, total); });
+  progress_.clear();
   distributed::together(communicator_, [&] {
     if (is_main()) data_hash_ = data_.dataset->content_hash();
   });
@@ -341,7 +344,17 @@ void Trainer::finish() {
   if (!columns.empty())
     std::printf("floor: what predicting the training %s scores\n",
                 data_.index().task == data::Task::kRegression ? "median for every sample" : "majority class for every sample");
+  if (!columns.empty()) warn_if_nothing_learnt(columns[columns.size() - 2], columns.back());
   std::printf("run directory: %s\n", options_.run_directory.c_str());
+}
+
+void Trainer::warn_if_nothing_learnt(const ResultColumn& result, const ResultColumn& floor) const {
+  const std::string name = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
+  const double value = metrics::metric_value(result.metrics, name), trivial = metrics::metric_value(floor.metrics, name);
+  const bool above = metrics::higher_is_better(name) ? value > trivial : value < trivial;
+  if (!above)
+    std::printf("NOT above the floor: %s on %s is %.4f, the trivial prediction's is %.4f. Nothing was learnt that carries over.\n",
+                name.c_str(), result.title.c_str(), value, trivial);
 }
 
 void Trainer::run() {
