@@ -1,5 +1,5 @@
-// Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with 17
-// significant digits, NaN as NaN.
+// Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with
+// 17 significant digits, NaN as NaN.
 //   metrics_probe regression | classification CLASSES
 //   metrics_probe regression-floor | classification-floor CLASSES     lines are `train,x` (a training label) or `eval,x`
 #include <cmath>
@@ -41,7 +41,8 @@ void print_classification(const ClassificationResult& result) {
   std::cout << "],\"confusion\":[";
   for (std::size_t c = 0; c < result.confusion.size(); ++c) {
     std::cout << (c > 0 ? ",[" : "[");
-    for (std::size_t k = 0; k < result.confusion[c].size(); ++k) std::cout << (k > 0 ? "," : "") << result.confusion[c][k];
+    for (std::size_t k = 0; k < result.confusion[c].size(); ++k)
+      std::cout << (k > 0 ? "," : "") << result.confusion[c][k];
     std::cout << "]";
   }
   std::cout << "]";

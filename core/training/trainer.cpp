@@ -116,7 +116,7 @@ void Trainer::prepare() {
     data_ = open_data(config_, "", true, [&](const std::string& path) { return config::where(loaded_, path); });
     with_places(loaded_, [&] {
       split_ = split_data(config_, data_, true);
-      models::make_model(config_, data_.shape);
+      model_ = models::make_model(config_, data_.shape);
     });
   });
   progress_.line("reading " + data_.dataset->source() + ": " + std::to_string(data_.index().size()) + " samples");
@@ -129,7 +129,6 @@ void Trainer::prepare() {
   if (config_.data().standardize()) moments_ = fit_moments(data_, split_.train, communicator_);
 
   distributed::together(communicator_, [&] {
-    model_ = models::make_model(config_, data_.shape);
     if (!options_.init_from.empty())
       model_->parameters().load(read_weights(options_.init_from, data_.shape).parameters, options_.init_from);
   });

@@ -54,7 +54,7 @@ def zero_key_bias(gradients):
             gradient[: len(gradient) // 2] = 0
 
 
-def run_case(params, batch, config, steps, seed=1, dropout=no_dropout):
+def run_case(params, batch, config, steps, seed=1, dropout_of_step=lambda step: no_dropout):
     """Trains `steps` steps on one batch; returns the OUTPUT tensors of the contract above. `params` stays as it is."""
     model = MODELS[config["model"]]
     options = config["optimizer"]
@@ -68,7 +68,7 @@ def run_case(params, batch, config, steps, seed=1, dropout=no_dropout):
                                   betas=(options["beta1"], options["beta2"]), eps=options["epsilon"])
     result, losses = {}, []
     for step in range(steps):
-        run = model.forward(parameters, batch, config, seed=seed, step=step, dropout=dropout)
+        run = model.forward(parameters, batch, config, seed=seed, step=step, dropout=dropout_of_step(step))
         optimizer.zero_grad()
         run["loss"]["total"].backward()
         for p in parameters.values():

@@ -71,6 +71,23 @@ TEST(AtomicFile, TwoWritersOfOneFileDoNotMix) {
   EXPECT_THAT(folder.names(), ElementsAre("a"));
 }
 
+// In containers every process may be number 1 of the same host, so what an earlier one left can have our next name.
+TEST(AtomicFile, NeverWritesIntoAnotherProcessesTemporaryFile) {
+  TemporaryFolder folder;
+  std::string left;
+  {
+    AtomicFile file(folder / "a");
+    left = folder.names().at(0);
+  }
+  const std::size_t number = left.rfind('-') + 1;
+  left = left.substr(0, number) + std::to_string(std::stoull(left.substr(number)) + 1);
+  std::ofstream(folder / left) << "left";
+  write_file_atomically(folder / "a", "new");
+  EXPECT_EQ(contents(folder / "a"), "new");
+  EXPECT_THAT(folder.names(), ElementsAre(left, "a"));
+  EXPECT_EQ(contents(folder / left), "left");
+}
+
 TEST(AtomicFile, EveryKindOfBytesAndNames) {
   TemporaryFolder folder;
   const std::string bytes("\0\xff\n", 3);

@@ -1,0 +1,104 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "checkpoints/safetensors.h"
+#include "core/models/layers.h"
+#include "core/training/weights.h"
+#include "distributed/error.h"
+#include "tests/unit/checkpoints/temporary_folder.h"
+
+namespace muster::training {
+namespace {
+
+using checkpoints::TemporaryFolder;
+using distributed::Error;
+using ::testing::HasSubstr;
+
+models::Parameters parameters(at::ScalarType dtype, uint64_t seed) {
+  std::vector<models::ParameterSpec> specs;
+  models::add_linear(specs, "head", 3, 5, models::Initial::normal(0.5));
+  specs.push_back({"temperature", {}, models::Initial::normal(1)});
+  return models::Parameters(specs, models::DecayScope::kMatrices, dtype, seed);
+}
+
+batch::FeatureMoments moments(int64_t dim) { return {at::randn({dim}, at::kDouble), at::rand({dim}, at::kDouble)}; }
+
+data::DatasetIndex classes(std::vector<std::string> names) {
+  data::DatasetIndex index;
+  index.task = data::Task::kClassification;
+  index.class_names = std::move(names);
+  return index;
+}
+
+template <typename Function>
+std::string error_of(Function function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), distributed::ExitCode::kBadData);
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Weights, RoundTrip) {
+  for (const auto dtype : {at::kFloat, at::kDouble}) {
+    const TemporaryFolder folder;
+    const auto source = parameters(dtype, 1);
+    const std::vector<batch::FeatureMoments> fitted{moments(4), moments(2)};
+    const auto index = classes({"hap", "neu", "s\"ad\u00e9"});
+    const auto metadata = weights_metadata("name", 120, index);
+    EXPECT_EQ(metadata.at("step"), "120");
+    const std::string first = write_weights(folder / "w.safetensors", source, fitted, {"audio", "vision"}, metadata);
+    EXPECT_EQ(first, write_weights(folder / "again.safetensors", source, fitted, {"audio", "vision"}, {}));
+    EXPECT_NE(first, write_weights(folder / "other.safetensors", parameters(dtype, 2), fitted, {"audio", "vision"}, metadata));
+
+    const auto read = read_weights(folder / "w.safetensors", {{"audio", "vision"}, {4, 2}, 3});
+    EXPECT_EQ(read.metadata, metadata);
+    ASSERT_EQ(read.moments.size(), 2u);
+    for (int m = 0; m < 2; ++m) {
+      EXPECT_TRUE(read.moments[m].mean.equal(fitted[m].mean));
+      EXPECT_TRUE(read.moments[m].standard_deviation.equal(fitted[m].standard_deviation));
+    }
+    auto target = parameters(dtype, 3);
+    target.load(read.parameters, "w");
+    EXPECT_TRUE(target.values().equal(source.values()));
+    EXPECT_NO_THROW(require_same_classes(read, index, "w"));
+  }
+}
+
+TEST(Weights, OfAnotherOrderOfModalities) {
+  const TemporaryFolder folder;
+  const std::vector<batch::FeatureMoments> fitted{moments(4), moments(2)};
+  write_weights(folder / "w", parameters(at::kFloat, 1), fitted, {"audio", "vision"}, {});
+  const auto read = read_weights(folder / "w", {{"vision", "audio"}, {2, 4}, 3});
+  EXPECT_TRUE(read.moments[0].mean.equal(fitted[1].mean));
+}
+
+TEST(Weights, MomentsThatDoNotFitAreRefused) {
+  const TemporaryFolder folder;
+  write_weights(folder / "w", parameters(at::kFloat, 1), {moments(4), moments(2)}, {"audio", "vision"}, {});
+  EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "text"}, {4, 2}, 3}); }),
+              ::testing::AllOf(HasSubstr("\"text\""), HasSubstr("missing")));
+  EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "vision"}, {4, 3}, 3}); }),
+              ::testing::AllOf(HasSubstr("\"vision\""), HasSubstr("another shape")));
+}
+
+TEST(Weights, WithoutMoments) {
+  const TemporaryFolder folder;
+  write_weights(folder / "w", parameters(at::kFloat, 1), {}, {"audio", "vision"}, {});
+  const auto read = read_weights(folder / "w", {{"audio", "vision"}, {4, 2}, 3});
+  EXPECT_TRUE(read.moments.empty());
+  EXPECT_EQ(read.parameters.size(), 3u);
+  EXPECT_NO_THROW(require_same_classes(read, classes({"a", "b"}), "w"));
+}
+
+TEST(Weights, OfOtherClassesAreRefused) {
+  Weights weights;
+  weights.metadata = weights_metadata("e", 1, classes({"hap", "sad"}));
+  EXPECT_THAT(error_of([&] { require_same_classes(weights, classes({"sad", "hap"}), "w.safetensors"); }), HasSubstr("w.safetensors"));
+  EXPECT_NE(error_of([&] { require_same_classes(weights, classes({"hap", "sad", "ang"}), "w"); }), "no error");
+}
+
+}  // namespace
+}  // namespace muster::training
