@@ -182,7 +182,7 @@ class FileContainer : public Container {
 
 std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options) {
   const std::unique_lock<std::mutex> lock(hdf5::library_mutex());
-  hdf5::silence();
+  hdf5::prepare_library();
   Problems problems;
   hdf5::File file;
   ContainerIndex contents;

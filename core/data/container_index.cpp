@@ -291,7 +291,7 @@ ContainerIndex read_container_index(const hdf5::File& file, const std::string& p
 
 std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options) {
   const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
-  hdf5::silence();
+  hdf5::prepare_library();
   Problems problems;
   problems.attempt([&] {
     const hdf5::File file = hdf5::open_file(path);

@@ -196,7 +196,13 @@ std::mutex& library_mutex() {
   return mutex;
 }
 
-void silence() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+void prepare_library() {
+  // After a failed write (full disk) HDF5 1.10 cannot close its file, and its clean-up at exit crashes. Nothing needs that
+  // clean-up: whoever opens a file here closes it.
+  static const herr_t once = H5dont_atexit();
+  static_cast<void>(once);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
 
 std::string reason() {
   std::string text;

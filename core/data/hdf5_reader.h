@@ -46,8 +46,8 @@ class Handle {
   Close close_ = nullptr;
 };
 
-// Turns off HDF5's own printing; call before other HDF5 functions.
-void silence();
+// Turns off HDF5's own printing and its clean-up at exit; call before other HDF5 functions.
+void prepare_library();
 
 // Innermost description on HDF5's error stack, as " (...)", or "". Call right after the failed function.
 std::string reason();

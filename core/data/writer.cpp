@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <hdf5.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -75,9 +76,26 @@ class TemporaryFile {
   bool committed_ = false;
 };
 
+// A process that goes past a limit on the size of files (ulimit -f) is killed by a signal, half-made file and all.
+void check_size_limit(const std::string& path, const DatasetIndex& index) {
+  struct rlimit limit {};
+  if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  uint64_t bytes = uint64_t{1} << 20;  // of headers
+  for (const Modality& modality : index.modalities)
+    bytes += static_cast<uint64_t>(modality.offsets.back() * modality.dim) * 4;
+  bytes += static_cast<uint64_t>(index.size()) * (8 * index.modalities.size() + 200);
+  for (const auto* strings : {&index.ids, &index.groups, &index.splits}) {
+    for (const std::string& text : *strings) bytes += text.size();
+  }
+  if (limit.rlim_cur < bytes)
+    fail(path, "it needs about " + std::to_string(bytes) + " bytes, but the limit on file size (ulimit -f) is " +
+                   std::to_string(limit.rlim_cur));
+}
+
 // Writes everything but the frames, whose place it reserves.
 class StructureWriter {
  public:
+  // `temporary`: the file to write; `path` is for messages.
   StructureWriter(const std::string& path, const std::string& temporary) : path_(path) {
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), &H5Pclose);
     H5Pset_fapl_sec2(access.get());
@@ -198,12 +216,13 @@ class StructureWriter {
 }  // namespace
 
 void write_container(const std::string& path, const Dataset& dataset) {
-  TemporaryFile file(path);
   const DatasetIndex& index = dataset.index();
+  check_size_limit(path, index);
+  TemporaryFile file(path);
   std::vector<int64_t> addresses;
   {
     const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
-    hdf5::silence();
+    hdf5::prepare_library();
     addresses = StructureWriter(path, file.name()).write(index);
   }
   // Frames go past HDF5, which recovers badly from a full disk.

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-MUSTER = os.path.join(os.environ["MUSTER_BUILD_DIR"], "muster")
+MUSTER = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "data_probe")  # `muster data` without its start-up time
 BAD_DATA, IO = 65, 74
 TEXT = h5py.string_dtype("utf-8")
 LENGTHS = {"audio": [3, 1, 0, 4, 2, 5], "vision": [2, 2, 2, 0, 1, 3]}
@@ -496,3 +496,25 @@ def test_synthetic_regression_needs_all_modalities(path):
 def test_synth_where_nothing_can_be_written(tmp_path):
     answer = muster("synth", "--kind", "regression", "--samples", 5, "-o", tmp_path / "none" / "d.h5")
     assert answer.returncode == IO and "none/d.h5" in answer.stderr
+
+
+def test_synth_beyond_the_limit_on_file_size(tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
+    answer = subprocess.run([MUSTER, "data", "synth", "--kind", "regression", "--samples", "600", "-o", str(tmp_path / "d.h5")],
+                            capture_output=True, text=True, timeout=60, preexec_fn=limit)
+    assert answer.returncode == IO and "d.h5" in answer.stderr and "ulimit -f" in answer.stderr, answer
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kib", [4, 8, 16, 32, 64, 100, 500])
+def test_synth_on_a_full_disk(tmp_path, kib):
+    """A small file system of its own, full within the structure or within the frames."""
+    script = """mount -t tmpfs -o size=$1k tmpfs "$2" || exit 99
+        "$3" data synth --kind regression --samples 600 -o "$2/d.h5"; code=$?; ls -A "$2"; exit $code"""
+    answer = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", str(kib), str(tmp_path), MUSTER], capture_output=True, text=True,
+                            timeout=60)
+    if answer.returncode in (1, 99) and "muster" not in answer.stderr:
+        pytest.skip("this machine lets nobody mount a small file system: " + answer.stderr.strip())
+    assert answer.returncode == IO and answer.stdout == "", answer
+    assert "d.h5" in answer.stderr and "No space left" in answer.stderr, answer

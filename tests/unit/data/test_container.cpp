@@ -205,7 +205,7 @@ TEST(Writer, LeavesNothingBehindWhenItFails) {
     }
     return ExitCode::kDone;
   };
-  for (const rlim_t bytes : {65536, 0}) {  // with room for a part of the structure, and for nothing
+  for (const rlim_t bytes : {65536, 0}) {
     FileSizeLimit limit;
     limit.set(bytes);
     EXPECT_EQ(code_of(data), ExitCode::kIo) << bytes;

@@ -114,6 +114,20 @@ TEST(Split, ValidationByGroupTakesWholeGroups) {
   EXPECT_NEAR(static_cast<double>(split.valid.size()), 0.2 * 400, 7);
 }
 
+TEST(Split, ValidationShareIsOfTheOtherGroups) {
+  std::vector<std::string> groups(100, "a");
+  for (const char* name : {"b", "c", "d"}) groups.insert(groups.end(), 10, name);
+  SplitOptions options;
+  options.kind = SplitKind::kLeaveOneGroupOut;
+  options.validation_share = 0.3;
+  options.validation_by_group = true;
+  for (options.seed = 1; options.seed < 10; ++options.seed) {
+    const Split split = make_split(grouped(groups), options);
+    EXPECT_EQ(split.test.size(), 100u);
+    EXPECT_EQ(split.valid.size(), 10u) << options.seed;
+  }
+}
+
 TEST(Split, KFoldDealsLargestGroupsFirst) {
   // Sizes: a 1, b 4, c 2, d 3. Two folds: b | d, then c joins d?  4 | 3 -> c to the second (5), a to the first (5).
   const DatasetIndex index = grouped({"a", "b", "b", "b", "b", "c", "c", "d", "d", "d"});

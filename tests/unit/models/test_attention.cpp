@@ -45,6 +45,8 @@ struct Case {
   int64_t heads, dim;
 };
 
+void PrintTo(const Case& c, std::ostream* out) { *out << c.heads << " heads, dim " << c.dim; }
+
 class Attention : public ::testing::TestWithParam<Case> {};
 
 TEST_P(Attention, EqualsScaledDotProductAttention) {

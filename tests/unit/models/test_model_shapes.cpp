@@ -107,7 +107,7 @@ TEST(FoalNetShapes, OfTheAdapter) {
   EXPECT_LT(normal_distance(model.parameters()["adapter.audio.input.weight"].detach(), 0.02), 1);
 }
 
-TEST(FoalNetStart, IsTheOfficialClasss) {
+TEST(FoalNetStart, IsThatOfTheAuthors) {
   const auto model = foal_net();
   for (const auto& [name, value] : model.parameters().state()) {
     if (name == "avel.temperature") EXPECT_NEAR(value.item<double>(), 2.6592600, 1e-6);
