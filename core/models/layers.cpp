@@ -11,7 +11,10 @@ at::Tensor layer_norm(const Parameters& parameters, const std::string& name, con
   return at::layer_norm(x.to(parameters.dtype()), {x.size(-1)}, parameters[name + ".weight"], parameters[name + ".bias"], 1e-5);
 }
 
-at::Tensor unit_rows(const at::Tensor& x) { return x / x.norm(2, {1}, true); }
+at::Tensor unit_rows(const at::Tensor& x) {
+  const at::Tensor length = x.norm(2, {1}, true);
+  return x / length.where(length > 0, at::ones_like(length));
+}
 
 at::Tensor index_tensor(const std::vector<int64_t>& indices) { return at::tensor(indices, at::kLong); }
 

@@ -17,7 +17,8 @@ at::Tensor linear(const Parameters& parameters, const std::string& name, const a
 // it in bfloat16).
 at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x);
 
-// Rows scaled to Euclidean length 1, without an epsilon.
+// Rows scaled to Euclidean length 1, without an epsilon. A row of zeros stays one: features that are all zero have no direction, and
+// must not make the whole batch's loss NaN.
 at::Tensor unit_rows(const at::Tensor& x);
 
 // int64 tensor from a vector.

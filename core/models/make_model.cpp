@@ -33,6 +33,9 @@ std::unique_ptr<Model> make_model(const config::Experiment& experiment, const Da
   }
   if (shape.modalities.size() < 2)
     throw Error(ExitCode::kBadConfig, "data.modalities: MIAR relates modalities to each other and needs at least two");
+  for (const auto& name : shape.modalities)
+    if (name == "joint")
+      throw Error(ExitCode::kBadConfig, "data.modalities: MIAR calls its own fourth stream \"joint\": give the modality another name");
   return std::make_unique<Miar>(experiment.miar(), Miar::Sizes{shape.modalities, shape.dims, shape.outputs}, decay, dtype,
                                 experiment.seed());
 }

@@ -24,8 +24,8 @@ inline std::array<uint32_t, 4> philox4x32(uint64_t seed, std::array<uint32_t, 4>
   return counter;
 }
 
-// The third counter word says what the numbers are for, so that no two uses share any. MEM's negatives (MODELS: counter =
-// column, row, direction, step) use 0 and 1.
+// The third counter word says what the numbers are for, so that no two uses share any. MEM's negatives (counter = column, row,
+// direction, step; docs/models.md) use 0 and 1.
 enum Site : uint32_t {
   kMemNegativeVision = 0,
   kMemNegativeAudio = 1,

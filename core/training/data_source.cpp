@@ -30,7 +30,7 @@ std::string quoted_list(const std::vector<std::string>& names) {
   return text;
 }
 
-std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset, const Where& where) {
+std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset) {
   const auto& index = dataset.index();
   std::vector<std::string> present;
   for (const auto& modality : index.modalities) present.push_back(modality.name);
@@ -46,30 +46,30 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   for (const auto& name : chosen)
     if (index.find_modality(name) < 0) missing += (missing.empty() ? "\"" : ", \"") + name + "\"";
   if (!missing.empty())
-    throw Error(ExitCode::kBadConfig, where("data.modalities") + ": data.modalities: " + dataset.source() + " has no modality " +
+    throw Error(ExitCode::kBadConfig, "data.modalities: " + dataset.source() + " has no modality " +
                                           missing + "; it has " + quoted_list(present));
   if (chosen.size() < 2)
-    throw Error(ExitCode::kBadConfig, where("data.modalities") + ": data.modalities: the model needs at least two modalities; " +
+    throw Error(ExitCode::kBadConfig, "data.modalities: the model needs at least two modalities; " +
                                           dataset.source() + " has " + quoted_list(present) + ": list two or more of them");
   return chosen;
 }
 
-int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset, const Where& where) {
+int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset) {
   const auto& index = dataset.index();
   const std::string model = experiment.has_foal_net() ? "foal_net" : "miar";
   if (index.task == data::Task::kRegression) {
     if (experiment.has_foal_net())
-      throw Error(ExitCode::kBadConfig, where("foal_net") + ": foal_net classifies, but " + dataset.source() +
+      throw Error(ExitCode::kBadConfig, "foal_net: it classifies, but " + dataset.source() +
                                             " is for regression; use miar, or choose class labels with data.target");
     if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
-      throw Error(ExitCode::kBadConfig, where("training.sampling") + ": training.sampling: CLASS_BALANCED needs classes, but " +
+      throw Error(ExitCode::kBadConfig, "training.sampling: CLASS_BALANCED needs classes, but " +
                                             dataset.source() + " is for regression; use SHUFFLE");
     return 1;
   }
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
   const int64_t wanted = experiment.has_foal_net() ? experiment.foal_net().classes() : experiment.miar().classes();
   if (wanted != 0 && wanted != in_file)
-    throw Error(ExitCode::kBadConfig, where(model + ".classes") + ": " + model + ".classes is " + std::to_string(wanted) + ", but " +
+    throw Error(ExitCode::kBadConfig, model + ".classes: it is " + std::to_string(wanted) + ", but " +
                                           dataset.source() + " has " + std::to_string(in_file) + " classes: " +
                                           quoted_list(index.class_names) + "; leave the field out or set it to " +
                                           std::to_string(in_file));
@@ -78,19 +78,19 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
   return in_file;
 }
 
-void require_known_metric(const config::Experiment& experiment, data::Task task, const Where& where) {
+void require_known_metric(const config::Experiment& experiment, data::Task task) {
   const std::string& name = experiment.evaluation().select_by();
   if (name.empty() || name == "loss") return;
   const auto names = metrics::metric_names(task);
   if (std::find(names.begin(), names.end(), name) == names.end())
-    throw Error(ExitCode::kBadConfig, where("evaluation.select_by") + ": evaluation.select_by: \"" + name + "\" is not a metric of this data's task; use " +
+    throw Error(ExitCode::kBadConfig, "evaluation.select_by: \"" + name + "\" is not a metric of this data's task; use " +
                                           quoted_list(names) + " or \"loss\"");
 }
 
 void find_usable(const config::Experiment& experiment, DataSource& source) {
   const auto& index = source.index();
   const size_t needed = experiment.has_foal_net() ? source.modalities.size() : 1;
-  std::string examples;
+  std::string& examples = source.dropped_ids;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     size_t present = 0;
     for (const int64_t m : source.modalities) present += index.modalities[m].length(sample) > 0;
@@ -111,16 +111,16 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
 
 }  // namespace
 
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, const Where& where) {
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required) {
   DataSource source;
   source.dataset = open_dataset(experiment.data(), path, labels_required);
-  for (const auto& name : choose_modalities(experiment, *source.dataset, where)) {
+  for (const auto& name : choose_modalities(experiment, *source.dataset)) {
     source.modalities.push_back(source.index().find_modality(name));
     source.shape.modalities.push_back(name);
     source.shape.dims.push_back(source.index().modalities[source.modalities.back()].dim);
   }
-  source.shape.outputs = choose_outputs(experiment, *source.dataset, where);
-  require_known_metric(experiment, source.index().task, where);
+  source.shape.outputs = choose_outputs(experiment, *source.dataset);
+  require_known_metric(experiment, source.index().task);
   find_usable(experiment, source);
   return source;
 }

@@ -14,9 +14,6 @@
 
 namespace muster::training {
 
-// Where a config field was set, for messages: "file:line", "--set ..." or "default".
-using Where = std::function<std::string(const std::string& field_path)>;
-
 // The data of an experiment, opened and checked against it.
 struct DataSource {
   std::unique_ptr<data::Dataset> dataset;
@@ -24,14 +21,15 @@ struct DataSource {
   models::DataShape shape;
   std::vector<int64_t> usable;      // samples the model can use, in dataset order
   int64_t dropped = 0;              // the others
+  std::string dropped_ids;          // the first ten of them
 
   const data::DatasetIndex& index() const { return dataset->index(); }
 };
 
 // Opens the experiment's data (or, if `path` is not empty, that file in its place). Every rank opens its own. Throws Error(kBadConfig)
-// when the experiment does not fit the data (unknown modality, class count, task), naming the field by `where`; Error(kBadData)
+// when the experiment does not fit the data (unknown modality, class count, task), its message beginning with the field's path and a colon; Error(kBadData)
 // when the file is not valid or a sample lacks a modality that the model needs and data.missing_modality is ERROR.
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, const Where& where);
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required);
 
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);

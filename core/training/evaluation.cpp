@@ -32,6 +32,20 @@ void add_metrics(Evaluation& evaluation, const data::DatasetIndex& index) {
   evaluation.confusion = result.confusion;
 }
 
+// The gathered outputs are the same on every rank, so all of them throw.
+void require_finite_outputs(const Predictions& predictions, const data::DatasetIndex& index) {
+  const at::Tensor finite = predictions.outputs.isfinite().all(1);
+  if (finite.all().item<bool>()) return;
+  std::string ids;
+  int64_t count = 0;
+  for (int64_t i = 0; i < finite.size(0); ++i)
+    if (!finite[i].item<bool>() && ++count <= 10) ids += (count > 1 ? ", " : "") + index.ids[predictions.samples[i]];
+  throw distributed::SharedError(distributed::ExitCode::kInternal,
+                                 "the model's outputs are not finite for " + std::to_string(count) + " of " +
+                                     std::to_string(finite.size(0)) + " samples (" + ids + (count > 10 ? ", ..." : "") +
+                                     "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
+}
+
 std::string csv_field(const std::string& text) {
   if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
   std::string quoted = "\"";
@@ -81,6 +95,7 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
     for (size_t i = 0; i < outcome.terms.size(); ++i) evaluation.terms[i].second += share * outcome.terms[i].second;
   }
   evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kDouble).contiguous();
+  require_finite_outputs(evaluation.predictions, reader.dataset().index());
   if (with_losses && total > 0) add_metrics(evaluation, reader.dataset().index());
   return evaluation;
 }

@@ -30,7 +30,7 @@ struct Evaluation {
 };
 
 // Evaluates `samples` in global batches of batch_size, each sample exactly once, ranks sharing each batch. The same on every rank.
-// Without labels (with_losses false) only predictions are filled. Collective.
+// Without labels (with_losses false) only predictions are filled. Throws SharedError(kInternal) when an output is not finite. Collective.
 Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::Communicator& communicator,
                     const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses);
 

@@ -16,6 +16,13 @@ std::vector<int64_t> select_samples(const config::Experiment& experiment, const 
   return samples;
 }
 
+void require_same_data(const data::Dataset& dataset, const std::string& expected) {
+  if (dataset.content_hash() == expected) return;
+  throw distributed::Error(distributed::ExitCode::kBadData,
+                           dataset.source() + " is not the data that the run was trained on (its SHA-256 differs from the one in "
+                                              "environment.json). To evaluate on it all the same, name it with --data");
+}
+
 }  // namespace
 
 Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& communicator) {
@@ -25,7 +32,8 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   Weights weights;
   std::unique_ptr<models::Model> model;
   distributed::together(communicator, [&] {
-    inference.source = open_data(experiment, options.data, options.needs_labels, [](const std::string& path) { return path; });
+    inference.source = open_data(experiment, options.data, options.needs_labels);
+    if (communicator.rank() == 0 && !options.expected_hash.empty()) require_same_data(*inference.source.dataset, options.expected_hash);
     samples = select_samples(experiment, inference.source, options.split);
     weights = read_weights(options.weights, inference.source.shape);
     if (inference.source.index().task == data::Task::kClassification) require_same_classes(weights, inference.source.index(), options.weights);

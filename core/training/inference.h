@@ -13,6 +13,7 @@ struct InferenceOptions {
   std::string weights;      // safetensors file
   std::string data;         // dataset in place of the experiment's; empty: the experiment's
   std::string split;        // "train", "valid", "test" by the experiment's split, or "all"
+  std::string expected_hash; // SHA-256 that the data must have; empty: any
   bool needs_labels = true; // true: metrics and losses; false: predictions, whether there are labels or not
 };
 

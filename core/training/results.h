@@ -7,6 +7,9 @@
 
 namespace muster::training {
 
+// To be said wherever results of MIAR are reported.
+constexpr const char* kMiarNote = "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
+
 // Non-finite numbers become null.
 nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values);
 

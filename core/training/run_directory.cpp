@@ -43,6 +43,8 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
     fs::create_directories(building / "weights");
     checkpoints::write_file_atomically((building / "config.txtpb").string(), config_text);
     checkpoints::write_file_atomically((building / "environment.json").string(), environment.dump(2) + "\n");
+    metrics_ = std::fopen((building / "metrics.jsonl").c_str(), "ae");
+    if (!metrics_) fail((building / "metrics.jsonl").string(), "cannot open", std::strerror(errno));
     fs::rename(building, final_path);
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
@@ -51,8 +53,6 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
     fs::remove_all(building, error);
     throw;
   }
-  metrics_ = std::fopen(file("metrics.jsonl").c_str(), "ae");
-  if (!metrics_) fail(file("metrics.jsonl"), "cannot open", std::strerror(errno));
 }
 
 RunDirectory::~RunDirectory() {

@@ -64,10 +64,11 @@ class Trainer {
   bool is_main() const { return communicator_.rank() == 0; }
   void prepare();
   std::string summary() const;
+  void init_from_file();
+  std::optional<double> temperature_value() const;
   void start_run_directory();
   void train_loop();
-  // False: the step was skipped.
-  bool train_step(const std::vector<int64_t>& samples, int64_t epoch);
+  void train_step(const std::vector<int64_t>& samples, int64_t epoch);
   void handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, double loss, double gradient_norm);
   void validate(int64_t epoch);
   void finish();
@@ -113,8 +114,8 @@ void Trainer::prepare() {
   threads_ = set_threads(static_cast<int>(config_.training().threads()), communicator_);
   distributed::together(communicator_, [&] {
     if (is_main() && !options_.dry_run) require_new_run_directory(options_.run_directory);
-    data_ = open_data(config_, "", true, [&](const std::string& path) { return config::where(loaded_, path); });
     with_places(loaded_, [&] {
+      data_ = open_data(config_, "", true);
       split_ = split_data(config_, data_, true);
       model_ = models::make_model(config_, data_.shape);
     });
@@ -129,8 +130,7 @@ void Trainer::prepare() {
   if (config_.data().standardize()) moments_ = fit_moments(data_, split_.train, communicator_);
 
   distributed::together(communicator_, [&] {
-    if (!options_.init_from.empty())
-      model_->parameters().load(read_weights(options_.init_from, data_.shape).parameters, options_.init_from);
+    if (!options_.init_from.empty()) init_from_file();
   });
   reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype());
   const auto& optimizer = config_.optimizer();
@@ -165,6 +165,24 @@ std::string Trainer::summary() const {
             std::to_string(cores) + " train ... (the same model, sooner)";
   for (const auto& note : loaded_.notes) text += "\nnote: " + note;
   return text;
+}
+
+void Trainer::init_from_file() {
+  const Weights weights = read_weights(options_.init_from, data_.shape);
+  if (data_.index().task == data::Task::kClassification) require_same_classes(weights, data_.index(), options_.init_from);
+  if (weights.moments.empty() == config_.data().standardize())
+    throw distributed::Error(ExitCode::kBadData, options_.init_from + ": these weights were trained " +
+                                                     (weights.moments.empty() ? "without" : "with") +
+                                                     " data.standardize, this experiment is the other way; the weights would see features "
+                                                     "of another scale");
+  model_->parameters().load(weights.parameters, options_.init_from);
+}
+
+// Foal-Net's learnt temperature, where it has one.
+std::optional<double> Trainer::temperature_value() const {
+  for (const auto& spec : model_->parameters().specs())
+    if (spec.name == "avel.temperature") return model_->parameters()[spec.name].item<double>();
+  return std::nullopt;
 }
 
 void Trainer::start_run_directory() {
@@ -203,7 +221,7 @@ void Trainer::handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, doub
                                          std::to_string(config_.training().max_skipped_in_a_row()) + "); the last was " + head + ":\n" + found);
 }
 
-bool Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
+void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
   const auto begin = Clock::now();
   const GlobalBatchPlan plan(samples, config_.training().microbatches(), communicator_.rank(), communicator_.size());
   const auto outcome = step_->train(plan, config_.seed(), static_cast<uint32_t>(steps_done_));
@@ -213,7 +231,7 @@ bool Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
   if (!std::isfinite(outcome.loss) || !std::isfinite(norm)) {
     handle_non_finite(plan, epoch, outcome.loss, norm);
     ++steps_done_;
-    return false;
+    return;
   }
   skipped_in_a_row_ = 0;
   optim::clip_gradients(parameters, norm, config_.optimizer().clip_norm());
@@ -231,9 +249,9 @@ bool Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
     row["learning_rate"] = rate;
     row["gradient_norm"] = norm;
     row["samples_per_second"] = speed;
+    if (const auto temperature = temperature_value()) row["temperature"] = *temperature;
     directory_->append_metrics(row);
   }
-  return true;
 }
 
 void Trainer::validate(int64_t epoch) {
@@ -328,6 +346,7 @@ void Trainer::finish() {
   if (split_.valid.empty()) result["best"]["selected_by"] = "last step (there is no validation split)";
   result["last"] = {{"step", steps_done_}, {"fingerprint", last_fingerprint}};
   result["stopped_early"] = stopped_early_;
+  if (config_.has_miar()) result["model_note"] = kMiarNote;
   result["skipped_steps"] = skipped_steps_;
   result["parameters"] = parameters.count();
   result["world_size"] = communicator_.size();
@@ -344,6 +363,9 @@ void Trainer::finish() {
     std::printf("floor: what predicting the training %s scores\n",
                 data_.index().task == data::Task::kRegression ? "median for every sample" : "majority class for every sample");
   if (!columns.empty()) warn_if_nothing_learnt(columns[columns.size() - 2], columns.back());
+  if (config_.has_miar()) std::printf("%s\n", kMiarNote);
+  if (const auto temperature = temperature_value(); temperature && *temperature <= 0)
+    std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n", *temperature);
   std::printf("run directory: %s\n", options_.run_directory.c_str());
 }
 

@@ -35,6 +35,20 @@ std::string read_text(const std::string& path) {
   return text.str();
 }
 
+std::string hash_of_run(const std::string& run_directory) {
+  const std::string path = run_directory + "/environment.json";
+  const auto environment = nlohmann::json::parse(read_text(path), nullptr, false);
+  const auto hash = nlohmann::json::json_pointer("/data/sha256");
+  if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
+    throw Error(ExitCode::kBadData, path + ": has no data.sha256; is this the directory of a muster run?");
+  return environment[hash];
+}
+
+void print_dropped(const training::DataSource& source) {
+  if (source.dropped > 0)
+    std::fprintf(stderr, "left out %ld samples that lack a modality the model needs: %s\n", source.dropped, source.dropped_ids.c_str());
+}
+
 void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
     const std::string config_path = arguments.run_directory + "/config.txtpb";
@@ -44,8 +58,11 @@ void run(const Arguments& arguments) {
     options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
     options.data = arguments.data;
     options.split = arguments.split;
+    // Another file is another question; the run's own must be what it was.
+    if (arguments.data.empty()) distributed::together(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
+    print_dropped(inference.source);
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
       checkpoints::write_file_atomically(arguments.output, training::predictions_csv(inference.source.index(), evaluation.predictions));
@@ -56,6 +73,7 @@ void run(const Arguments& arguments) {
     std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(), arguments.split.c_str(),
                 evaluation.predictions.samples.size(), evaluation.loss,
                 training::results_table({{arguments.split, evaluation.metrics}}).c_str());
+    if (experiment.has_miar()) std::printf("\n%s\n", training::kMiarNote);
     if (!evaluation.confusion.empty())
       std::printf("\n%s", training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
   });
@@ -89,9 +107,14 @@ void add_predict_command(CLI::App& parent) {
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
       distributed::together(communicator, [&] { loaded = config::load_experiment(arguments->config, {}); });
-      training::InferenceOptions options{arguments->weights, arguments->data, "all", false};
+      training::InferenceOptions options;
+      options.weights = arguments->weights;
+      options.data = arguments->data;
+      options.split = "all";
+      options.needs_labels = false;
       const auto inference = training::infer(loaded.experiment, options, communicator);
       if (communicator.rank() != 0) return;
+      print_dropped(inference.source);
       checkpoints::write_file_atomically(arguments->output,
                                          training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
       std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(), inference.evaluation.predictions.samples.size());

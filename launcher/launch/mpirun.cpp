@@ -44,6 +44,10 @@ extern "C" void pass_on(int signal) {
   if (child_process > 0) kill(static_cast<pid_t>(child_process), signal);
 }
 
+extern "C" void pass_on_interrupt(int signal, siginfo_t* info, void*) {
+  if (info->si_code <= 0) pass_on(signal);
+}
+
 // Runs `words` as a child and returns its exit code; 128 + signal when it was killed.
 int run(const std::vector<std::string>& words) {
   std::vector<char*> arguments;
@@ -60,8 +64,10 @@ int run(const std::vector<std::string>& words) {
   struct sigaction action = {};
   action.sa_handler = pass_on;
   for (const int signal : {SIGTERM, SIGUSR1, SIGUSR2, SIGHUP}) sigaction(signal, &action, nullptr);
-  // The terminal sends Ctrl-C to mpirun itself; this process only has to stay until the job has ended.
-  std::signal(SIGINT, SIG_IGN);
+  // The terminal sends Ctrl-C to mpirun itself; an interrupt that somebody else sends to this process alone must be passed on.
+  action.sa_sigaction = pass_on_interrupt;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGINT, &action, nullptr);
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
@@ -92,7 +98,9 @@ void launch(const LaunchOptions& options) {
                                   "that is usually fine: add --allow-run-as-root (muster launch -n " +
                                       std::to_string(ranks) + " --allow-run-as-root " + options.command[0] + " ...); otherwise run as an ordinary user.");
 
-  std::vector<std::string> words{mpirun, "-n", std::to_string(ranks)};
+  // Hardware threads are what this program counts as cores, so mpirun must too. No binding: mpirun's default would put every job of
+  // this machine on the same first cores.
+  std::vector<std::string> words{mpirun, "-n", std::to_string(ranks), "--use-hwthread-cpus", "--bind-to", "none"};
   if (options.oversubscribe) words.push_back("--oversubscribe");
   if (options.allow_run_as_root) words.push_back("--allow-run-as-root");
   words.push_back(fs::read_symlink("/proc/self/exe").string());

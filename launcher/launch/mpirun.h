@@ -23,7 +23,7 @@ class LaunchedJobFailed : public distributed::Error {
 };
 
 // Starts `muster <command>` on several ranks of this machine, gives them this process's standard streams, passes on
-// signals, and throws LaunchedJobFailed unless it ends with 0. Never sets an option of mpirun that the user did not ask for. Throws Error(kUsage) where
+// signals, and throws LaunchedJobFailed unless it ends with 0. Sets no option of mpirun that overrides one of its safeguards. Throws Error(kUsage) where
 // mpirun is missing or would refuse (root, too few cores), naming the flag that a user may add.
 void launch(const LaunchOptions& options);
 

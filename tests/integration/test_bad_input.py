@@ -46,7 +46,7 @@ def both(*cases):
     ("syntax", FOAL + DATA + "training { batch_size: 8 \n", ["experiment.txtpb:5: ", "never closed"]),
     ("unknown-modality", FOAL + 'data { path: "data.h5" modalities: "audio" modalities: "video" }\n' + SHORT,
      ["experiment.txtpb:4: ", 'no modality "video"', '"audio", "vision"']),
-    ("class-count", FOAL.replace("}", "classes: 5 }") + DATA + SHORT, ["experiment.txtpb:3: ", "foal_net.classes is 5", "3 classes"]),
+    ("class-count", FOAL.replace("}", "classes: 5 }") + DATA + SHORT, ["experiment.txtpb:3: ", "foal_net.classes: it is 5", "3 classes"]),
     ("batch-0", FOAL + DATA + "training { batch_size: 0 }\n", ["experiment.txtpb:5: ", "training.batch_size"]),
     ("negative-rate", FOAL + DATA + "optimizer { learning_rate: -0.1 }\n", ["experiment.txtpb:5: ", "optimizer.learning_rate"]),
     ("foal-net-on-regression", FOAL + DATA + SHORT, ["experiment.txtpb:3: ", "is for regression; use miar"]),

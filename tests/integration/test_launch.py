@@ -31,7 +31,7 @@ def test_launch_trains_on_ranks(config, tmp_path):
 def test_dry_run_prints_the_command(config, tmp_path):
     words = ["train", config, "--run-dir", tmp_path / "it's mine"]
     line = mp.muster("launch", "-n", 3, "--oversubscribe", "--allow-run-as-root", "--dry-run", *words).stdout
-    assert shlex.split(line) == [shutil.which("mpirun"), "-n", "3", "--oversubscribe", "--allow-run-as-root",
+    assert shlex.split(line) == [shutil.which("mpirun"), "-n", "3", "--use-hwthread-cpus", "--bind-to", "none", "--oversubscribe", "--allow-run-as-root",
                                  os.path.realpath(mp.built("muster")), *map(str, words)]
     assert list(tmp_path.iterdir()) == [config]
 

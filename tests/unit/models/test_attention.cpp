@@ -73,7 +73,7 @@ TEST_P(Attention, EqualsScaledDotProductAttention) {
   (attention(query_f, key_value, q, c, heads) * at::ones_like(cotangent)).sum().backward();
   EXPECT_EQ(difference(query_e.grad(), query_f.grad()), 0);
 
-  for (const auto [dtype, tolerance] : {std::pair{at::kFloat, 2e-5}, std::pair{at::kBFloat16, 0.1}}) {
+  for (const auto& [dtype, tolerance] : {std::pair{at::kFloat, 2e-5}, std::pair{at::kBFloat16, 0.1}}) {
     const at::Tensor query_c = leaf(query.to(dtype)), key_value_c = leaf(key_value.to(dtype));
     const at::Tensor output = attention(query_c, key_value_c, q, c, heads);
     EXPECT_EQ(output.scalar_type(), dtype);
