@@ -2,7 +2,8 @@
 # even when no CUDA source is compiled, and defines a dummy protobuf target.
 #
 # In:  MUSTER_PYTHON  interpreter whose site-packages hold torch (default: the project's .venv)
-# Out: target muster_libtorch (headers, libc10, libtorch_cpu, with MUSTER_CUDA also libtorch_cuda); MUSTER_TORCH_DIR
+# Out: target muster_libtorch (headers, libc10, libtorch_cpu, with MUSTER_CUDA also libtorch_cuda); MUSTER_TORCH_DIR;
+#      with MUSTER_CUDA also muster_nccl
 
 set(MUSTER_PYTHON "${CMAKE_SOURCE_DIR}/.venv/bin/python" CACHE FILEPATH "Python interpreter that has torch installed")
 execute_process(
@@ -48,3 +49,12 @@ foreach(library ${torch_libraries})
   target_link_libraries(muster_libtorch INTERFACE
     "-Wl,--no-as-needed,${MUSTER_TORCH_DIR}/lib/lib${library}.so,--as-needed")
 endforeach()
+
+if(MUSTER_CUDA)
+  # The wheel's NCCL, which libtorch_cuda loads as well: a second one would keep a state of its own.
+  get_filename_component(nccl_wheel "${MUSTER_TORCH_DIR}/../nvidia/nccl" ABSOLUTE)
+  add_library(muster_nccl INTERFACE)
+  target_include_directories(muster_nccl SYSTEM INTERFACE "${nccl_wheel}/include")
+  target_link_libraries(muster_nccl INTERFACE "${nccl_wheel}/lib/libnccl.so.2")
+  target_link_options(muster_nccl INTERFACE "LINKER:-rpath,${nccl_wheel}/lib")
+endif()

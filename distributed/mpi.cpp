@@ -3,93 +3,74 @@
 // Open MPI 4's header otherwise brings in the removed C++ bindings and needs their library.
 #define OMPI_SKIP_MPICXX 1
 #include <mpi.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <numeric>
+
+#include "distributed/checked_communicator.h"
 
 namespace muster::distributed {
 namespace {
 
-// Counts of one MPI call are int: larger tensors go in pieces.
-constexpr int64_t kLargestCount = int64_t{1} << 28;
+using Clock = std::chrono::steady_clock;
+
+// Tests of the requests before the core is offered to others: a peer that runs comes within microseconds; with more ranks than
+// cores it may be waiting for this very core.
+constexpr int kSpins = 200;
+
+void check(int status, const char* function) {
+  if (status == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(status, text, &length);
+  throw Error(ExitCode::kPeerFailed, std::string(function) + " failed: " + std::string(text, length) +
+                                         ". Another rank or the network has failed; see its log.");
+}
 
 MPI_Datatype mpi_type(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return MPI_FLOAT;
-    case at::kDouble: return MPI_DOUBLE;
-    case at::kLong: return MPI_INT64_T;
-    default:
-      throw Error(ExitCode::kInternal, std::string("collectives take float32, float64 and int64 tensors, not ") +
-                                           c10::toString(tensor.scalar_type()));
-  }
+  return tensor.scalar_type() == at::kFloat ? MPI_FLOAT : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE : MPI_INT64_T;
 }
 
-void require_plain(const at::Tensor& tensor) {
-  if (!tensor.is_contiguous() || !tensor.device().is_cpu())
-    throw Error(ExitCode::kInternal, "MPI collectives take contiguous tensors on the CPU");
-}
-
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public CheckedCommunicator {
  public:
-  MpiCommunicator() {
-    MPI_Init(nullptr, nullptr);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
-    MPI_Comm_size(MPI_COMM_WORLD, &size_);
-    MPI_Comm node;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node);
-    MPI_Comm_size(node, &local_size_);
-    MPI_Comm_free(&node);
-  }
-  ~MpiCommunicator() override { MPI_Finalize(); }
-
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
-  int local_size() const override { return local_size_; }
-
-  void all_reduce_sum(at::Tensor tensor) override {
-    require_plain(tensor);
-    const MPI_Datatype type = mpi_type(tensor);
-    char* data = static_cast<char*>(tensor.data_ptr());
-    for (int64_t done = 0; done < tensor.numel(); done += kLargestCount) {
-      const int count = static_cast<int>(std::min(kLargestCount, tensor.numel() - done));
-      MPI_Allreduce(MPI_IN_PLACE, data + done * tensor.element_size(), count, type, MPI_SUM, MPI_COMM_WORLD);
+  // Takes over `comm`. Collective over it.
+  MpiCommunicator(MPI_Comm comm, RankNames names, int rank, bool is_world, int64_t largest_bytes)
+      : CheckedCommunicator(std::move(names), rank), comm_(comm), is_world_(is_world), largest_bytes_(largest_bytes), calls_(size()) {
+    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+    check(MPI_Comm_dup(comm_, &calls_comm_), "MPI_Comm_dup");
+    MPI_Comm machine;
+    check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine), "MPI_Comm_split_type");
+    MPI_Comm_rank(machine, &local_rank_);
+    MPI_Comm_size(machine, &local_size_);
+    MPI_Comm_free(&machine);
+    // Receives first; each rank begins with the one after it, so that not all start with rank 0.
+    for (int step = 1; step < size(); ++step) {
+      const int peer = (rank + step) % size();
+      check(MPI_Recv_init(&calls_[peer], sizeof(CollectiveCall), MPI_BYTE, peer, 0, calls_comm_, &requests_.emplace_back()),
+            "MPI_Recv_init");
     }
+    for (int step = 1; step < size(); ++step)
+      check(MPI_Send_init(&calls_[rank], sizeof(CollectiveCall), MPI_BYTE, (rank + step) % size(), 0, calls_comm_,
+                          &requests_.emplace_back()), "MPI_Send_init");
   }
 
-  at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) override {
-    require_plain(rows);
-    if (static_cast<int>(row_counts.size()) != size_ || rows.size(0) != row_counts[rank_])
-      throw Error(ExitCode::kInternal, "all_gather_rows: row counts do not fit the ranks' rows");
-    auto shape = rows.sizes().vec();
-    shape[0] = std::accumulate(row_counts.begin(), row_counts.end(), int64_t{0});
-    at::Tensor gathered = at::empty(shape, rows.options());
-    int64_t row_size = 1;
-    for (size_t axis = 1; axis < shape.size(); ++axis) row_size *= shape[axis];
-    // One row is one element of a derived type, so counts and displacements stay small.
-    MPI_Datatype row_type;
-    MPI_Type_contiguous(static_cast<int>(row_size), mpi_type(rows), &row_type);
-    MPI_Type_commit(&row_type);
-    std::vector<int> counts(row_counts.begin(), row_counts.end());
-    std::vector<int> starts(size_, 0);
-    for (int r = 1; r < size_; ++r) starts[r] = starts[r - 1] + counts[r - 1];
-    MPI_Allgatherv(rows.data_ptr(), counts[rank_], row_type, gathered.data_ptr(), counts.data(), starts.data(), row_type,
-                   MPI_COMM_WORLD);
-    MPI_Type_free(&row_type);
-    return gathered;
+  ~MpiCommunicator() override {
+    if (rank_is_missing_ && is_world_) abort(ExitCode::kPeerFailed);
+    for (size_t i = 0; rank_is_missing_ && i < requests_.size() / 2; ++i) {
+      MPI_Cancel(&requests_[i]);
+      MPI_Wait(&requests_[i], MPI_STATUS_IGNORE);  // returns at once for what was cancelled
+    }
+    for (auto& request : requests_) MPI_Request_free(&request);
+    MPI_Comm_free(&calls_comm_);
+    MPI_Comm_free(&comm_);
+    if (is_world_) MPI_Finalize();
   }
 
-  std::vector<std::string> all_gather_bytes(const std::string& bytes) override {
-    const int size = static_cast<int>(bytes.size());
-    std::vector<int> sizes(size_), starts(size_, 0);
-    MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, MPI_COMM_WORLD);
-    for (int r = 1; r < size_; ++r) starts[r] = starts[r - 1] + sizes[r - 1];
-    std::string all(starts.back() + sizes.back(), '\0');
-    MPI_Allgatherv(bytes.data(), size, MPI_BYTE, all.data(), sizes.data(), starts.data(), MPI_BYTE, MPI_COMM_WORLD);
-    std::vector<std::string> strings(size_);
-    for (int r = 0; r < size_; ++r) strings[r] = all.substr(starts[r], sizes[r]);
-    return strings;
-  }
+  int local_rank() const override { return local_rank_; }
+  int local_size() const override { return local_size_; }
 
   [[noreturn]] void abort(ExitCode code) override {
     std::fflush(nullptr);
@@ -98,14 +79,148 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  int rank_ = 0;
-  int size_ = 1;
+  const std::vector<CollectiveCall>& meet(const CollectiveCall& own) override {
+    calls_[rank()] = own;
+    if (requests_.empty()) return calls_;  // a group of one; MPI_Startall refuses an empty list
+    const int count = static_cast<int>(requests_.size());
+    check(MPI_Startall(count, requests_.data()), "MPI_Startall");
+    Clock::time_point start;
+    for (int64_t tests = 0;; ++tests) {
+      int all = 0;
+      check(MPI_Testall(count, requests_.data(), &all, MPI_STATUSES_IGNORE), "MPI_Testall");
+      if (all) return calls_;
+      if (tests < kSpins) continue;
+      if (tests == kSpins) start = Clock::now();
+      if (tests % 16 == 0 && Clock::now() - start > collective_deadline()) throw_absence(own, Clock::now() - start);
+      sched_yield();
+    }
+  }
+
+  [[noreturn]] void throw_absence(const CollectiveCall& own, std::chrono::duration<double> waited) {
+    rank_is_missing_ = true;
+    std::vector<int> missing;
+    for (int step = 1; step < size(); ++step) {
+      int came = 0;
+      MPI_Request_get_status(requests_[step - 1], &came, MPI_STATUS_IGNORE);
+      if (!came) missing.push_back((rank() + step) % size());
+    }
+    throw Error(ExitCode::kPeerFailed, absence(own, last_completed(), missing, waited.count(), names()));
+  }
+
+  void sum_body(const at::Tensor& tensor) override {
+    char* data = static_cast<char*>(tensor.data_ptr());
+    const int64_t piece = std::max<int64_t>(1, largest_bytes_ / tensor.element_size());
+    for (int64_t done = 0; done < tensor.numel(); done += piece)
+      check(MPI_Allreduce(MPI_IN_PLACE, data + done * tensor.element_size(), static_cast<int>(std::min(piece, tensor.numel() - done)),
+                          mpi_type(tensor), MPI_SUM, comm_), "MPI_Allreduce");
+  }
+
+  void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
+    const int64_t row_bytes = static_cast<int64_t>(gathered.nbytes()) / gathered.size(0);
+    std::vector<int64_t> sizes;
+    for (const int64_t count : counts) sizes.push_back(count * row_bytes);
+    gather(rows.data_ptr(), sizes, static_cast<char*>(gathered.data_ptr()));
+  }
+
+  void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
+                     const at::Tensor& received) override {
+    int64_t row_bytes = rows.element_size();
+    for (int64_t axis = 1; axis < rows.dim(); ++axis) row_bytes *= rows.size(axis);
+    const char* from = static_cast<const char*>(rows.data_ptr());
+    char* to = static_cast<char*>(received.data_ptr());
+    // Point to point, not MPI_Alltoallv: its counts are int, and whether they fit is not known on every rank.
+    std::vector<MPI_Request> requests;
+    const auto in_pieces = [&](int64_t bytes, const auto& start) {
+      for (int64_t done = 0; done < bytes; done += largest_bytes_)
+        start(done, static_cast<int>(std::min(largest_bytes_, bytes - done)), &requests.emplace_back());
+    };
+    const auto offset = [&](const std::vector<int64_t>& counts, int peer) {
+      return std::accumulate(counts.begin(), counts.begin() + peer, int64_t{0}) * row_bytes;
+    };
+    for (int step = 1; step < size(); ++step) {
+      const int peer = (rank() + size() - step) % size();
+      in_pieces(receives[peer] * row_bytes, [&, start = to + offset(receives, peer)](int64_t done, int count, MPI_Request* request) {
+        check(MPI_Irecv(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Irecv");
+      });
+    }
+    for (int step = 1; step < size(); ++step) {
+      const int peer = (rank() + step) % size();
+      in_pieces(sends[peer] * row_bytes, [&, start = from + offset(sends, peer)](int64_t done, int count, MPI_Request* request) {
+        check(MPI_Isend(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Isend");
+      });
+    }
+    if (sends[rank()] > 0) std::memcpy(to + offset(receives, rank()), from + offset(sends, rank()), sends[rank()] * row_bytes);
+    check(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
+  }
+
+  void broadcast_body(const at::Tensor& tensor, int root) override {
+    broadcast_raw(static_cast<char*>(tensor.data_ptr()), static_cast<int64_t>(tensor.nbytes()), root);
+  }
+
+  std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>& sizes) override {
+    std::string all(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), '\0');
+    gather(bytes.data(), sizes, all.data());
+    std::vector<std::string> strings;
+    int64_t start = 0;
+    for (const int64_t length : sizes) strings.push_back(all.substr(start, length)), start += length;
+    return strings;
+  }
+
+  std::unique_ptr<Communicator> split_body(int group, const std::vector<int>& members, RankNames names) override {
+    MPI_Comm part;
+    check(MPI_Comm_split(comm_, group, rank(), &part), "MPI_Comm_split");
+    const auto place = std::find(members.begin(), members.end(), rank()) - members.begin();
+    return std::make_unique<MpiCommunicator>(part, std::move(names), static_cast<int>(place), false, largest_bytes_);
+  }
+
+  // `sizes`: bytes of every rank.
+  void gather(const void* own, const std::vector<int64_t>& sizes, char* all) {
+    const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    if (total <= largest_bytes_) {
+      const std::vector<int> counts(sizes.begin(), sizes.end());
+      std::vector<int> starts(counts.size(), 0);
+      std::partial_sum(counts.begin(), counts.end() - 1, starts.begin() + 1);
+      check(MPI_Allgatherv(own, counts[rank()], MPI_BYTE, all, counts.data(), starts.data(), MPI_BYTE, comm_), "MPI_Allgatherv");
+      return;
+    }
+    int64_t start = 0;
+    for (int peer = 0; peer < size(); start += sizes[peer++]) {
+      if (peer == rank() && sizes[peer] > 0) std::memcpy(all + start, own, sizes[peer]);
+      broadcast_raw(all + start, sizes[peer], peer);
+    }
+  }
+
+  void broadcast_raw(char* data, int64_t bytes, int root) {
+    for (int64_t done = 0; done < bytes; done += largest_bytes_)
+      check(MPI_Bcast(data + done, static_cast<int>(std::min(largest_bytes_, bytes - done)), MPI_BYTE, root, comm_), "MPI_Bcast");
+  }
+
+  MPI_Comm comm_;
+  // Calls travel apart from the data, so that the two can never be taken for each other.
+  MPI_Comm calls_comm_;
+  bool is_world_;
+  int64_t largest_bytes_;
+  std::vector<CollectiveCall> calls_;
+  std::vector<MPI_Request> requests_;  // persistent: receives of the calls of rank + 1, rank + 2, ..., then the sends
+  bool rank_is_missing_ = false;
+  int local_rank_ = 0;
   int local_size_ = 1;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_mpi_communicator() { return std::make_unique<MpiCommunicator>(); }
+std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes) {
+  collective_deadline();  // a wrong setting is found before MPI is up, not when the first rank is late
+  check(MPI_Init(nullptr, nullptr), "MPI_Init");
+  int rank = 0, size = 1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  RankNames names{"world", std::vector<int>(size)};
+  std::iota(names.ranks.begin(), names.ranks.end(), 0);
+  MPI_Comm comm;
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
+  return std::make_unique<MpiCommunicator>(comm, std::move(names), rank, true, largest_bytes);
+}
 
 std::string mpi_library_version() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";

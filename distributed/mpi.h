@@ -1,12 +1,16 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "distributed/communicator.h"
 
 namespace muster::distributed {
 
-// All ranks of MPI_COMM_WORLD. Starts MPI, and ends it when destroyed. At most one may exist in a process.
-std::unique_ptr<Communicator> make_mpi_communicator();
+// All ranks of MPI_COMM_WORLD; CPU tensors. Starts MPI, and ends it when destroyed. At most one may exist in a process.
+// After a rank did not come to a collective, destruction ends the whole job with kPeerFailed: MPI_Finalize would wait for that rank.
+// A failure that MPI reports is Error(kPeerFailed).
+// `largest_bytes`: most that one call of MPI is given, whose counts are int; larger data goes in pieces. Smaller only in tests.
+std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes = int64_t{1} << 30);
 
 }  // namespace muster::distributed

@@ -83,21 +83,21 @@ int main(int argc, char** argv) {
   const batch::BatchReader reader(dataset, modalities, {}, parameters.dtype());
   const auto& options = experiment.optimizer();
   optim::AdamW optimizer(parameters, {options.beta1(), options.beta2(), options.epsilon(), options.weight_decay()});
-  training::Step step(*model, reader, *communicator, false);
+  training::Step step(*model, reader, *communicator, {config.at("microbatches"), config.value("reproducible", false), false});
   std::vector<int64_t> samples(dataset.index().size());
   for (size_t i = 0; i < samples.size(); ++i) samples[i] = static_cast<int64_t>(i);
-  const training::GlobalBatchPlan plan(samples, config.at("microbatches"), communicator->rank(), communicator->size());
+  const auto plan = step.plan(samples);
 
   std::vector<checkpoints::NamedTensor> output;
   std::vector<double> losses;
   for (uint32_t s = 0; s < config.at("steps").get<uint32_t>(); ++s) {
     const auto outcome = step.train(plan, experiment.seed(), s);
-    losses.push_back(outcome.loss);
+    losses.push_back(outcome.loss());
     const at::Tensor outputs = communicator->all_gather_rows(outcome.outputs.contiguous(), plan.row_counts());
     if (s == 0) {
       output.push_back({"outputs", outputs});
-      output.push_back({"loss.total", at::scalar_tensor(outcome.loss, at::kDouble)});
-      for (const auto& [name, value] : outcome.terms) output.push_back({"loss." + name, at::scalar_tensor(value, at::kDouble)});
+      output.push_back({"loss.total", outcome.total()});
+      for (const auto& [name, value] : outcome.terms()) output.push_back({"loss." + name, at::scalar_tensor(value, at::kDouble)});
       for (const auto& spec : parameters.specs()) output.push_back({"gradients." + spec.name, parameters[spec.name].grad().clone()});
     }
     optim::clip_gradients(parameters, optim::l2_norm(parameters.gradients()), options.clip_norm());

@@ -3,12 +3,41 @@
 namespace muster::batch {
 
 BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
-                         at::ScalarType dtype)
-    : dataset_(dataset), modalities_(std::move(modalities)), dtype_(dtype) {
+                         at::ScalarType dtype, c10::Device device)
+    : dataset_(dataset), modalities_(std::move(modalities)), dtype_(dtype), device_(device) {
   for (const auto& moment : moments) {
-    means_.push_back(moment.mean.to(dtype));
-    inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype));
+    means_.push_back(moment.mean.to(dtype).to(device));
+    inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype).to(device));
   }
+}
+
+bool BatchReader::keep_on_device(Residency wanted, int ranks) {
+  if (device_.is_cpu() || wanted == Residency::kNever) return false;
+  std::vector<ResidentFrames::Table> tables;
+  int64_t bytes = 0;
+  for (const int64_t modality : modalities_) {
+    const auto& info = dataset_.index().modalities[modality];
+    tables.push_back({info.offsets.back(), info.dim});
+    bytes += info.offsets.back() * info.dim * static_cast<int64_t>(c10::elementSize(dtype_));
+  }
+  if (!keep_resident(wanted, bytes, free_device_memory(device_), ranks)) return false;
+  resident_ = std::make_shared<const ResidentFrames>(
+      tables, at::TensorOptions().dtype(dtype_).device(device_), [&](int64_t position, int64_t first, int64_t count) {
+        const at::Tensor host = host_frames(count, dim(position));
+        dataset_.read_frames(modalities_[position], first, count, host.mutable_data_ptr<float>());
+        return ready(host, position);
+      });
+  return true;
+}
+
+at::Tensor BatchReader::host_frames(int64_t rows, int64_t dim) const {
+  return at::empty({rows, dim}, at::TensorOptions().dtype(at::kFloat).pinned_memory(device_.is_cuda()));
+}
+
+at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
+  at::Tensor values = host.to(device_, /*non_blocking=*/true).to(dtype_);
+  if (!means_.empty()) values.sub_(means_[position]).mul_(inverses_[position]);
+  return values;
 }
 
 Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& samples) const {
@@ -18,13 +47,18 @@ Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& 
   ragged.offsets.reserve(samples.size() + 1);
   ragged.offsets.push_back(0);
   for (const int64_t sample : samples) ragged.offsets.push_back(ragged.offsets.back() + info.length(sample));
-  at::Tensor values = at::empty({ragged.rows(), info.dim}, at::kFloat);
-  float* out = values.mutable_data_ptr<float>();
+  if (resident_) {
+    std::vector<int64_t> first_rows;
+    for (const int64_t sample : samples) first_rows.push_back(info.offsets[sample]);
+    ragged.values = resident_->gather(position, first_rows, ragged.offsets);
+    return ragged;
+  }
+  const at::Tensor host = host_frames(ragged.rows(), info.dim);
+  float* out = host.mutable_data_ptr<float>();
   for (size_t i = 0; i < samples.size(); ++i)
     if (ragged.length(i) > 0)
       dataset_.read_frames(modality, info.offsets[samples[i]], ragged.length(i), out + ragged.offsets[i] * info.dim);
-  ragged.values = values.to(dtype_);
-  if (!means_.empty()) ragged.values.sub_(means_[position]).mul_(inverses_[position]);
+  ragged.values = ready(host, position);
   return ragged;
 }
 
@@ -34,7 +68,9 @@ Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<i
   batch.global_rows = global_rows;
   for (size_t position = 0; position < modalities_.size(); ++position)
     batch.modalities.push_back(read_modality(static_cast<int64_t>(position), samples));
-  if (dataset_.index().has_labels()) batch.labels = labels(samples);
+  if (!dataset_.index().has_labels()) return batch;
+  batch.labels = labels(samples);
+  if (device_.is_cuda()) batch.labels = batch.labels.pin_memory().to(device_, /*non_blocking=*/true);
   return batch;
 }
 

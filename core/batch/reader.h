@@ -1,22 +1,31 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/batch/ragged.h"
+#include "core/batch/resident.h"
 #include "core/batch/standardizer.h"
 #include "core/data/dataset.h"
 
 namespace muster::batch {
 
-// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes, converts to the compute dtype.
+// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes, converts to the compute dtype. Batches and
+// frames are on `device`, everything else on the CPU. On a GPU, frames are uploaded as float32 from page-locked memory and made ready
+// there, on the current stream, without making the host wait. Const functions may be called from several threads.
 class BatchReader {
  public:
   // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or empty
   // for no standardization. `dtype`: float32 or float64. The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
-              at::ScalarType dtype);
+              at::ScalarType dtype, c10::Device device = c10::kCPU);
+
+  // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal bit for bit.
+  // `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU always false. Throws
+  // Error(kBadConfig) when kAlways cannot be.
+  bool keep_on_device(Residency wanted, int ranks = 1);
 
   // Samples in the order given; labels are included when the dataset has them.
   Batch read(const std::vector<int64_t>& samples, const std::vector<int64_t>& global_rows) const;
@@ -24,22 +33,28 @@ class BatchReader {
   // One modality alone (position in the experiment's list).
   Ragged read_modality(int64_t position, const std::vector<int64_t>& samples) const;
 
-  // Labels of any samples, without touching frames.
+  // Labels of any samples, without touching frames; on the CPU.
   at::Tensor labels(const std::vector<int64_t>& samples) const;
 
-  // [samples, modalities] bool: which modalities are present.
+  // [samples, modalities] bool, on the CPU: which modalities are present.
   at::Tensor presence(const std::vector<int64_t>& samples) const;
 
   at::ScalarType dtype() const { return dtype_; }
+  c10::Device device() const { return device_; }
   const data::Dataset& dataset() const { return dataset_; }
   int64_t dim(int64_t position) const { return dataset_.index().modalities[modalities_[position]].dim; }
 
  private:
+  at::Tensor host_frames(int64_t rows, int64_t dim) const;
+  at::Tensor ready(const at::Tensor& host, int64_t position) const;
+
   const data::Dataset& dataset_;
   std::vector<int64_t> modalities_;
-  std::vector<at::Tensor> means_;    // compute dtype [dim]
+  std::vector<at::Tensor> means_;    // compute dtype [dim], on the device
   std::vector<at::Tensor> inverses_; // 1 / standard deviation
   at::ScalarType dtype_;
+  c10::Device device_;
+  std::shared_ptr<const ResidentFrames> resident_;
 };
 
 }  // namespace muster::batch

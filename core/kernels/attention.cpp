@@ -5,6 +5,10 @@
 
 #include <cmath>
 
+#include "core/kernels/cuda.h"
+#include "core/kernels/fused_attention.h"
+#include "core/kernels/upload.h"
+
 // Why not a slice per sample under autograd: each slice's backward writes a zero tensor of the full size, so a batch would cost
 // its square. Inside one node the per-sample views are free.
 namespace muster::kernels {
@@ -86,6 +90,7 @@ struct SegmentMeanFunction : torch::autograd::Function<SegmentMeanFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& values,
                             const std::vector<int64_t>& offsets) {
     context->saved_data["offsets"] = offsets;
+    if (values.is_cuda()) return segment_mean_cuda(values.contiguous(), offsets);
     const int64_t samples = static_cast<int64_t>(offsets.size()) - 1;
     at::Tensor means = at::zeros({samples, values.size(1)}, values.options());
     for (int64_t s = 0; s < samples; ++s)
@@ -97,10 +102,7 @@ struct SegmentMeanFunction : torch::autograd::Function<SegmentMeanFunction> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto offsets = context->saved_data["offsets"].toIntVector();
-    const int64_t samples = static_cast<int64_t>(offsets.size()) - 1;
-    at::Tensor lengths = at::empty({samples}, at::kLong);
-    for (int64_t s = 0; s < samples; ++s) lengths.mutable_data_ptr<int64_t>()[s] = offsets[s + 1] - offsets[s];
-    lengths = lengths.to(gradients[0].device());
+    const at::Tensor lengths = upload(offsets, gradients[0].device()).diff();
     const at::Tensor shares = gradients[0] / lengths.clamp_min(1).unsqueeze(1).to(gradients[0].scalar_type());
     return {shares.repeat_interleave(lengths, 0, offsets.back()), {}};
   }
@@ -110,6 +112,8 @@ struct SegmentMeanFunction : torch::autograd::Function<SegmentMeanFunction> {
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& query_offsets,
                      const std::vector<int64_t>& context_offsets, int64_t heads) {
+  if (can_fuse_attention(query, query_offsets, context_offsets, heads))
+    return fused_attention(query, key_value, query_offsets, context_offsets, heads);
   return AttentionFunction::apply(query, key_value, query_offsets, context_offsets, heads);
 }
 

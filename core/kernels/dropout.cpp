@@ -6,57 +6,13 @@
 #include <cmath>
 #include <numeric>
 
-#include "core/random/philox.h"
-
-// The compiler makes one version per instruction set and the loader picks: integers and one multiplication, so all give the same
-// bits. Sanitizers cannot instrument the loader's choice.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
-#define MUSTER_CPU_VERSIONS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define MUSTER_CPU_VERSIONS
-#endif
+#include "core/kernels/cuda.h"
+#include "core/random/philox_lanes.h"
 
 namespace muster::kernels {
 namespace {
 
-constexpr int64_t kLanes = 16;          // Philox blocks made together
-constexpr int64_t kChunk = 4 * kLanes;  // elements they cover
-
-// Words of blocks [first, first + kLanes) of one sample, block-major: words[4 * lane + i].
-// Structure of arrays inside, so that it vectorises; the same numbers as random::philox4x32.
-MUSTER_CPU_VERSIONS
-void philox_lanes(uint64_t seed, uint32_t first, uint32_t row, uint32_t site, uint32_t step, uint32_t* words) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) {
-    c0[i] = first + static_cast<uint32_t>(i);
-    c1[i] = row;
-    c2[i] = site;
-    c3[i] = step;
-  }
-  uint32_t key0 = static_cast<uint32_t>(seed);
-  uint32_t key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const uint64_t product0 = uint64_t{0xD2511F53u} * c0[i];
-      const uint64_t product1 = uint64_t{0xCD9E8D57u} * c2[i];
-      c0[i] = static_cast<uint32_t>(product1 >> 32) ^ c1[i] ^ key0;
-      c2[i] = static_cast<uint32_t>(product0 >> 32) ^ c3[i] ^ key1;
-      c1[i] = static_cast<uint32_t>(product1);
-      c3[i] = static_cast<uint32_t>(product0);
-    }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  for (int64_t i = 0; i < kLanes; ++i) {
-    words[4 * i] = c0[i];
-    words[4 * i + 1] = c1[i];
-    words[4 * i + 2] = c2[i];
-    words[4 * i + 3] = c3[i];
-  }
-}
-
-// Smallest 24-bit number that is kept: uniform(word) >= p  <=>  (word >> 8) >= threshold.
-uint32_t keep_threshold(double p) { return static_cast<uint32_t>(std::ceil(p * 0x1p24 - 0.5)); }
+constexpr int64_t kChunk = 4 * random::kLanes;  // elements that one call of philox_lanes covers
 
 template <typename Scalar>
 void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint32_t row, const DropoutKey& key) {
@@ -65,7 +21,7 @@ void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint
   const Compute scale = static_cast<Compute>(1.0 / (1.0 - p));
   uint32_t words[kChunk];
   for (int64_t start = 0; start < elements; start += kChunk) {
-    philox_lanes(key.seed, static_cast<uint32_t>(start / 4), row, key.site, key.step, words);
+    random::philox_lanes(key.seed, static_cast<uint32_t>(start / 4), row, key.site, key.step, words);
     const int64_t count = std::min(kChunk, elements - start);
     for (int64_t i = 0; i < count; ++i) {
       const Compute kept = static_cast<Compute>(in[start + i]) * scale;
@@ -78,6 +34,7 @@ void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint
 at::Tensor masked(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
                   const DropoutKey& key) {
   const at::Tensor in = x.contiguous();
+  if (in.is_cuda()) return dropout_cuda(in, p, offsets, global_rows, key);
   at::Tensor out = at::empty_like(in);
   const int64_t dim = in.size(1);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, in.scalar_type(), "dropout", [&] {

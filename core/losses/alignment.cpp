@@ -1,26 +1,39 @@
 #include "core/losses/alignment.h"
 
-namespace muster::losses {
+#include "core/losses/contrastive.h"
 
-at::Tensor alignment_loss(const std::vector<at::Tensor>& embeddings, const at::Tensor& presence, double temperature) {
+namespace muster::losses {
+namespace {
+
+// The share of the work on the rows `kept` (ascending) alone.
+WorkShare share_of(const at::Tensor& kept, WorkShare share) {
+  if (share.gradient_end < 0) return share;
+  share.gradient_begin = kept.lt(share.gradient_begin).sum().item<int64_t>();
+  share.gradient_end = kept.lt(share.gradient_end).sum().item<int64_t>();
+  return share;
+}
+
+}  // namespace
+
+at::Tensor alignment_loss(const std::vector<at::Tensor>& embeddings, const at::Tensor& presence, double temperature,
+                          const WorkShare& share) {
   at::Tensor total = at::zeros({}, embeddings[0].options());
+  const at::Tensor scale = at::scalar_tensor(1 / temperature, embeddings[0].options());
   int64_t pairs = 0;
   const bool complete = presence.all().item<bool>();
   for (size_t p = 0; p < embeddings.size(); ++p) {
     for (size_t q = p + 1; q < embeddings.size(); ++q) {
       ++pairs;
-      at::Tensor first = embeddings[p], second = embeddings[q];
-      if (!complete) {
-        const at::Tensor both =
-            presence.select(1, static_cast<int64_t>(p)).logical_and(presence.select(1, static_cast<int64_t>(q))).nonzero().squeeze(1);
-        if (both.numel() == 0) continue;
-        first = first.index_select(0, both);
-        second = second.index_select(0, both);
+      if (complete) {
+        total = total + contrastive_loss(embeddings[p], embeddings[q], scale, {}, PairTargets::kOwn, share);
+        continue;
       }
-      const at::Tensor similarity = at::mm(first, second.t()) / temperature;
-      const at::Tensor log_probabilities =
-          at::log_softmax(similarity, 1).diagonal() + at::log_softmax(similarity.t(), 1).diagonal();
-      total = total - log_probabilities.sum() * (0.5 / static_cast<double>(first.size(0)));
+      const at::Tensor both =
+          presence.select(1, static_cast<int64_t>(p)).logical_and(presence.select(1, static_cast<int64_t>(q))).nonzero().squeeze(1);
+      if (both.numel() == 0) continue;
+      const at::Tensor rows = both.to(embeddings[p].device());
+      total = total + contrastive_loss(embeddings[p].index_select(0, rows), embeddings[q].index_select(0, rows), scale, {},
+                                       PairTargets::kOwn, share_of(both, share));
     }
   }
   return total / static_cast<double>(pairs);

@@ -56,7 +56,9 @@ at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& labels)
   return at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum);
 }
 
-at::Tensor constant_labels(int64_t count, int64_t value) { return at::full({count}, value, at::kLong); }
+at::Tensor same_label(const at::Tensor& logits, int64_t label) {
+  return at::full({logits.size(0)}, label, logits.options().dtype(at::kLong));
+}
 
 }  // namespace
 
@@ -139,7 +141,7 @@ std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const Gl
   const auto sides = gathered.chunk(2, 1);
   const auto targets =
       config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
-  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets),
+  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.share),
            config_.avel_weight()}};
 }
 
@@ -201,14 +203,16 @@ RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded, con
     const at::Tensor positive =
         config_.mem_positive() == config::FoalNet::RECOMPUTE ? matched(m, Kind::kRecomputed) : fused[m];
     const auto match_logits = [&](const at::Tensor& x) { return linear(parameters_, head, x).to(parameters_.dtype()); };
-    mem = mem + cross_entropy_sum(match_logits(positive), constant_labels(batch.size(), 1));
+    const at::Tensor positive_logits = match_logits(positive);
+    mem = mem + cross_entropy_sum(positive_logits, same_label(positive_logits, 1));
     if (partner_frames.empty()) continue;
     // partner_frames[m] holds the other modality of the negatives of modality m's rows: see partners().
     const batch::Ragged& other = partner_frames[m];
     const at::Tensor context = prepare(1 - m, other, batch.global_rows, Kind::kMismatched, pass);
     const at::Tensor negative = fuse(m, embedded.kept[m], batch.modalities[m].offsets, context, other.offsets,
                                      batch.global_rows, Kind::kMismatched, pass);
-    mem = mem + cross_entropy_sum(match_logits(negative), constant_labels(batch.size(), 0));
+    const at::Tensor negative_logits = match_logits(negative);
+    mem = mem + cross_entropy_sum(negative_logits, same_label(negative_logits, 0));
   }
   result.terms.push_back({"mem", mem * (0.5 / pairs), config_.mem_weight()});
   return result;

@@ -16,8 +16,6 @@ at::Tensor unit_rows(const at::Tensor& x) {
   return x / length.where(length > 0, at::ones_like(length));
 }
 
-at::Tensor index_tensor(const std::vector<int64_t>& indices) { return at::tensor(indices, at::kLong); }
-
 void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in, const Initial& weight,
                 bool bias) {
   specs.push_back({name + ".weight", {out, in}, weight});

@@ -21,9 +21,6 @@ at::Tensor layer_norm(const Parameters& parameters, const std::string& name, con
 // must not make the whole batch's loss NaN.
 at::Tensor unit_rows(const at::Tensor& x);
 
-// int64 tensor from a vector.
-at::Tensor index_tensor(const std::vector<int64_t>& indices);
-
 // Specs of the layers above.
 void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in, const Initial& weight,
                 bool bias = true);

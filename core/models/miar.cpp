@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/kernels/attention.h"
+#include "core/kernels/upload.h"
 #include "core/losses/alignment.h"
 #include "core/models/layers.h"
 #include "core/models/miar_layout.h"
@@ -68,7 +69,7 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
       *out++ = std::sin(angle);
       *out++ = std::cos(angle);
     }
-  return table.to(options).index_select(0, index_tensor(times));
+  return table.to(options).index_select(0, kernels::upload(times, options.device()));
 }
 
 }  // namespace
@@ -123,8 +124,8 @@ Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
       at::Tensor taken = linear(parameters_, name(k) + ".attention.output", attended);
       if (stream.has_context.defined()) {
         // A query without any context takes nothing, not even the output bias.
-        const at::Tensor lengths = index_tensor(offsets).diff();
-        taken = taken * stream.has_context.repeat_interleave(lengths).unsqueeze(1).to(taken.scalar_type());
+        const at::Tensor lengths = kernels::upload(offsets, taken.device()).diff();
+        taken = taken * stream.has_context.repeat_interleave(lengths, 0, offsets.back()).unsqueeze(1).to(taken.scalar_type());
       }
       z[k] = z[k] + kernels::dropout(taken, p, offsets, batch.global_rows, pass.dropout(layer_number(layer, k, 0)));
       const at::Tensor hidden =
@@ -155,7 +156,8 @@ Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
 std::vector<LossTerm> Miar::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
   if (config_.alignment_weight() <= 0) return {};
   return {{"alignment",
-           losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature()),
+           losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
+                                 global.share),
            config_.alignment_weight()}};
 }
 

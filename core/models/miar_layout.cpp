@@ -2,13 +2,14 @@
 
 #include <numeric>
 
-#include "core/models/layers.h"
+#include "core/kernels/upload.h"
 
 namespace muster::models {
 
 MiarLayout::MiarLayout(const std::vector<batch::Ragged>& modalities) {
   const int64_t count = static_cast<int64_t>(modalities.size());
   const int64_t samples = modalities[0].samples();
+  const c10::Device device = modalities[0].values.device();
   one_row_each.resize(samples + 1);
   std::iota(one_row_each.begin(), one_row_each.end(), 0);
 
@@ -24,19 +25,19 @@ MiarLayout::MiarLayout(const std::vector<batch::Ragged>& modalities) {
       for (int64_t row = modalities[m].offsets[s]; row < modalities[m].offsets[s + 1]; ++row) token_first.push_back(samples + row);
       stream.offsets.push_back(static_cast<int64_t>(token_first.size()));
     }
-    stream.token_first = index_tensor(token_first);
-    stream.token_rows = index_tensor(token_rows);
+    stream.token_first = kernels::upload(token_first, device);
+    stream.token_rows = kernels::upload(token_rows, device);
     base[m + 1] = base[m] + stream.offsets.back();
   }
   Stream& joint = streams[count];
   joint.offsets = one_row_each;
-  joint.token_rows = at::arange(samples, at::kLong);
+  joint.token_rows = at::arange(samples, at::TensorOptions(device).dtype(at::kLong));
 
   for (int64_t k = 0; k <= count; ++k) {
     Stream& stream = streams[k];
     std::vector<int64_t> context;
     bool all_have_context = true;
-    at::Tensor has_context = at::ones({samples}, at::kBool);
+    std::vector<int64_t> has_context(samples, 1);
     stream.context_offsets.push_back(0);
     for (int64_t s = 0; s < samples; ++s) {
       for (int64_t m = 0; m < count; ++m) {
@@ -47,12 +48,12 @@ MiarLayout::MiarLayout(const std::vector<batch::Ragged>& modalities) {
       }
       if (static_cast<int64_t>(context.size()) == stream.context_offsets.back()) {
         all_have_context = false;
-        has_context.mutable_data_ptr<bool>()[s] = false;
+        has_context[s] = 0;
       }
       stream.context_offsets.push_back(static_cast<int64_t>(context.size()));
     }
-    stream.context_rows = index_tensor(context);
-    if (!all_have_context) stream.has_context = has_context;
+    stream.context_rows = kernels::upload(context, device);
+    if (!all_have_context) stream.has_context = kernels::upload<bool>(has_context, device);
   }
 }
 

@@ -22,6 +22,7 @@ struct MiarLayout {
   std::vector<Stream> streams;
   std::vector<int64_t> one_row_each;  // offsets 0, 1, ... samples
 
+  // Index tensors lie where the frames are.
   explicit MiarLayout(const std::vector<batch::Ragged>& modalities);
 };
 

@@ -9,6 +9,7 @@
 
 #include "core/batch/ragged.h"
 #include "core/kernels/dropout.h"
+#include "core/losses/work_share.h"
 #include "core/models/parameters.h"
 #include "core/random/philox.h"
 
@@ -33,8 +34,9 @@ struct LossTerm {
 
 // What every rank knows about the whole global batch without communicating.
 struct GlobalBatch {
-  at::Tensor labels;    // [N]; undefined when the data has none
-  at::Tensor presence;  // [N, modalities] bool
+  at::Tensor labels;        // [N], on the CPU; undefined when the data has none
+  at::Tensor presence;      // [N, modalities] bool, on the CPU
+  losses::WorkShare share;  // of the batch-wide losses
 
   int64_t size() const { return presence.size(0); }
 };

@@ -61,32 +61,44 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, DecayScope decay
     : specs_(specs) {
   std::stable_sort(specs_.begin(), specs_.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   const int64_t boundary = kBoundaryBytes / static_cast<int64_t>(c10::elementSize(dtype));
-  std::vector<int64_t> starts(specs_.size());
+  starts_.resize(specs_.size());
   int64_t end = 0;
   for (const bool decayed_pass : {true, false}) {
     for (size_t i = 0; i < specs_.size(); ++i) {
       const bool is_decayed = decay == DecayScope::kAll || specs_[i].shape.size() >= 2;
       if (is_decayed != decayed_pass) continue;
-      starts[i] = end;
+      starts_[i] = end;
       end += (element_count(specs_[i].shape) + boundary - 1) / boundary * boundary;
     }
     if (decayed_pass) decayed_ = end;
   }
   values_ = at::zeros({end}, at::TensorOptions().dtype(dtype));
+  for (size_t i = 0; i < specs_.size(); ++i)
+    values_.narrow(0, starts_[i], element_count(specs_[i].shape)).copy_(initial_values(specs_[i], seed));
+  make_views();
+}
+
+void Parameters::make_views() {
   gradients_ = at::zeros_like(values_);
+  leaves_.clear();
+  gradient_views_.clear();
   for (size_t i = 0; i < specs_.size(); ++i) {
     const auto& spec = specs_[i];
     const int64_t count = element_count(spec.shape);
-    at::Tensor leaf = values_.narrow(0, starts[i], count).view(spec.shape);
-    leaf.copy_(initial_values(spec, seed).view(spec.shape));
-    leaf = leaf.detach();
+    at::Tensor leaf = values_.narrow(0, starts_[i], count).view(spec.shape).detach();
     leaf.requires_grad_();
-    at::Tensor gradient = gradients_.narrow(0, starts[i], count).view(spec.shape);
+    at::Tensor gradient = gradients_.narrow(0, starts_[i], count).view(spec.shape);
     leaf.mutable_grad() = gradient;
     if (!leaves_.emplace(spec.name, leaf).second)
       throw Error(ExitCode::kInternal, "two parameters are named '" + spec.name + "'");
     gradient_views_.emplace(spec.name, gradient);
   }
+}
+
+void Parameters::move_to(c10::Device device) {
+  if (values_.device() == device) return;
+  values_ = values_.to(device);
+  make_views();
 }
 
 const at::Tensor& Parameters::operator[](const std::string& name) const {
@@ -114,7 +126,7 @@ void Parameters::finish_gradients() {
 
 std::vector<std::pair<std::string, at::Tensor>> Parameters::state() const {
   std::vector<std::pair<std::string, at::Tensor>> state;
-  for (const auto& spec : specs_) state.emplace_back(spec.name, leaves_.at(spec.name).detach().clone());
+  for (const auto& spec : specs_) state.emplace_back(spec.name, leaves_.at(spec.name).detach().to(at::kCPU, leaves_.at(spec.name).scalar_type(), false, true));
   return state;
 }
 

@@ -52,6 +52,9 @@ class Parameters {
   at::Tensor gradients() const { return gradients_; }  // flat
   int64_t decayed() const { return decayed_; }         // elements [0, decayed) are subject to weight decay
 
+  // Moves everything to `device`; leaves and flat tensors taken before are no longer this object's. Gradients start as 0.
+  void move_to(c10::Device device);
+
   void zero_gradients();
   // After backward passes: sets the gradients that are 0 by definition, and checks that autograd still writes into the flat
   // buffer. Throws Error(kInternal) otherwise.
@@ -64,7 +67,11 @@ class Parameters {
   void load(const std::map<std::string, at::Tensor>& state, const std::string& source);
 
  private:
+  // Makes leaves and their gradients as views of the flat tensors.
+  void make_views();
+
   std::vector<ParameterSpec> specs_;
+  std::vector<int64_t> starts_;  // of each spec, in the flat tensors
   std::map<std::string, at::Tensor> leaves_;
   std::map<std::string, at::Tensor> gradient_views_;
   at::Tensor values_;

@@ -8,11 +8,13 @@ namespace muster::optim {
 
 AdamW::AdamW(models::Parameters& parameters, const AdamWOptions& options)
     : parameters_(parameters), options_(options), first_moment_(at::zeros_like(parameters.values())),
-      second_moment_(at::zeros_like(parameters.values())), steps_(at::zeros({}, at::kFloat)) {}
+      second_moment_(at::zeros_like(parameters.values())),
+      steps_(at::zeros({}, parameters.values().options().dtype(at::kFloat))) {}
 
-void AdamW::step(double learning_rate) {
+void AdamW::step(double learning_rate, const at::Tensor& skip) {
   const at::NoGradGuard no_gradient;
   steps_.add_(1);
+  if (skip.defined()) steps_.sub_(skip);
   const int64_t decayed = parameters_.decayed();
   const int64_t total = parameters_.values().numel();
   const auto update = [&](int64_t begin, int64_t end, double decay) {
@@ -20,13 +22,15 @@ void AdamW::step(double learning_rate) {
     const auto slice = [&](const at::Tensor& flat) { return std::vector<at::Tensor>{flat.narrow(0, begin, end - begin)}; };
     at::_fused_adamw_(slice(parameters_.values()), slice(parameters_.gradients()), slice(first_moment_), slice(second_moment_),
                       /*max_exp_avg_sqs=*/{}, /*state_steps=*/{steps_}, learning_rate, options_.beta1, options_.beta2, decay,
-                      options_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+                      options_.epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
+                      skip.defined() ? std::optional<at::Tensor>(skip) : std::nullopt);
   };
   update(0, decayed, options_.weight_decay);
   update(decayed, total, 0);
 }
 
-double l2_norm(const at::Tensor& flat) {
+at::Tensor l2_norm(const at::Tensor& flat) {
+  if (!flat.device().is_cpu()) return at::linalg_vector_norm(flat, 2, std::nullopt, false, at::kDouble);
   constexpr int64_t kBlock = 1 << 15;
   const int64_t blocks = (flat.numel() + kBlock - 1) / kBlock;
   std::vector<double> sums(blocks, 0);
@@ -43,12 +47,11 @@ double l2_norm(const at::Tensor& flat) {
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  return std::sqrt(total);
+  return at::scalar_tensor(std::sqrt(total), at::kDouble);
 }
 
-void clip_gradients(models::Parameters& parameters, double norm, double max_norm) {
-  const double scale = max_norm / (norm + 1e-6);
-  if (max_norm > 0 && scale < 1) parameters.gradients().mul_(scale);
+void clip_gradients(models::Parameters& parameters, const at::Tensor& norm, double max_norm) {
+  if (max_norm > 0) parameters.gradients().mul_((max_norm / (norm + 1e-6)).clamp_max(1));
 }
 
 }  // namespace muster::optim

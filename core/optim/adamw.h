@@ -21,8 +21,8 @@ class AdamW {
  public:
   AdamW(models::Parameters& parameters, const AdamWOptions& options);
 
-  // One update from parameters.gradients().
-  void step(double learning_rate);
+  // One update from parameters.gradients(). skip: undefined, or a float32 scalar on the parameters' device: where it is 1, nothing changes.
+  void step(double learning_rate, const at::Tensor& skip = {});
 
  private:
   models::Parameters& parameters_;
@@ -34,10 +34,11 @@ class AdamW {
 
 // L2 norm of a flat float32 or float64 tensor, accumulated in float64 over fixed blocks: a float32 sum of 14 million squares is
 // wrong in the fourth digit, and the result must not depend on the number of threads. NaN or infinite elements give a non-finite norm.
-double l2_norm(const at::Tensor& flat);
+// Returns a float64 scalar on the tensor's device.
+at::Tensor l2_norm(const at::Tensor& flat);
 
-// Scales the gradients so that their L2 norm, which the caller has computed, is at most max_norm, as torch.nn.utils.clip_grad_norm_ does:
-// by max_norm / (norm + 1e-6) where that is below 1. max_norm 0: nothing.
-void clip_gradients(models::Parameters& parameters, double norm, double max_norm);
+// Scales the gradients so that their L2 norm, which the caller has computed (a float64 scalar), is at most max_norm, as
+// torch.nn.utils.clip_grad_norm_ does: by max_norm / (norm + 1e-6) where that is below 1. max_norm 0: nothing.
+void clip_gradients(models::Parameters& parameters, const at::Tensor& norm, double max_norm);
 
 }  // namespace muster::optim

@@ -1,9 +1,7 @@
 #include "core/training/environment.h"
 
-#include <ATen/Parallel.h>
 #include <H5public.h>
 #include <google/protobuf/stubs/common.h>
-#include <sched.h>
 #include <torch/version.h>
 #include <unistd.h>
 
@@ -22,34 +20,18 @@ std::string utc_now() {
 
 }  // namespace
 
-int usable_cores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  sched_getaffinity(0, sizeof allowed, &allowed);
-  return std::max(1, CPU_COUNT(&allowed));
-}
-
-int set_threads(int requested, const distributed::Communicator& communicator) {
-  int threads = requested;
-  if (threads == 0) {
-    const int usable = usable_cores();
-    const bool bound = usable < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-    threads = std::max(1, bound ? usable : usable / communicator.local_size());
-  }
-  at::set_num_threads(threads);
-  return threads;
-}
-
-nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, int threads) {
+nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, const Compute& compute) {
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
-  const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", threads}, {"device", "cpu"}};
+  const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", compute.threads},
+                              {"device", compute.device.str()}};
   nlohmann::json ranks = nlohmann::json::array();
   for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));
 
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
-  return {{"started", utc_now()},
+  nlohmann::json environment = {
+          {"started", utc_now()},
           {"command_line", command_line},
           {"muster", {{"version", MUSTER_VERSION}, {"commit", MUSTER_GIT_COMMIT}, {"compiler", __VERSION__}}},
           {"libraries",
@@ -58,7 +40,10 @@ nlohmann::json describe_environment(distributed::Communicator& communicator, con
             {"hdf5", std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release)},
             {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}}},
           {"world_size", communicator.size()},
+          {"microbatches", compute.microbatches},
           {"ranks", ranks}};
+  if (compute.reproducible) environment["arithmetic"] = compute.arithmetic;
+  return environment;
 }
 
 }  // namespace muster::training

@@ -84,15 +84,16 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
   uint32_t batch_number = 0;
   for (int64_t begin = 0; begin < total; begin += batch_size, ++batch_number) {
     const int64_t end = std::min(total, begin + batch_size);
-    const GlobalBatchPlan plan({samples.begin() + begin, samples.begin() + end}, 0, communicator.rank(), communicator.size());
+    const auto plan = step.plan({samples.begin() + begin, samples.begin() + end});
     const auto outcome = step.evaluate(plan, seed, batch_number, with_losses);
     outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), plan.row_counts()));
     if (!with_losses) continue;
     const double share = static_cast<double>(end - begin) / static_cast<double>(total);
-    evaluation.loss += share * outcome.loss;
+    evaluation.loss += share * outcome.loss();
+    const auto terms = outcome.terms();
     if (evaluation.terms.empty())
-      for (const auto& term : outcome.terms) evaluation.terms.emplace_back(term.first, 0.0);
-    for (size_t i = 0; i < outcome.terms.size(); ++i) evaluation.terms[i].second += share * outcome.terms[i].second;
+      for (const auto& term : terms) evaluation.terms.emplace_back(term.first, 0.0);
+    for (size_t i = 0; i < terms.size(); ++i) evaluation.terms[i].second += share * terms[i].second;
   }
   evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kDouble).contiguous();
   require_finite_outputs(evaluation.predictions, reader.dataset().index());

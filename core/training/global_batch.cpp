@@ -8,11 +8,18 @@ GlobalBatchPlan::GlobalBatchPlan(std::vector<int64_t> samples, int64_t microbatc
     : samples_(std::move(samples)) {
   const int64_t pieces = microbatches > 0 ? microbatches : ranks;
   const auto rows = batch::even_boundaries(size(), pieces);
-  const auto owners = batch::even_boundaries(pieces, ranks);
-  for (int r = 0; r < ranks; ++r) row_counts_.push_back(rows[owners[r + 1]] - rows[owners[r]]);
-  own_ = {rows[owners[rank]], rows[owners[rank + 1]]};
-  for (int64_t piece = owners[rank]; piece < owners[rank + 1]; ++piece)
-    if (rows[piece + 1] > rows[piece]) own_microbatches_.push_back({rows[piece], rows[piece + 1]});
+  owners_ = batch::even_boundaries(pieces, ranks);
+  for (int r = 0; r < ranks; ++r) row_counts_.push_back(rows[owners_[r + 1]] - rows[owners_[r]]);
+  own_ = {rows[owners_[rank]], rows[owners_[rank + 1]], owners_[rank]};
+  for (int64_t piece = owners_[rank]; piece < owners_[rank + 1]; ++piece)
+    if (rows[piece + 1] > rows[piece]) own_microbatches_.push_back({rows[piece], rows[piece + 1], piece});
+}
+
+std::vector<int64_t> GlobalBatchPlan::filled_counts() const {
+  const int64_t filled = filled_microbatches();
+  std::vector<int64_t> counts;
+  for (size_t r = 0; r + 1 < owners_.size(); ++r) counts.push_back(std::min(owners_[r + 1], filled) - std::min(owners_[r], filled));
+  return counts;
 }
 
 batch::Batch GlobalBatchPlan::read(const batch::BatchReader& reader, const Rows& rows) const {
@@ -25,6 +32,8 @@ models::GlobalBatch GlobalBatchPlan::global(const batch::BatchReader& reader, bo
   models::GlobalBatch global;
   global.presence = reader.presence(samples_);
   if (with_labels) global.labels = reader.labels(samples_);
+  global.share.gradient_begin = own_.begin;
+  global.share.gradient_end = own_.end;
   return global;
 }
 

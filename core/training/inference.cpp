@@ -1,6 +1,8 @@
 #include "core/training/inference.h"
 
-#include "core/training/environment.h"
+#include "core/config/resolved_text.h"
+#include "core/training/compute.h"
+#include "core/training/same_job.h"
 #include "core/training/weights.h"
 
 namespace muster::training {
@@ -16,38 +18,34 @@ std::vector<int64_t> select_samples(const config::Experiment& experiment, const 
   return samples;
 }
 
-void require_same_data(const data::Dataset& dataset, const std::string& expected) {
-  if (dataset.content_hash() == expected) return;
-  throw distributed::Error(distributed::ExitCode::kBadData,
-                           dataset.source() + " is not the data that the run was trained on (its SHA-256 differs from the one in "
-                                              "environment.json). To evaluate on it all the same, name it with --data");
+void require_data_of_the_run(const data::Dataset& dataset, const std::string& hash, const std::string& expected) {
+  if (expected.empty() || hash == expected) return;
+  throw distributed::SharedError(distributed::ExitCode::kBadData,
+                                 dataset.source() + " is not the data that the run was trained on (its SHA-256 differs from the one in "
+                                                    "environment.json). To evaluate on it all the same, name it with --data");
 }
 
 }  // namespace
 
 Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& communicator) {
   Inference inference;
-  set_threads(static_cast<int>(experiment.training().threads()), communicator);
+  const Compute compute = prepare_compute(experiment.training(), communicator);
   std::vector<int64_t> samples;
   Weights weights;
   std::unique_ptr<models::Model> model;
+  require_same_job(communicator, config::resolved_text(experiment));
+  distributed::together(communicator, [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
+  if (communicator.size() > 1 || !options.expected_hash.empty())
+    require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator), options.expected_hash);
   distributed::together(communicator, [&] {
-    inference.source = open_data(experiment, options.data, options.needs_labels);
-    if (communicator.rank() == 0 && !options.expected_hash.empty()) require_same_data(*inference.source.dataset, options.expected_hash);
     samples = select_samples(experiment, inference.source, options.split);
     weights = read_weights(options.weights, inference.source.shape);
-    if (inference.source.index().task == data::Task::kClassification) require_same_classes(weights, inference.source.index(), options.weights);
     model = models::make_model(experiment, inference.source.shape);
-    model->parameters().load(weights.parameters, options.weights);
-    if (weights.moments.empty() == experiment.data().standardize())
-      throw distributed::Error(distributed::ExitCode::kBadData,
-                               options.weights + ": data.standardize is " + (experiment.data().standardize() ? "true" : "false") +
-                                   " in the config, but the weights were trained " + (weights.moments.empty() ? "without" : "with") +
-                                   " it; use the config.txtpb of the run they come from");
+    load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(), model->parameters());
   });
   require_finite_features(inference.source, communicator);
   const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype());
-  Step step(*model, reader, communicator, experiment.training().precision() == config::Training::BF16);
+  Step step(*model, reader, communicator, {compute.microbatches, compute.reproducible, compute.bf16});
   inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(), experiment.seed(),
                                   options.needs_labels);
   return inference;

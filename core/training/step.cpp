@@ -19,22 +19,54 @@ at::Tensor weighted_sum(const std::vector<models::LossTerm>& terms, const at::Te
   return total;
 }
 
-void add_values(at::Tensor& sums, const std::vector<models::LossTerm>& terms) {
-  for (size_t i = 0; i < terms.size(); ++i)
-    sums.mutable_data_ptr<double>()[i] += terms[i].value.detach().to(at::kDouble).item<double>();
+at::Tensor values_of(const std::vector<models::LossTerm>& terms, const at::TensorOptions& options) {
+  std::vector<at::Tensor> values;
+  for (const auto& term : terms) values.push_back(term.value.detach().to(at::kDouble));
+  return values.empty() ? at::empty({0}, options.dtype(at::kDouble)) : at::stack(values);
 }
 
 }  // namespace
 
-Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, bool bf16)
-    : model_(model), reader_(reader), communicator_(communicator), bf16_(bf16) {}
+at::Tensor BatchOutcome::total() const {
+  at::Tensor total = at::zeros({}, values.options());
+  for (size_t i = 0; i < row_and_batch_terms.size(); ++i)
+    total = total + values[static_cast<int64_t>(i)] * row_and_batch_terms[i].weight;
+  return total;
+}
+
+std::vector<std::pair<std::string, double>> BatchOutcome::terms() const {
+  const at::Tensor numbers = values.cpu();
+  std::vector<std::pair<std::string, double>> terms;
+  for (size_t i = 0; i < row_and_batch_terms.size(); ++i)
+    terms.emplace_back(row_and_batch_terms[i].name, numbers.const_data_ptr<double>()[i]);
+  return terms;
+}
+
+Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, const StepOptions& options)
+    : model_(model), reader_(reader), communicator_(communicator), options_(options) {
+  if (options.reproducible) tree_sum_.emplace(options.microbatches, plan({}).owners(), communicator.rank());
+}
+
+GlobalBatchPlan Step::plan(std::vector<int64_t> samples) const {
+  return {std::move(samples), options_.microbatches, communicator_.rank(), communicator_.size()};
+}
+
+models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_labels) {
+  auto global = plan.global(reader_, with_labels);
+  global.share.parts = communicator_.size();
+  global.share.part = communicator_.rank();
+  global.share.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
+    return communicator_.all_gather_rows(own, counts);
+  };
+  return global;
+}
 
 Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass) {
   Gathered gathered;
   std::vector<at::Tensor> own;
   const at::ScalarType dtype = model_.parameters().dtype();
   {
-    const Autocast autocast(bf16_);
+    const Autocast autocast(options_.bf16);
     for (const auto& rows : plan.own_microbatches()) {
       gathered.batches.push_back(plan.read(reader_, rows));
       gathered.embedded.push_back(model_.embed(gathered.batches.back(), pass));
@@ -64,22 +96,22 @@ std::vector<batch::Ragged> Step::read_partners(const GlobalBatchPlan& plan, cons
   return frames;
 }
 
-void Step::finish_losses(BatchOutcome& outcome, at::Tensor row_values, const std::vector<models::LossTerm>& batch_terms) {
-  communicator_.all_reduce_sum(row_values);
-  const auto row_terms = model_.row_terms();
-  const auto add = [&](const models::LossTerm& term, double value) {
-    outcome.terms.emplace_back(term.name, value);
-    outcome.loss += term.weight * value;
-  };
-  for (size_t i = 0; i < row_terms.size(); ++i) add(row_terms[i], row_values.const_data_ptr<double>()[i]);
-  for (const auto& term : batch_terms) add(term, term.value.detach().to(at::kDouble).item<double>());
+void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
+                         const std::vector<models::LossTerm>& batch_terms) {
+  outcome.row_and_batch_terms = model_.row_terms();
+  const auto options = model_.parameters().values().options();
+  const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())}, options.dtype(at::kDouble))
+                                            : at::stack(row_values);
+  const at::Tensor all = communicator_.all_gather_rows(own, plan.filled_counts());
+  outcome.values = at::cat({all.sum(0), values_of(batch_terms, options)});
+  for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
 }
 
 std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
                                                       const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
-  const auto global = plan.global(reader_, true);
+  const auto global = global_batch(plan, true);
   parameters.zero_gradients();
   Gathered gathered = embed_and_gather(plan, pass);
 
@@ -100,7 +132,7 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     const auto& rows = plan.own_microbatches()[m];
     models::RowResult result;
     {
-      const Autocast autocast(bf16_);
+      const Autocast autocast(options_.bf16);
       const auto partners = read_partners(plan, rows, compared, global, pass);
       result = model_.rows(gathered.batches[m], gathered.embedded[m], partners, global, pass);
     }
@@ -119,43 +151,51 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
 
 BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step) {
   auto& parameters = model_.parameters();
-  std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, parameters.values().options())};
-  at::Tensor row_values = at::zeros({static_cast<int64_t>(model_.row_terms().size())}, at::kDouble);
-  const auto batch_terms =
-      forward_backward(plan, {seed, step, true}, [&](const auto&, const models::RowResult& result, const at::Tensor&) {
-        add_values(row_values, result.terms);
+  const auto options = parameters.values().options();
+  std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
+  const auto batch_terms = forward_backward(
+      plan, {seed, step, true}, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
+        row_values.push_back(values_of(result.terms, options));
         outputs.push_back(result.outputs.detach());
+        if (!tree_sum_) return;
+        // Microbatch 0 takes along the gradient of the batch-wide losses' own parameters, which rank 0 has kept.
+        parameters.finish_gradients();
+        tree_sum_->add(rows.microbatch, parameters.gradients());
+        parameters.zero_gradients();
       });
   parameters.finish_gradients();
-  communicator_.all_reduce_sum(parameters.gradients());
+  if (tree_sum_)
+    tree_sum_->reduce(communicator_, parameters.gradients());
+  else
+    communicator_.all_reduce_sum(parameters.gradients());
   BatchOutcome outcome;
   outcome.outputs = at::cat(outputs, 0);
-  finish_losses(outcome, row_values, batch_terms);
+  finish_losses(outcome, plan, row_values, batch_terms);
   return outcome;
 }
 
 BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t batch_number, bool with_losses) {
   const at::NoGradGuard no_gradient;
   const models::Pass pass{seed, kEvaluation | batch_number, false};
-  const auto global = plan.global(reader_, with_losses);
+  const auto global = global_batch(plan, with_losses);
   Gathered gathered = embed_and_gather(plan, pass);
   std::vector<models::LossTerm> batch_terms;
   if (gathered.rows.defined() && with_losses) batch_terms = model_.batch_losses(gathered.rows, global);
 
   BatchOutcome outcome;
-  std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, model_.parameters().values().options())};
-  at::Tensor row_values = at::zeros({static_cast<int64_t>(model_.row_terms().size())}, at::kDouble);
+  const auto options = model_.parameters().values().options();
+  std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   for (size_t m = 0; m < gathered.batches.size(); ++m) {
-    const Autocast autocast(bf16_);
+    const Autocast autocast(options_.bf16);
     std::vector<batch::Ragged> partners;
     if (with_losses) partners = read_partners(plan, plan.own_microbatches()[m], gathered.rows, global, pass);
     else gathered.batches[m].labels = at::Tensor();
     const auto result = model_.rows(gathered.batches[m], gathered.embedded[m], partners, global, pass);
-    add_values(row_values, result.terms);
+    row_values.push_back(values_of(result.terms, options));
     outputs.push_back(result.outputs);
   }
   outcome.outputs = at::cat(outputs, 0);
-  if (with_losses) finish_losses(outcome, row_values, batch_terms);
+  if (with_losses) finish_losses(outcome, plan, row_values, batch_terms);
   return outcome;
 }
 
@@ -165,7 +205,7 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
   std::string found;
   const auto batch_terms = forward_backward(
       plan, {seed, step, true}, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor& total) {
-        const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()));
+        const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;
         found += "  rank " + std::to_string(communicator_.rank()) + ":";

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,25 +9,40 @@
 #include "core/models/model.h"
 #include "core/training/global_batch.h"
 #include "distributed/communicator.h"
+#include "distributed/tree_sum.h"
 
 namespace muster::training {
 
-// What one global batch gave. Loss values are of the whole global batch and the same on every rank.
+// What one global batch gave. Loss values are of the whole global batch and the same on every rank. They stay where they were computed
+// until somebody asks: on a GPU asking means waiting for it.
 struct BatchOutcome {
-  double loss = 0;                                     // sum of weight * term
-  std::vector<std::pair<std::string, double>> terms;  // unweighted
+  std::vector<models::LossTerm> row_and_batch_terms;  // names and weights
+  at::Tensor values;                                   // float64 [terms], unweighted
   at::Tensor outputs;                                  // this rank's rows [own rows, outputs], detached
+
+  at::Tensor total() const;                                    // float64 scalar: sum of weight * term
+  double loss() const { return total().item<double>(); }
+  std::vector<std::pair<std::string, double>> terms() const;  // unweighted
+};
+
+struct StepOptions {
+  int64_t microbatches = 0;   // pieces of every global batch; 0: one per rank
+  bool reproducible = false;  // sums over microbatches in one fixed order: the same bits on any number of ranks
+  bool bf16 = false;          // forward passes under bfloat16 autocast
 };
 
 // The step: exact losses and gradients of a global batch on any number of ranks, without any differentiable communication.
 //   1  embed own microbatches          2  gather the detached embeddings of all
 //   3  batch-wide losses on them, the same everywhere: their value and gradient
 //   4  per own microbatch: its rows' losses, and one backward pass seeded with 1 and with 3's gradient for its rows
-//   5  sum gradients over ranks
+//   5  sum gradients over microbatches and ranks
 class Step {
  public:
-  // All must outlive the step. bf16: run forward passes under bfloat16 autocast.
-  Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, bool bf16);
+  // All must outlive the step.
+  Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, const StepOptions& options);
+
+  // How this step shares out a global batch.
+  GlobalBatchPlan plan(std::vector<int64_t> samples) const;
 
   // Leaves the gradient of the global batch's loss, summed over ranks, in model.parameters().gradients(). Collective.
   BatchOutcome train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
@@ -54,13 +70,17 @@ class Step {
   // Returns the batch-wide terms.
   std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
                                                  const MicrobatchVisitor& visit);
-  // Sums the row terms over ranks and combines them with the batch-wide ones, which every rank has whole.
-  void finish_losses(BatchOutcome& outcome, at::Tensor row_values, const std::vector<models::LossTerm>& batch_terms);
+  models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
+  // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every rank has whole.
+  // row_values: per own microbatch, float64 [row terms].
+  void finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
+                     const std::vector<models::LossTerm>& batch_terms);
 
   models::Model& model_;
   const batch::BatchReader& reader_;
   distributed::Communicator& communicator_;
-  bool bf16_;
+  StepOptions options_;
+  std::optional<distributed::TreeSum> tree_sum_;  // reproducible only
 };
 
 }  // namespace muster::training

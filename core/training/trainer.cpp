@@ -8,19 +8,23 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "core/batch/sampler.h"
 #include "core/config/resolved_text.h"
 #include "core/metrics/metrics.h"
 #include "core/models/make_model.h"
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
 #include "core/training/data_source.h"
+#include "core/training/compute.h"
 #include "core/training/environment.h"
 #include "core/training/evaluation.h"
+#include "core/training/finite_guard.h"
 #include "core/training/progress.h"
+#include "core/training/report.h"
 #include "core/training/results.h"
 #include "core/training/run_directory.h"
+#include "core/training/same_job.h"
 #include "core/training/step.h"
+#include "core/training/training_plan.h"
 #include "core/training/weights.h"
 
 namespace muster::training {
@@ -29,14 +33,6 @@ namespace {
 using distributed::SharedError;
 using distributed::ExitCode;
 using Clock = std::chrono::steady_clock;
-
-batch::Sampling sampling_of(config::Training::Sampling sampling) {
-  switch (sampling) {
-    case config::Training::CLASS_BALANCED: return batch::Sampling::kClassBalanced;
-    case config::Training::SEQUENTIAL: return batch::Sampling::kSequential;
-    default: return batch::Sampling::kShuffle;
-  }
-}
 
 // Runs `work`, which judges values of the config by the data. Its complaints start with a field's path: where the user set that
 // field is put in front.
@@ -64,15 +60,21 @@ class Trainer {
   bool is_main() const { return communicator_.rank() == 0; }
   void prepare();
   std::string summary() const;
-  void init_from_file();
   std::optional<double> temperature_value() const;
   void start_run_directory();
   void train_loop();
   void train_step(const std::vector<int64_t>& samples, int64_t epoch);
-  void handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, double loss, double gradient_norm);
+  // A step that has been worked on: its number from 0.
+  struct TakenStep {
+    uint64_t number;
+    int64_t epoch;
+    std::vector<int64_t> samples;
+  };
+  void handle_non_finite(const TakenStep& taken, double loss, double gradient_norm);
+  bool logs_step(uint64_t done) const;
+  bool judge_steps(double last_loss, double last_norm);
   void validate(int64_t epoch);
   void finish();
-  void warn_if_nothing_learnt(const ResultColumn& result, const ResultColumn& floor) const;
   nlohmann::json progress_row(const char* kind, int64_t epoch) const;
 
   const config::LoadedExperiment& loaded_;
@@ -81,7 +83,7 @@ class Trainer {
   distributed::Communicator& communicator_;
   Progress progress_;
   Clock::time_point started_ = Clock::now();
-  int threads_ = 1;
+  Compute compute_;
 
   DataSource data_;
   data::Split split_;
@@ -90,11 +92,12 @@ class Trainer {
   std::unique_ptr<batch::BatchReader> reader_;
   std::unique_ptr<models::Model> model_;
   std::unique_ptr<optim::AdamW> optimizer_;
+  std::optional<TrainingPlan> plan_;
   std::unique_ptr<Step> step_;
+  std::optional<FiniteGuard> guard_;
+  std::vector<TakenStep> unjudged_;  // steps since the guard was last asked
   std::optional<RunDirectory> directory_;
 
-  uint64_t steps_per_epoch_ = 0;
-  uint64_t total_steps_ = 0;
   uint64_t steps_done_ = 0;     // batches worked on, skipped ones included: what random choices are keyed by
   uint64_t skipped_steps_ = 0;
   uint64_t skipped_in_a_row_ = 0;
@@ -111,7 +114,9 @@ class Trainer {
 };
 
 void Trainer::prepare() {
-  threads_ = set_threads(static_cast<int>(config_.training().threads()), communicator_);
+  distributed::together(communicator_, [&] {
+    with_places(loaded_, [&] { compute_ = prepare_compute(config_.training(), communicator_); });
+  });
   distributed::together(communicator_, [&] {
     if (is_main() && !options_.dry_run) require_new_run_directory(options_.run_directory);
     with_places(loaded_, [&] {
@@ -124,29 +129,22 @@ void Trainer::prepare() {
   require_finite_features(data_, communicator_,
                           [&](int64_t done, int64_t total) { progress_.work("checking features, sample", done, total); });
   progress_.clear();
-  distributed::together(communicator_, [&] {
-    if (is_main()) data_hash_ = data_.dataset->content_hash();
-  });
+  data_hash_ = require_same_data(*data_.dataset, communicator_);
   if (config_.data().standardize()) moments_ = fit_moments(data_, split_.train, communicator_);
 
   distributed::together(communicator_, [&] {
-    if (!options_.init_from.empty()) init_from_file();
+    if (options_.init_from.empty()) return;
+    const Weights weights = read_weights(options_.init_from, data_.shape);
+    load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
   });
   reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype());
   const auto& optimizer = config_.optimizer();
   optimizer_ = std::make_unique<optim::AdamW>(
       model_->parameters(), optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
-  step_ = std::make_unique<Step>(*model_, *reader_, communicator_, config_.training().precision() == config::Training::BF16);
+  step_ = std::make_unique<Step>(*model_, *reader_, communicator_, StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
+  guard_.emplace(compute_.device);
 
-  const uint64_t batch_size = config_.training().batch_size();
-  const uint64_t train_samples = split_.train.size();
-  steps_per_epoch_ = config_.training().drop_last() ? train_samples / batch_size : (train_samples + batch_size - 1) / batch_size;
-  if (steps_per_epoch_ == 0)
-    throw SharedError(ExitCode::kBadConfig, config::where(loaded_, "training.drop_last") + ": training.drop_last leaves no batch: there are " +
-                                          std::to_string(train_samples) + " training samples and batch_size is " + std::to_string(batch_size));
-  const uint64_t by_epochs = steps_per_epoch_ * config_.training().epochs();
-  const uint64_t limit = config_.training().max_steps();
-  total_steps_ = by_epochs == 0 ? limit : limit == 0 ? by_epochs : std::min(limit, by_epochs);
+  plan_.emplace(loaded_, data_.index(), split_.train);
   select_by_ = config_.evaluation().select_by();
   if (select_by_.empty()) select_by_ = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
 }
@@ -157,25 +155,14 @@ std::string Trainer::summary() const {
                      std::to_string(split_.valid.size()) + " valid, " + std::to_string(split_.test.size()) + " test samples";
   if (data_.dropped > 0) text += " (" + std::to_string(data_.dropped) + " dropped: a modality is missing)";
   text += "; global batch " + std::to_string(config_.training().batch_size()) + " on " + std::to_string(communicator_.size()) +
-          (communicator_.size() == 1 ? " rank, " : " ranks, ") + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
-          " each; " + std::to_string(total_steps_) + " steps";
+          (communicator_.size() == 1 ? " rank, " : " ranks, ") + std::to_string(compute_.threads) + (compute_.threads == 1 ? " thread" : " threads") +
+          " each; " + std::to_string(plan_->total_steps()) + " steps";
   const int cores = usable_cores();
-  if (communicator_.size() == 1 && threads_ < cores)
-    text += "\nthis run uses " + std::to_string(threads_) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
+  if (communicator_.size() == 1 && compute_.threads < cores)
+    text += "\nthis run uses " + std::to_string(compute_.threads) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
             std::to_string(cores) + " train ... (the same model, sooner)";
   for (const auto& note : loaded_.notes) text += "\nnote: " + note;
   return text;
-}
-
-void Trainer::init_from_file() {
-  const Weights weights = read_weights(options_.init_from, data_.shape);
-  if (data_.index().task == data::Task::kClassification) require_same_classes(weights, data_.index(), options_.init_from);
-  if (weights.moments.empty() == config_.data().standardize())
-    throw distributed::Error(ExitCode::kBadData, options_.init_from + ": these weights were trained " +
-                                                     (weights.moments.empty() ? "without" : "with") +
-                                                     " data.standardize, this experiment is the other way; the weights would see features "
-                                                     "of another scale");
-  model_->parameters().load(weights.parameters, options_.init_from);
 }
 
 // Foal-Net's learnt temperature, where it has one.
@@ -186,7 +173,7 @@ std::optional<double> Trainer::temperature_value() const {
 }
 
 void Trainer::start_run_directory() {
-  nlohmann::json environment = describe_environment(communicator_, options_.command_line, threads_);
+  nlohmann::json environment = describe_environment(communicator_, options_.command_line, compute_);
   environment["data"] = {{"source", data_.dataset->source()}, {"sha256", data_hash_}, {"samples", data_.index().size()},
                          {"train", split_.train.size()}, {"valid", split_.valid.size()}, {"test", split_.test.size()},
                          {"dropped", data_.dropped}};
@@ -200,10 +187,10 @@ nlohmann::json Trainer::progress_row(const char* kind, int64_t epoch) const {
   return {{"kind", kind}, {"step", steps_done_}, {"epoch", epoch}};
 }
 
-void Trainer::handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, double loss, double gradient_norm) {
-  const std::string found = step_->diagnose(plan, config_.seed(), static_cast<uint32_t>(steps_done_));
-  const std::string head = "step " + std::to_string(steps_done_ + 1) + " (epoch " + std::to_string(epoch) + "): loss " + std::to_string(loss) +
-                           ", gradient norm " + std::to_string(gradient_norm);
+void Trainer::handle_non_finite(const TakenStep& taken, double loss, double gradient_norm) {
+  const std::string found = step_->diagnose(step_->plan(taken.samples), config_.seed(), static_cast<uint32_t>(taken.number));
+  const std::string head = "step " + std::to_string(taken.number + 1) + " (epoch " + std::to_string(taken.epoch) + "): loss " +
+                           std::to_string(loss) + ", gradient norm " + std::to_string(gradient_norm);
   if (config_.training().non_finite() != config::Training::SKIP_STEP)
     throw SharedError(ExitCode::kInternal, "training became non-finite at " + head + ":\n" + found +
                                          "Lower optimizer.learning_rate, set optimizer.clip_norm or data.standardize, or allow "
@@ -212,7 +199,7 @@ void Trainer::handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, doub
   ++skipped_in_a_row_;
   progress_.line("skipped " + head + "\n" + found);
   if (is_main()) {
-    auto row = progress_row("skipped", epoch);
+    auto row = progress_row("skipped", taken.epoch);
     row["found"] = found;
     directory_->append_metrics(row);
   }
@@ -221,42 +208,71 @@ void Trainer::handle_non_finite(const GlobalBatchPlan& plan, int64_t epoch, doub
                                          std::to_string(config_.training().max_skipped_in_a_row()) + "); the last was " + head + ":\n" + found);
 }
 
+bool Trainer::logs_step(uint64_t done) const {
+  return done % config_.training().log_every_steps() == 0 || done == plan_->total_steps() || done == 1;
+}
+
+// True if all steps since the last call were finite. Otherwise the first that was not has been dealt with; none after it has changed
+// the weights.
+bool Trainer::judge_steps(double last_loss, double last_norm) {
+  const auto bad = guard_->look();
+  const auto taken = std::move(unjudged_);
+  unjudged_.clear();
+  if (!bad) {
+    skipped_in_a_row_ = 0;
+    return true;
+  }
+  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  const bool is_last = taken.back().number == *bad;
+  for (const auto& step : taken)
+    if (step.number == *bad) handle_non_finite(step, is_last ? last_loss : kUnknown, is_last ? last_norm : kUnknown);
+  return false;
+}
+
 void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
   const auto begin = Clock::now();
-  const GlobalBatchPlan plan(samples, config_.training().microbatches(), communicator_.rank(), communicator_.size());
+  const int64_t sent_before = communicator_.bytes_sent();
+  const auto plan = step_->plan(samples);
   const auto outcome = step_->train(plan, config_.seed(), static_cast<uint32_t>(steps_done_));
   auto& parameters = model_->parameters();
   // The norm of the summed gradient is the same everywhere, so all ranks agree without asking.
-  const double norm = optim::l2_norm(parameters.gradients());
-  if (!std::isfinite(outcome.loss) || !std::isfinite(norm)) {
-    handle_non_finite(plan, epoch, outcome.loss, norm);
+  const at::Tensor norm = optim::l2_norm(parameters.gradients());
+  const at::Tensor loss = outcome.total();
+  const at::Tensor skip = guard_->judge(steps_done_, loss, norm);
+  unjudged_.push_back({steps_done_, epoch, samples});
+  // Looking makes the host wait for a GPU. Whoever skips steps must know at once; otherwise a bad step holds the weights where they are.
+  const bool logs = logs_step(steps_done_ + 1);
+  const bool looks = compute_.device.is_cpu() || logs || config_.training().non_finite() == config::Training::SKIP_STEP;
+  if (looks && !judge_steps(loss.item<double>(), norm.item<double>())) {
     ++steps_done_;
     return;
   }
-  skipped_in_a_row_ = 0;
   optim::clip_gradients(parameters, norm, config_.optimizer().clip_norm());
-  const double rate = optim::learning_rate(config_.optimizer(), steps_done_, total_steps_, steps_per_epoch_);
-  optimizer_->step(rate);
+  const double rate = optim::learning_rate(config_.optimizer(), steps_done_, plan_->total_steps(), plan_->steps_per_epoch());
+  optimizer_->step(rate, looks ? at::Tensor() : skip);
   model_->project_parameters();
   ++steps_done_;
+  if (!looks) return;
 
   const double speed = static_cast<double>(samples.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
-  progress_.step(steps_done_, total_steps_, epoch, config_.training().epochs(), outcome.loss, speed);
-  if (is_main() && (steps_done_ % config_.training().log_every_steps() == 0 || steps_done_ == total_steps_ || steps_done_ == 1)) {
-    auto row = progress_row("train", epoch);
-    row["loss"] = outcome.loss;
-    row["terms"] = to_json(outcome.terms);
-    row["learning_rate"] = rate;
-    row["gradient_norm"] = norm;
-    row["samples_per_second"] = speed;
-    if (const auto temperature = temperature_value()) row["temperature"] = *temperature;
-    directory_->append_metrics(row);
-  }
+  progress_.step(steps_done_, plan_->total_steps(), epoch, config_.training().epochs(), loss.item<double>(), speed);
+  if (!is_main() || !logs) return;
+  auto row = progress_row("train", epoch);
+  row["loss"] = loss.item<double>();
+  row["terms"] = to_json(outcome.terms());
+  row["learning_rate"] = rate;
+  row["gradient_norm"] = norm.item<double>();
+  row["samples_per_second"] = speed;
+  row["microbatches"] = plan.filled_counts();
+  row["bytes_sent"] = communicator_.bytes_sent() - sent_before;
+  if (const auto temperature = temperature_value()) row["temperature"] = *temperature;
+  directory_->append_metrics(row);
 }
 
 void Trainer::validate(int64_t epoch) {
   if (split_.valid.empty() || validated_step_ == steps_done_) return;
   validated_step_ = steps_done_;
+  if (!unjudged_.empty()) judge_steps(0, 0);
   const auto evaluation = evaluate(*step_, *reader_, communicator_, split_.valid, config_.evaluation().batch_size(), config_.seed(), true);
   const double value = select_by_ == "loss" ? evaluation.loss : metrics::metric_value(evaluation.metrics, select_by_);
   const double gain = metrics::higher_is_better(select_by_) ? value - best_value_ : best_value_ - value;
@@ -289,21 +305,14 @@ void Trainer::validate(int64_t epoch) {
 }
 
 void Trainer::train_loop() {
-  std::vector<double> labels;
-  for (const int64_t sample : split_.train) labels.push_back(data_.index().labels[sample]);
-  const int64_t batch_size = config_.training().batch_size();
   const auto& evaluation = config_.evaluation();
-  for (int64_t epoch = 1; steps_done_ < total_steps_ && !stopped_early_; ++epoch) {
-    const auto order = batch::epoch_order(split_.train, labels, sampling_of(config_.training().sampling()), config_.seed(),
-                                          static_cast<uint32_t>(epoch - 1));
-    for (uint64_t b = 0; b < steps_per_epoch_ && steps_done_ < total_steps_ && !stopped_early_; ++b) {
-      const int64_t begin = static_cast<int64_t>(b) * batch_size;
-      const int64_t end = std::min<int64_t>(begin + batch_size, static_cast<int64_t>(order.size()));
-      train_step({order.begin() + begin, order.begin() + end}, epoch);
-      if (evaluation.every_steps() > 0 && steps_done_ % evaluation.every_steps() == 0) validate(epoch);
-    }
-    const bool last = steps_done_ >= total_steps_;
-    if (last || (evaluation.every_epochs() > 0 && epoch % evaluation.every_epochs() == 0)) validate(epoch);
+  const auto every = [](uint64_t count, uint64_t period) { return period > 0 && count % period == 0; };
+  while (steps_done_ < plan_->total_steps() && !stopped_early_) {
+    const int64_t epoch = plan_->epoch_of(steps_done_);
+    train_step(plan_->samples(steps_done_), epoch);
+    const bool last = steps_done_ == plan_->total_steps();
+    const bool epoch_ends = steps_done_ % plan_->steps_per_epoch() == 0;
+    if (last || every(steps_done_, evaluation.every_steps()) || (epoch_ends && every(epoch, evaluation.every_epochs()))) validate(epoch);
   }
 }
 
@@ -327,17 +336,16 @@ void Trainer::finish() {
     best_step_ = steps_done_;
   }
 
-  std::vector<ResultColumn> columns;
-  std::vector<std::vector<int64_t>> confusion;
+  Report report;
   for (const auto& [name, samples] : {std::pair{std::string("valid"), split_.valid}, std::pair{std::string("test"), split_.test}}) {
     if (samples.empty()) continue;
     const auto evaluation = evaluate(*step_, *reader_, communicator_, samples, config_.evaluation().batch_size(), config_.seed(), true);
     const auto floor = floor_metrics(data_.index(), split_.train, samples);
     result[name] = to_json(evaluation);
     result["floors"][name] = to_json(floor);
-    columns.push_back({name, evaluation.metrics});
-    columns.push_back({name + " floor", floor});
-    confusion = evaluation.confusion;
+    report.columns.push_back({name, evaluation.metrics});
+    report.columns.push_back({name + " floor", floor});
+    report.confusion = evaluation.confusion;
     if (is_main()) directory_->write("predictions-" + name + ".csv", predictions_csv(data_.index(), evaluation.predictions));
   }
   if (!is_main()) return;
@@ -354,28 +362,17 @@ void Trainer::finish() {
   result["seconds"] = std::chrono::duration<double>(Clock::now() - started_).count();
   directory_->write("result.json", result.dump(2) + "\n");
 
-  std::printf("\n%s: best weights of step %lu of %lu%s\n", config_.name().c_str(), best_step_, steps_done_,
-              stopped_early_ ? " (stopped early)" : "");
-  if (skipped_steps_ > 0) std::printf("%lu steps were skipped as non-finite\n", skipped_steps_);
-  if (!columns.empty()) std::printf("\n%s\n", results_table(columns).c_str());
-  if (!confusion.empty()) std::printf("%s\n", confusion_table(data_.index().class_names, confusion).c_str());
-  if (!columns.empty())
-    std::printf("floor: what predicting the training %s scores\n",
-                data_.index().task == data::Task::kRegression ? "median for every sample" : "majority class for every sample");
-  if (!columns.empty()) warn_if_nothing_learnt(columns[columns.size() - 2], columns.back());
-  if (config_.has_miar()) std::printf("%s\n", kMiarNote);
-  if (const auto temperature = temperature_value(); temperature && *temperature <= 0)
-    std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n", *temperature);
-  std::printf("run directory: %s\n", options_.run_directory.c_str());
-}
-
-void Trainer::warn_if_nothing_learnt(const ResultColumn& result, const ResultColumn& floor) const {
-  const std::string name = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
-  const double value = metrics::metric_value(result.metrics, name), trivial = metrics::metric_value(floor.metrics, name);
-  const bool above = metrics::higher_is_better(name) ? value > trivial : value < trivial;
-  if (!above)
-    std::printf("NOT above the floor: %s on %s is %.4f, the trivial prediction's is %.4f. Nothing was learnt that carries over.\n",
-                name.c_str(), result.title.c_str(), value, trivial);
+  report.name = config_.name();
+  report.best_step = best_step_;
+  report.last_step = steps_done_;
+  report.stopped_early = stopped_early_;
+  report.skipped_steps = skipped_steps_;
+  report.class_names = data_.index().class_names;
+  report.regression = data_.index().task == data::Task::kRegression;
+  report.miar = config_.has_miar();
+  report.temperature = temperature_value();
+  report.run_directory = options_.run_directory;
+  print_report(report);
 }
 
 void Trainer::run() {

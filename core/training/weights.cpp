@@ -11,6 +11,15 @@ namespace {
 
 const std::string kPrefix = "standardize.";
 
+void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
+  const auto found = weights.metadata.find("class_names");
+  if (found == weights.metadata.end()) return;  // not one of our runs' files: nothing is known
+  const std::string here = nlohmann::json(index.class_names).dump();
+  if (found->second == here) return;
+  throw distributed::Error(distributed::ExitCode::kBadData, source + ": the weights were trained on the classes " + found->second +
+                                                                ", but the data has " + here + "; a class's number would mean another class");
+}
+
 }  // namespace
 
 std::string write_weights(const std::string& path, const models::Parameters& parameters,
@@ -32,13 +41,16 @@ std::map<std::string, std::string> weights_metadata(const std::string& experimen
   return metadata;
 }
 
-void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
-  const auto found = weights.metadata.find("class_names");
-  if (found == weights.metadata.end()) return;  // not one of our runs' files: nothing is known
-  const std::string here = nlohmann::json(index.class_names).dump();
-  if (found->second == here) return;
-  throw distributed::Error(distributed::ExitCode::kBadData, source + ": the weights were trained on the classes " + found->second +
-                                                                ", but the data has " + here + "; a class's number would mean another class");
+void load_weights(const Weights& weights, const std::string& source, const data::DatasetIndex& index, bool standardize,
+                  models::Parameters& parameters) {
+  if (index.task == data::Task::kClassification) require_same_classes(weights, index, source);
+  if (weights.moments.empty() == standardize)
+    throw distributed::Error(distributed::ExitCode::kBadData,
+                             source + ": these weights were trained " + (standardize ? "without" : "with") +
+                                 " data.standardize, but here it is " + (standardize ? "true" : "false") +
+                                 ": they would see features of another scale. Set data.standardize as in the run they come from (its "
+                                 "config.txtpb)");
+  parameters.load(weights.parameters, source);
 }
 
 Weights read_weights(const std::string& path, const models::DataShape& shape) {

@@ -20,8 +20,11 @@ struct Weights {
 // Metadata of the weights of a run: format, experiment, step, and for classification the class names in order.
 std::map<std::string, std::string> weights_metadata(const std::string& experiment, uint64_t step, const data::DatasetIndex& index);
 
-// Throws Error(kBadData) when the weights were trained on other classes, or on the same in another order.
-void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source);
+// Puts `weights` (read from `source`) into the model. Throws Error(kBadData), with nothing changed, when they were trained on other classes
+// or on the same in another order, when they expect standardized features and `standardize` is false or the other way round, or
+// when names or shapes differ.
+void load_weights(const Weights& weights, const std::string& source, const data::DatasetIndex& index, bool standardize,
+                  models::Parameters& parameters);
 
 // Writes model and moments to `path`, whole or not at all. `modalities`: names for the moments. Returns the file's fingerprint.
 // Throws Error(kIo).

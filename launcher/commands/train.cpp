@@ -3,6 +3,8 @@
 #include <vector>
 
 #include "core/config/load.h"
+#include "core/config/resolved_text.h"
+#include "core/training/same_job.h"
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
@@ -34,6 +36,7 @@ void run(const Arguments& arguments) {
     if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
     config::LoadedExperiment loaded;
     distributed::together(communicator, [&] { loaded = config::load_experiment(arguments.config, overrides); });
+    training::require_same_job(communicator, config::resolved_text(loaded.experiment));
     training::TrainOptions options;
     options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
     options.init_from = arguments.init_from;

@@ -1,171 +1,106 @@
-// The communicator under mpirun -n 1..4 (n = 1 takes the path without MPI). Every rank runs every test.
+// The communicator's contract under mpirun -n 1..4 (n = 1 takes the path without MPI). Every rank runs every check.
+// `test_communicator pieces BYTES`: the same, with MPI given at most BYTES at once.
 // `test_communicator abort RANK CODE`: that rank aborts the job while the others wait for it; see test_abort.py.
+// `test_communicator absent RANK`: that rank does not come to the second collective; see test_absence.py.
 #include <gtest/gtest.h>
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
-#include "distributed/communicator.h"
+#include "distributed/mpi.h"
+#include "tests/parallel/contract.h"
 
 namespace muster::distributed {
 namespace {
 
 Communicator* ranks = nullptr;
 
-// What rank `rank` holds at place i: sums of these over ranks are exact in every dtype.
-at::Tensor part(int64_t numel, at::ScalarType dtype, int rank) {
-  return (at::arange(numel, at::kLong).remainder(1009) * (rank + 1) - 500 * rank).to(dtype);
-}
+// MPI's own collectives, called directly.
+class RawMpi final : public contract::Peer {
+ public:
+  int64_t large() const override { return int64_t{ranks->size() == 2 ? 64 : 1} << 20; }
 
-std::string bytes_of(const at::Tensor& tensor) {
-  return {static_cast<const char*>(tensor.data_ptr()), static_cast<size_t>(tensor.numel() * tensor.element_size())};
-}
+  at::Tensor sum(const contract::OfRank& put_in) override {
+    const at::Tensor tensor = put_in(ranks->rank());
+    const auto type = tensor.scalar_type() == at::kFloat ? MPI_FLOAT : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE : MPI_INT64_T;
+    MPI_Allreduce(MPI_IN_PLACE, tensor.data_ptr(), static_cast<int>(tensor.numel()), type, MPI_SUM, MPI_COMM_WORLD);
+    return tensor;
+  }
 
-TEST(Communicator, KnowsItsJob) {
+  at::Tensor gather(const contract::OfRank& rows) override {
+    const at::Tensor own = rows(ranks->rank());
+    const int own_bytes = static_cast<int>(own.nbytes());
+    std::vector<int> counts(ranks->size()), starts;
+    MPI_Allgather(&own_bytes, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD);
+    const at::Tensor all = empty(own, counts, starts, rows);
+    MPI_Allgatherv(own.data_ptr(), own_bytes, MPI_BYTE, all.data_ptr(), counts.data(), starts.data(), MPI_BYTE, MPI_COMM_WORLD);
+    return all;
+  }
+
+  at::Tensor exchange(const contract::OfRank& rows, const contract::Counts& counts) override {
+    const at::Tensor own = rows(ranks->rank());
+    auto shape = own.sizes().vec();
+    shape[0] = 1;
+    const int row_bytes = static_cast<int>(c10::multiply_integers(shape) * own.element_size());
+    std::vector<int> sends, receives, send_starts, receive_starts;
+    shape[0] = 0;
+    for (int peer = 0; peer < ranks->size(); ++peer) {
+      send_starts.push_back(std::accumulate(sends.begin(), sends.end(), 0));
+      receive_starts.push_back(std::accumulate(receives.begin(), receives.end(), 0));
+      sends.push_back(static_cast<int>(counts[ranks->rank()][peer]) * row_bytes);
+      receives.push_back(static_cast<int>(counts[peer][ranks->rank()]) * row_bytes);
+      shape[0] += counts[peer][ranks->rank()];
+    }
+    const at::Tensor received = at::empty(shape, own.options());
+    MPI_Alltoallv(own.data_ptr(), sends.data(), send_starts.data(), MPI_BYTE, received.data_ptr(), receives.data(),
+                  receive_starts.data(), MPI_BYTE, MPI_COMM_WORLD);
+    return received;
+  }
+
+  at::Tensor broadcast(const contract::OfRank& put_in, int root) override {
+    const at::Tensor tensor = put_in(ranks->rank());
+    MPI_Bcast(tensor.data_ptr(), static_cast<int>(tensor.nbytes()), MPI_BYTE, root, MPI_COMM_WORLD);
+    return tensor;
+  }
+
+ private:
+  at::Tensor empty(const at::Tensor& own, const std::vector<int>& counts, std::vector<int>& starts, const contract::OfRank& rows) {
+    auto shape = own.sizes().vec();
+    shape[0] = 0;
+    for (int peer = 0, start = 0; peer < ranks->size(); start += counts[peer++]) {
+      starts.push_back(start);
+      shape[0] += rows(peer).size(0);
+    }
+    return at::empty(shape, own.options());
+  }
+};
+
+TEST(Job, KnowsItself) {
   const char* promised = std::getenv("OMPI_COMM_WORLD_SIZE");
   ASSERT_NE(promised, nullptr) << "start this with mpirun";
   EXPECT_EQ(ranks->size(), std::atoi(promised));
   EXPECT_EQ(ranks->rank(), std::atoi(std::getenv("OMPI_COMM_WORLD_RANK")));
-  EXPECT_EQ(ranks->local_size(), ranks->size());
+  EXPECT_EQ(ranks->local_size(), std::atoi(std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE")));
+  EXPECT_EQ(ranks->local_rank(), std::atoi(std::getenv("OMPI_COMM_WORLD_LOCAL_RANK")));
 }
 
-TEST(Communicator, AllReduceSums) {
-  for (const auto dtype : {at::kFloat, at::kDouble, at::kLong})
-    for (const int64_t numel : {0, 1, 7, 4097, 1 << 20}) {
-      at::Tensor expected = at::zeros({numel}, dtype);
-      for (int rank = 0; rank < ranks->size(); ++rank) expected += part(numel, dtype, rank);
-      const at::Tensor tensor = part(numel, dtype, ranks->rank());
-      ranks->all_reduce_sum(tensor);
-      EXPECT_TRUE(tensor.equal(expected)) << c10::toString(dtype) << " " << numel;
-    }
-}
+class Contract : public ::testing::TestWithParam<contract::Check> {};
 
-TEST(Communicator, AllReduceGivesEveryRankTheSameBits) {
-  at::manual_seed(ranks->rank());
-  for (const int64_t numel : {1, 1000, 1 << 18}) {
-    const at::Tensor tensor = at::randn({numel}) * 1e3;
-    ranks->all_reduce_sum(tensor);
-    for (const auto& other : ranks->all_gather_bytes(bytes_of(tensor))) EXPECT_TRUE(other == bytes_of(tensor)) << numel;
+TEST_P(Contract, Holds) {
+  if (ranks->size() == 1) {
+    contract::PlainPeer plain(0, 1);
+    return GetParam().run(*ranks, plain);
   }
+  RawMpi raw;
+  GetParam().run(*ranks, raw);
 }
 
-TEST(Communicator, AllReduceOfShapesAndScalars) {
-  const at::Tensor matrix = at::ones({3, 5}, at::kDouble), scalar = at::scalar_tensor(2.0, at::kDouble);
-  ranks->all_reduce_sum(matrix);
-  ranks->all_reduce_sum(scalar);
-  EXPECT_TRUE(matrix.equal(at::full({3, 5}, static_cast<double>(ranks->size()), at::kDouble)));
-  EXPECT_EQ(scalar.item<double>(), 2.0 * ranks->size());
-}
-
-// Rows per rank: some ranks with none.
-std::vector<std::vector<int64_t>> count_patterns() {
-  std::vector<std::vector<int64_t>> patterns;
-  const int n = ranks->size();
-  std::vector<int64_t> even(n, 3), rising(n), only_last(n, 0), gaps(n), large(n);
-  for (int r = 0; r < n; ++r) rising[r] = r, gaps[r] = r % 2 == 0 ? 0 : 5, large[r] = 3000 + 17 * r;
-  only_last[n - 1] = 4;
-  patterns = {even, rising, only_last, gaps, large, std::vector<int64_t>(n, 0)};
-  return patterns;
-}
-
-TEST(Communicator, AllGatherRows) {
-  for (const auto& counts : count_patterns())
-    for (const auto dtype : {at::kFloat, at::kDouble, at::kLong})
-      for (const auto& trailing : std::vector<std::vector<int64_t>>{{}, {1}, {13}, {2, 3}, {0}}) {
-        const auto rows_of = [&](int rank) {
-          auto shape = trailing;
-          shape.insert(shape.begin(), counts[rank]);
-          int64_t numel = 1;
-          for (const int64_t size : shape) numel *= size;
-          return part(numel, dtype, rank).view(shape);
-        };
-        std::vector<at::Tensor> all;
-        for (int rank = 0; rank < ranks->size(); ++rank) all.push_back(rows_of(rank));
-        const at::Tensor own = rows_of(ranks->rank()), before = own.clone();
-        const at::Tensor gathered = ranks->all_gather_rows(own, counts);
-        EXPECT_EQ(gathered.scalar_type(), dtype);
-        EXPECT_TRUE(gathered.equal(at::cat(all, 0)));
-        at::Tensor(gathered).fill_(-1);
-        EXPECT_TRUE(own.equal(before)) << "the result must be a new tensor";
-      }
-}
-
-TEST(Communicator, AllGatherBytes) {
-  const auto check = [](const char* what, const std::function<std::string(int)>& text_of) {
-    const auto gathered = ranks->all_gather_bytes(text_of(ranks->rank()));
-    ASSERT_EQ(static_cast<int>(gathered.size()), ranks->size());
-    for (int rank = 0; rank < ranks->size(); ++rank) EXPECT_TRUE(gathered[rank] == text_of(rank)) << what << ", rank " << rank;
-  };
-  check("empty", [](int) { return std::string(); });
-  check("uneven", [](int rank) { return std::string(7 * rank, static_cast<char>('a' + rank)); });
-  check("only rank 0", [](int rank) { return rank == 0 ? std::string("x") : std::string(); });
-  check("embedded zeros", [](int rank) { return std::string("a\0b\0", 4) + std::string(rank, '\0') + '\xff'; });
-  check("1 MB", [](int rank) {
-    std::string text((1 << 20) + rank, ' ');
-    for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 31 + rank);
-    return text;
-  });
-}
-
-TEST(Communicator, RefusesWhatItCannotSend) {
-  if (ranks->size() == 1) GTEST_SKIP() << "a job of one sends nothing";
-  EXPECT_THROW(ranks->all_reduce_sum(at::zeros({4}, at::kBFloat16)), Error);
-  EXPECT_THROW(ranks->all_reduce_sum(at::zeros({4, 4}).t().slice(0, 0, 2)), Error);
-  EXPECT_THROW(ranks->all_gather_rows(at::zeros({3}), std::vector<int64_t>(ranks->size(), 2)), Error);
-  EXPECT_THROW(ranks->all_gather_rows(at::zeros({3}), {3}), Error);
-}
-
-// What `together` does when `work` of each rank does; the same on every rank, which is checked.
-std::string outcome(const std::function<void()>& work) {
-  std::string text = "no error";
-  try {
-    together(*ranks, work);
-  } catch (const SharedError& error) {
-    text = std::to_string(static_cast<int>(error.code())) + ": " + error.what();
-  }
-  for (const auto& other : ranks->all_gather_bytes(text)) EXPECT_EQ(other, text);
-  return text;
-}
-
-TEST(Together, Succeeds) {
-  int runs = 0;
-  EXPECT_EQ(outcome([&] { ++runs; }), "no error");
-  EXPECT_EQ(runs, 1);
-}
-
-TEST(Together, AllFailAlike) {
-  EXPECT_EQ(outcome([] { throw Error(ExitCode::kBadConfig, "line 3: no such key"); }), "78: line 3: no such key");
-}
-
-TEST(Together, OneFails) {
-  for (int failing = 0; failing < ranks->size(); ++failing) {
-    const std::string text = outcome([&] {
-      if (ranks->rank() == failing) throw Error(ExitCode::kIo, "disk full");
-    });
-    const std::string who = "rank " + std::to_string(failing) + " of " + std::to_string(ranks->size()) + ": ";
-    EXPECT_EQ(text, "74: " + (ranks->size() == 1 ? "" : who) + "disk full");
-  }
-}
-
-TEST(Together, SomeFailDifferently) {
-  if (ranks->size() < 3) GTEST_SKIP() << "needs three ranks";
-  const std::string text = outcome([] {
-    if (ranks->rank() == 1) throw std::runtime_error("a defect");
-    if (ranks->rank() == 2) throw Error(ExitCode::kBadData, "bad\nfile");
-  });
-  const std::string of = " of " + std::to_string(ranks->size()) + ": ";
-  EXPECT_EQ(text, "70: rank 1" + of + "a defect\nrank 2" + of + "bad\nfile");
-}
-
-TEST(Together, RanksGoOnTogetherAfterAnError) {
-  outcome([] {
-    if (ranks->rank() == 0) throw Error(ExitCode::kIo, "x");
-  });
-  const at::Tensor one = at::ones({1});
-  ranks->all_reduce_sum(one);
-  EXPECT_EQ(one.item<float>(), static_cast<float>(ranks->size()));
-}
+INSTANTIATE_TEST_SUITE_P(Mpi, Contract, ::testing::ValuesIn(contract::all_checks()),
+                         [](const auto& info) { return info.param.name; });
 
 int abort_while_others_wait(int rank, int code) {
   if (ranks->rank() == rank) ranks->abort(static_cast<ExitCode>(code));
@@ -174,14 +109,28 @@ int abort_while_others_wait(int rank, int code) {
   return 0;
 }
 
+int wait_for_an_absent_rank(int rank) {
+  ranks->all_reduce_sum(at::zeros({3}));
+  if (ranks->rank() == rank) ::sleep(300);
+  try {
+    ranks->all_reduce_sum(at::zeros({7}));
+  } catch (const Error& error) {
+    std::fprintf(stderr, "heard by rank %d: %d: %s\n", ranks->rank(), static_cast<int>(error.code()), error.what());
+    ::sleep(1);  // the other waiting ranks' turn to speak
+  }
+  return 0;  // destroying the communicator must end the job
+}
+
 }  // namespace
 }  // namespace muster::distributed
 
 int main(int argc, char** argv) {
+  using namespace muster::distributed;
   ::testing::InitGoogleTest(&argc, argv);
-  const auto communicator = muster::distributed::connect();
-  muster::distributed::ranks = communicator.get();
-  if (argc == 4 && std::strcmp(argv[1], "abort") == 0)
-    return muster::distributed::abort_while_others_wait(std::atoi(argv[2]), std::atoi(argv[3]));
+  const auto mode = [&](const char* name) { return argc > 2 && std::strcmp(argv[1], name) == 0; };
+  const auto communicator = mode("pieces") ? make_mpi_communicator(std::atoll(argv[2])) : connect();
+  ranks = communicator.get();
+  if (mode("abort")) return abort_while_others_wait(std::atoi(argv[2]), std::atoi(argv[3]));
+  if (mode("absent")) return wait_for_an_absent_rank(std::atoi(argv[2]));
   return RUN_ALL_TESTS();
 }

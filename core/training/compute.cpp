@@ -1,0 +1,74 @@
+#include "core/training/compute.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <sched.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "distributed/agreement.h"
+
+namespace muster::training {
+namespace {
+
+constexpr int64_t kReproducibleMicrobatches = 8;
+
+int threads_of(int requested, const distributed::Communicator& communicator) {
+  if (requested > 0) return requested;
+  const int usable = usable_cores();
+  const bool bound = usable < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  return std::max(1, bound ? usable : usable / communicator.local_size());
+}
+
+// MKL chooses its code by the processor and by where arrays lie in memory. This fixes both: one code path for all, and the same sums
+// whatever the alignment. MKL reads it at its first call. What the user has set stays.
+void fix_matrix_products() {
+#if defined(__x86_64__)
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+  setenv("MKL_CBWR", wide ? "AVX512,STRICT" : "AVX2,STRICT", 0);
+#endif
+}
+
+std::string arithmetic_of_this_process() {
+  const char* products = std::getenv("MKL_CBWR");
+  return "torch " TORCH_VERSION ", " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set");
+}
+
+}  // namespace
+
+int usable_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  return std::max(1, CPU_COUNT(&allowed));
+}
+
+Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator) {
+  Compute compute;
+  compute.reproducible = training.reproducible();
+  compute.bf16 = training.precision() == config::Training::BF16;
+  compute.threads = threads_of(static_cast<int>(training.threads()), communicator);
+  const int64_t ranks = communicator.size();
+  compute.microbatches = training.microbatches() > 0 ? training.microbatches() : compute.reproducible ? kReproducibleMicrobatches : ranks;
+  if (compute.reproducible && ranks > compute.microbatches)
+    throw distributed::SharedError(
+        distributed::ExitCode::kBadConfig,
+        "training.microbatches: training.reproducible shares out " + std::to_string(compute.microbatches) + " microbatches" +
+            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " + std::to_string(ranks) +
+            " ranks. Start at most " + std::to_string(compute.microbatches) + " ranks, or set training.microbatches=" + std::to_string(ranks) +
+            " and keep that number for every run that is to have the same bits");
+  at::set_num_threads(compute.threads);
+  if (!compute.reproducible) return compute;
+  fix_matrix_products();
+  compute.arithmetic = arithmetic_of_this_process();
+  distributed::require_same(communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
+                            "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "
+                            "node (Slurm: --constraint), or set training.reproducible=false");
+  return compute;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,47 @@
+#include "core/training/same_job.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "checkpoints/sha256.h"
+#include "distributed/agreement.h"
+
+namespace muster::training {
+namespace {
+
+// What is the same file for two ranks: host, device and inode; and its size and time, in case it was replaced in between.
+std::string identity(const data::Dataset& dataset) {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  struct stat file {};
+  if (::stat(dataset.source().c_str(), &file) != 0) return std::string(host) + " " + dataset.source();
+  return std::string(host) + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " + std::to_string(file.st_size) + " " +
+         std::to_string(file.st_mtim.tv_sec) + "." + std::to_string(file.st_mtim.tv_nsec);
+}
+
+}  // namespace
+
+void require_same_job(distributed::Communicator& communicator, const std::string& experiment) {
+  if (communicator.size() == 1) return;
+  distributed::require_same(communicator, "the muster program", checkpoints::sha256_of_file("/proc/self/exe"),
+                            "Start the same build on every node (a shared path, or the same container)");
+  distributed::require_same(communicator, "the experiment", checkpoints::sha256_of(experiment),
+                            "Give every rank the same config file and the same --set");
+}
+
+std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {
+  const auto identities = communicator.all_gather_bytes(identity(dataset));
+  const auto first = std::find(identities.begin(), identities.end(), identities[communicator.rank()]) - identities.begin();
+  std::string hash;
+  distributed::together(communicator, [&] {
+    if (first == communicator.rank()) hash = dataset.content_hash();
+  });
+  hash = communicator.all_gather_bytes(hash)[first];
+  distributed::require_same(communicator, "the data (" + dataset.source() + ")", hash,
+                            "Copy the same file to every node, or name one on a shared file system", distributed::ExitCode::kBadData);
+  return hash;
+}
+
+}  // namespace muster::training

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/config/load.h"
+#include "core/data/dataset.h"
+
+namespace muster::training {
+
+// How long a run is and which samples each of its steps takes: pure functions of the experiment and the step's number, the same on every
+// rank and for any number of ranks.
+class TrainingPlan {
+ public:
+  // `train`: the training samples. Throws SharedError(kBadConfig) when they do not fill one batch.
+  TrainingPlan(const config::LoadedExperiment& loaded, const data::DatasetIndex& index, std::vector<int64_t> train);
+
+  uint64_t steps_per_epoch() const { return steps_per_epoch_; }
+  uint64_t total_steps() const { return total_steps_; }
+  // Steps count from 0, epochs from 1.
+  int64_t epoch_of(uint64_t step) const { return static_cast<int64_t>(step / steps_per_epoch_) + 1; }
+  // The global batch of a step, in its order. Asking for steps in ascending order is cheap.
+  std::vector<int64_t> samples(uint64_t step);
+
+ private:
+  const config::Experiment& config_;
+  std::vector<int64_t> train_;
+  std::vector<double> labels_;  // of train_
+  uint64_t steps_per_epoch_ = 0;
+  uint64_t total_steps_ = 0;
+  int64_t ordered_epoch_ = 0;
+  std::vector<int64_t> order_;  // of ordered_epoch_
+};
+
+}  // namespace muster::training

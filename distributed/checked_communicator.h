@@ -1,0 +1,69 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "distributed/collective_call.h"
+#include "distributed/communicator.h"
+
+namespace muster::distributed {
+
+// What every backend with several ranks shares: arguments checked, calls compared between ranks, bytes counted. A backend adds
+// meet() and the bodies of the collectives. Every collective goes through one function, run(): the place where a watchdog or a
+// flight record learns what this rank does.
+//
+// A call that does not fit is an error on every rank of the communicator: SharedError when they are the whole job, otherwise
+// Error; all have then met, and may go on together. After a rank did not come, the communicator can not be used any more.
+class CheckedCommunicator : public Communicator {
+ public:
+  int rank() const final { return rank_; }
+  int size() const final { return static_cast<int>(names_.ranks.size()); }
+  int64_t bytes_sent() const final { return bytes_sent_; }
+
+  void all_reduce_sum(at::Tensor tensor) final;
+  at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) final;
+  at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send_counts,
+                             const std::vector<int64_t>& receive_counts) final;
+  void broadcast(at::Tensor tensor, int root) final;
+  std::vector<std::string> all_gather_bytes(const std::string& bytes) final;
+  std::unique_ptr<Communicator> split(int group) final;
+
+ protected:
+  CheckedCommunicator(RankNames names, int rank);
+
+  // Shows `own` to all other ranks and returns all ranks' calls, by rank. Throws Error(kPeerFailed), with absence() as its message,
+  // when a rank does not come before collective_deadline().
+  virtual const std::vector<CollectiveCall>& meet(const CollectiveCall& own) = 0;
+
+  // The bodies. Arguments are checked and fit those of all ranks. Where no rank has anything to move they are not called.
+  virtual void sum_body(const at::Tensor& tensor) = 0;
+  virtual void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) = 0;
+  virtual void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
+                             const at::Tensor& received) = 0;
+  virtual void broadcast_body(const at::Tensor& tensor, int root) = 0;
+  // `sizes`: every rank's length.
+  virtual std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>& sizes) = 0;
+  // `members`: ranks of this communicator that gave `group`, ascending.
+  virtual std::unique_ptr<Communicator> split_body(int group, const std::vector<int>& members, RankNames names) = 0;
+  // Throws Error(kInternal) for a tensor on a device that this backend does not serve. Here: the CPU.
+  virtual void require_device(const at::Tensor& tensor) const;
+
+  const RankNames& names() const { return names_; }
+  const CollectiveCall& last_completed() const { return last_completed_; }
+
+ private:
+  template <typename Body>
+  void run(CollectiveCall call, const Body& body);
+  CollectiveCall call_of(Collective kind, const at::Tensor& tensor, bool rows) const;
+  void require_counts(const char* what, const std::vector<int64_t>& counts) const;
+  [[noreturn]] void throw_mismatch(const std::string& message) const;
+
+  RankNames names_;
+  int rank_;
+  bool usable_ = true;
+  int64_t sequence_ = 0;
+  int64_t bytes_sent_ = 0;
+  CollectiveCall last_completed_;
+};
+
+}  // namespace muster::distributed

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace muster::distributed {
+
+enum class Collective : int32_t { kAllReduceSum, kAllGatherRows, kAllToAllRows, kBroadcast, kAllGatherBytes, kSplit };
+
+// What a rank is about to do, in fixed size: ranks show each other these before every collective (see checked_communicator.h), and
+// whoever records or watches what a rank does records these.
+struct CollectiveCall {
+  int64_t sequence = 0;  // 1 for a communicator's first collective
+  Collective kind = Collective::kAllGatherBytes;
+  int32_t dtype = -1;   // at::ScalarType; -1: no tensor
+  int32_t device = -1;  // at::DeviceType
+  int32_t root = -1;
+  int32_t dims = 0;         // of the tensor, or of one row
+  int64_t shape[4] = {};    // its first four sizes, for messages
+  uint64_t shape_hash = 0;  // of all sizes
+  uint64_t counts_hash = 0;  // all_gather_rows: of the row counts, which are the same list everywhere
+
+  // Not the same on every rank:
+  int64_t own = 0;  // all_gather_bytes: length; split: group; rows: number of rows given
+  // all_to_all_rows: sums over peers of a hash of (from, to, rows). All ranks' sums of sends and of receives are equal exactly
+  // when every count fits its counterpart, which all ranks can thus see from these calls alone.
+  uint64_t sends_hash = 0;
+  uint64_t receives_hash = 0;
+};
+static_assert(std::is_trivially_copyable_v<CollectiveCall>);
+
+// Names of the ranks of a communicator in messages: numbers in the job, and what the communicator is called.
+struct RankNames {
+  std::string communicator;  // "world"; "world/1" for group 1 that world was split into
+  std::vector<int> ranks;    // by rank of the communicator, the rank in the job
+};
+
+// "all_reduce_sum(float32 [7])"
+std::string describe(const CollectiveCall& call);
+// "rank 3", "ranks 0, 1 and 5-8"
+std::string list_ranks(std::vector<int> ranks);
+uint64_t hash_of(const std::vector<int64_t>& numbers);
+uint64_t hash_of_transfer(int from, int to, int64_t rows);
+
+// Empty when `calls`, one per rank, fit each other; otherwise the message: which ranks differ from the majority (at a tie: from the
+// lowest rank), what they called, and what the others called.
+std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names);
+// The same for all_to_all_rows whose hashes tell that counts do not fit: `sends` and `receives` are all ranks' counts.
+std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int64_t>>& sends,
+                   const std::vector<std::vector<int64_t>>& receives, const RankNames& names);
+// Message for those that wait: `missing` (ranks of the communicator) did not come to `call` for `waited` seconds.
+std::string absence(const CollectiveCall& call, const CollectiveCall& last_completed, const std::vector<int>& missing,
+                    double waited, const RankNames& names);
+
+// How long ranks wait for each other at the start of a collective: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what is not a
+// positive number throws Error(kUsage)), or what was set here.
+std::chrono::duration<double> collective_deadline();
+void set_collective_deadline(std::chrono::duration<double> deadline);
+
+}  // namespace muster::distributed

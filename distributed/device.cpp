@@ -1,0 +1,108 @@
+#include "distributed/device.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+#include <nlohmann/json.hpp>
+
+namespace muster::distributed {
+namespace {
+
+std::string rank_on_host(size_t rank, const RankView& view) { return "rank " + std::to_string(rank) + " on " + view.host; }
+
+std::string plural(size_t count, const std::string& one) { return std::to_string(count) + " " + one + (count == 1 ? "" : "s"); }
+
+std::vector<std::string> uuids(const RankView& view) {
+  std::vector<std::string> list;
+  for (const auto& gpu : view.visible.gpus) list.push_back(gpu.uuid);
+  return list;
+}
+
+// All see a GPU, or none does; anything else is a job that was started wrongly.
+bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
+  if (wanted == WantedDevice::kCpu) return false;
+  std::string without, with;
+  size_t blind = 0;
+  for (size_t rank = 0; rank < views.size(); ++rank) {
+    if (!views[rank].visible.gpus.empty()) {
+      if (with.empty()) with = rank_on_host(rank, views[rank]);
+    } else if (++blind <= 8) {
+      without += "\n  " + rank_on_host(rank, views[rank]) + ": " + views[rank].visible.why_none;
+    }
+  }
+  if (blind == 0) return true;
+  if (blind > 8) without += "\n  and " + std::to_string(blind - 8) + " more";
+  if (blind < views.size())
+    throw SharedError(ExitCode::kUsage, "these ranks see no GPU, while others (" + with + ") do:" + without +
+                                            "\nGive every rank a GPU (Slurm: --gpus-per-task=1), or set training.device: CPU");
+  if (wanted == WantedDevice::kAuto) return false;
+  throw SharedError(ExitCode::kUsage, "training.device is CUDA, but no rank sees a GPU:" + without +
+                                          "\nUse training.device: AUTO or CPU to train without one");
+}
+
+}  // namespace
+
+std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, const DeviceRequest& request) {
+  std::vector<DeviceBinding> bindings(views.size());
+  for (size_t rank = 0; rank < views.size(); ++rank) bindings[rank].host = views[rank].host;
+  if (!use_gpus(views, request.wanted)) return bindings;
+
+  std::map<std::vector<std::string>, std::vector<size_t>> ranks_by_gpus;
+  for (size_t rank = 0; rank < views.size(); ++rank) ranks_by_gpus[uuids(views[rank])].push_back(rank);
+  std::map<std::string, std::vector<size_t>> ranks_by_gpu;
+  for (const auto& [gpus, ranks] : ranks_by_gpus) {
+    if (ranks.size() > gpus.size() && !request.share)
+      throw SharedError(ExitCode::kUsage,
+                        plural(ranks.size(), "rank") + " on " + views[ranks[0]].host + " (" + rank_on_host(ranks[0], views[ranks[0]]) +
+                            " is the first) see the same " + plural(gpus.size(), "GPU") + " (" + views[ranks[0]].visible.gpus[0].name +
+                            "): each needs one of its own. Start at most " + plural(gpus.size(), "rank") +
+                            " there, or set training.share_device: true to let ranks share a GPU (slower; to try things out)");
+    for (size_t place = 0; place < ranks.size(); ++place) {
+      auto& binding = bindings[ranks[place]];
+      const size_t index = place % gpus.size();
+      binding.device = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+      binding.gpu = views[ranks[place]].visible.gpus[index];
+      ranks_by_gpu[binding.gpu.uuid].push_back(ranks[place]);
+    }
+  }
+  for (auto& binding : bindings) {
+    const auto& ranks = ranks_by_gpu.at(binding.gpu.uuid);
+    binding.ranks_on_gpu = static_cast<int>(ranks.size());
+    if (ranks.size() > 1 && !request.share)
+      throw SharedError(ExitCode::kUsage, rank_on_host(ranks[0], views[ranks[0]]) + " and " + rank_on_host(ranks[1], views[ranks[1]]) +
+                                              " would use the same GPU (" + binding.gpu.name + ", UUID " + binding.gpu.uuid +
+                                              "): the lists of GPUs that ranks see (CUDA_VISIBLE_DEVICES) overlap. Let all ranks of a "
+                                              "machine see the same GPUs, or each its own");
+  }
+  return bindings;
+}
+
+DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& request) {
+  RankView own;
+  char host[256] = "unknown";
+  gethostname(host, sizeof host - 1);
+  own.host = host;
+  if (request.wanted != WantedDevice::kCpu) own.visible = visible_gpus();
+
+  nlohmann::json description = {{"host", own.host}, {"why_none", own.visible.why_none}, {"gpus", nlohmann::json::array()}};
+  for (const auto& gpu : own.visible.gpus) description["gpus"].push_back({gpu.uuid, gpu.name});
+  std::vector<RankView> views;
+  for (const auto& text : communicator.all_gather_bytes(description.dump())) {
+    const auto json = nlohmann::json::parse(text);
+    RankView view;
+    view.host = json["host"];
+    view.visible.why_none = json["why_none"];
+    for (const auto& gpu : json["gpus"]) view.visible.gpus.push_back({gpu[0], gpu[1]});
+    views.push_back(view);
+  }
+  const DeviceBinding binding = choose_devices(views, request)[communicator.rank()];
+  if (binding.device.is_cpu()) return binding;
+  // NCCL takes ranks with one host and one GPU for a mistake; with hosts of their own they talk over sockets.
+  if (binding.ranks_on_gpu > 1)
+    setenv("NCCL_HOSTID", (binding.host + "-rank-" + std::to_string(communicator.rank())).c_str(), 1);
+  together(communicator, [&] { use_gpu(binding.device.index()); });
+  return binding;
+}
+
+}  // namespace muster::distributed

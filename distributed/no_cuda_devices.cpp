@@ -1,0 +1,10 @@
+#include "distributed/cuda_devices.h"
+#include "distributed/error.h"
+
+namespace muster::distributed {
+
+VisibleGpus visible_gpus() { return {{}, "muster was built without CUDA"}; }
+
+void use_gpu(int) { throw Error(ExitCode::kInternal, "muster was built without CUDA"); }
+
+}  // namespace muster::distributed

@@ -1,0 +1,138 @@
+"""training.reproducible: the same bits on any number of ranks. Compared are files, byte for byte."""
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+import muster_program as mp  # noqa: E402
+from test_world_sizes import COMMON, EVERY_LOSS_OF_FOAL_NET, EVERY_LOSS_OF_MIAR, FOAL_NET, MIAR, field_values, is_on, missing_modalities  # noqa: E402
+
+STEPS = 200
+# What may differ: how fast it was, who did what, what was sent.
+OF_THE_JOB = {"samples_per_second", "microbatches", "bytes_sent"}
+
+
+def training(batch_size, fields=""):
+    # The name of the experiment is written into the weights: the same for all.
+    return (f'name: "exact"\ntraining {{ epochs: 0 max_steps: {STEPS} batch_size: {batch_size} log_every_steps: 1 '
+            f"reproducible: true {fields} }}\n")
+
+
+# Batches of 13 and 11 leave uneven microbatches and a last batch with fewer samples than microbatches.
+def cases(folder):
+    missing = missing_modalities(folder / "missing.h5")
+    foal_net = FOAL_NET + mp.CLASSIFICATION.replace("60", "84").replace("} }", "} standardize: true }") + COMMON
+    return {
+        "foal_net": (foal_net + training(13), EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (2, 3, 4, 8)),
+        "foal_net_recompute_five_microbatches": (
+            foal_net.replace("mem_weight", "mem_positive: RECOMPUTE mem_weight") + training(13, "microbatches: 5 sampling: CLASS_BALANCED"),
+            EVERY_LOSS_OF_FOAL_NET | {"CLASS_BALANCED"}, {"classification", "avel", "mem"}, (2, 4)),
+        "miar": (MIAR + mp.REGRESSION.replace("60", "80") + COMMON + training(11), EVERY_LOSS_OF_MIAR, {"regression", "alignment"}, (2, 3, 4, 8)),
+        "miar_missing": (MIAR + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON + training(7, "microbatches: 4"),
+                         EVERY_LOSS_OF_MIAR | {"standardize"}, {"regression", "alignment"}, (3, 4)),
+        "foal_net_bf16": (foal_net + training(13, "precision: BF16"), EVERY_LOSS_OF_FOAL_NET, {"classification", "avel", "mem"}, (3,)),
+    }
+
+
+def fingerprint(run):
+    return mp.muster("checkpoints", "fingerprint", run).stdout.split()[0]
+
+
+def rows(run):
+    return [{name: value for name, value in row.items() if name not in OF_THE_JOB} for row in mp.metrics_rows(run)]
+
+
+def require_same_bits(one, other):
+    assert fingerprint(one) == fingerprint(other)
+    for file in ("weights/best.safetensors", "weights/last.safetensors", "predictions-valid.csv", "predictions-test.csv"):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    assert rows(one) == rows(other)  # JSON with all digits: losses, norms, metrics of every step and validation
+    results = [{name: value for name, value in mp.result(run).items() if name not in ("seconds", "world_size")} for run in (one, other)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "foal_net_bf16"])
+def test_same_bits_on_any_number_of_ranks(name, tmp_path):
+    text, switched_on, terms, world_sizes = cases(tmp_path)[name]
+    one = mp.train(tmp_path, text, "ranks1")
+    values = field_values(one)
+    assert values["reproducible"] == "true" and all(is_on(values, field) for field in switched_on), "the test must cover what it says"
+    train_rows = mp.metrics_rows(one, "train")
+    assert len(train_rows) == STEPS and all(set(row["terms"]) == terms for row in train_rows)
+    assert all(min(row["terms"].values()) > 0 for row in train_rows[:3]) and mp.metrics_rows(one, "valid")
+    pieces = int(values["microbatches"]) or 8
+    trained, batch_size = mp.read_json(one / "environment.json")["data"]["train"], int(re.search(r"batch_size: (\d+)", text.split("training")[1])[1])
+    assert batch_size % pieces and trained % batch_size, "microbatches must be uneven, and the last batch short"
+    for ranks in world_sizes:
+        other = mp.train(tmp_path, text, f"ranks{ranks}", ranks)
+        require_same_bits(one, other)
+        # It was really shared: nobody ran more than its part.
+        for row in mp.metrics_rows(other, "train"):
+            assert len(row["microbatches"]) == ranks and max(row["microbatches"]) <= -(-pieces // ranks)
+            assert row["bytes_sent"] > 0
+
+
+def test_default_mode_has_other_bits(tmp_path):
+    """The comparison would notice: without reproducible the order of sums depends on the ranks."""
+    text = cases(tmp_path)["miar"][0].replace("reproducible: true", "")
+    one, two = (mp.train(tmp_path, text, f"ranks{ranks}", ranks, "--max-steps", "20") for ranks in (1, 2))
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_number_of_microbatches_is_part_of_the_bits(tmp_path):
+    text = cases(tmp_path)["miar"][0]
+    runs = [mp.train(tmp_path, text, f"pieces{n}", 1, "--max-steps", "20", "--set", f"training.microbatches={n}") for n in (8, 4)]
+    assert fingerprint(runs[0]) != fingerprint(runs[1])
+
+
+def test_evaluate_and_predict_have_the_same_bits(tmp_path):
+    text = cases(tmp_path)["foal_net"][0]
+    run = mp.train(tmp_path, text, "run", 2, "--max-steps", "5")
+    outputs, files = [], []
+    for ranks in (1, 2, 3, 8):
+        files.append(tmp_path / f"{ranks}.csv")
+        outputs.append(json.loads(mp.muster("evaluate", run, "--split", "all", "--json", "-o", files[-1], ranks=ranks).stdout))
+    assert all(output == outputs[0] for output in outputs)
+    assert all(file.read_bytes() == files[0].read_bytes() for file in files)
+
+
+def test_the_shipped_experiments(tmp_path):
+    """README's and docs' command, on both models."""
+    for name in ("quickstart", "sentiment"):
+        config = mp.ROOT / "experiments" / f"{name}.txtpb"
+        runs = []
+        for ranks in (1, 2, 3, 4):
+            runs.append(tmp_path / f"{name}{ranks}")
+            mp.muster("train", config, "--set", "training.reproducible=true", "--max-steps", "25", "--run-dir", runs[-1], ranks=ranks)
+        assert len({fingerprint(run) for run in runs}) == 1
+
+
+def refused(folder, ranks, *sets):
+    arguments = [word for item in sets for word in ("--set", item)]
+    config = mp.write_config(folder / "refused.txtpb", mp.SMALL_MIAR + mp.REGRESSION + "training { reproducible: true }\n")
+    result = mp.muster("train", config, "--run-dir", folder / "refused", *arguments, ranks=ranks, code=78)
+    assert not (folder / "refused").exists() and result.stderr.count("muster: ") == 1, result.stderr
+    return result.stderr
+
+
+def test_more_ranks_than_microbatches_is_refused(tmp_path):
+    message = refused(tmp_path, 3, "training.microbatches=2")
+    assert "--set training.microbatches=2" in message and "3 ranks" in message and "training.microbatches=3" in message
+    assert "8 microbatches (the default)" in refused(tmp_path, 9)
+
+
+def test_threads_are_refused(tmp_path):
+    message = refused(tmp_path, 1, "training.threads=2")
+    assert "training.threads" in message and "more ranks" in message
+
+
+def test_other_processors_are_refused(tmp_path):
+    """A rank with another code path of the matrix library cannot give the same bits: named, with its value."""
+    config = mp.write_config(tmp_path / "c.txtpb", mp.SMALL_MIAR + mp.REGRESSION + "training { reproducible: true }\n")
+    script = f'export MKL_CBWR=$([ "$OMPI_COMM_WORLD_RANK" = 2 ] && echo COMPATIBLE || echo AVX2,STRICT); exec {mp.built("muster")} train {config} --run-dir {tmp_path / "run"}'
+    result = mp.execute(["mpirun", "--oversubscribe", "-n", 3, "sh", "-c", script])
+    assert result.returncode == 78 and "rank 2" in result.stderr and "COMPATIBLE" in result.stderr, result.stderr
+    assert result.stderr.count("muster: ") == 1
