@@ -173,4 +173,15 @@ std::string where(const LoadedExperiment& loaded, const std::string& field_path)
   return found == loaded.origins.end() ? "default" : found->second;
 }
 
+void with_places(const LoadedExperiment& loaded, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const distributed::Error& error) {
+    const std::string text = error.what();
+    const std::string place = where(loaded, text.substr(0, text.find(':')));
+    if (error.code() != distributed::ExitCode::kBadConfig || place == "default") throw;
+    throw distributed::Error(error.code(), place + ": " + text);
+  }
+}
+
 }  // namespace muster::config

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -36,5 +37,9 @@ Experiment parse_resolved(const std::string& text, const std::string& path);
 // Where the value of a dotted field path ("training.batch_size", "data.modalities[1]") came from: "file:line",
 // "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.
 std::string where(const LoadedExperiment& loaded, const std::string& field_path);
+
+// Runs `work`, which judges values by what is found later. An Error(kBadConfig) from it that starts with a field's path ("training.threads: ...")
+// is thrown again with the place of that value in front, unless it is a default.
+void with_places(const LoadedExperiment& loaded, const std::function<void()>& work);
 
 }  // namespace muster::config

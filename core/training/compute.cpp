@@ -1,5 +1,6 @@
 #include "core/training/compute.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <sched.h>
@@ -10,6 +11,8 @@
 #include <cstdlib>
 
 #include "distributed/agreement.h"
+#include "distributed/device.h"
+#include "distributed/nccl.h"
 
 namespace muster::training {
 namespace {
@@ -33,9 +36,24 @@ void fix_matrix_products() {
 #endif
 }
 
-std::string arithmetic_of_this_process() {
+// cuBLAS picks its code by a workspace that it sizes itself unless told; other operations by whether equal bits are asked for.
+void fix_gpu_arithmetic() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+}
+
+std::string arithmetic_of_this_process(const std::string& gpu) {
   const char* products = std::getenv("MKL_CBWR");
-  return "torch " TORCH_VERSION ", " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set");
+  return "torch " TORCH_VERSION ", " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") +
+         (gpu.empty() ? "" : ", " + gpu);
+}
+
+distributed::DeviceRequest request_of(const config::Training& training) {
+  using Wanted = distributed::WantedDevice;
+  const Wanted wanted = training.device() == config::Training::CUDA  ? Wanted::kCuda
+                        : training.device() == config::Training::CPU ? Wanted::kCpu
+                                                                     : Wanted::kAuto;
+  return {wanted, training.share_device()};
 }
 
 }  // namespace
@@ -61,14 +79,33 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
             (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " + std::to_string(ranks) +
             " ranks. Start at most " + std::to_string(compute.microbatches) + " ranks, or set training.microbatches=" + std::to_string(ranks) +
             " and keep that number for every run that is to have the same bits");
+  const auto binding = distributed::bind_device(communicator, request_of(training));
+  compute.device = binding.device;
+  compute.gpu = binding.gpu.name;
+  compute.ranks_on_gpu = binding.ranks_on_gpu;
   at::set_num_threads(compute.threads);
+  at::globalContext().setAllowTF32CuBLAS(training.tf32());
   if (!compute.reproducible) return compute;
   fix_matrix_products();
-  compute.arithmetic = arithmetic_of_this_process();
+  if (compute.device.is_cuda()) fix_gpu_arithmetic();
+  compute.arithmetic = arithmetic_of_this_process(compute.gpu);
   distributed::require_same(communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
                             "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "
                             "node (Slurm: --constraint), or set training.reproducible=false");
   return compute;
+}
+
+std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator) {
+  if (compute.device.is_cpu()) return nullptr;
+  return distributed::make_nccl_communicator(communicator, compute.device);
+}
+
+batch::Residency residency_of(const config::Training& training) {
+  switch (training.data_on_device()) {
+    case config::Training::ALWAYS: return batch::Residency::kAlways;
+    case config::Training::NEVER: return batch::Residency::kNever;
+    default: return batch::Residency::kWhenItFits;
+  }
 }
 
 }  // namespace muster::training

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <memory>
 #include <string>
 
+#include "core/batch/resident.h"
 #include "core/config/experiment.pb.h"
 #include "distributed/communicator.h"
 
@@ -13,6 +15,8 @@ int usable_cores();
 // How this rank computes: the same on every rank but for the device's number.
 struct Compute {
   c10::Device device = c10::kCPU;
+  std::string gpu;       // its name; empty on the CPU
+  int ranks_on_gpu = 0;  // this rank included
   int threads = 1;
   int64_t microbatches = 1;  // pieces that every global batch is cut into
   bool reproducible = false;
@@ -22,9 +26,15 @@ struct Compute {
   std::string arithmetic;
 };
 
-// Sets up threads and arithmetic of this process as the experiment asks. To be called before the first matrix product. Throws
-// SharedError(kBadConfig) when a setting does not fit the job: reproducible with more ranks than microbatches or more than one thread, or
-// ranks whose processors differ. Collective.
+// Chooses this rank's device and sets up threads and arithmetic of this process as the experiment asks. To be called before the first
+// matrix product. Throws SharedError when a setting does not fit the job: kBadConfig for reproducible with more ranks than microbatches,
+// or ranks whose processors differ; kUsage for GPUs that are missing or would have to be shared. Collective.
 Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator);
+
+// On a GPU the ranks of `communicator` joined by NCCL as well; nothing on the CPU. `communicator` must outlive it. Collective.
+std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator);
+
+// Where the reader keeps the data.
+batch::Residency residency_of(const config::Training& training);
 
 }  // namespace muster::training

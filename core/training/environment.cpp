@@ -8,6 +8,8 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "distributed/nccl.h"
+
 namespace muster::training {
 namespace {
 
@@ -24,7 +26,7 @@ nlohmann::json describe_environment(distributed::Communicator& communicator, con
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
   const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", compute.threads},
-                              {"device", compute.device.str()}};
+                              {"device", compute.device.is_cpu() ? "cpu" : compute.device.str() + " " + compute.gpu}};
   nlohmann::json ranks = nlohmann::json::array();
   for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));
 
@@ -37,6 +39,7 @@ nlohmann::json describe_environment(distributed::Communicator& communicator, con
           {"libraries",
            {{"torch", TORCH_VERSION},
             {"mpi", distributed::mpi_library_version()},
+            {"nccl", distributed::nccl_version()},
             {"hdf5", std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release)},
             {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}}},
           {"world_size", communicator.size()},

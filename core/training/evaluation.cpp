@@ -95,7 +95,7 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
       for (const auto& term : terms) evaluation.terms.emplace_back(term.first, 0.0);
     for (size_t i = 0; i < terms.size(); ++i) evaluation.terms[i].second += share * terms[i].second;
   }
-  evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kDouble).contiguous();
+  evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kCPU, at::kDouble).contiguous();
   require_finite_outputs(evaluation.predictions, reader.dataset().index());
   if (with_losses && total > 0) add_metrics(evaluation, reader.dataset().index());
   return evaluation;

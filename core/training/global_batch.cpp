@@ -22,10 +22,18 @@ std::vector<int64_t> GlobalBatchPlan::filled_counts() const {
   return counts;
 }
 
-batch::Batch GlobalBatchPlan::read(const batch::BatchReader& reader, const Rows& rows) const {
+std::vector<int64_t> GlobalBatchPlan::samples_of(const Rows& rows) const {
+  return {samples_.begin() + rows.begin, samples_.begin() + rows.end};
+}
+
+std::vector<int64_t> GlobalBatchPlan::global_rows_of(const Rows& rows) const {
   std::vector<int64_t> global_rows(rows.size());
   std::iota(global_rows.begin(), global_rows.end(), rows.begin);
-  return reader.read({samples_.begin() + rows.begin, samples_.begin() + rows.end}, global_rows);
+  return global_rows;
+}
+
+batch::Batch GlobalBatchPlan::read(const batch::BatchReader& reader, const Rows& rows) const {
+  return reader.read(samples_of(rows), global_rows_of(rows));
 }
 
 models::GlobalBatch GlobalBatchPlan::global(const batch::BatchReader& reader, bool with_labels) const {

@@ -27,9 +27,11 @@ void require_data_of_the_run(const data::Dataset& dataset, const std::string& ha
 
 }  // namespace
 
-Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& communicator) {
+Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& control) {
   Inference inference;
-  const Compute compute = prepare_compute(experiment.training(), communicator);
+  const Compute compute = prepare_compute(experiment.training(), control);
+  const auto gpus = join_gpus(compute, control);
+  distributed::Communicator& communicator = gpus ? *gpus : control;
   std::vector<int64_t> samples;
   Weights weights;
   std::unique_ptr<models::Model> model;
@@ -44,7 +46,9 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
     load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(), model->parameters());
   });
   require_finite_features(inference.source, communicator);
-  const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype());
+  model->parameters().move_to(compute.device);
+  const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype(),
+                                  compute.device);
   Step step(*model, reader, communicator, {compute.microbatches, compute.reproducible, compute.bf16});
   inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(), experiment.seed(),
                                   options.needs_labels);

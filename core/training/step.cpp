@@ -43,12 +43,18 @@ std::vector<std::pair<std::string, double>> BatchOutcome::terms() const {
 }
 
 Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, const StepOptions& options)
-    : model_(model), reader_(reader), communicator_(communicator), options_(options) {
+    : model_(model), reader_(reader), communicator_(communicator), options_(options), prefetcher_(reader) {
   if (options.reproducible) tree_sum_.emplace(options.microbatches, plan({}).owners(), communicator.rank());
 }
 
 GlobalBatchPlan Step::plan(std::vector<int64_t> samples) const {
   return {std::move(samples), options_.microbatches, communicator_.rank(), communicator_.size()};
+}
+
+void Step::expect(std::vector<int64_t> samples) {
+  const auto coming = plan(std::move(samples));
+  for (const auto& rows : coming.own_microbatches()) prefetcher_.request(coming.samples_of(rows), coming.global_rows_of(rows));
+  expected_.push_back(coming.samples());
 }
 
 models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_labels) {
@@ -66,9 +72,11 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
   std::vector<at::Tensor> own;
   const at::ScalarType dtype = model_.parameters().dtype();
   {
-    const Autocast autocast(options_.bf16);
+    const Autocast autocast(options_.bf16, reader_.device().type());
+    const bool expected = !expected_.empty() && expected_.front() == plan.samples();
+    if (expected) expected_.pop_front();
     for (const auto& rows : plan.own_microbatches()) {
-      gathered.batches.push_back(plan.read(reader_, rows));
+      gathered.batches.push_back(expected ? prefetcher_.next() : plan.read(reader_, rows));
       gathered.embedded.push_back(model_.embed(gathered.batches.back(), pass));
       auto& embedded = gathered.embedded.back();
       if (model_.embedding_dim() == 0) continue;
@@ -132,7 +140,7 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     const auto& rows = plan.own_microbatches()[m];
     models::RowResult result;
     {
-      const Autocast autocast(options_.bf16);
+      const Autocast autocast(options_.bf16, reader_.device().type());
       const auto partners = read_partners(plan, rows, compared, global, pass);
       result = model_.rows(gathered.batches[m], gathered.embedded[m], partners, global, pass);
     }
@@ -186,7 +194,7 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
   const auto options = model_.parameters().values().options();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   for (size_t m = 0; m < gathered.batches.size(); ++m) {
-    const Autocast autocast(options_.bf16);
+    const Autocast autocast(options_.bf16, reader_.device().type());
     std::vector<batch::Ragged> partners;
     if (with_losses) partners = read_partners(plan, plan.own_microbatches()[m], gathered.rows, global, pass);
     else gathered.batches[m].labels = at::Tensor();

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/batch/prefetch.h"
 #include "core/models/model.h"
 #include "core/training/global_batch.h"
 #include "distributed/communicator.h"
@@ -44,6 +46,9 @@ class Step {
   // How this step shares out a global batch.
   GlobalBatchPlan plan(std::vector<int64_t> samples) const;
 
+  // A hint: train() will be asked for this global batch after those expected before it. Its frames are read while others compute.
+  void expect(std::vector<int64_t> samples);
+
   // Leaves the gradient of the global batch's loss, summed over ranks, in model.parameters().gradients(). Collective.
   BatchOutcome train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
 
@@ -81,6 +86,8 @@ class Step {
   distributed::Communicator& communicator_;
   StepOptions options_;
   std::optional<distributed::TreeSum> tree_sum_;  // reproducible only
+  std::deque<std::vector<int64_t>> expected_;      // global batches that the prefetcher has been asked for
+  batch::Prefetcher prefetcher_;
 };
 
 }  // namespace muster::training

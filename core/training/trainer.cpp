@@ -3,7 +3,6 @@
 #include <cmath>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -34,25 +33,13 @@ using distributed::SharedError;
 using distributed::ExitCode;
 using Clock = std::chrono::steady_clock;
 
-// Runs `work`, which judges values of the config by the data. Its complaints start with a field's path: where the user set that
-// field is put in front.
-void with_places(const config::LoadedExperiment& loaded, const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const distributed::Error& error) {
-    const std::string text = error.what();
-    const std::string place = config::where(loaded, text.substr(0, text.find(':')));
-    if (error.code() != ExitCode::kBadConfig || place == "default") throw;
-    throw distributed::Error(error.code(), place + ": " + text);
-  }
-}
-
 // One run from checked inputs to result.json.
 class Trainer {
  public:
-  Trainer(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator)
-      : loaded_(loaded), config_(loaded.experiment), options_(options), communicator_(communicator),
-        progress_(communicator.rank() == 0) {}
+  Trainer(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator,
+          const Compute& compute)
+      : loaded_(loaded), config_(loaded.experiment), options_(options), communicator_(communicator), progress_(communicator.rank() == 0),
+        compute_(compute) {}
 
   void run();
 
@@ -83,7 +70,7 @@ class Trainer {
   distributed::Communicator& communicator_;
   Progress progress_;
   Clock::time_point started_ = Clock::now();
-  Compute compute_;
+  const Compute& compute_;
 
   DataSource data_;
   data::Split split_;
@@ -115,11 +102,8 @@ class Trainer {
 
 void Trainer::prepare() {
   distributed::together(communicator_, [&] {
-    with_places(loaded_, [&] { compute_ = prepare_compute(config_.training(), communicator_); });
-  });
-  distributed::together(communicator_, [&] {
     if (is_main() && !options_.dry_run) require_new_run_directory(options_.run_directory);
-    with_places(loaded_, [&] {
+    config::with_places(loaded_, [&] {
       data_ = open_data(config_, "", true);
       split_ = split_data(config_, data_, true);
       model_ = models::make_model(config_, data_.shape);
@@ -137,7 +121,11 @@ void Trainer::prepare() {
     const Weights weights = read_weights(options_.init_from, data_.shape);
     load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
   });
-  reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype());
+  reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype(), compute_.device);
+  model_->parameters().move_to(compute_.device);
+  distributed::together(communicator_, [&] {
+    config::with_places(loaded_, [&] { reader_->keep_on_device(residency_of(config_.training()), compute_.ranks_on_gpu); });
+  });
   const auto& optimizer = config_.optimizer();
   optimizer_ = std::make_unique<optim::AdamW>(
       model_->parameters(), optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
@@ -309,7 +297,10 @@ void Trainer::train_loop() {
   const auto every = [](uint64_t count, uint64_t period) { return period > 0 && count % period == 0; };
   while (steps_done_ < plan_->total_steps() && !stopped_early_) {
     const int64_t epoch = plan_->epoch_of(steps_done_);
-    train_step(plan_->samples(steps_done_), epoch);
+    const auto samples = plan_->samples(steps_done_);
+    if (steps_done_ == 0) step_->expect(samples);
+    if (steps_done_ + 1 < plan_->total_steps()) step_->expect(plan_->samples(steps_done_ + 1));
+    train_step(samples, epoch);
     const bool last = steps_done_ == plan_->total_steps();
     const bool epoch_ends = steps_done_ % plan_->steps_per_epoch() == 0;
     if (last || every(steps_done_, evaluation.every_steps()) || (epoch_ends && every(epoch, evaluation.every_epochs()))) validate(epoch);
@@ -390,7 +381,12 @@ void Trainer::run() {
 }  // namespace
 
 void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator) {
-  Trainer(loaded, options, communicator).run();
+  Compute compute;
+  distributed::together(communicator, [&] {
+    config::with_places(loaded, [&] { compute = prepare_compute(loaded.experiment.training(), communicator); });
+  });
+  const auto gpus = join_gpus(compute, communicator);
+  Trainer(loaded, options, gpus ? *gpus : communicator, compute).run();
 }
 
 }  // namespace muster::training

@@ -1,6 +1,7 @@
 // The communicator's contract under mpirun -n 1..4 (n = 1 takes the path without MPI). Every rank runs every check.
 // `test_communicator pieces BYTES`: the same, with MPI given at most BYTES at once.
 // `test_communicator abort RANK CODE`: that rank aborts the job while the others wait for it; see test_abort.py.
+// `test_communicator send all_gather_rows|all_to_all_rows|nothing`: one collective; see test_bytes_sent.py.
 // `test_communicator absent RANK`: that rank does not come to the second collective; see test_absence.py.
 #include <gtest/gtest.h>
 #define OMPI_SKIP_MPICXX 1
@@ -109,6 +110,20 @@ int abort_while_others_wait(int rank, int code) {
   return 0;
 }
 
+int send(const std::string& collective) {
+  std::vector<int64_t> counts, receives;
+  for (int peer = 0; peer < ranks->size(); ++peer) {
+    counts.push_back(1000 * (ranks->rank() + 1) + peer);
+    receives.push_back(1000 * (peer + 1) + ranks->rank());
+  }
+  const int64_t given = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  if (collective == "all_to_all_rows") ranks->all_to_all_rows(at::zeros({given, 7}), counts, receives);
+  std::iota(counts.begin(), counts.end(), 500);
+  if (collective == "all_gather_rows") ranks->all_gather_rows(at::zeros({counts[ranks->rank()], 7}), counts);
+  std::printf("rank %d sent %ld\n", ranks->rank(), static_cast<long>(ranks->bytes_sent()));
+  return 0;
+}
+
 int wait_for_an_absent_rank(int rank) {
   ranks->all_reduce_sum(at::zeros({3}));
   if (ranks->rank() == rank) ::sleep(300);
@@ -131,6 +146,7 @@ int main(int argc, char** argv) {
   const auto communicator = mode("pieces") ? make_mpi_communicator(std::atoll(argv[2])) : connect();
   ranks = communicator.get();
   if (mode("abort")) return abort_while_others_wait(std::atoi(argv[2]), std::atoi(argv[3]));
+  if (mode("send")) return send(argv[2]);
   if (mode("absent")) return wait_for_an_absent_rank(std::atoi(argv[2]));
   return RUN_ALL_TESTS();
 }
