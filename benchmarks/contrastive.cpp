@@ -124,7 +124,8 @@ int main(int argc, char** argv) {
     else if (option == "--repeats" && !value.empty()) repeats = std::atoi(value.c_str());
     else if (option == "--only" && (value == "tiled" || value == "plain")) only = value;
     else {
-      std::fprintf(stderr, "usage: contrastive [--rows 1024,2048,...] [--dim 256] [--threads 1] [--repeats 5] [--only tiled|plain]\n");
+      std::fprintf(stderr,
+                   "usage: contrastive [--rows 1024,2048,...] [--dim 256] [--threads 1] [--repeats 5] [--only tiled|plain]\n");
       return 2;
     }
   }
@@ -143,8 +144,8 @@ int main(int argc, char** argv) {
     const auto value = [](const std::vector<double>& values) { return values.empty() ? std::nan("") : median(values); };
     const double plain_ms = value(plain.milliseconds), tiled_ms = value(tiled.milliseconds);
     const double plain_m = value(plain.mebibytes), tiled_m = value(tiled.mebibytes);
-    std::printf("| %5lld | %9.2f | %9.2f | %11.2f | %9.0f | %9.1f | %11.1f | %19.1e |\n", static_cast<long long>(rows), plain_ms, tiled_ms,
-                plain_ms / tiled_ms, plain_m, tiled_m, plain_m / tiled_m, plain.loss - tiled.loss);
+    std::printf("| %5lld | %9.2f | %9.2f | %11.2f | %9.0f | %9.1f | %11.1f | %19.1e |\n", static_cast<long long>(rows), plain_ms,
+                tiled_ms, plain_ms / tiled_ms, plain_m, tiled_m, plain_m / tiled_m, plain.loss - tiled.loss);
     std::fflush(stdout);
   }
 }

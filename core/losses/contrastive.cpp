@@ -91,7 +91,8 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
   const int64_t part = shared ? share.part : 0;
   const int64_t first = deal[part], last = deal[part + 1];
 
-  const Tiles similarity(blocks, u.options(), blocks.rows < kSharedRows), shifted(blocks, u.options()), scratch(blocks, u.options());
+  const Tiles similarity(blocks, u.options(), blocks.rows < kSharedRows);
+  const Tiles shifted(blocks, u.options()), scratch(blocks, u.options());
   at::Tensor columns;  // [k, N]: of the row blocks so far
   const auto add_columns = [&](const at::Tensor& block_columns) {
     const at::Tensor wide = block_columns.to(at::kDouble);
@@ -221,8 +222,8 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
  private:
   // Into the blocks of the defined gradients that meet the range: pull + G v and pull + G^T u (u already scaled), where
   // G_ij = t_i softmax_j S_ij + t_j softmax_i S_ij.
-  static void add_embedding_gradients(const ska::flat_hash_map<std::string, at::IValue>& saved, const at::Tensor& u, const at::Tensor& v,
-                                      at::Tensor& u_gradient, at::Tensor& v_gradient) {
+  static void add_embedding_gradients(const ska::flat_hash_map<std::string, at::IValue>& saved, const at::Tensor& u,
+                                      const at::Tensor& v, at::Tensor& u_gradient, at::Tensor& v_gradient) {
     const Blocks blocks(u);
     const int64_t begin = saved.at("begin").toInt(), end = saved.at("end").toInt();
     if (begin >= end) return;

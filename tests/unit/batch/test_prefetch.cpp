@@ -66,6 +66,38 @@ TEST(Prefetcher, ForgetsWhatIsCleared) {
   for (int64_t i = 0; i < 6; ++i) prefetcher.request({i}, {i});  // never taken
 }
 
+// A dataset whose reads wait until they may go on.
+class GatedDataset final : public data::Dataset {
+ public:
+  GatedDataset() {
+    index_.modalities.push_back({"m", 1, {0, 1, 2}});
+    index_.ids = {"a", "b"};
+    index_.labels = {0, 1};
+  }
+  void read_frames(int64_t, int64_t, int64_t, float* out) const override {
+    begun = true;
+    while (!open) std::this_thread::yield();
+    *out = 0;
+  }
+  std::string content_hash() const override { return ""; }
+  std::string source() const override { return "gated"; }
+  mutable std::atomic<bool> begun{false};
+  std::atomic<bool> open{false};
+};
+
+TEST(Prefetcher, ForgetsWhatIsBeingRead) {
+  GatedDataset data;
+  const BatchReader reader(data, {0}, {}, at::kFloat);
+  Prefetcher prefetcher(reader);
+  prefetcher.request({0}, {0});
+  while (!data.begun) std::this_thread::yield();
+  prefetcher.clear();
+  EXPECT_THROW(prefetcher.next(), distributed::Error);
+  prefetcher.request({1}, {1});
+  data.open = true;
+  EXPECT_EQ(prefetcher.next().samples, std::vector<int64_t>{1});
+}
+
 class BrokenDataset final : public data::Dataset {
  public:
   BrokenDataset() {

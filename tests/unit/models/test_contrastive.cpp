@@ -17,7 +17,8 @@
 namespace muster::losses {
 namespace {
 
-at::Tensor plain_loss(const at::Tensor& u, const at::Tensor& v, const at::Tensor& scale, const at::Tensor& labels, PairTargets kind) {
+at::Tensor plain_loss(const at::Tensor& u, const at::Tensor& v, const at::Tensor& scale, const at::Tensor& labels,
+                      PairTargets kind) {
   const at::Tensor similarity = at::mm(u, v.t()) * scale;
   at::Tensor targets = kind == PairTargets::kOwn ? at::eye(u.size(0), u.options())
                                                  : labels.unsqueeze(1).eq(labels.unsqueeze(0)).to(u.scalar_type());
@@ -73,11 +74,10 @@ TEST(Contrastive, EqualsThePlainLossAndItsGradients) {
       for (const double scale : {0.37, 14.3, -2.0}) {
         if (rows > 300 && scale != 14.3) continue;
         const Inputs in(rows, 24, 5, at::kFloat);  // exact in both precisions
-        const auto plain = [&](const at::Tensor& u, const at::Tensor& v, const at::Tensor& s) { return plain_loss(u, v, s, in.labels, kind); };
-        const auto tiled = [&](const at::Tensor& u, const at::Tensor& v, const at::Tensor& s) {
-          return contrastive_loss(u, v, s, in.labels, kind);
-        };
-        const std::string what = std::to_string(rows) + " rows, targets " + std::to_string(static_cast<int>(kind)) + ", scale " + std::to_string(scale);
+        const auto plain = [&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, in.labels, kind); };
+        const auto tiled = [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, in.labels, kind); };
+        const std::string what = std::to_string(rows) + " rows, targets " + std::to_string(static_cast<int>(kind)) + ", scale " +
+                                 std::to_string(scale);
         const double single = static_cast<double>(static_cast<float>(scale));
         const Result expected = differentiate(plain, in.u, in.v, single, at::kDouble);
         expect_close(differentiate(tiled, in.u, in.v, single, at::kDouble), expected, 1e-12, 1, what + ", float64");
@@ -110,10 +110,12 @@ TEST(Contrastive, OneLabelAndAllDifferentLabels) {
   Inputs in(520, 16, 4, at::kDouble);
   for (const at::Tensor& labels : {at::full({520}, 7, at::kLong), at::randperm(520, at::kLong) - 100})
     for (const auto kind : {PairTargets::kClassMean, PairTargets::kClassSum})
-      expect_close(differentiate([&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, labels, kind); },
-                                 in.u, in.v, 5, at::kDouble),
-                   differentiate([&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, labels, kind); }, in.u,
-                                 in.v, 5, at::kDouble), 1e-12, 1, "labels");
+      expect_close(
+          differentiate([&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, labels, kind); }, in.u,
+                        in.v, 5, at::kDouble),
+          differentiate([&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, labels, kind); }, in.u, in.v, 5,
+                        at::kDouble),
+          1e-12, 1, "labels");
 }
 
 // Rows that agree with everything beside columns that agree with nothing: similarities from -100 to 100, where exp alone overflows
@@ -126,11 +128,9 @@ TEST(Contrastive, WithstandsAScaleOf100InSinglePrecision) {
   in.v.slice(0, 200, 400).copy_(-in.u[0].expand({200, 8}));
   in.u.slice(0, 250, 600).copy_(in.u[0].expand({350, 8}));
   for (const auto kind : {PairTargets::kOwn, PairTargets::kClassMean, PairTargets::kClassSum}) {
-    const auto plain = [&](const at::Tensor& u, const at::Tensor& v, const at::Tensor& s) { return plain_loss(u, v, s, in.labels, kind); };
+    const auto plain = [&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, in.labels, kind); };
     const Result expected = differentiate(plain, in.u, in.v, 100, at::kDouble);
-    const auto tiled = [&](const at::Tensor& u, const at::Tensor& v, const at::Tensor& s) {
-      return contrastive_loss(u, v, s, in.labels, kind);
-    };
+    const auto tiled = [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, in.labels, kind); };
     const Result single = differentiate(tiled, in.u, in.v, 100, at::kFloat);
     expect_close(differentiate(tiled, in.u, in.v, 100, at::kDouble), expected, 1e-12, 1, "float64");
     // A similarity near 100 is known to 4e-6 in float32, and so is each probability, relatively.
@@ -154,7 +154,8 @@ TEST(Contrastive, ComputesOnlyTheGradientsAskedFor) {
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor x = a.contiguous(), y = b.contiguous();
-  return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type() && std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
+  return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type() &&
+         std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 
 // What `parts` parts exchange, without threads: what a part sends does not depend on what it receives, so a first round with
@@ -165,7 +166,8 @@ class Exchange {
 
   WorkShare share(int64_t part, int64_t begin, int64_t end) {
     auto call = std::make_shared<size_t>(0);
-    return {static_cast<int64_t>(sent_.size()), part, [this, part, call](const at::Tensor& own, const std::vector<int64_t>& counts) {
+    return {static_cast<int64_t>(sent_.size()), part,
+            [this, part, call](const at::Tensor& own, const std::vector<int64_t>& counts) {
               EXPECT_EQ(own.size(0), counts[part]);
               EXPECT_TRUE(own.is_contiguous());
               if (collecting_) {
@@ -261,9 +263,11 @@ TEST(ContrastiveSharing, ExchangesFromSharedRowsOn) {
 
 TEST(ContrastiveSharing, LeavesRowsOutsideTheRangeAtZero) {
   const Inputs in(1200, 4, 2, at::kFloat);
-  const Result result = differentiate(
-      [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, in.labels, PairTargets::kOwn, {1, 0, {}, 0, 10}); },
-      in.u, in.v, 5, at::kFloat);
+  const WorkShare share{1, 0, {}, 0, 10};
+  const auto loss = [&](const auto& u, const auto& v, const auto& s) {
+    return contrastive_loss(u, v, s, in.labels, PairTargets::kOwn, share);
+  };
+  const Result result = differentiate(loss, in.u, in.v, 5, at::kFloat);
   for (const at::Tensor& gradient : {result.u, result.v}) {
     EXPECT_TRUE(gradient.slice(0, 0, 10).ne(0).all().item<bool>());
     EXPECT_TRUE(gradient.slice(0, 1000, 1200).eq(0).all().item<bool>());  // other blocks than the range's are not computed

@@ -18,7 +18,8 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 at::Tensor unit(const at::Tensor& x) { return x / x.norm(2, {1}, true); }
 
 // argmax over columns of another label of S_ij - log(-log u_ij), the smallest of equals; a NaN never beats what came before it.
-std::vector<int64_t> defined_choice(const at::Tensor& scores, const std::vector<int64_t>& labels, uint32_t direction, uint64_t seed, uint32_t step) {
+std::vector<int64_t> defined_choice(const at::Tensor& scores, const std::vector<int64_t>& labels, uint32_t direction, uint64_t seed,
+                                    uint32_t step) {
   const int64_t rows = scores.size(0);
   const auto score = scores.accessor<double, 2>();
   std::vector<int64_t> chosen(rows, -1);
@@ -49,7 +50,8 @@ struct Case {
     return draw_negatives(queries, candidates, labels, similarity, 1, begin, end, 77, step);
   }
   std::vector<int64_t> expected(const Similarity& similarity, uint32_t step) const {
-    return defined_choice(similarity(at::mm(queries.to(at::kDouble), candidates.to(at::kDouble).t())).contiguous(), label_values, 1, 77, step);
+    const at::Tensor cosines = at::mm(queries.to(at::kDouble), candidates.to(at::kDouble).t());
+    return defined_choice(similarity(cosines).contiguous(), label_values, 1, 77, step);
   }
 };
 
@@ -61,7 +63,8 @@ TEST(Negatives, AreThoseOfTheDefinition) {
       const Case c(rows, 8, 4);
       const Similarity similarity{Similarity::Kind::kDivisor, at::scalar_tensor(temperature)};
       for (uint32_t step = 0; step < 3; ++step)
-        ASSERT_EQ(c.draw(similarity, 0, rows, step), c.expected(similarity, step)) << temperature << ", " << rows << " rows, step " << step;
+        ASSERT_EQ(c.draw(similarity, 0, rows, step), c.expected(similarity, step))
+            << temperature << ", " << rows << " rows, step " << step;
     }
 }
 
