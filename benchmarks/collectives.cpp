@@ -1,5 +1,5 @@
 // Latency and bandwidth of the collectives, per backend and size, beside MPI called directly; see README.md.
-// mpirun -n W benchmark_collectives [SMALLEST_BYTES LARGEST_BYTES]
+// mpirun -n W collectives [SMALLEST_BYTES LARGEST_BYTES]
 #define OMPI_SKIP_MPICXX 1
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -154,7 +154,7 @@ int main(int argc, char** argv) {
   try {
     muster::distributed::run(argc > 1 ? std::atoll(argv[1]) : 8, argc > 2 ? std::atoll(argv[2]) : int64_t{64} << 20);
   } catch (const muster::distributed::Error& error) {
-    std::fprintf(stderr, "benchmark_collectives: %s\n", error.what());
+    std::fprintf(stderr, "collectives: %s\n", error.what());
     return static_cast<int>(error.code());
   }
   return 0;

@@ -31,7 +31,7 @@ enum class AvelTargets { kRowMean, kRowSum };
 at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels, const Similarity& similarity,
                      AvelTargets targets, const WorkShare& share = {});
 
-constexpr int64_t kNegativeRows = 64;
+constexpr int64_t kNegativeRows = 128;
 
 // Foal-Net's hard negatives for emotion matching: for each row i of [begin, end) one column j with another label, drawn from the
 // softmax of S over such columns by Gumbel-max with counter-based noise (philox counter {j, i, direction, step}), so that the draw

@@ -148,7 +148,7 @@ std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const Gl
 std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
                                            const Pass& pass) const {
   if (config_.mem_weight() <= 0 || begin == end) return {};
-  const auto sides = gathered.detach().chunk(2, 1);
+  const auto sides = gathered.detach().cpu().chunk(2, 1);  // the one copy to the host that a step must wait for: it decides what to read
   std::vector<PartnerRows> partners;
   for (const int64_t query : {kAudio, kVideo}) {
     auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, similarity(),

@@ -61,7 +61,7 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
     longest = std::max(longest, offsets[s + 1] - offsets[s]);
     for (int64_t t = 0; t < offsets[s + 1] - offsets[s]; ++t) times.push_back(t);
   }
-  at::Tensor table = at::empty({longest, d}, at::kDouble);
+  at::Tensor table = at::empty({longest, d}, at::TensorOptions().dtype(at::kDouble).pinned_memory(options.device().is_cuda()));
   double* out = table.mutable_data_ptr<double>();
   for (int64_t t = 0; t < longest; ++t)
     for (int64_t i = 0; i < d; i += 2) {
@@ -69,7 +69,7 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
       *out++ = std::sin(angle);
       *out++ = std::cos(angle);
     }
-  return table.to(options).index_select(0, kernels::upload(times, options.device()));
+  return table.to(options, /*non_blocking=*/true).index_select(0, kernels::upload(times, options.device()));
 }
 
 }  // namespace

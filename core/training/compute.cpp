@@ -40,6 +40,7 @@ void fix_matrix_products() {
 void fix_gpu_arithmetic() {
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // for finding uses of it; there are none, and it costs a pass each
 }
 
 std::string arithmetic_of_this_process(const std::string& gpu) {
@@ -96,7 +97,7 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
 }
 
 std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator) {
-  if (compute.device.is_cpu()) return nullptr;
+  if (compute.device.is_cpu() || communicator.size() == 1) return nullptr;
   return distributed::make_nccl_communicator(communicator, compute.device);
 }
 

@@ -31,7 +31,7 @@ struct Compute {
 // or ranks whose processors differ; kUsage for GPUs that are missing or would have to be shared. Collective.
 Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator);
 
-// On a GPU the ranks of `communicator` joined by NCCL as well; nothing on the CPU. `communicator` must outlive it. Collective.
+// Several ranks on GPUs: the ranks of `communicator` joined by NCCL as well. Otherwise nothing: `communicator` will do. `communicator` must outlive it. Collective.
 std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator);
 
 // Where the reader keeps the data.

@@ -92,13 +92,12 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
 }
 
 std::vector<batch::Ragged> Step::read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
-                                               const at::Tensor& gathered, const models::GlobalBatch& global,
-                                               const models::Pass& pass) const {
+                                               const std::vector<models::PartnerRows>& partners) const {
   std::vector<batch::Ragged> frames;
   // Any rank reads any sample's frames from the data file: nothing is sent.
-  for (const auto& partner : model_.partners(gathered, global, rows.begin, rows.end, pass)) {
+  for (const auto& partner : partners) {
     std::vector<int64_t> samples;
-    for (const int64_t row : partner.global_rows) samples.push_back(plan.samples()[row]);
+    for (int64_t row = rows.begin; row < rows.end; ++row) samples.push_back(plan.samples()[partner.global_rows[row - plan.own().begin]]);
     frames.push_back(reader_.read_modality(partner.modality, samples));
   }
   return frames;
@@ -124,9 +123,10 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
   Gathered gathered = embed_and_gather(plan, pass);
 
   std::vector<models::LossTerm> batch_terms;
-  at::Tensor compared, embedding_gradient;
+  std::vector<models::PartnerRows> partners;
+  at::Tensor embedding_gradient;
   if (gathered.rows.defined()) {
-    compared = gathered.rows.detach();
+    partners = model_.partners(gathered.rows, global, plan.own().begin, plan.own().end, pass);
     gathered.rows.requires_grad_();
     batch_terms = model_.batch_losses(gathered.rows, global);
     const at::Tensor total = weighted_sum(batch_terms, options);
@@ -141,8 +141,7 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     models::RowResult result;
     {
       const Autocast autocast(options_.bf16, reader_.device().type());
-      const auto partners = read_partners(plan, rows, compared, global, pass);
-      result = model_.rows(gathered.batches[m], gathered.embedded[m], partners, global, pass);
+      result = model_.rows(gathered.batches[m], gathered.embedded[m], read_partners(plan, rows, partners), global, pass);
     }
     const at::Tensor total = weighted_sum(result.terms, options);
     torch::autograd::variable_list roots{total}, seeds{at::ones_like(total)};
@@ -188,17 +187,20 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
   const auto global = global_batch(plan, with_losses);
   Gathered gathered = embed_and_gather(plan, pass);
   std::vector<models::LossTerm> batch_terms;
-  if (gathered.rows.defined() && with_losses) batch_terms = model_.batch_losses(gathered.rows, global);
+  std::vector<models::PartnerRows> partners;
+  if (gathered.rows.defined() && with_losses) {
+    batch_terms = model_.batch_losses(gathered.rows, global);
+    partners = model_.partners(gathered.rows, global, plan.own().begin, plan.own().end, pass);
+  }
 
   BatchOutcome outcome;
   const auto options = model_.parameters().values().options();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   for (size_t m = 0; m < gathered.batches.size(); ++m) {
     const Autocast autocast(options_.bf16, reader_.device().type());
-    std::vector<batch::Ragged> partners;
-    if (with_losses) partners = read_partners(plan, plan.own_microbatches()[m], gathered.rows, global, pass);
-    else gathered.batches[m].labels = at::Tensor();
-    const auto result = model_.rows(gathered.batches[m], gathered.embedded[m], partners, global, pass);
+    if (!with_losses) gathered.batches[m].labels = at::Tensor();
+    const auto result = model_.rows(gathered.batches[m], gathered.embedded[m],
+                                    read_partners(plan, plan.own_microbatches()[m], partners), global, pass);
     row_values.push_back(values_of(result.terms, options));
     outputs.push_back(result.outputs);
   }

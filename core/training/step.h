@@ -67,8 +67,9 @@ class Step {
     at::Tensor rows;  // [N, embedding_dim], a leaf; undefined when nothing is compared
   };
   Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass);
-  std::vector<batch::Ragged> read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows, const at::Tensor& gathered,
-                                           const models::GlobalBatch& global, const models::Pass& pass) const;
+  // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
+  std::vector<batch::Ragged> read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
+                                           const std::vector<models::PartnerRows>& partners) const;
   using MicrobatchVisitor =
       std::function<void(const GlobalBatchPlan::Rows&, const models::RowResult&, const at::Tensor& weighted_total)>;
   // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its backward pass.

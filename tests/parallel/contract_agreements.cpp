@@ -61,15 +61,19 @@ void require_same_names_who_differs(Communicator& ranks, Peer&) {
   EXPECT_EQ(require([](int) { return std::string(100000, 'x'); }), "no error");
   if (ranks.size() == 1) return;
   const int last = ranks.size() - 1;
-  const std::string others = last == 1 ? "rank 0 has " : last == 2 ? "ranks 0 and 1 have " : "ranks 0-" + std::to_string(last - 1) + " have ";
+  const std::string others = last == 1   ? "rank 0 has "
+                             : last == 2 ? "ranks 0 and 1 have "
+                                         : "ranks 0-" + std::to_string(last - 1) + " have ";
   const std::string text = require([&](int rank) { return rank == last ? "8" : "7"; });
   EXPECT_THAT(text, HasSubstr("78: the seed differs between ranks: rank " + std::to_string(last) + " (host "));
   EXPECT_THAT(text, HasSubstr(") has \"8\", while " + others + "\"7\". Use one seed."));
   // Long values that differ only at their very end, and unprintable ones, are told apart but not shown.
   const std::string longer = require([&](int rank) { return std::string(100000, 'x') + (rank == last ? "a" : "b"); });
   EXPECT_THAT(longer, HasSubstr(") has another value, while " + others + "another value."));
-  EXPECT_THAT(require([&](int rank) { return std::string(1, static_cast<char>(rank == last ? 1 : 0)); }), HasSubstr("another value"));
-  EXPECT_THAT(outcome(ranks, [&] { require_same(ranks, "x", ranks.rank() == 0 ? "a" : "b", "", ExitCode::kBadData); }), HasSubstr("65: x "));
+  const std::string binary = require([&](int rank) { return std::string(1, static_cast<char>(rank == last ? 1 : 0)); });
+  EXPECT_THAT(binary, HasSubstr("another value"));
+  const auto other_code = [&] { require_same(ranks, "x", ranks.rank() == 0 ? "a" : "b", "", ExitCode::kBadData); };
+  EXPECT_THAT(outcome(ranks, other_code), HasSubstr("65: x "));
 }
 
 // The thorough test of TreeSum runs on threads; this one is for the backend under it.

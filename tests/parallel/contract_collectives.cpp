@@ -182,7 +182,8 @@ void use_group(Communicator& group, const std::vector<int>& members, int own) {
   const at::Tensor sum = put_in(group.rank());
   group.all_reduce_sum(sum);
   expect_same(sum, plain.sum(put_in), "group sum");
-  expect_same(group.all_gather_rows(put_in(group.rank()), std::vector<int64_t>(members.size(), 100)), plain.gather(put_in), "group rows");
+  const std::vector<int64_t> counts(members.size(), 100);
+  expect_same(group.all_gather_rows(put_in(group.rank()), counts), plain.gather(put_in), "group rows");
   const at::Tensor root = put_in(group.rank());
   group.broadcast(root, group.size() - 1);
   expect_same(root, plain.broadcast(put_in, group.size() - 1), "group broadcast");

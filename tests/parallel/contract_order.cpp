@@ -54,8 +54,9 @@ void another_dtype_size_or_root(Communicator& ranks, Peer&) {
     differ(ranks, culprit, [](Communicator& r) { r.broadcast(at::zeros({0}), 0); }, "broadcast(float32 [0], root 0)",
            [](Communicator& r) { r.broadcast(at::zeros({0}), 1); }, "broadcast(float32 [0], root 1)");
     // Only the fifth size differs, which the message does not show.
-    differ(ranks, culprit, [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 5})); }, "all_reduce_sum(float32 [1, 2, 3, 4, ...])",
-           [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 6})); }, "all_reduce_sum(float32 [1, 2, 3, 4, ...])");
+    differ(ranks, culprit, [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 5})); },
+           "all_reduce_sum(float32 [1, 2, 3, 4, ...])", [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 6})); },
+           "all_reduce_sum(float32 [1, 2, 3, 4, ...])");
   }
 }
 

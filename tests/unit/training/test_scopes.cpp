@@ -19,14 +19,14 @@ at::ScalarType product_dtype() {
 TEST(Autocast, HoldsForItsScope) {
   EXPECT_EQ(product_dtype(), at::kFloat);
   {
-    const Autocast off(false);
+    const Autocast off(false, c10::kCPU);
     EXPECT_EQ(product_dtype(), at::kFloat);
   }
   {
-    const Autocast on(true);
+    const Autocast on(true, c10::kCPU);
     EXPECT_EQ(product_dtype(), at::kBFloat16);
     {
-      const Autocast inner(true);
+      const Autocast inner(true, c10::kCPU);
       EXPECT_EQ(product_dtype(), at::kBFloat16);
     }
     EXPECT_EQ(product_dtype(), at::kBFloat16) << "an inner scope ended the outer one";
@@ -34,7 +34,7 @@ TEST(Autocast, HoldsForItsScope) {
   EXPECT_EQ(product_dtype(), at::kFloat);
   EXPECT_THROW(
       {
-        const Autocast on(true);
+        const Autocast on(true, c10::kCPU);
         throw std::runtime_error("x");
       },
       std::runtime_error);
@@ -43,7 +43,7 @@ TEST(Autocast, HoldsForItsScope) {
 
 TEST(Autocast, RestoresWhatWasSet) {
   at::autocast::set_autocast_dtype(at::kCPU, at::kHalf);
-  { const Autocast on(true); }
+  { const Autocast on(true, c10::kCPU); }
   EXPECT_EQ(at::autocast::get_autocast_dtype(at::kCPU), at::kHalf);
   EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
   at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
@@ -52,7 +52,7 @@ TEST(Autocast, RestoresWhatWasSet) {
 TEST(Autocast, ForgetsCastsOfWeights) {
   const at::Tensor weight = at::ones({2, 2}).requires_grad_(), x = at::ones({2, 2});
   const auto product = [&] {
-    const Autocast on(true);
+    const Autocast on(true, c10::kCPU);
     return at::mm(x, weight).detach()[0][0].item<double>();
   };
   EXPECT_EQ(product(), 2);
