@@ -1,5 +1,6 @@
 #include "core/losses/contrastive.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -48,6 +49,26 @@ class Tiles {
   at::Tensor flat_;
 };
 
+// Calls f(j, thread) for every column block, on the CPU from several threads at once: threads that share out tiles meet far more
+// seldom than threads that share out each small operation on a tile.
+template <typename Function>
+void for_each_column_block(const Blocks& blocks, bool cuda, const Function& f) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_gradient;  // the mode belongs to the thread
+    for (int64_t j = begin; j < end; ++j) f(j, cuda ? 0 : at::get_thread_num());
+  };
+  if (cuda) run(0, blocks.count());
+  else at::parallel_for(0, blocks.count(), 1, run);
+}
+
+// Buffers for each thread of for_each_column_block.
+std::vector<Tiles> tiles_per_thread(const Blocks& blocks, const at::TensorOptions& options) {
+  std::vector<Tiles> tiles;
+  const int64_t threads = options.device().is_cuda() ? 1 : std::min<int64_t>(at::get_num_threads(), blocks.count());
+  for (int64_t t = 0; t < threads; ++t) tiles.emplace_back(blocks, options);
+  return tiles;
+}
+
 // Statistics of a softmax over part of a row or column: [3, n] or, when the mean of S under the softmax is not asked for, [2, n]:
 // m = max S;  sum exp(S - m);  sum exp(S - m) (S - m).
 
@@ -91,8 +112,9 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
   const int64_t part = shared ? share.part : 0;
   const int64_t first = deal[part], last = deal[part + 1];
 
-  const Tiles similarity(blocks, u.options(), blocks.rows < kSharedRows);
-  const Tiles shifted(blocks, u.options()), scratch(blocks, u.options());
+  const bool keep = blocks.rows < kSharedRows;
+  const auto similarity = keep ? std::vector{Tiles(blocks, u.options(), true)} : tiles_per_thread(blocks, u.options());
+  const auto shifted = tiles_per_thread(blocks, u.options()), scratch = tiles_per_thread(blocks, u.options());
   at::Tensor columns;  // [k, N]: of the row blocks so far
   const auto add_columns = [&](const at::Tensor& block_columns) {
     const at::Tensor wide = block_columns.to(at::kDouble);
@@ -105,12 +127,12 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
     const int64_t height = blocks.length(i);
     at::Tensor block_columns = own_columns.select(0, shared ? i - first : 0);
     at::Tensor block_rows = at::empty({blocks.count(), kinds, height}, u.options());
-    for (int64_t j = 0; j < blocks.count(); ++j) {
-      at::Tensor tile = similarity(i, j);
+    for_each_column_block(blocks, u.is_cuda(), [&](int64_t j, int thread) {
+      at::Tensor tile = similarity[keep ? 0 : thread](i, j);
       at::mm_out(tile, blocks.of(u, i), blocks.of(v, j).t());
-      tile_statistics(tile, 1, block_rows.select(0, j), shifted(i, j), scratch(i, j));
-      tile_statistics(tile, 0, blocks.of(block_columns, j, 1), shifted(i, j), scratch(i, j));
-    }
+      tile_statistics(tile, 1, block_rows.select(0, j), shifted[thread](i, j), scratch[thread](i, j));
+      tile_statistics(tile, 0, blocks.of(block_columns, j, 1), shifted[thread](i, j), scratch[thread](i, j));
+    });
     own_rows.narrow(0, blocks.begin(i) - own_begin, height).copy_(combine(block_rows).t());
     if (!shared) add_columns(block_columns);
   }
@@ -124,7 +146,7 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
     own_columns = share.gather(own_columns, block_counts);
     for (int64_t i = 0; i < blocks.count(); ++i) add_columns(own_columns.select(0, i));
   }
-  return {similarity.all(), own_rows.t().contiguous(), columns};
+  return {similarity[0].all(), own_rows.t().contiguous(), columns};
 }
 
 // T by classes: T_ij = weight[c] if i and j are both of class c, else 0. Rows that are their own class make T the identity.
@@ -237,20 +259,30 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
       if (v_gradient.defined()) blocks.of(v_gradient, block).copy_(saved.at("pull_v").toTensor().index_select(0, classes));
     }
     const at::Tensor kept = saved.at("tiles").toTensor();
-    const Tiles similarity = kept.defined() ? Tiles(blocks, kept) : Tiles(blocks, u.options());
-    const Tiles row_softmax(blocks, u.options()), column_softmax(blocks, u.options());
+    const auto similarity = kept.defined() ? std::vector{Tiles(blocks, kept)} : tiles_per_thread(blocks, u.options());
+    const auto row_softmax = tiles_per_thread(blocks, u.options()), column_softmax = tiles_per_thread(blocks, u.options());
+    // What each tile of one row of tiles adds to u's gradient: computed in any order, added in one.
+    at::Tensor additions;
+    if (u_gradient.defined()) additions = at::empty({blocks.count(), std::min(blocks.size, blocks.rows), u.size(1)}, u.options());
     for (int64_t i = 0; i < blocks.count(); ++i) {
-      for (int64_t j = 0; j < blocks.count(); ++j) {
-        const bool for_u = u_gradient.defined() && wanted(i), for_v = v_gradient.defined() && wanted(j);
-        if (!for_u && !for_v) continue;
-        at::Tensor tile = similarity(i, j), weights = row_softmax(i, j), others = column_softmax(i, j);
+      const bool for_u = u_gradient.defined() && wanted(i);
+      const auto addition = [&](int64_t j) { return additions.select(0, j).narrow(0, 0, blocks.length(i)); };
+      for_each_column_block(blocks, u.is_cuda(), [&](int64_t j, int thread) {
+        const bool for_v = v_gradient.defined() && wanted(j);
+        if (!for_u && !for_v) return;
+        at::Tensor tile = similarity[kept.defined() ? 0 : thread](i, j);
+        at::Tensor weights = row_softmax[thread](i, j), others = column_softmax[thread](i, j);
         if (!kept.defined()) at::mm_out(tile, blocks.of(u, i), blocks.of(v, j).t());
         at::sub_out(weights, tile, blocks.of(row, i)).exp_();
         at::sub_out(others, tile, blocks.of(column, j, 1)).exp_();
         weights.add_(others);
-        if (for_u) blocks.of(u_gradient, i).addmm_(weights, blocks.of(v, j));
+        if (for_u) {
+          at::Tensor out = addition(j);
+          at::mm_out(out, weights, blocks.of(v, j));
+        }
         if (for_v) blocks.of(v_gradient, j).addmm_(weights.t(), blocks.of(u, i));
-      }
+      });
+      for (int64_t j = 0; for_u && j < blocks.count(); ++j) blocks.of(u_gradient, i).add_(addition(j));
     }
   }
 };

@@ -41,7 +41,7 @@ void together_one_fails(Communicator& ranks, Peer&) {
 }
 
 void together_some_fail_differently(Communicator& ranks, Peer&) {
-  if (ranks.size() < 3) GTEST_SKIP() << "needs three ranks";
+  if (ranks.size() < 3) return;  // needs three ranks
   const std::string text = outcome(ranks, [&] {
     together(ranks, [&] {
       if (ranks.rank() == 1) throw std::runtime_error("a defect");

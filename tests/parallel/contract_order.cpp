@@ -34,7 +34,7 @@ const Act kSum = [](Communicator& ranks) { ranks.all_reduce_sum(at::zeros({7}));
 const char* const kSumText = "all_reduce_sum(float32 [7])";
 
 void another_kind(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
     differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.broadcast(at::zeros({7}), 1); },
            "broadcast(float32 [7], root 1)");
@@ -44,7 +44,7 @@ void another_kind(Communicator& ranks, Peer&) {
 }
 
 void another_dtype_size_or_root(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
     differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({7}, at::kDouble)); },
            "all_reduce_sum(float64 [7])");
@@ -61,7 +61,7 @@ void another_dtype_size_or_root(Communicator& ranks, Peer&) {
 }
 
 void other_row_counts(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   const std::vector<int64_t> twos(ranks.size(), 2);
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
     differ(ranks, culprit, [&](Communicator& r) { r.all_gather_rows(at::zeros({2, 3}), twos); },
@@ -78,7 +78,7 @@ void other_row_counts(Communicator& ranks, Peer&) {
 }
 
 void misfitting_exchange(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   const std::vector<int64_t> twos(ranks.size(), 2);
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
     const int peer = (culprit + 1) % ranks.size();
@@ -95,14 +95,14 @@ void misfitting_exchange(Communicator& ranks, Peer&) {
 }
 
 void skipped(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit)
     differ(ranks, culprit, [](Communicator& r) { kSum(r), r.broadcast(at::zeros({3}), 0); }, kSumText,
            [](Communicator& r) { r.broadcast(at::zeros({3}), 0); }, "broadcast(float32 [3], root 0)");
 }
 
 void numbered(Communicator& ranks, Peer&) {
-  if (ranks.size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  if (ranks.size() == 1) return;  // one rank cannot disagree
   const auto fresh = ranks.split(0);
   kSum(*fresh);
   std::string text;
@@ -118,7 +118,7 @@ void numbered(Communicator& ranks, Peer&) {
 }
 
 void names_of_the_job(Communicator& ranks, Peer&) {
-  if (ranks.size() < 4) GTEST_SKIP() << "needs a group of two that does not begin with rank 0";
+  if (ranks.size() < 4) return;  // needs a group of two that does not begin with rank 0
   const auto group = ranks.split(ranks.rank() % 2);
   std::string text;
   try {
