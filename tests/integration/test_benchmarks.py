@@ -29,3 +29,21 @@ def test_scaling():
                       "--rounds", 1])
     assert run.returncode == 0, run.stderr
     assert "times as fast" in run.stdout.splitlines()[-1]
+
+
+def test_contrastive():
+    run = mp.execute([mp.built("benchmarks/contrastive"), "--rows", "64,1100", "--repeats", 1])
+    assert run.returncode == 0, run.stderr
+    rows = [[float(cell) for cell in line.strip("|").split("|")] for line in run.stdout.splitlines() if line.startswith("|  ") and "rows" not in line]
+    assert [row[0] for row in rows] == [64, 1100]
+    for _, plain, tiled, *_, difference in rows:
+        assert plain > 0 and tiled > 0 and abs(difference) < 1e-4  # the two computed the same loss
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_collectives(ranks):
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("benchmarks/collectives"), 8, 64])
+    assert run.returncode == 0, run.stderr
+    rows = table(run.stdout, "backend")
+    assert {row[0] for row in rows} >= {"mpi", "threads"} and {row[1] for row in rows} == {"all_reduce", "all_gather", "all_to_all", "broadcast", "tree_sum"}
+    assert all(float(number) >= 0 for row in rows for number in row[5:])
