@@ -18,14 +18,14 @@ class CheckedCommunicator : public Communicator {
  public:
   int rank() const final { return rank_; }
   int size() const final { return static_cast<int>(names_.ranks.size()); }
-  int64_t bytes_sent() const final { return bytes_sent_; }
+  int64_t bytes_sent() const override { return bytes_sent_; }
 
-  void all_reduce_sum(at::Tensor tensor) final;
-  at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) final;
+  void all_reduce_sum(at::Tensor tensor) override;
+  at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) override;
   at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send_counts,
-                             const std::vector<int64_t>& receive_counts) final;
-  void broadcast(at::Tensor tensor, int root) final;
-  std::vector<std::string> all_gather_bytes(const std::string& bytes) final;
+                             const std::vector<int64_t>& receive_counts) override;
+  void broadcast(at::Tensor tensor, int root) override;
+  std::vector<std::string> all_gather_bytes(const std::string& bytes) override;
   std::unique_ptr<Communicator> split(int group) final;
 
  protected:

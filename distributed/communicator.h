@@ -16,7 +16,7 @@ namespace muster::distributed {
 //
 // Every function but rank(), size(), local_rank(), local_size(), bytes_sent() and abort() is collective: all ranks must call the same
 // ones in the same order with matching arguments. A rank that calls another one, or the same one with another dtype or size, is
-// found and named: every rank then throws Error(kInternal). A rank that does not come at all is named after
+// found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked for, see nccl.h). A rank that does not come at all is named after
 // collective_deadline(), by Error(kPeerFailed) on those that wait.
 //
 // Tensors are contiguous and live on the CPU, or, where the backend says so, on this rank's GPU. Calls on CPU tensors block until the

@@ -14,7 +14,7 @@
 #include <numeric>
 #include <thread>
 
-#include "distributed/collective_call.h"
+#include "distributed/checked_communicator.h"
 
 namespace muster::distributed {
 namespace {
@@ -24,28 +24,10 @@ using Clock = std::chrono::steady_clock;
 [[noreturn]] void refuse(const std::string& message) { throw Error(ExitCode::kInternal, message); }
 
 ncclDataType_t sum_type(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return ncclFloat32;
-    case at::kDouble: return ncclFloat64;
-    case at::kLong: return ncclInt64;
-    default:
-      refuse(std::string("all_reduce_sum takes float32, float64 and int64 tensors, not ") + c10::toString(tensor.scalar_type()));
-  }
+  return tensor.scalar_type() == at::kFloat ? ncclFloat32 : tensor.scalar_type() == at::kDouble ? ncclFloat64 : ncclInt64;
 }
 
-int64_t total(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
-
-int64_t bytes_per_row(const at::Tensor& rows) {
-  int64_t bytes = rows.element_size();
-  for (int64_t axis = 1; axis < rows.dim(); ++axis) bytes *= rows.size(axis);
-  return bytes;
-}
-
-at::Tensor empty_rows(const at::Tensor& like, const std::vector<int64_t>& counts) {
-  auto shape = like.sizes().vec();
-  shape[0] = total(counts);
-  return at::empty(shape, like.options().requires_grad(false));
-}
+int64_t bytes_of(const at::Tensor& tensor) { return static_cast<int64_t>(tensor.nbytes()); }
 
 char* at_byte(const at::Tensor& tensor, int64_t offset) { return static_cast<char*>(tensor.data_ptr()) + offset; }
 
@@ -80,7 +62,7 @@ class NcclConnection {
       finished = state == ncclSuccess;
     }
     if (finished) ncclCommDestroy(comm_);
-    else ncclCommAbort(comm_);
+    else abort();
   }
   NcclConnection(const NcclConnection&) = delete;
   NcclConnection& operator=(const NcclConnection&) = delete;
@@ -145,11 +127,12 @@ class NcclConnection {
   int exceptions_when_made_ = std::uncaught_exceptions();
 };
 
-class NcclCommunicator final : public Communicator {
+// CPU tensors and bytes go to the control plane, which checks and counts them itself; what reaches the base class is CUDA tensors.
+class NcclCommunicator final : public CheckedCommunicator {
  public:
-  // `owned`: null, or `control` itself. `whole_job`: these are all of the job's ranks.
-  NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device, bool whole_job)
-      : owned_(std::move(owned)), control_(control), device_(device), whole_job_(whole_job) {
+  // `owned`: null, or `control` itself.
+  NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device, RankNames names)
+      : CheckedCommunicator(std::move(names), control.rank()), owned_(std::move(owned)), control_(control), device_(device) {
     if (!device.is_cuda() || !device.has_index()) refuse("NCCL needs a GPU with its number, not " + device.str());
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);
@@ -164,109 +147,24 @@ class NcclCommunicator final : public Communicator {
     together(control_, [&] { connection_ = std::make_unique<NcclConnection>(id, rank(), size(), device_); });
   }
 
-  int rank() const override { return control_.rank(); }
-  int size() const override { return control_.size(); }
   int local_rank() const override { return control_.local_rank(); }
   int local_size() const override { return control_.local_size(); }
-  int64_t bytes_sent() const override { return bytes_sent_ + control_.bytes_sent(); }
+  int64_t bytes_sent() const override { return CheckedCommunicator::bytes_sent() + control_.bytes_sent(); }
   std::vector<std::string> all_gather_bytes(const std::string& bytes) override { return control_.all_gather_bytes(bytes); }
 
   void all_reduce_sum(at::Tensor tensor) override {
-    if (on_host(tensor)) return control_.all_reduce_sum(tensor);
-    const ncclDataType_t type = sum_type(tensor);
-    compare(describe_call(Collective::kAllReduceSum, tensor, false));
-    bytes_sent_ += 2 * static_cast<int64_t>(tensor.nbytes()) * (size() - 1) / size();
-    if (tensor.numel() == 0) return;
-    used(tensor);
-    connection_->launch("all_reduce_sum", [&](ncclComm_t comm, cudaStream_t stream) {
-      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), tensor.numel(), type, ncclSum, comm, stream);
-    });
+    on_host(tensor) ? control_.all_reduce_sum(tensor) : CheckedCommunicator::all_reduce_sum(tensor);
   }
-
   at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) override {
-    if (on_host(rows)) return control_.all_gather_rows(rows, row_counts);
-    require_rows(rows, row_counts, "all_gather_rows");
-    if (rows.size(0) != row_counts[rank()])
-      refuse("all_gather_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " + std::to_string(row_counts[rank()]));
-    CollectiveCall call = describe_call(Collective::kAllGatherRows, rows, true);
-    call.counts_hash = hash_of(row_counts);
-    compare(call);
-    bytes_sent_ += static_cast<int64_t>(rows.nbytes()) * (size() - 1);
-    at::Tensor gathered = empty_rows(rows, row_counts);
-    if (gathered.numel() == 0) return gathered;
-    used(rows);
-    const int64_t row_bytes = bytes_per_row(rows);
-    const bool even = std::all_of(row_counts.begin(), row_counts.end(), [&](int64_t count) { return count == row_counts[0]; });
-    connection_->launch("all_gather_rows", [&](ncclComm_t comm, cudaStream_t stream) {
-      if (even) return ncclAllGather(rows.data_ptr(), gathered.data_ptr(), rows.nbytes(), ncclUint8, comm, stream);
-      return group([&](const auto& add) {
-        int64_t start = 0;
-        for (int root = 0; root < size(); ++root) {
-          const int64_t bytes = row_counts[root] * row_bytes;
-          char* place = at_byte(gathered, start);
-          if (bytes > 0)
-            add(ncclBroadcast(root == rank() ? rows.data_ptr() : place, place, bytes, ncclUint8, root, comm, stream));
-          start += bytes;
-        }
-      });
-    });
-    return gathered;
+    return on_host(rows) ? control_.all_gather_rows(rows, row_counts) : CheckedCommunicator::all_gather_rows(rows, row_counts);
   }
-
   at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send_counts,
                              const std::vector<int64_t>& receive_counts) override {
-    if (on_host(rows)) return control_.all_to_all_rows(rows, send_counts, receive_counts);
-    require_rows(rows, send_counts, "all_to_all_rows, sends");
-    require_rows(rows, receive_counts, "all_to_all_rows, receives");
-    if (rows.size(0) != total(send_counts))
-      refuse("all_to_all_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " + std::to_string(total(send_counts)));
-    if (send_counts[rank()] != receive_counts[rank()])
-      refuse("all_to_all_rows: a rank sends " + std::to_string(send_counts[rank()]) + " rows to itself and receives " +
-             std::to_string(receive_counts[rank()]));
-    CollectiveCall call = describe_call(Collective::kAllToAllRows, rows, true);
-    for (int peer = 0; peer < size(); ++peer) {
-      call.sends_hash += hash_of_transfer(rank(), peer, send_counts[peer]);
-      call.receives_hash += hash_of_transfer(peer, rank(), receive_counts[peer]);
-    }
-    compare(call);
-    const int64_t row_bytes = bytes_per_row(rows);
-    bytes_sent_ += (rows.size(0) - send_counts[rank()]) * row_bytes;
-    at::Tensor received = empty_rows(rows, receive_counts);
-    if (row_bytes == 0) return received;
-    used(rows);
-    connection_->launch("all_to_all_rows", [&](ncclComm_t comm, cudaStream_t stream) {
-      return group([&](const auto& add) {
-        int64_t sent = 0, got = 0;
-        for (int peer = 0; peer < size(); ++peer) {
-          const int64_t send_bytes = send_counts[peer] * row_bytes, receive_bytes = receive_counts[peer] * row_bytes;
-          if (send_bytes > 0) add(ncclSend(at_byte(rows, sent), send_bytes, ncclUint8, peer, comm, stream));
-          if (receive_bytes > 0) add(ncclRecv(at_byte(received, got), receive_bytes, ncclUint8, peer, comm, stream));
-          sent += send_bytes;
-          got += receive_bytes;
-        }
-      });
-    });
-    return received;
+    return on_host(rows) ? control_.all_to_all_rows(rows, send_counts, receive_counts)
+                         : CheckedCommunicator::all_to_all_rows(rows, send_counts, receive_counts);
   }
-
   void broadcast(at::Tensor tensor, int root) override {
-    if (on_host(tensor)) return control_.broadcast(tensor, root);
-    if (root < 0 || root >= size()) refuse("broadcast: there is no rank " + std::to_string(root) + " of " + std::to_string(size()));
-    CollectiveCall call = describe_call(Collective::kBroadcast, tensor, false);
-    call.root = root;
-    compare(call);
-    if (rank() == root) bytes_sent_ += static_cast<int64_t>(tensor.nbytes()) * (size() - 1);
-    if (tensor.numel() == 0) return;
-    used(tensor);
-    connection_->launch("broadcast", [&](ncclComm_t comm, cudaStream_t stream) {
-      return ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), tensor.nbytes(), ncclUint8, root, comm, stream);
-    });
-  }
-
-  std::unique_ptr<Communicator> split(int group) override {
-    auto part = control_.split(group);
-    Communicator& ranks = *part;
-    return std::make_unique<NcclCommunicator>(ranks, std::move(part), device_, false);
+    on_host(tensor) ? control_.broadcast(tensor, root) : CheckedCommunicator::broadcast(tensor, root);
   }
 
   [[noreturn]] void abort(ExitCode code) override {
@@ -276,54 +174,86 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
-  // Whether the control plane's backend serves the tensor; throws for what neither does.
-  bool on_host(const at::Tensor& tensor) const {
-    if (!tensor.defined() || tensor.layout() != at::kStrided || !tensor.is_contiguous()) refuse("collectives take contiguous tensors");
-    if (tensor.is_cpu()) return true;
+  static bool on_host(const at::Tensor& tensor) { return tensor.defined() && tensor.is_cpu(); }
+
+  void require_device(const at::Tensor& tensor) const override {
     if (tensor.device() != device_)
       refuse("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " + tensor.device().str());
-    return false;
   }
 
-  void require_rows(const at::Tensor& rows, const std::vector<int64_t>& counts, const char* what) const {
-    if (rows.dim() == 0) refuse(std::string(what) + ": a scalar has no rows");
-    if (static_cast<int>(counts.size()) != size())
-      refuse(std::string(what) + ": " + std::to_string(counts.size()) + " counts for " + std::to_string(size()) + " ranks");
-    for (const int64_t count : counts)
-      if (count < 0) refuse(std::string(what) + ": a count is " + std::to_string(count));
-  }
-
-  CollectiveCall describe_call(Collective kind, const at::Tensor& tensor, bool rows) {
-    CollectiveCall call;
-    call.sequence = ++sequence_;
-    call.kind = kind;
-    call.dtype = static_cast<int32_t>(tensor.scalar_type());
-    call.device = static_cast<int32_t>(tensor.device().type());
-    const auto shape = tensor.sizes().slice(rows ? 1 : 0).vec();
-    call.dims = static_cast<int32_t>(shape.size());
-    std::copy_n(shape.begin(), std::min<size_t>(shape.size(), 4), call.shape);
-    call.shape_hash = hash_of(shape);
-    if (rows) call.own = tensor.size(0);
-    return call;
-  }
-
-  void compare(const CollectiveCall& own) {
-    if (!check_) return;
-    RankNames names{"the GPUs' communicator", {}};
-    std::vector<CollectiveCall> calls(size());
-    const auto all = control_.all_gather_bytes(std::string(reinterpret_cast<const char*>(&own), sizeof own));
-    uint64_t sends = 0, receives = 0;
-    for (int peer = 0; peer < size(); ++peer) {
-      names.ranks.push_back(peer);
-      std::memcpy(&calls[peer], all[peer].data(), sizeof own);
-      sends += calls[peer].sends_hash;
-      receives += calls[peer].receives_hash;
+  // Through the control plane, where it is asked for, and for split(), which needs the others' groups. Otherwise the other ranks' calls
+  // are taken to be as this one's.
+  const std::vector<CollectiveCall>& meet(const CollectiveCall& own) override {
+    calls_.assign(size(), own);
+    if (check_ || own.kind == Collective::kSplit) {
+      const auto all = control_.all_gather_bytes({reinterpret_cast<const char*>(&own), sizeof own});
+      for (int peer = 0; peer < size(); ++peer) std::memcpy(&calls_[peer], all[peer].data(), sizeof own);
+    } else {
+      for (auto& call : calls_) call.sends_hash = call.receives_hash = 0;  // these fit only together with the others'
     }
-    std::string message = disagreement(calls, names);
-    if (message.empty() && sends != receives) message = "all_to_all_rows: the rows that ranks send are not those that the others expect";
-    if (message.empty()) return;
-    if (whole_job_) throw SharedError(ExitCode::kInternal, message);
-    throw Error(ExitCode::kInternal, message);
+    return calls_;
+  }
+
+  void sum_body(const at::Tensor& tensor) override {
+    used(tensor);
+    connection_->launch("all_reduce_sum", [&](ncclComm_t comm, cudaStream_t stream) {
+      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), tensor.numel(), sum_type(tensor), ncclSum, comm, stream);
+    });
+  }
+
+  void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
+    used(rows);
+    const int64_t row_bytes = bytes_of(gathered) / gathered.size(0);
+    const bool even = std::all_of(counts.begin(), counts.end(), [&](int64_t count) { return count == counts[0]; });
+    connection_->launch("all_gather_rows", [&](ncclComm_t comm, cudaStream_t stream) {
+      if (even) return ncclAllGather(rows.data_ptr(), gathered.data_ptr(), bytes_of(rows), ncclUint8, comm, stream);
+      return group([&](const auto& add) {
+        int64_t start = 0;
+        for (int root = 0; root < size(); ++root) {
+          const int64_t bytes = counts[root] * row_bytes;
+          char* place = at_byte(gathered, start);
+          if (bytes > 0)
+            add(ncclBroadcast(root == rank() ? rows.data_ptr() : place, place, bytes, ncclUint8, root, comm, stream));
+          start += bytes;
+        }
+      });
+    });
+  }
+
+  void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
+                     const at::Tensor& received) override {
+    used(rows);
+    int64_t row_bytes = rows.element_size();
+    for (int64_t axis = 1; axis < rows.dim(); ++axis) row_bytes *= rows.size(axis);
+    connection_->launch("all_to_all_rows", [&](ncclComm_t comm, cudaStream_t stream) {
+      return group([&](const auto& add) {
+        int64_t sent = 0, got = 0;
+        for (int peer = 0; peer < size(); ++peer) {
+          const int64_t send_bytes = sends[peer] * row_bytes, receive_bytes = receives[peer] * row_bytes;
+          if (send_bytes > 0) add(ncclSend(at_byte(rows, sent), send_bytes, ncclUint8, peer, comm, stream));
+          if (receive_bytes > 0) add(ncclRecv(at_byte(received, got), receive_bytes, ncclUint8, peer, comm, stream));
+          sent += send_bytes;
+          got += receive_bytes;
+        }
+      });
+    });
+  }
+
+  void broadcast_body(const at::Tensor& tensor, int root) override {
+    used(tensor);
+    connection_->launch("broadcast", [&](ncclComm_t comm, cudaStream_t stream) {
+      return ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), bytes_of(tensor), ncclUint8, root, comm, stream);
+    });
+  }
+
+  std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>&) override {
+    return control_.all_gather_bytes(bytes);
+  }
+
+  std::unique_ptr<Communicator> split_body(int group, const std::vector<int>&, RankNames names) override {
+    auto part = control_.split(group);
+    Communicator& ranks = *part;
+    return std::make_unique<NcclCommunicator>(ranks, std::move(part), device_, std::move(names));
   }
 
   // NCCL's kernels run on the current stream; memory that came from another one must not be given out again before they are done.
@@ -346,22 +276,26 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> owned_;  // outlives connection_
   Communicator& control_;
   c10::Device device_;
-  bool whole_job_;
   std::unique_ptr<NcclConnection> connection_;
   bool check_ = checks_wanted();
-  int64_t sequence_ = 0;
-  int64_t bytes_sent_ = 0;
+  std::vector<CollectiveCall> calls_;
 };
+
+std::unique_ptr<Communicator> over_world(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device) {
+  RankNames names{"world", std::vector<int>(control.size())};
+  std::iota(names.ranks.begin(), names.ranks.end(), 0);
+  return std::make_unique<NcclCommunicator>(control, std::move(owned), device, std::move(names));
+}
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, c10::Device device) {
-  return std::make_unique<NcclCommunicator>(control, nullptr, device, true);
+  return over_world(control, nullptr, device);
 }
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, c10::Device device) {
   Communicator& ranks = *control;
-  return std::make_unique<NcclCommunicator>(ranks, std::move(control), device, true);
+  return over_world(ranks, std::move(control), device);
 }
 
 std::string nccl_version() {

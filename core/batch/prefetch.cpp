@@ -29,14 +29,15 @@ void Prefetcher::request(std::vector<int64_t> samples, std::vector<int64_t> glob
     requests_.push_back({std::move(samples), std::move(global_rows)});
   }
   changed_.notify_all();
+  ++not_taken_;
 }
 
 Batch Prefetcher::next() {
+  if (not_taken_ == 0) throw distributed::Error(distributed::ExitCode::kInternal, "no batch was asked for");
+  --not_taken_;
   Ready ready;
   {
     std::unique_lock<std::mutex> lock(mutex_);
-    if (ready_.empty() && requests_.empty() && (!reading_ || discard_))
-      throw distributed::Error(distributed::ExitCode::kInternal, "no batch was asked for");
     changed_.wait(lock, [&] { return !ready_.empty(); });
     ready = std::move(ready_.front());
     ready_.pop_front();
@@ -51,16 +52,6 @@ Batch Prefetcher::next() {
     if (ready.batch.labels.defined()) ready.batch.labels.record_stream(current);
   }
   return std::move(ready.batch);
-}
-
-void Prefetcher::clear() {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    requests_.clear();
-    ready_.clear();
-    discard_ = reading_;
-  }
-  changed_.notify_all();
 }
 
 Prefetcher::Ready Prefetcher::read(const Request& request) {
@@ -89,12 +80,10 @@ void Prefetcher::work() {
     if (stop_) return;
     const Request request = std::move(requests_.front());
     requests_.pop_front();
-    reading_ = true;
     lock.unlock();
     Ready ready = read(request);
     lock.lock();
-    if (!discard_) ready_.push_back(std::move(ready));
-    reading_ = discard_ = false;
+    ready_.push_back(std::move(ready));
     changed_.notify_all();
   }
 }

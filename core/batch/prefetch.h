@@ -33,9 +33,6 @@ class Prefetcher {
   // The oldest batch asked for and not yet taken. Throws what reading it threw; Error(kInternal) when none was asked for.
   Batch next();
 
-  // Forgets all batches asked for and not taken, as after an error in the middle of a step.
-  void clear();
-
  private:
   struct Request {
     std::vector<int64_t> samples;
@@ -52,13 +49,12 @@ class Prefetcher {
   const BatchReader& reader_;
   const size_t ahead_;
   std::optional<c10::Stream> stream_;  // on a GPU
+  int64_t not_taken_ = 0;              // batches asked for; not the thread's
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Request> requests_;
   std::deque<Ready> ready_;
-  bool reading_ = false;
-  bool discard_ = false;  // what is being read is no longer wanted
   bool stop_ = false;
   std::thread thread_;  // last: it uses the members above
 };

@@ -237,11 +237,7 @@ class Checker {
            "training.epochs and training.max_steps are both 0, so training would never end; give one of them");
     }
     require_count(training.batch_size(), "training.batch_size", kLargestBatch);
-    if (training.batch_size() > 0 && training.microbatches() > training.batch_size()) {
-      fail({"training.microbatches", "training.batch_size"},
-           "training.microbatches (" + value("training.microbatches") + ") must not exceed training.batch_size (" +
-               value("training.batch_size") + "); 0 means one per rank");
-    }
+    require(training.microbatches() <= kLargestBatch, "training.microbatches", "from 0 to " + std::to_string(kLargestBatch));
     require(training.max_skipped_in_a_row() >= 1, "training.max_skipped_in_a_row", "at least 1");
     require(training.threads() <= 4096, "training.threads", "from 0 (shared among the ranks) to 4096");
     require(training.log_every_steps() >= 1, "training.log_every_steps", "at least 1");

@@ -1,5 +1,6 @@
 #include "core/losses/alignment.h"
 
+#include "core/kernels/upload.h"
 #include "core/losses/contrastive.h"
 
 namespace muster::losses {
@@ -31,7 +32,7 @@ at::Tensor alignment_loss(const std::vector<at::Tensor>& embeddings, const at::T
       const at::Tensor both =
           presence.select(1, static_cast<int64_t>(p)).logical_and(presence.select(1, static_cast<int64_t>(q))).nonzero().squeeze(1);
       if (both.numel() == 0) continue;
-      const at::Tensor rows = both.to(embeddings[p].device());
+      const at::Tensor rows = kernels::upload(both, embeddings[p].device());
       total = total + contrastive_loss(embeddings[p].index_select(0, rows), embeddings[q].index_select(0, rows), scale, {},
                                        PairTargets::kOwn, share_of(both, share));
     }

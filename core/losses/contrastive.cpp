@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/batch/ragged.h"
+#include "core/kernels/upload.h"
 
 namespace muster::losses {
 namespace {
@@ -107,7 +108,7 @@ at::Tensor softmax_mean(const at::Tensor& statistics) { return statistics[0] + s
 // Statistics of every row and column of u v^T: this part's row blocks are computed, the other parts' arrive through share.gather.
 Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, const WorkShare& share) {
   const Blocks blocks(u);
-  const bool shared = share.parts > 1 && blocks.rows >= kSharedRows;
+  const bool shared = share.parts > 1 && blocks.rows >= kSharedRows && blocks.count() > 1;
   const auto deal = batch::even_boundaries(blocks.count(), shared ? share.parts : 1);
   const int64_t part = shared ? share.part : 0;
   const int64_t first = deal[part], last = deal[part + 1];
@@ -166,12 +167,12 @@ struct Classes {
     }
     const auto [distinct, inverse, counts] = at::_unique2(labels, /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/true);
     sizes.assign(counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel());
-    order = inverse.argsort(/*stable=*/true).to(like.device());
-    of_row = inverse.to(like.device());
+    order = kernels::upload(inverse.argsort(/*stable=*/true), like.device());
+    of_row = kernels::upload(inverse, like.device());
     const at::Tensor count = counts.to(at::kDouble);
     const bool mean = targets == PairTargets::kClassMean;
-    weight = (mean ? count.reciprocal() : at::ones_like(count)).to(like.device());
-    total = mean ? at::ones({like.size(0)}, wide) : count.to(like.device()).index_select(0, of_row);
+    weight = kernels::upload(mean ? count.reciprocal() : at::ones_like(count), like.device());
+    total = mean ? at::ones({like.size(0)}, wide) : kernels::upload(count.index_select(0, inverse), like.device());
   }
 
   // [classes, dim]: each class's sum of rows of x.

@@ -15,8 +15,8 @@ enum class PairTargets {
   kClassSum,   // 1 for equal labels
 };
 
-// From this many rows on the work is shared among the parts of a WorkShare; below it every part does everything, which is sooner
-// done than an exchange, and `gather` is not called.
+// From this many rows on the work is shared among the parts of a WorkShare (on a GPU from 2049 on: a block of rows is not split); below
+// it every part does everything, which is sooner done than an exchange, and `gather` is not called.
 constexpr int64_t kSharedRows = 1024;
 
 // The symmetric contrastive loss over all pairs of rows, in tiles: with S = scale * u v^T,
@@ -28,8 +28,8 @@ constexpr int64_t kSharedRows = 1024;
 // kOwn. Returns a scalar of u's dtype, one node of the autograd graph, differentiable once in u, v and scale; statistics are combined
 // in float64.
 //
-// Sharing, from kSharedRows on: every part must call with the same arguments but for part and range. Forward: the parts deal whole
-// blocks of rows among themselves and exchange statistics by two calls of share.gather, on tensors on u's device. Backward: no
+// Sharing (see kSharedRows): every part must call with the same arguments but for part and range. Forward: the parts deal whole blocks
+// of rows among themselves and exchange statistics by two calls of share.gather, on tensors on u's device. Backward: no
 // exchange; only the blocks that meet [gradient_begin, gradient_end) get their gradients, other rows stay 0 (the range is respected
 // below kSharedRows too). The value, the gradient of scale and each row's gradient are the same bits for any parts, part and range,
 // given the same number of threads: whoever computes a tile does so with equal shapes and strides, and tiles are summed in one order.

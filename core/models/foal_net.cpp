@@ -148,10 +148,12 @@ std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const Gl
 std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
                                            const Pass& pass) const {
   if (config_.mem_weight() <= 0 || begin == end) return {};
-  const auto sides = gathered.detach().cpu().chunk(2, 1);  // the one copy to the host that a step must wait for: it decides what to read
+  // On a GPU the first of these copies is what a step must wait for: it decides what to read. The second comes at once.
+  const auto sides = gathered.detach().cpu().chunk(2, 1);
+  const losses::Similarity on_host{similarity().kind, similarity().temperature.detach().cpu()};
   std::vector<PartnerRows> partners;
   for (const int64_t query : {kAudio, kVideo}) {
-    auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, similarity(),
+    auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, on_host,
                                          static_cast<uint32_t>(query), begin, end, pass.seed, pass.step);
     if (chosen.empty()) return {};
     partners.push_back({1 - query, std::move(chosen)});

@@ -3,12 +3,14 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <gnu/libc-version.h>
 #include <sched.h>
 #include <torch/version.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 
 #include "distributed/agreement.h"
 #include "distributed/device.h"
@@ -26,14 +28,34 @@ int threads_of(int requested, const distributed::Communicator& communicator) {
   return std::max(1, bound ? usable : usable / communicator.local_size());
 }
 
-// MKL chooses its code by the processor and by where arrays lie in memory. This fixes both: one code path for all, and the same sums
-// whatever the alignment. MKL reads it at its first call. What the user has set stays.
+// MKL chooses its code by the processor and by where arrays lie in memory. STRICT gives the same sums whatever the alignment; the
+// instruction set in front of it is heeded on Intel's processors, others get MKL's own choice for them. MKL reads it at its first call.
 void fix_matrix_products() {
+  const char* products = std::getenv("MKL_CBWR");
+  if (products != nullptr && *products != '\0') return;  // the user's, judged by require_strict_products()
 #if defined(__x86_64__)
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-  setenv("MKL_CBWR", wide ? "AVX512,STRICT" : "AVX2,STRICT", 0);
+  setenv("MKL_CBWR", wide ? "AVX512,STRICT" : "AVX2,STRICT", 1);
 #endif
+}
+
+void require_strict_products() {
+  const char* products = std::getenv("MKL_CBWR");
+  if (products == nullptr || std::string(products).find("STRICT") != std::string::npos) return;
+  throw distributed::SharedError(distributed::ExitCode::kBadConfig,
+                                 std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
+                                     ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
+}
+
+// Vendor, family and model: what libraries choose their code by.
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line, found;
+  while (std::getline(file, line) && !line.empty())
+    for (const char* name : {"vendor_id", "cpu family", "model\t"})
+      if (line.rfind(name, 0) == 0) found += (found.empty() ? "" : " ") + line.substr(line.find(':') + 2);
+  return found.empty() ? "unknown processor" : found;
 }
 
 // cuBLAS picks its code by a workspace that it sizes itself unless told; other operations by whether equal bits are asked for.
@@ -45,7 +67,7 @@ void fix_gpu_arithmetic() {
 
 std::string arithmetic_of_this_process(const std::string& gpu) {
   const char* products = std::getenv("MKL_CBWR");
-  return "torch " TORCH_VERSION ", " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") +
+  return "torch " TORCH_VERSION ", libc " + std::string(gnu_get_libc_version()) + ", " + processor() + " " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") +
          (gpu.empty() ? "" : ", " + gpu);
 }
 
@@ -88,6 +110,7 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
   at::globalContext().setAllowTF32CuBLAS(training.tf32());
   if (!compute.reproducible) return compute;
   fix_matrix_products();
+  distributed::together(communicator, [] { require_strict_products(); });
   if (compute.device.is_cuda()) fix_gpu_arithmetic();
   compute.arithmetic = arithmetic_of_this_process(compute.gpu);
   distributed::require_same(communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,

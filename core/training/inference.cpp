@@ -35,7 +35,7 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   std::vector<int64_t> samples;
   Weights weights;
   std::unique_ptr<models::Model> model;
-  require_same_job(communicator, config::resolved_text(experiment));
+  require_same_job(communicator, config::resolved_text(experiment) + options.split + (options.needs_labels ? " with labels" : ""));
   distributed::together(communicator, [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
   if (communicator.size() > 1 || !options.expected_hash.empty())
     require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator), options.expected_hash);
@@ -46,6 +46,7 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
     load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(), model->parameters());
   });
   require_finite_features(inference.source, communicator);
+  require_same_weights(model->parameters(), weights.moments, communicator);
   model->parameters().move_to(compute.device);
   const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype(),
                                   compute.device);

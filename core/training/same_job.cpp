@@ -28,7 +28,26 @@ void require_same_job(distributed::Communicator& communicator, const std::string
   distributed::require_same(communicator, "the muster program", checkpoints::sha256_of_file("/proc/self/exe"),
                             "Start the same build on every node (a shared path, or the same container)");
   distributed::require_same(communicator, "the experiment", checkpoints::sha256_of(experiment),
-                            "Give every rank the same config file and the same --set");
+                            "Give every rank the same config file and the same options");
+}
+
+void require_same_weights(const models::Parameters& parameters, const std::vector<batch::FeatureMoments>& moments,
+                          distributed::Communicator& communicator) {
+  if (communicator.size() == 1) return;
+  checkpoints::Sha256 hash;
+  const auto add = [&](const at::Tensor& tensor) {
+    const at::Tensor host = tensor.cpu().contiguous();
+    hash.update({static_cast<const char*>(host.data_ptr()), host.nbytes()});
+  };
+  add(parameters.values());
+  for (const auto& moment : moments) {
+    add(moment.mean);
+    add(moment.standard_deviation);
+  }
+  distributed::require_same(communicator, "the model's weights", hash.hex(),
+                            "Ranks that start from different weights files, or whose processors or libraries round differently, train different "
+                            "models: give all of them the same files and one kind of node",
+                            distributed::ExitCode::kInternal);
 }
 
 std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {

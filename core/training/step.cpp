@@ -67,24 +67,22 @@ models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_la
   return global;
 }
 
-Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass) {
+Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected, bool gather) {
   Gathered gathered;
   std::vector<at::Tensor> own;
   const at::ScalarType dtype = model_.parameters().dtype();
   {
     const Autocast autocast(options_.bf16, reader_.device().type());
-    const bool expected = !expected_.empty() && expected_.front() == plan.samples();
-    if (expected) expected_.pop_front();
     for (const auto& rows : plan.own_microbatches()) {
       gathered.batches.push_back(expected ? prefetcher_.next() : plan.read(reader_, rows));
       gathered.embedded.push_back(model_.embed(gathered.batches.back(), pass));
       auto& embedded = gathered.embedded.back();
-      if (model_.embedding_dim() == 0) continue;
+      if (model_.embedding_dim() == 0 || !gather) continue;
       embedded.rows = embedded.rows.to(dtype);
       own.push_back(embedded.rows.detach());
     }
   }
-  if (model_.embedding_dim() == 0) return gathered;
+  if (model_.embedding_dim() == 0 || !gather) return gathered;
   const at::Tensor mine = own.empty() ? at::empty({0, model_.embedding_dim()}, model_.parameters().values().options())
                                       : at::cat(own, 0).contiguous();
   gathered.rows = communicator_.all_gather_rows(mine, plan.row_counts());
@@ -114,13 +112,13 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
   for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
 }
 
-std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
+std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
                                                       const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
   const auto global = global_batch(plan, true);
   parameters.zero_gradients();
-  Gathered gathered = embed_and_gather(plan, pass);
+  Gathered gathered = embed_and_gather(plan, pass, expected, true);
 
   std::vector<models::LossTerm> batch_terms;
   std::vector<models::PartnerRows> partners;
@@ -159,9 +157,13 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
 BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
+  const bool expected = !expected_.empty();
+  if (expected && expected_.front() != plan.samples())
+    throw distributed::Error(distributed::ExitCode::kInternal, "another batch is trained on than the one that was expected next");
+  if (expected) expected_.pop_front();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   const auto batch_terms = forward_backward(
-      plan, {seed, step, true}, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
+      plan, {seed, step, true}, expected, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
         row_values.push_back(values_of(result.terms, options));
         outputs.push_back(result.outputs.detach());
         if (!tree_sum_) return;
@@ -185,10 +187,10 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
   const at::NoGradGuard no_gradient;
   const models::Pass pass{seed, kEvaluation | batch_number, false};
   const auto global = global_batch(plan, with_losses);
-  Gathered gathered = embed_and_gather(plan, pass);
+  Gathered gathered = embed_and_gather(plan, pass, false, with_losses);
   std::vector<models::LossTerm> batch_terms;
   std::vector<models::PartnerRows> partners;
-  if (gathered.rows.defined() && with_losses) {
+  if (gathered.rows.defined()) {
     batch_terms = model_.batch_losses(gathered.rows, global);
     partners = model_.partners(gathered.rows, global, plan.own().begin, plan.own().end, pass);
   }
@@ -214,7 +216,8 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
   const auto& ids = reader_.dataset().index().ids;
   std::string found;
   const auto batch_terms = forward_backward(
-      plan, {seed, step, true}, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor& total) {
+      plan, {seed, step, true}, false,
+      [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor& total) {
         const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;

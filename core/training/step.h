@@ -28,7 +28,7 @@ struct BatchOutcome {
 };
 
 struct StepOptions {
-  int64_t microbatches = 0;   // pieces of every global batch; 0: one per rank
+  int64_t microbatches = 0;   // pieces of every global batch; 0: one per rank, not with reproducible
   bool reproducible = false;  // sums over microbatches in one fixed order: the same bits on any number of ranks
   bool bf16 = false;          // forward passes under bfloat16 autocast
 };
@@ -46,7 +46,7 @@ class Step {
   // How this step shares out a global batch.
   GlobalBatchPlan plan(std::vector<int64_t> samples) const;
 
-  // A hint: train() will be asked for this global batch after those expected before it. Its frames are read while others compute.
+  // train() will be asked for this global batch next, after those expected before it. Its frames are read while others compute.
   void expect(std::vector<int64_t> samples);
 
   // Leaves the gradient of the global batch's loss, summed over ranks, in model.parameters().gradients(). Collective.
@@ -66,7 +66,8 @@ class Step {
     std::vector<models::Embedded> embedded;
     at::Tensor rows;  // [N, embedding_dim], a leaf; undefined when nothing is compared
   };
-  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass);
+  // expected: take the batches that expect() has asked for. gather: exchange embeddings.
+  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected, bool gather);
   // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
   std::vector<batch::Ragged> read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
                                            const std::vector<models::PartnerRows>& partners) const;
@@ -74,7 +75,7 @@ class Step {
       std::function<void(const GlobalBatchPlan::Rows&, const models::RowResult&, const at::Tensor& weighted_total)>;
   // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its backward pass.
   // Returns the batch-wide terms.
-  std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
+  std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
                                                  const MicrobatchVisitor& visit);
   models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
   // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every rank has whole.

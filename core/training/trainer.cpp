@@ -57,9 +57,9 @@ class Trainer {
     int64_t epoch;
     std::vector<int64_t> samples;
   };
-  void handle_non_finite(const TakenStep& taken, double loss, double gradient_norm);
+  void handle_non_finite(const TakenStep& taken, const std::string& figures);
   bool logs_step(uint64_t done) const;
-  bool judge_steps(double last_loss, double last_norm);
+  bool judge_steps(const std::string& figures_of_last);
   void validate(int64_t epoch);
   void finish();
   nlohmann::json progress_row(const char* kind, int64_t epoch) const;
@@ -83,6 +83,8 @@ class Trainer {
   std::unique_ptr<Step> step_;
   std::optional<FiniteGuard> guard_;
   std::vector<TakenStep> unjudged_;  // steps since the guard was last asked
+  Clock::time_point looked_at_;      // when the first of them began
+  uint64_t samples_since_look_ = 0;
   std::optional<RunDirectory> directory_;
 
   uint64_t steps_done_ = 0;     // batches worked on, skipped ones included: what random choices are keyed by
@@ -121,6 +123,7 @@ void Trainer::prepare() {
     const Weights weights = read_weights(options_.init_from, data_.shape);
     load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
   });
+  require_same_weights(model_->parameters(), moments_, communicator_);
   reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype(), compute_.device);
   model_->parameters().move_to(compute_.device);
   distributed::together(communicator_, [&] {
@@ -175,10 +178,9 @@ nlohmann::json Trainer::progress_row(const char* kind, int64_t epoch) const {
   return {{"kind", kind}, {"step", steps_done_}, {"epoch", epoch}};
 }
 
-void Trainer::handle_non_finite(const TakenStep& taken, double loss, double gradient_norm) {
+void Trainer::handle_non_finite(const TakenStep& taken, const std::string& figures) {
   const std::string found = step_->diagnose(step_->plan(taken.samples), config_.seed(), static_cast<uint32_t>(taken.number));
-  const std::string head = "step " + std::to_string(taken.number + 1) + " (epoch " + std::to_string(taken.epoch) + "): loss " +
-                           std::to_string(loss) + ", gradient norm " + std::to_string(gradient_norm);
+  const std::string head = "step " + std::to_string(taken.number + 1) + " (epoch " + std::to_string(taken.epoch) + ")" + figures;
   if (config_.training().non_finite() != config::Training::SKIP_STEP)
     throw SharedError(ExitCode::kInternal, "training became non-finite at " + head + ":\n" + found +
                                          "Lower optimizer.learning_rate, set optimizer.clip_norm or data.standardize, or allow "
@@ -201,8 +203,8 @@ bool Trainer::logs_step(uint64_t done) const {
 }
 
 // True if all steps since the last call were finite. Otherwise the first that was not has been dealt with; none after it has changed
-// the weights.
-bool Trainer::judge_steps(double last_loss, double last_norm) {
+// the weights. figures_of_last: loss and norm of the last step, for the message; empty when they were not kept.
+bool Trainer::judge_steps(const std::string& figures_of_last) {
   const auto bad = guard_->look();
   const auto taken = std::move(unjudged_);
   unjudged_.clear();
@@ -210,15 +212,17 @@ bool Trainer::judge_steps(double last_loss, double last_norm) {
     skipped_in_a_row_ = 0;
     return true;
   }
-  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-  const bool is_last = taken.back().number == *bad;
   for (const auto& step : taken)
-    if (step.number == *bad) handle_non_finite(step, is_last ? last_loss : kUnknown, is_last ? last_norm : kUnknown);
+    if (step.number == *bad) handle_non_finite(step, *bad == taken.back().number ? figures_of_last : "");
   return false;
 }
 
 void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
-  const auto begin = Clock::now();
+  if (unjudged_.empty()) {
+    looked_at_ = Clock::now();
+    samples_since_look_ = 0;
+  }
+  samples_since_look_ += samples.size();
   const int64_t sent_before = communicator_.bytes_sent();
   const auto plan = step_->plan(samples);
   const auto outcome = step_->train(plan, config_.seed(), static_cast<uint32_t>(steps_done_));
@@ -231,7 +235,7 @@ void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
   // Looking makes the host wait for a GPU. Whoever skips steps must know at once; otherwise a bad step holds the weights where they are.
   const bool logs = logs_step(steps_done_ + 1);
   const bool looks = compute_.device.is_cpu() || logs || config_.training().non_finite() == config::Training::SKIP_STEP;
-  if (looks && !judge_steps(loss.item<double>(), norm.item<double>())) {
+  if (looks && !judge_steps(": loss " + std::to_string(loss.item<double>()) + ", gradient norm " + std::to_string(norm.item<double>()))) {
     ++steps_done_;
     return;
   }
@@ -242,7 +246,7 @@ void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
   ++steps_done_;
   if (!looks) return;
 
-  const double speed = static_cast<double>(samples.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  const double speed = static_cast<double>(samples_since_look_) / std::chrono::duration<double>(Clock::now() - looked_at_).count();
   progress_.step(steps_done_, plan_->total_steps(), epoch, config_.training().epochs(), loss.item<double>(), speed);
   if (!is_main() || !logs) return;
   auto row = progress_row("train", epoch);
@@ -260,7 +264,8 @@ void Trainer::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
 void Trainer::validate(int64_t epoch) {
   if (split_.valid.empty() || validated_step_ == steps_done_) return;
   validated_step_ = steps_done_;
-  if (!unjudged_.empty()) judge_steps(0, 0);
+  if (!unjudged_.empty()) judge_steps("");
+  require_same_weights(model_->parameters(), moments_, communicator_);
   const auto evaluation = evaluate(*step_, *reader_, communicator_, split_.valid, config_.evaluation().batch_size(), config_.seed(), true);
   const double value = select_by_ == "loss" ? evaluation.loss : metrics::metric_value(evaluation.metrics, select_by_);
   const double gain = metrics::higher_is_better(select_by_) ? value - best_value_ : best_value_ - value;

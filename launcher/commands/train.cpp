@@ -36,7 +36,7 @@ void run(const Arguments& arguments) {
     if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
     config::LoadedExperiment loaded;
     distributed::together(communicator, [&] { loaded = config::load_experiment(arguments.config, overrides); });
-    training::require_same_job(communicator, config::resolved_text(loaded.experiment));
+    training::require_same_job(communicator, config::resolved_text(loaded.experiment) + arguments.init_from + (arguments.dry_run ? " --dry-run" : ""));
     training::TrainOptions options;
     options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
     options.init_from = arguments.init_from;

@@ -17,13 +17,17 @@ inline std::string why_no_gpu() {
   return why;
 }
 
+inline bool gpu_required() {
+  const char* required = std::getenv("MUSTER_REQUIRE_GPU");
+  return required && std::strcmp(required, "1") == 0;
+}
+
 // Without a GPU a test is skipped, saying why; with MUSTER_REQUIRE_GPU=1 it fails: for machines that are there to run it.
 class Gpu : public ::testing::Test {
  protected:
   void SetUp() override {
     if (why_no_gpu().empty()) return;
-    const char* required = std::getenv("MUSTER_REQUIRE_GPU");
-    if (required && std::strcmp(required, "1") == 0) FAIL() << "MUSTER_REQUIRE_GPU=1, but " << why_no_gpu();
+    if (gpu_required()) FAIL() << "MUSTER_REQUIRE_GPU=1, but " << why_no_gpu();
     GTEST_SKIP() << why_no_gpu();
   }
 

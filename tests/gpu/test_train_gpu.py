@@ -1,5 +1,6 @@
 """muster train on a GPU: the CPU's model in float64, and the same bits on 1 to 4 ranks that share one GPU."""
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -80,6 +81,38 @@ def test_reproducible_on_any_number_of_ranks(name, precision, tmp_path):
         run = train_on_gpu(tmp_path, text, f"run{attempt}", ranks)
         fingerprints[attempt, ranks] = mp.muster("checkpoints", "fingerprint", run).stdout.split()[0]
     assert len(set(fingerprints.values())) == 1, fingerprints
+
+
+# The host then looks at some steps only, and lets the GPU go on in between.
+SELDOM = ["--set", "training.log_every_steps=7"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_looking_seldom_changes_nothing(ranks, tmp_path):
+    text = experiments(tmp_path)["miar"] + training("reproducible: true microbatches: 4")
+    often, seldom = train_on_gpu(tmp_path, text, "often", ranks), train_on_gpu(tmp_path, text, "seldom", ranks, *SELDOM)
+    rows = {row["step"]: row for row in mp.metrics_rows(often, "train")}
+    for row in mp.metrics_rows(seldom, "train"):
+        assert row["loss"] == rows[row["step"]]["loss"] and row["gradient_norm"] == rows[row["step"]]["gradient_norm"]
+    assert [row["step"] for row in mp.metrics_rows(seldom, "train")] == [1, 7, 14, 21, 24]
+    fingerprints = [mp.muster("checkpoints", "fingerprint", run).stdout.split()[0] for run in (often, seldom)]
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_non_finite_step_between_looks_is_named(ranks, tmp_path):
+    require_mpirun(ranks)
+    text = experiments(tmp_path)["miar"].replace("learning_rate: 1e-3", "learning_rate: 1e38") + training("non_finite: STOP")
+    config = mp.write_config(tmp_path / "c.txtpb", text)
+    named = {}
+    for device in ("CPU", "CUDA"):
+        arguments = [*SELDOM, "--set", f"training.device={device}", "--set", "training.share_device=true"]
+        error = mp.muster("train", config, "--run-dir", tmp_path / device, *arguments, ranks=ranks, code=70).stderr
+        # The CPU's steps are looked at one by one.
+        named[device] = (int(re.search(r"non-finite at step (\d+) \(epoch \d+\)", error)[1]), re.findall(r"samples (.*)", error))
+        assert error.count("muster: ") == 1
+    assert 1 < named["CUDA"][0] < 7 and len(named["CUDA"][1]) >= 1
+    assert named["CUDA"] == named["CPU"]
 
 
 def test_more_ranks_than_gpus_are_refused(tmp_path):

@@ -1,8 +1,10 @@
 """Losses and gradients of several ranks against the PyTorch oracle, which knows one process only."""
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
@@ -11,6 +13,7 @@ import golden  # noqa: E402
 from test_models import FOAL_NET, MIAR, build  # noqa: E402
 
 STEPS = 20
+SINGLE = 1e-6       # in float32: of the whole gradient, relative to its norm
 EXACT = 1e-12       # of the first step, relative to the largest element
 AFTER_STEPS = 1e-9  # AdamW divides by the gradient's size: rounding grows with the steps
 
@@ -19,6 +22,35 @@ CHOSEN = [("foal_net-adapter-three-microbatches", 2), ("foal_net-adapter-recompu
           ("foal_net-CLAMPED_DIVISOR-ROW_SUM", 4), ("foal_net-RAW_DIVISOR-ROW_SUM", 2), ("foal_net-two-samples", 4), ("foal_net-one-label", 3),
           ("miar-missing-layers-2-tokens", 4), ("miar-missing-layers-1-frames", 2), ("miar-one-sample", 3),
           ("miar-classification-three-microbatches", 4)]
+
+
+@pytest.mark.parametrize("case,ranks", CHOSEN)
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_gradients_in_float32(case, ranks, reproducible, tmp_path):
+    """The same case in single precision, against PyTorch's autograd in double precision on the same (rounded) numbers."""
+    spec = CASES[case]
+    parameters, batch, config = build(spec)
+    parameters = {name: value.float().double() for name, value in parameters.items()}
+    files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
+    golden.write_case(parameters, batch, config, 1, spec["seed"], 8 if reproducible else 0, *files[:2])
+    files[1].write_text(json.dumps({**json.loads(files[1].read_text()), "precision": "FP32", "reproducible": reproducible}))
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/model_probe"), *files])
+    assert run.returncode == 0, run.stderr
+    actual = load_file(files[2])
+    assert actual["gradients." + next(iter(parameters))].dtype == torch.float32
+    expected = golden.run_case(parameters, batch, config, 1, spec["seed"])
+
+    def gradient(tensors):
+        return torch.cat([tensors["gradients." + name].double().flatten() for name in parameters])
+
+    want, got = gradient(expected), gradient(actual)
+    assert (want - got).norm() <= SINGLE * want.norm()
+    # By itself too: one number, whose error the others' size would hide.
+    if "avel.temperature" in parameters:
+        temperature = expected["gradients.avel.temperature"]
+        assert abs(temperature - actual["gradients.avel.temperature"]) <= SINGLE * max(abs(temperature), want.abs().max())
+    for name in [name for name in expected if name.startswith("loss.")]:
+        assert abs(expected[name] - actual[name]) <= SINGLE * max(1, abs(expected[name])), name
 
 
 @pytest.mark.parametrize("case,ranks", CHOSEN)

@@ -58,6 +58,26 @@ def test_other_data_on_one_rank_is_refused(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_other_weights_on_one_rank_are_refused(tmp_path):
+    """The same path on other nodes' disks, for training and for prediction."""
+    text = mp.SMALL_MIAR + mp.REGRESSION + "training { epochs: 1 }\n"
+    for rank in range(2):
+        mp.train(tmp_path, text, f"node{rank}", 1, "--set", f"seed={rank + 1}")
+    config, weights = tmp_path / "node0.txtpb", "/proc/self/cwd/weights/last.safetensors"
+    mp.muster("data", "synth", "--kind", "regression", "--samples", 20, "-o", tmp_path / "new.h5")
+    for words in (["train", config, "--init-from", weights, "--run-dir", tmp_path / "run"],
+                  ["predict", "--weights", weights, "--config", config, "--data", tmp_path / "new.h5", "-o", tmp_path / "out.csv"]):
+        commands = [["env", "-C", tmp_path / f"node{rank}", mp.built("muster"), *words] for rank in (0, 0, 1)]
+        refused(run_ranks(commands, tmp_path), 70, "weights", "rank 2")
+        assert not (tmp_path / "run").exists() and not (tmp_path / "out.csv").exists()
+
+
+def test_other_options_on_one_rank_are_refused(tmp_path):
+    config = mp.write_config(tmp_path / "c.txtpb", mp.SMALL_MIAR + mp.REGRESSION)
+    train = [mp.built("muster"), "train", config, "--run-dir", tmp_path / "run"]
+    refused(run_ranks([train, train + ["--dry-run"], train], tmp_path), 78, "rank 1")
+
+
 def padded_parameters(run, item=4):
     """Elements of the flat arena: each parameter starts on a boundary of 64 bytes."""
     boundary = 64 // item

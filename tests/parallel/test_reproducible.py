@@ -132,7 +132,47 @@ def test_threads_are_refused(tmp_path):
 def test_other_processors_are_refused(tmp_path):
     """A rank with another code path of the matrix library cannot give the same bits: named, with its value."""
     config = mp.write_config(tmp_path / "c.txtpb", mp.SMALL_MIAR + mp.REGRESSION + "training { reproducible: true }\n")
-    script = f'export MKL_CBWR=$([ "$OMPI_COMM_WORLD_RANK" = 2 ] && echo COMPATIBLE || echo AVX2,STRICT); exec {mp.built("muster")} train {config} --run-dir {tmp_path / "run"}'
+    script = (f'export MKL_CBWR=$([ "$OMPI_COMM_WORLD_RANK" = 2 ] && echo SSE4_2,STRICT || echo AVX2,STRICT); '
+              f'exec {mp.built("muster")} train {config} --run-dir {tmp_path / "run"}')
     result = mp.execute(["mpirun", "--oversubscribe", "-n", 3, "sh", "-c", script])
-    assert result.returncode == 78 and "rank 2" in result.stderr and "COMPATIBLE" in result.stderr, result.stderr
+    assert result.returncode == 78 and "rank 2" in result.stderr and "SSE4_2" in result.stderr, result.stderr
     assert result.stderr.count("muster: ") == 1
+
+
+def test_loose_matrix_products_are_refused(tmp_path):
+    config = mp.write_config(tmp_path / "c.txtpb", mp.SMALL_MIAR + mp.REGRESSION + "training { reproducible: true }\n")
+    result = mp.muster("train", config, "--run-dir", tmp_path / "run", changes={"MKL_CBWR": "AVX2"}, code=78)
+    assert "MKL_CBWR=AVX2" in result.stderr and "STRICT" in result.stderr
+
+
+def test_the_processor_is_recorded(tmp_path):
+    run = mp.train(tmp_path, mp.SMALL_MIAR + mp.REGRESSION + "training { epochs: 1 reproducible: true }\n", "run", 1, changes={"MKL_CBWR": ""})
+    arithmetic = mp.read_json(run / "environment.json")["arithmetic"]
+    processor = dict(re.split(r"\s*: ", line, maxsplit=1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ": " in line)
+    assert f'{processor["vendor_id"]} {processor["cpu family"]} {processor["model"]}' in arithmetic and "STRICT" in arithmetic
+
+
+# From 1,024 rows on ranks share the batch-wide losses: 1,300 rows are six blocks, the last a short one.
+BIG = "name: \"exact\" training { max_steps: 3 epochs: 0 batch_size: 1300 log_every_steps: 1 %s } evaluation { batch_size: 1300 every_epochs: 0 }\n"
+
+
+def big_cases(folder):
+    n = 1800
+    lengths = {m: [0 if i % 9 == position else 1 + i % 2 for i in range(n)] for position, m in enumerate(("text", "audio", "vision"))}
+    missing = mp.tiny_data(folder / "missing.h5", "regression", n, lengths=lengths)
+    small = mp.tiny_data(folder / "small.h5", "classification", n, lengths={m: [1 + i % 2 for i in range(n)] for m in ("audio", "vision")})
+    return {"foal_net": mp.SMALL_FOAL_NET.replace("layers: 1", "layers: 1 heads: 2") + f'data {{ path: "{small}" standardize: true }}\n',
+            "miar_missing": mp.SMALL_MIAR + f'data {{ path: "{missing}" }}\n'}
+
+
+@pytest.mark.parametrize("name", ["foal_net", "miar_missing"])
+def test_shared_batch_wide_losses(name, tmp_path):
+    """Shared among ranks or not: the same bits, and in default mode in float64 the same numbers but for rounding."""
+    text = big_cases(tmp_path)[name]
+    exact = [mp.train(tmp_path, text + BIG % "reproducible: true", f"exact{ranks}", ranks) for ranks in (1, 2, 3)]
+    for other in exact[1:]:
+        require_same_bits(exact[0], other)
+    usual = [mp.train(tmp_path, text + BIG % "precision: FP64", f"usual{ranks}", ranks) for ranks in (1, 3)]
+    want, got = (mp.weights(run / "weights" / "last.safetensors") for run in usual)
+    for tensor, value in want.items():
+        assert abs(value - got[tensor]).max() <= 1e-10 * max(1, abs(value).max()), tensor

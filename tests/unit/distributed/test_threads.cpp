@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 class Contract : public ::testing::TestWithParam<contract::Check> {};
 
 TEST_P(Contract, Holds) {
-  for (const int ranks : {1, 2, 3, 4, 5, 8}) {
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
     run_as_threads(ranks, [&](Communicator& communicator) {
       contract::PlainPeer plain(communicator.rank(), ranks, int64_t{ranks == 3 ? 64 : 1} << 20);
       GetParam().run(communicator, plain);

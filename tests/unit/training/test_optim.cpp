@@ -13,7 +13,6 @@ namespace {
 
 double norm_of(const at::Tensor& flat) { return l2_norm(flat).item<double>(); }
 
-
 using models::DecayScope;
 using models::Parameters;
 using Rates = std::vector<double>;
@@ -180,6 +179,29 @@ TEST(AdamW, EqualsTheEquation) {
       x -= 0.05 * (m / (1 - std::pow(0.9, t))) / (std::sqrt(v / (1 - std::pow(0.99, t))) + 1e-8);
       EXPECT_NEAR(parameters[name].item<double>(), x, 1e-12);
     }
+  }
+}
+
+TEST(AdamW, ASkippedStepNeverWas) {
+  for (const auto dtype : {at::kFloat, at::kDouble}) {
+    Parameters parameters(specs(), DecayScope::kMatrices, dtype, 1), without(specs(), DecayScope::kMatrices, dtype, 1);
+    AdamW optimizer(parameters, {}), expected(without, {});
+    const at::Tensor keep = at::scalar_tensor(0.0f, at::kFloat), skip = at::scalar_tensor(1.0f, at::kFloat);
+    for (int step = 0; step < 6; ++step) {
+      at::manual_seed(step);
+      parameters.gradients().copy_(at::randn_like(parameters.gradients()));
+      without.gradients().copy_(parameters.gradients());
+      if (step == 2 || step == 3) {
+        const at::Tensor before = parameters.values().clone();
+        parameters.gradients().fill_(std::numeric_limits<double>::quiet_NaN());
+        optimizer.step(0.1, skip);
+        EXPECT_TRUE(parameters.values().equal(before));
+      } else {
+        optimizer.step(0.1, keep);
+        expected.step(0.1);
+      }
+    }
+    EXPECT_TRUE(parameters.values().equal(without.values())) << "moments or the step count have moved";
   }
 }
 
