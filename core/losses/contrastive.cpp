@@ -207,13 +207,19 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     const at::Tensor pull = (-2 * classes.weight).to(dtype).unsqueeze(1);
     context->save_for_backward({u, v, scale});
     auto& saved = context->saved_data;
-    // t exp(S - r) = exp(S - (r - log t))
-    saved["row"] = (row - classes.total.log()).to(dtype);
-    saved["column"] = (column - classes.total.log()).to(dtype);
+    // Maximum and factor apart, t exp(S - max) / sum: the rounding of a log-sum-exp of 14 would be 1e-6 of every weight in float32.
+    saved["row_maximum"] = soft.row_statistics[0].to(dtype);
+    saved["row_factor"] = (classes.total / soft.row_statistics[1]).to(dtype);
+    saved["column_maximum"] = soft.column_statistics[0].to(dtype);
+    saved["column_factor"] = (classes.total / soft.column_statistics[1]).to(dtype);
     saved["tiles"] = soft.tiles;
-    saved["class_of_row"] = classes.of_row;
-    saved["pull_u"] = class_v * pull;
-    saved["pull_v"] = class_u * pull;
+    // A row's own pair is taken off the weights themselves, next to the softmax of about 1 that it cancels; classes by their sums.
+    saved["own"] = !classes.order.defined();
+    if (classes.order.defined()) {
+      saved["class_of_row"] = classes.of_row;
+      saved["pull_u"] = class_v * pull;
+      saved["pull_v"] = class_u * pull;
+    }
     saved["begin"] = share.gradient_end < 0 ? 0 : share.gradient_begin;
     saved["end"] = share.gradient_end < 0 ? n : share.gradient_end;
     if (scale_gradient) {
@@ -252,10 +258,12 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     if (begin >= end) return;
     const int64_t first = begin / blocks.size, last = (end - 1) / blocks.size + 1;
     const auto wanted = [&](int64_t block) { return first <= block && block < last; };
-    const at::Tensor row = saved.at("row").toTensor().unsqueeze(1), column = saved.at("column").toTensor().unsqueeze(0);
-    const at::Tensor class_of_row = saved.at("class_of_row").toTensor();
-    for (int64_t block = first; block < last; ++block) {
-      const at::Tensor classes = blocks.of(class_of_row, block);
+    const at::Tensor row_maximum = saved.at("row_maximum").toTensor().unsqueeze(1), row_factor = saved.at("row_factor").toTensor().unsqueeze(1);
+    const at::Tensor column_maximum = saved.at("column_maximum").toTensor().unsqueeze(0);
+    const at::Tensor column_factor = saved.at("column_factor").toTensor().unsqueeze(0);
+    const bool own = saved.at("own").toBool();
+    for (int64_t block = first; block < last && !own; ++block) {
+      const at::Tensor classes = blocks.of(saved.at("class_of_row").toTensor(), block);
       if (u_gradient.defined()) blocks.of(u_gradient, block).copy_(saved.at("pull_u").toTensor().index_select(0, classes));
       if (v_gradient.defined()) blocks.of(v_gradient, block).copy_(saved.at("pull_v").toTensor().index_select(0, classes));
     }
@@ -274,9 +282,10 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
         at::Tensor tile = similarity[kept.defined() ? 0 : thread](i, j);
         at::Tensor weights = row_softmax[thread](i, j), others = column_softmax[thread](i, j);
         if (!kept.defined()) at::mm_out(tile, blocks.of(u, i), blocks.of(v, j).t());
-        at::sub_out(weights, tile, blocks.of(row, i)).exp_();
-        at::sub_out(others, tile, blocks.of(column, j, 1)).exp_();
-        weights.add_(others);
+        at::sub_out(weights, tile, blocks.of(row_maximum, i)).exp_().mul_(blocks.of(row_factor, i));
+        at::sub_out(others, tile, blocks.of(column_maximum, j, 1)).exp_();
+        weights.addcmul_(others, blocks.of(column_factor, j, 1));
+        if (own && i == j) weights.diagonal().sub_(2);
         if (for_u) {
           at::Tensor out = addition(j);
           at::mm_out(out, weights, blocks.of(v, j));
