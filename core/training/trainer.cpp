@@ -152,6 +152,9 @@ std::string Trainer::summary() const {
   if (communicator_.size() == 1 && compute_.threads < cores)
     text += "\nthis run uses " + std::to_string(compute_.threads) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
             std::to_string(cores) + " train ... (the same model, sooner)";
+  if (compute_.microbatches < communicator_.size())
+    text += "\nnote: training.microbatches is " + std::to_string(compute_.microbatches) + ": the other ranks of " +
+            std::to_string(communicator_.size()) + " have nothing to do";
   for (const auto& note : loaded_.notes) text += "\nnote: " + note;
   return text;
 }
