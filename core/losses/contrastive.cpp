@@ -150,18 +150,17 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
   return {similarity[0].all(), own_rows.t().contiguous(), columns};
 }
 
-// T by classes: T_ij = weight[c] if i and j are both of class c, else 0. Rows that are their own class make T the identity.
+// T by classes: T_ij = weight[c] if i and j are both of class c, else 0. With kOwn each row is a class, which makes T the identity.
 struct Classes {
-  at::Tensor of_row;   // int64 [N]
+  at::Tensor of_row;   // int64 [N]; undefined with kOwn
   at::Tensor weight;   // float64 [classes]
   at::Tensor total;    // float64 [N]: sum_j T_ij
-  at::Tensor order;    // rows by class; undefined where of_row is 0, 1, 2, ...
+  at::Tensor order;    // rows by class; undefined with kOwn
   std::vector<int64_t> sizes;
 
   Classes(const at::Tensor& labels, PairTargets targets, const at::Tensor& like) {
     const auto wide = like.options().dtype(at::kDouble);
     if (targets == PairTargets::kOwn) {
-      of_row = at::arange(like.size(0), like.options().dtype(at::kLong));
       weight = total = at::ones({like.size(0)}, wide);
       return;
     }
@@ -204,7 +203,6 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     const at::Tensor value = ((classes.total * (row + column)).sum() - 2 * attraction) * half;
 
     const at::ScalarType dtype = u.scalar_type();
-    const at::Tensor pull = (-2 * classes.weight).to(dtype).unsqueeze(1);
     context->save_for_backward({u, v, scale});
     auto& saved = context->saved_data;
     // Maximum and factor apart, t exp(S - max) / sum: the rounding of a log-sum-exp of 14 would be 1e-6 of every weight in float32.
@@ -216,6 +214,7 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     // A row's own pair is taken off the weights themselves, next to the softmax of about 1 that it cancels; classes by their sums.
     saved["own"] = !classes.order.defined();
     if (classes.order.defined()) {
+      const at::Tensor pull = (-2 * classes.weight).to(dtype).unsqueeze(1);
       saved["class_of_row"] = classes.of_row;
       saved["pull_u"] = class_v * pull;
       saved["pull_v"] = class_u * pull;
@@ -250,7 +249,7 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
 
  private:
   // Into the blocks of the defined gradients that meet the range: pull + G v and pull + G^T u (u already scaled), where
-  // G_ij = t_i softmax_j S_ij + t_j softmax_i S_ij.
+  // G_ij = t_i softmax_j S_ij + t_j softmax_i S_ij; with kOwn G_ii is 2 less, and there is no pull.
   static void add_embedding_gradients(const ska::flat_hash_map<std::string, at::IValue>& saved, const at::Tensor& u,
                                       const at::Tensor& v, at::Tensor& u_gradient, at::Tensor& v_gradient) {
     const Blocks blocks(u);
