@@ -4,6 +4,9 @@
 #include <cstring>
 #include <numeric>
 
+#include "distributed/watchdog.h"
+#include "distributed/watchdog_thread.h"
+
 namespace muster::distributed {
 namespace {
 
@@ -21,9 +24,31 @@ int64_t bytes_per_row(const at::Tensor& rows) {
   return bytes;
 }
 
+// One collective in the flight record, from entry to end. One that has completed is progress.
+class Recorded {
+ public:
+  Recorded(bool recorded, const CollectiveCall& call, const std::string& communicator)
+      : number_(recorded ? flight_recorder().enter(call, communicator, current_phase()) : 0) {}
+  ~Recorded() {
+    if (number_ > 0) flight_recorder().complete(number_, true);
+  }
+  Recorded(const Recorded&) = delete;
+  Recorded& operator=(const Recorded&) = delete;
+  void completed() {
+    if (number_ == 0) return;
+    flight_recorder().complete(number_);
+    report_progress();
+    number_ = 0;
+  }
+
+ private:
+  int64_t number_;
+};
+
 }  // namespace
 
-CheckedCommunicator::CheckedCommunicator(RankNames names, int rank) : names_(std::move(names)), rank_(rank) {}
+CheckedCommunicator::CheckedCommunicator(RankNames names, int rank, bool recorded)
+    : names_(std::move(names)), rank_(rank), recorded_(recorded) {}
 
 void CheckedCommunicator::require_device(const at::Tensor& tensor) const {
   if (!tensor.device().is_cpu()) refuse("this communicator takes tensors on the CPU, not on " + tensor.device().str());
@@ -63,6 +88,8 @@ template <typename Body>
 void CheckedCommunicator::run(CollectiveCall call, const Body& body) {
   if (!usable_) throw Error(ExitCode::kPeerFailed, "A rank of " + names_.communicator + " has failed: it has no collectives any more.");
   call.sequence = ++sequence_;
+  std::strncpy(call.label, CollectiveLabel::current(), sizeof call.label - 1);
+  Recorded record(recorded_, call, names_.communicator);
   usable_ = false;  // until all have met: no exception of meet() leaves ranks in a common state
   const std::vector<CollectiveCall>& calls = meet(call);
   usable_ = true;
@@ -70,6 +97,13 @@ void CheckedCommunicator::run(CollectiveCall call, const Body& body) {
   if (!message.empty()) throw_mismatch(message);
   body(calls);
   last_completed_ = call;
+  record.completed();
+}
+
+void CheckedCommunicator::meet_for_the_last_time() {
+  CollectiveCall call;
+  call.kind = Collective::kEnd;
+  run(call, [](const auto&) {});
 }
 
 void CheckedCommunicator::all_reduce_sum(at::Tensor tensor) {

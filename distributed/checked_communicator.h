@@ -9,8 +9,8 @@
 namespace muster::distributed {
 
 // What every backend with several ranks shares: arguments checked, calls compared between ranks, bytes counted. A backend adds
-// meet() and the bodies of the collectives. Every collective goes through one function, run(): the place where a watchdog or a
-// flight record learns what this rank does.
+// meet() and the bodies of the collectives. Every collective goes through one function, run(): there the flight record and the
+// watchdog learn what this rank does.
 //
 // A call that does not fit is an error on every rank of the communicator: SharedError when they are the whole job, otherwise
 // Error; all have then met, and may go on together. After a rank did not come, the communicator can not be used any more.
@@ -29,10 +29,14 @@ class CheckedCommunicator : public Communicator {
   std::unique_ptr<Communicator> split(int group) final;
 
  protected:
-  CheckedCommunicator(RankNames names, int rank);
+  // recorded: its collectives go into the process's flight record. Not for ranks that are threads: they would share one.
+  CheckedCommunicator(RankNames names, int rank, bool recorded = false);
 
-  // Shows `own` to all other ranks and returns all ranks' calls, by rank. Throws Error(kPeerFailed), with absence() as its message,
-  // when a rank does not come before collective_deadline().
+  // The last collective: all ranks come to it before they take down what they share. Throws as any other does.
+  void meet_for_the_last_time();
+
+  // Shows `own` to all other ranks and returns all ranks' calls, by rank. When a rank does not come in time: where there is a watchdog, it
+  // ends the process; otherwise throws Error(kPeerFailed), with absence() as its message, after collective_deadline().
   virtual const std::vector<CollectiveCall>& meet(const CollectiveCall& own) = 0;
 
   // The bodies. Arguments are checked and fit those of all ranks. Where no rank has anything to move they are not called.
@@ -60,6 +64,7 @@ class CheckedCommunicator : public Communicator {
 
   RankNames names_;
   int rank_;
+  bool recorded_;
   bool usable_ = true;
   int64_t sequence_ = 0;
   int64_t bytes_sent_ = 0;

@@ -13,21 +13,11 @@
 namespace muster::distributed {
 namespace {
 
-const char* name_of(Collective kind) {
-  switch (kind) {
-    case Collective::kAllReduceSum: return "all_reduce_sum";
-    case Collective::kAllGatherRows: return "all_gather_rows";
-    case Collective::kAllToAllRows: return "all_to_all_rows";
-    case Collective::kBroadcast: return "broadcast";
-    case Collective::kAllGatherBytes: return "all_gather_bytes";
-    case Collective::kSplit: return "split";
-  }
-  return "an unknown collective";
-}
+thread_local const char* current_label = "";
 
 // What must be the same on every rank.
 auto key_of(const CollectiveCall& call) {
-  return std::tie(call.sequence, call.kind, call.dtype, call.device, call.root, call.dims, call.shape_hash, call.counts_hash);
+  return std::make_tuple(std::string_view(call.label), call.sequence, call.kind, call.dtype, call.device, call.root, call.dims, call.shape_hash, call.counts_hash);
 }
 
 // splitmix64's finalizer: a well-mixed 64-bit function of 64 bits.
@@ -51,13 +41,12 @@ std::vector<int> in_job(const std::vector<int>& members, const RankNames& names)
 }
 
 std::string place(const CollectiveCall& call, const RankNames& names) {
-  return "collective " + std::to_string(call.sequence) + " of " + names.communicator + " (" + std::to_string(names.ranks.size()) +
-         " ranks)";
+  return place(call, names.communicator) + " (" + std::to_string(names.ranks.size()) + " ranks)";
 }
 
-double deadline_from_environment() {
+double read_timeout() {
   const char* text = std::getenv("MUSTER_COLLECTIVE_TIMEOUT");
-  if (!text) return 1800;
+  if (!text) return 0;
   char* end = nullptr;
   const double value = std::strtod(text, &end);
   if (end == text || *end != '\0' || !(value > 0))
@@ -70,7 +59,29 @@ std::atomic<double> deadline_set{0};  // 0: not set
 
 }  // namespace
 
+CollectiveLabel::CollectiveLabel(const char* label) : former_(current_label) { current_label = label; }
+CollectiveLabel::~CollectiveLabel() { current_label = former_; }
+const char* CollectiveLabel::current() { return current_label; }
+
+const char* name_of(Collective kind) {
+  switch (kind) {
+    case Collective::kAllReduceSum: return "all_reduce_sum";
+    case Collective::kAllGatherRows: return "all_gather_rows";
+    case Collective::kAllToAllRows: return "all_to_all_rows";
+    case Collective::kBroadcast: return "broadcast";
+    case Collective::kAllGatherBytes: return "all_gather_bytes";
+    case Collective::kSplit: return "split";
+    case Collective::kEnd: return "the end of the job";
+  }
+  return "an unknown collective";
+}
+
+std::string place(const CollectiveCall& call, const std::string& communicator) {
+  return "collective " + std::to_string(call.sequence) + " of " + communicator;
+}
+
 std::string describe(const CollectiveCall& call) {
+  if (call.kind == Collective::kEnd) return name_of(call.kind);
   std::string text = std::string(name_of(call.kind)) + "(";
   if (call.dtype >= 0) {
     const bool rows = call.kind == Collective::kAllGatherRows || call.kind == Collective::kAllToAllRows;
@@ -88,7 +99,7 @@ std::string describe(const CollectiveCall& call) {
     if (call.device > 0) text += " on " + c10::DeviceTypeName(static_cast<at::DeviceType>(call.device), true);
     if (call.root >= 0) text += ", root " + std::to_string(call.root);
   }
-  return text + ")";
+  return text + ")" + (call.label[0] ? std::string(" for ") + call.label : std::string());
 }
 
 std::string list_ranks(std::vector<int> ranks) {
@@ -169,11 +180,16 @@ std::string absence(const CollectiveCall& call, const CollectiveCall& last_compl
          ". A rank that is stuck or far behind shows where in its log; MUSTER_COLLECTIVE_TIMEOUT sets how many seconds to wait.";
 }
 
+double timeout_from_environment() {
+  static const double timeout = read_timeout();
+  return timeout;
+}
+
 std::chrono::duration<double> collective_deadline() {
   const double set = deadline_set.load(std::memory_order_relaxed);
   if (set > 0) return std::chrono::duration<double>(set);
-  static const double from_environment = deadline_from_environment();
-  return std::chrono::duration<double>(from_environment);
+  const double from_environment = timeout_from_environment();
+  return std::chrono::duration<double>(from_environment > 0 ? from_environment : 1800);
 }
 
 void set_collective_deadline(std::chrono::duration<double> deadline) { deadline_set = deadline.count(); }

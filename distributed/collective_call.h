@@ -10,12 +10,29 @@
 
 namespace muster::distributed {
 
-enum class Collective : int32_t { kAllReduceSum, kAllGatherRows, kAllToAllRows, kBroadcast, kAllGatherBytes, kSplit };
+// kEnd: ranks meet for the last time, before they leave the job.
+enum class Collective : int32_t { kAllReduceSum, kAllGatherRows, kAllToAllRows, kBroadcast, kAllGatherBytes, kSplit, kEnd };
+
+// What the collectives that this thread calls while it lives are for: "gradients", "embeddings". Messages and flight records say it, and
+// ranks that give different labels to one collective disagree. The innermost counts. Of `label`, which must outlive this, 23 characters
+// are kept; plain ASCII.
+class CollectiveLabel {
+ public:
+  explicit CollectiveLabel(const char* label);
+  ~CollectiveLabel();
+  CollectiveLabel(const CollectiveLabel&) = delete;
+  CollectiveLabel& operator=(const CollectiveLabel&) = delete;
+  static const char* current();  // "" outside of all
+
+ private:
+  const char* former_;
+};
 
 // What a rank is about to do, in fixed size: ranks show each other these before every collective (see checked_communicator.h), and
 // whoever records or watches what a rank does records these.
 struct CollectiveCall {
   int64_t sequence = 0;  // 1 for a communicator's first collective
+  char label[24] = "";   // what it is for; see CollectiveLabel
   Collective kind = Collective::kAllGatherBytes;
   int32_t dtype = -1;   // at::ScalarType; -1: no tensor
   int32_t device = -1;  // at::DeviceType
@@ -40,8 +57,11 @@ struct RankNames {
   std::vector<int> ranks;    // by rank of the communicator, the rank in the job
 };
 
-// "all_reduce_sum(float32 [7])"
+// "all_reduce_sum(float32 [7])", "all_reduce_sum(float32 [7]) for gradients"
 std::string describe(const CollectiveCall& call);
+const char* name_of(Collective kind);  // "all_reduce_sum"
+// "collective 7 of world"
+std::string place(const CollectiveCall& call, const std::string& communicator);
 // "rank 3", "ranks 0, 1 and 5-8"
 std::string list_ranks(std::vector<int> ranks);
 uint64_t hash_of(const std::vector<int64_t>& numbers);
@@ -57,7 +77,10 @@ std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int
 std::string absence(const CollectiveCall& call, const CollectiveCall& last_completed, const std::vector<int>& missing,
                     double waited, const RankNames& names);
 
-// How long ranks wait for each other at the start of a collective: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what is not a
+// MUSTER_COLLECTIVE_TIMEOUT, in seconds; 0 where it is not set. Throws Error(kUsage) for what is not a positive number.
+double timeout_from_environment();
+
+// How long ranks that are threads, and NCCL, wait for each other: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what is not a
 // positive number throws Error(kUsage)), or what was set here.
 std::chrono::duration<double> collective_deadline();
 void set_collective_deadline(std::chrono::duration<double> deadline);

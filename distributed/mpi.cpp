@@ -11,11 +11,11 @@
 #include <numeric>
 
 #include "distributed/checked_communicator.h"
+#include "distributed/watchdog.h"
+#include "distributed/watchdog_thread.h"
 
 namespace muster::distributed {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Tests of the requests before the core is offered to others: a peer that runs comes within microseconds; with more ranks than
 // cores it may be waiting for this very core.
@@ -36,9 +36,10 @@ MPI_Datatype mpi_type(const at::Tensor& tensor) {
 
 class MpiCommunicator final : public CheckedCommunicator {
  public:
-  // Takes over `comm`. Collective over it.
-  MpiCommunicator(MPI_Comm comm, RankNames names, int rank, bool is_world, int64_t largest_bytes)
-      : CheckedCommunicator(std::move(names), rank), comm_(comm), is_world_(is_world), largest_bytes_(largest_bytes), calls_(size()) {
+  // Takes over `comm`. `watchdog`: null for the world, which starts it. Collective over it.
+  MpiCommunicator(MPI_Comm comm, RankNames names, int rank, std::shared_ptr<Watchdog> watchdog, int64_t largest_bytes)
+      : CheckedCommunicator(std::move(names), rank, true), comm_(comm), is_world_(!watchdog), largest_bytes_(largest_bytes), calls_(size()),
+        watchdog_(std::move(watchdog)) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     check(MPI_Comm_dup(comm_, &calls_comm_), "MPI_Comm_dup");
     MPI_Comm machine;
@@ -55,14 +56,19 @@ class MpiCommunicator final : public CheckedCommunicator {
     for (int step = 1; step < size(); ++step)
       check(MPI_Send_init(&calls_[rank], sizeof(CollectiveCall), MPI_BYTE, (rank + step) % size(), 0, calls_comm_,
                           &requests_.emplace_back()), "MPI_Send_init");
+    if (!is_world_) return;
+    watchdog_ = std::make_shared<Watchdog>(rank, size(), [&](const std::string& own) {
+      std::string all(own.size() * size(), '\0');
+      check(MPI_Allgather(own.data(), static_cast<int>(own.size()), MPI_BYTE, all.data(), static_cast<int>(own.size()), MPI_BYTE, comm_),
+            "MPI_Allgather");
+      std::vector<std::string> parts;
+      for (size_t start = 0; start < all.size(); start += own.size()) parts.push_back(all.substr(start, own.size()));
+      return parts;
+    });
   }
 
   ~MpiCommunicator() override {
-    if (rank_is_missing_ && is_world_) abort(ExitCode::kPeerFailed);
-    for (size_t i = 0; rank_is_missing_ && i < requests_.size() / 2; ++i) {
-      MPI_Cancel(&requests_[i]);
-      MPI_Wait(&requests_[i], MPI_STATUS_IGNORE);  // returns at once for what was cancelled
-    }
+    if (is_world_) leave_together();
     for (auto& request : requests_) MPI_Request_free(&request);
     MPI_Comm_free(&calls_comm_);
     MPI_Comm_free(&comm_);
@@ -73,6 +79,8 @@ class MpiCommunicator final : public CheckedCommunicator {
   int local_size() const override { return local_size_; }
 
   [[noreturn]] void abort(ExitCode code) override {
+    yield_to_watchdog(code);
+    watchdog_->announce_abort(code);
     std::fflush(nullptr);
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
     std::_Exit(static_cast<int>(code));
@@ -84,27 +92,40 @@ class MpiCommunicator final : public CheckedCommunicator {
     if (requests_.empty()) return calls_;  // a group of one; MPI_Startall refuses an empty list
     const int count = static_cast<int>(requests_.size());
     check(MPI_Startall(count, requests_.data()), "MPI_Startall");
-    Clock::time_point start;
     for (int64_t tests = 0;; ++tests) {
       int all = 0;
       check(MPI_Testall(count, requests_.data(), &all, MPI_STATUSES_IGNORE), "MPI_Testall");
       if (all) return calls_;
       if (tests < kSpins) continue;
-      if (tests == kSpins) start = Clock::now();
-      if (tests % 16 == 0 && Clock::now() - start > collective_deadline()) throw_absence(own, Clock::now() - start);
+      if (watchdog_->asks_who_is_absent()) report_absence();
       sched_yield();
     }
   }
 
-  [[noreturn]] void throw_absence(const CollectiveCall& own, std::chrono::duration<double> waited) {
-    rank_is_missing_ = true;
+  [[noreturn]] void report_absence() {
     std::vector<int> missing;
     for (int step = 1; step < size(); ++step) {
       int came = 0;
       MPI_Request_get_status(requests_[step - 1], &came, MPI_STATUS_IGNORE);
-      if (!came) missing.push_back((rank() + step) % size());
+      if (!came) missing.push_back(names().ranks[(rank() + step) % size()]);
     }
-    throw Error(ExitCode::kPeerFailed, absence(own, last_completed(), missing, waited.count(), names()));
+    watchdog_->absent(missing);
+  }
+
+  // Before the watchdogs stop, and MPI_Finalize waits for all ranks without end. A rank that calls something else instead is out of step;
+  // after its error it comes here too.
+  void leave_together() {
+    while (true) {
+      try {
+        meet_for_the_last_time();
+        break;
+      } catch (const SharedError& error) {
+        if (rank() == 0) std::fprintf(stderr, "muster: %s\n", error.what());
+      } catch (const Error& error) {
+        abort(error.code());
+      }
+    }
+    watchdog_.reset();
   }
 
   void sum_body(const at::Tensor& tensor) override {
@@ -170,7 +191,7 @@ class MpiCommunicator final : public CheckedCommunicator {
     MPI_Comm part;
     check(MPI_Comm_split(comm_, group, rank(), &part), "MPI_Comm_split");
     const auto place = std::find(members.begin(), members.end(), rank()) - members.begin();
-    return std::make_unique<MpiCommunicator>(part, std::move(names), static_cast<int>(place), false, largest_bytes_);
+    return std::make_unique<MpiCommunicator>(part, std::move(names), static_cast<int>(place), watchdog_, largest_bytes_);
   }
 
   // `sizes`: bytes of every rank.
@@ -202,15 +223,15 @@ class MpiCommunicator final : public CheckedCommunicator {
   int64_t largest_bytes_;
   std::vector<CollectiveCall> calls_;
   std::vector<MPI_Request> requests_;  // persistent: receives of the calls of rank + 1, rank + 2, ..., then the sends
-  bool rank_is_missing_ = false;
   int local_rank_ = 0;
   int local_size_ = 1;
+  std::shared_ptr<Watchdog> watchdog_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes) {
-  collective_deadline();  // a wrong setting is found before MPI is up, not when the first rank is late
+  timeout_from_environment();  // a wrong setting is found before MPI is up, not when the first rank is late
   check(MPI_Init(nullptr, nullptr), "MPI_Init");
   int rank = 0, size = 1;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -219,7 +240,7 @@ std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes) {
   std::iota(names.ranks.begin(), names.ranks.end(), 0);
   MPI_Comm comm;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
-  return std::make_unique<MpiCommunicator>(comm, std::move(names), rank, true, largest_bytes);
+  return std::make_unique<MpiCommunicator>(comm, std::move(names), rank, nullptr, largest_bytes);
 }
 
 std::string mpi_library_version() {

@@ -2,6 +2,8 @@
 
 #include <cstdio>
 
+#include "distributed/watchdog.h"
+
 namespace muster::launcher {
 
 void run_job(const std::function<void(distributed::Communicator&)>& work) {
@@ -13,9 +15,11 @@ void run_job(const std::function<void(distributed::Communicator&)>& work) {
   } catch (const std::exception& error) {
     if (communicator->size() == 1) throw;
     const auto* known = dynamic_cast<const distributed::Error*>(&error);
+    const auto code = known ? known->code() : distributed::ExitCode::kInternal;
+    distributed::yield_to_watchdog(code);
     std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(), known ? "" : "internal error: ",
                  error.what());
-    communicator->abort(known ? known->code() : distributed::ExitCode::kInternal);
+    communicator->abort(code);
   }
 }
 

@@ -1,0 +1,431 @@
+#include "distributed/watchdog_thread.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <future>
+
+#include "distributed/watchdog.h"
+
+namespace muster::distributed {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto kHeartbeat = 500ms;
+constexpr auto kOtherDeaths = 200ms;    // from a death until it is told: what dies together is named together
+constexpr auto kRollCall = 300ms;       // for the thread that waits in a collective to say who is absent
+constexpr auto kSignOfLife = 1300ms;    // a rank that has said nothing for so long since a deadline passed does not run
+constexpr auto kLongSilence = 5s;       // such a rank does not run, whatever else has happened
+constexpr auto kRankZeroDecides = 1s;   // more than rank 0 takes to tell all
+constexpr auto kSpeakersLead = 300ms;
+constexpr auto kLastResort = 3s;
+
+struct Introduction {
+  int32_t process;
+  char machine[128];  // the same string exactly for processes that can see each other
+  char host[64];
+};
+
+std::string first_line(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+int open_process(pid_t process) {
+#ifdef SYS_pidfd_open
+  return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
+#else
+  errno = ENOSYS;
+  return -1;
+#endif
+}
+
+Introduction introduce_self() {
+  Introduction own{};
+  own.process = ::getpid();
+  char space[64] = "";
+  // Processes of two containers on one machine do not know each other's numbers.
+  if (::readlink("/proc/self/ns/pid", space, sizeof space - 1) < 0) space[0] = '\0';
+  std::snprintf(own.machine, sizeof own.machine, "%s %s", first_line("/proc/sys/kernel/random/boot_id").c_str(), space);
+  ::gethostname(own.host, sizeof own.host - 1);
+  return own;
+}
+
+template <typename T>
+std::string bytes_of(const T& value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
+
+// Takes a value from the front of `bytes`; false when they are too short.
+template <typename T>
+bool take_value(std::string& bytes, T& value) {
+  if (bytes.size() < sizeof value) return false;
+  std::memcpy(&value, bytes.data(), sizeof value);
+  bytes.erase(0, sizeof value);
+  return true;
+}
+
+std::string pack(const std::vector<int>& ranks) {
+  std::string bytes = bytes_of(static_cast<int32_t>(ranks.size()));
+  for (const int rank : ranks) bytes += bytes_of(static_cast<int32_t>(rank));
+  return bytes;
+}
+
+std::vector<int> unpack(std::string& bytes, int size) {
+  int32_t count = 0, rank = 0;
+  std::vector<int> ranks;
+  take_value(bytes, count);
+  for (int32_t i = 0; i < count && take_value(bytes, rank); ++i)
+    if (rank >= 0 && rank < size) ranks.push_back(rank);
+  return ranks;
+}
+
+void add(std::vector<int>& ranks, const std::vector<int>& more) {
+  ranks.insert(ranks.end(), more.begin(), more.end());
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+}
+
+void write_all(int fd, const std::string& text) {
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t written = ::write(fd, text.data() + done, text.size() - done);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return;
+    done += static_cast<size_t>(written);
+  }
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  const std::string unfinished = path + ".unfinished";
+  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return;
+  write_all(fd, text);
+  ::close(fd);
+  std::rename(unfinished.c_str(), path.c_str());
+}
+
+}  // namespace
+
+Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::string>(const std::string&)>& gather)
+    : rank_(rank), size_(size), process_fds_(size, -1), said_goodbye_(size, 0), died_(size, 0), views_(size), heard_(size, Clock::now()) {
+  const Introduction own = introduce_self();
+  const auto all = gather(bytes_of(own));
+  bool one_machine = true;
+  for (int peer = 0; peer < size; ++peer) {
+    Introduction theirs;
+    std::memcpy(&theirs, all[peer].data(), sizeof theirs);
+    views_[peer].host = theirs.host;
+    const bool here = std::strcmp(theirs.machine, own.machine) == 0;
+    one_machine = one_machine && here;
+    if (!here || peer == rank) continue;
+    process_fds_[peer] = open_process(theirs.process);
+    if (process_fds_[peer] < 0 && errno == ESRCH) died_[peer] = 1;
+  }
+  lifeline_.emplace(rank, size);
+  std::string address = rank == 0 ? lifeline_->listen(one_machine) : "";
+  address.resize(Lifeline::kAddressBytes, '\0');
+  address_ = gather(address)[0];
+  process_exists_at_parent_ = open_process(::getppid());
+  wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  report_progress();
+  // Signals are for the main thread.
+  sigset_t every, former;
+  sigfillset(&every);
+  pthread_sigmask(SIG_SETMASK, &every, &former);
+  thread_ = std::thread([this] { loop(); });
+  pthread_sigmask(SIG_SETMASK, &former, nullptr);
+  pthread_setname_np(thread_.native_handle(), "watchdog");
+}
+
+Watchdog::~Watchdog() {
+  if (thread_.joinable()) {
+    wish_ = Wish::kEnd;
+    ::eventfd_write(wake_, 1);
+    thread_.join();
+  }
+  for (const int fd : process_fds_)
+    if (fd >= 0) ::close(fd);
+  if (process_exists_at_parent_ >= 0) ::close(process_exists_at_parent_);
+  ::close(wake_);
+}
+
+void Watchdog::announce_abort(ExitCode code) {
+  if (!thread_.joinable()) return;
+  wished_code_ = static_cast<int>(code);
+  wish_ = Wish::kAbort;
+  ::eventfd_write(wake_, 1);
+  thread_.join();
+}
+
+void Watchdog::absent(std::vector<int> ranks_of_job) {
+  answer_ = new std::vector<int>(std::move(ranks_of_job));
+  ::eventfd_write(wake_, 1);
+  while (true) ::pause();
+}
+
+RankStatus Watchdog::own_status() const { return {current_phase(), flight_recorder().last_entered(), flight_recorder().last_completed()}; }
+
+void Watchdog::loop() {
+  // In a job of a moment rank 0 may have gone again: a failure is worth a note only while the job lasts.
+  auto note_at = Clock::time_point::max();
+  if (rank_ != 0 && !lifeline_->connect(address_)) note_at = Clock::now() + 5s;
+  Clock::time_point next_heartbeat = Clock::now();
+  while (true) {
+    const auto now = Clock::now();
+    if (now >= next_heartbeat) {
+      next_heartbeat = now + kHeartbeat;
+      lifeline_->send_to_all(Lifeline::Kind::kStatus, bytes_of(own_status()), true);
+    }
+    if (now >= note_at) {
+      note_at = Clock::time_point::max();
+      write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host + ") cannot reach rank 0 (host " +
+                                   views_[0].host + ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
+    }
+    if (aborted_ && now - *aborted_ > kLastResort) ::_exit(abort_code_);
+    // Once all have met for the last time nobody is missed.
+    if (wish_ == Wish::kEnd || (!fault_ && wish_ == Wish::kAbort)) return say_goodbye();
+    if (!aborted_ && !fault_) check_deadline();
+    if (!aborted_ && fault_) advance_fault();
+    Clock::duration patience = next_heartbeat - Clock::now();
+    if (fault_) patience = std::min<Clock::duration>(patience, 20ms);
+    else if (const double limit = deadline_of(current_phase()); limit > 0)  // punctual: then ranks find it together, before any has left
+      patience = std::min(patience, std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit)) - (Clock::now() - last_progress() - suspended_));
+    wait_and_read(std::max<Clock::duration>(patience, 0ms));
+  }
+}
+
+void Watchdog::wait_and_read(Clock::duration patience) {
+  std::vector<pollfd> waits{{wake_, POLLIN, 0}, {process_exists_at_parent_, POLLIN, 0}};
+  for (const int fd : process_fds_) waits.push_back({fd, POLLIN, 0});
+  lifeline_->add_to(waits);
+  const auto before = Clock::now();
+  ::poll(waits.data(), waits.size(), static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(patience).count()) + 1);
+  const auto away = Clock::now() - before - patience;
+  if (away > 2s) {  // this process was stopped, perhaps the whole job: that is no lack of progress
+    if (last_progress() > suspended_since_progress_) suspended_ = {};
+    suspended_since_progress_ = Clock::now();
+    suspended_ += away;
+  }
+  eventfd_t count;
+  if (waits[0].revents) ::eventfd_read(wake_, &count);
+  // What ranks have said counts before their ends are looked at.
+  for (const auto& event : lifeline_->receive()) take(event);
+  if (aborted_) return;
+  if (waits[1].revents) {
+    open_fault().orphaned = true;
+    ::close(process_exists_at_parent_);
+    process_exists_at_parent_ = -1;
+  }
+  for (int peer = 0; peer < size_; ++peer)
+    if (waits[2 + peer].revents) lose(peer);
+}
+
+void Watchdog::take(const Lifeline::Event& event) {
+  std::string payload = event.payload;
+  heard_[event.rank] = Clock::now();
+  switch (event.kind) {
+    case Lifeline::Kind::kHello: break;
+    case Lifeline::Kind::kStatus:
+      views_[event.rank].heard = take_value(payload, views_[event.rank].status);
+      break;
+    case Lifeline::Kind::kLeaving: {
+      int32_t rank = 0, code = -1;
+      if (!take_value(payload, rank) || !take_value(payload, code) || rank < 0 || rank >= size_) break;
+      said_goodbye_[rank] = 1;
+      if (code < 0) break;
+      // The rank that ends the job hears it last, and then knows that all others have it.
+      if (rank_ == 0) {
+        for (int peer = 1; peer < size_; ++peer)
+          if (peer != rank) lifeline_->send(peer, Lifeline::Kind::kLeaving, event.payload);
+        lifeline_->send(rank, Lifeline::Kind::kLeaving, event.payload);
+      }
+      abort_code_ = code;
+      aborted_ = Clock::now();
+      set_fault_found();
+      break;
+    }
+    case Lifeline::Kind::kReport: {
+      RankStatus waiting;
+      double seconds = 0;
+      if (!take_value(payload, waiting) || !take_value(payload, seconds)) break;
+      const auto ranks = unpack(payload, size_);
+      Fault& fault = open_fault();
+      fault.counted = true;
+      if (seconds > 0) {
+        if (fault.no_progress == 0) fault.waiting = waiting, fault.no_progress = seconds;
+        add(fault.suspects, ranks);
+      } else {
+        for (const int rank : ranks) died_[rank] = 1;
+      }
+      break;
+    }
+    case Lifeline::Kind::kVerdict: {
+      const auto missing = unpack(payload, size_);
+      leave(missing, payload);
+    }
+    case Lifeline::Kind::kEnd:
+      // On this machine the process itself says when it ends. One that was never heard of may have left before it had read our first word.
+      if (process_fds_[event.rank] < 0 && views_[event.rank].heard) lose(event.rank);
+      break;
+  }
+}
+
+void Watchdog::lose(int rank) {
+  if (process_fds_[rank] >= 0) ::close(process_fds_[rank]);
+  process_fds_[rank] = -1;
+  if (said_goodbye_[rank] || died_[rank] || wish_ == Wish::kAbort) return;
+  died_[rank] = 1;
+  open_fault();
+}
+
+Watchdog::Fault& Watchdog::open_fault() {
+  if (!fault_) {
+    fault_.emplace();
+    fault_->found = Clock::now();
+    fault_->waiting = own_status();
+    set_fault_found();
+    // mpirun sends it to all as soon as the first of us leaves, and kills a second later.
+    ::signal(SIGTERM, SIG_IGN);
+  }
+  return *fault_;
+}
+
+void Watchdog::check_deadline() {
+  if (std::any_of(died_.begin(), died_.end(), [](char died) { return died; })) {
+    open_fault();
+    return;
+  }
+  const double limit = deadline_of(current_phase());
+  const auto progress = last_progress();
+  if (progress > suspended_since_progress_) suspended_ = {};
+  const std::chrono::duration<double> waited = Clock::now() - progress - suspended_;
+  if (limit <= 0 || waited.count() <= limit) return;
+  asks_ = true;
+  open_fault().no_progress = limit;
+}
+
+bool Watchdog::is_ready(const Fault& fault) const {
+  const auto age = Clock::now() - fault.found;
+  const bool deaths = std::any_of(died_.begin(), died_.end(), [](char died) { return died; });
+  if (rank_ == 0 || died_[0] || !lifeline_->reaches(0)) {
+    if (deaths || fault.orphaned) return age >= kOtherDeaths;
+    // Whoever runs has spoken since: then nothing more will be known.
+    const auto has_spoken = [&](int rank) { return rank == rank_ || heard_[rank] > fault.found || !lifeline_->reaches(rank); };
+    bool all_spoke = true;
+    for (int rank = 0; rank < size_; ++rank)
+      if (fault.suspects.empty() || std::count(fault.suspects.begin(), fault.suspects.end(), rank)) all_spoke = all_spoke && has_spoken(rank);
+    return (all_spoke && age >= kOtherDeaths) || age >= kSignOfLife;
+  }
+  if (deaths || fault.orphaned) return age >= kOtherDeaths + kRankZeroDecides || Clock::now() - heard_[0] > kLongSilence;
+  if (heard_[0] < fault.found) return age >= kSignOfLife;
+  return age >= kRollCall + kSignOfLife + kRankZeroDecides;
+}
+
+void Watchdog::advance_fault() {
+  Fault& fault = *fault_;
+  if (!fault.counted) {
+    const std::vector<int>* answer = answer_;
+    if (fault.no_progress > 0 && !answer && Clock::now() - fault.found < kRollCall && std::none_of(died_.begin(), died_.end(), [](char d) { return d; })) return;
+    fault.counted = true;
+    if (answer) add(fault.suspects, *answer);
+    else if (fault.no_progress > 0 && !fault.waiting.inside()) add(fault.suspects, {rank_});
+  }
+  std::vector<int> died;
+  for (int rank = 0; rank < size_; ++rank)
+    if (died_[rank]) died.push_back(rank);
+  if (rank_ != 0 && !fault.reported && !fault.orphaned) {
+    fault.reported = true;
+    const double seconds = died.empty() ? fault.no_progress : 0;
+    lifeline_->send(0, Lifeline::Kind::kReport, bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
+  }
+  if (is_ready(fault)) settle(fault);
+}
+
+void Watchdog::settle(const Fault& fault) {
+  std::vector<int> missing;
+  views_[rank_].heard = true;
+  views_[rank_].status = own_status();
+  for (int rank = 0; rank < size_; ++rank) {
+    views_[rank].died = died_[rank];
+    if (died_[rank]) missing.push_back(rank);
+  }
+  const bool deaths = !missing.empty();
+  for (int rank = 0; rank < size_; ++rank) {
+    if (rank == rank_ || died_[rank] || !lifeline_->reaches(rank)) continue;
+    views_[rank].silent = deaths || fault.orphaned ? Clock::now() - heard_[rank] > kLongSilence : heard_[rank] < fault.found;
+    if (views_[rank].silent) add(missing, {rank});
+  }
+  if (!deaths) add(missing, fault.suspects);
+  std::string text = describe_fault(missing, views_, fault.waiting, deaths ? 0 : fault.no_progress);
+  if (fault.orphaned)
+    missing.clear(), text = "the program that started the ranks of host " + views_[rank_].host + " (mpirun, or its daemon there) has ended without them.";
+  // Rank 0 tells everyone. Where it does not run it finds this when it wakes up, and then does not speak.
+  lifeline_->send_to_all(Lifeline::Kind::kVerdict, pack(missing) + text);
+  leave(missing, text);
+}
+
+void Watchdog::leave(const std::vector<int>& missing, const std::string& text) {
+  set_fault_found();
+  ::signal(SIGTERM, SIG_IGN);
+  if (rank_ == 0) lifeline_->send_to_all(Lifeline::Kind::kVerdict, pack(missing) + text);
+  int speaker = 0;
+  while (std::count(missing.begin(), missing.end(), speaker)) ++speaker;
+  const RankStatus status = own_status();
+  const auto act = [=] {
+    const std::string* folder = flight_record_folder();
+    std::string message = text + " " + describe_place(rank_, status);
+    if (folder) message += " The last collectives of every rank: " + *folder + "/flight-record-rank-*.json.";
+    if (rank_ == speaker) write_all(STDERR_FILENO, "muster: " + message + "\n");
+    if (folder)
+      write_file(*folder + "/flight-record-rank-" + std::to_string(rank_) + ".json",
+                 flight_record_json({rank_, size_, views_[rank_].host, status.phase, message, missing}, flight_recorder().entries()));
+    run_abort_hooks();
+    std::fflush(nullptr);
+    // The first to leave makes mpirun end the others: that must not be before the one that speaks has spoken.
+    if (rank_ != speaker) std::this_thread::sleep_for(kSpeakersLead);
+  };
+  try {
+    auto done = std::make_shared<std::promise<void>>();
+    std::thread([=] {
+      act();
+      done->set_value();
+    }).detach();
+    done->get_future().wait_for(kLastResort);
+  } catch (const std::exception&) {  // no more threads: what can be done without
+    if (rank_ == speaker) write_all(STDERR_FILENO, "muster: " + text + "\n");
+  }
+  ::_exit(static_cast<int>(ExitCode::kPeerFailed));
+}
+
+void Watchdog::say_goodbye() {
+  const bool abort = wish_ == Wish::kAbort;
+  const int32_t code = abort ? wished_code_.load() : -1;
+  lifeline_->receive();  // who has just connected hears it too
+  const std::string goodbye = bytes_of(static_cast<int32_t>(rank_)) + bytes_of(code);
+  lifeline_->send_to_all(Lifeline::Kind::kLeaving, goodbye);
+  const auto end = Clock::now() + 1s;
+  // Rank 0 sends it on, to us last.
+  while (abort && rank_ != 0 && lifeline_->reaches(0) && !aborted_ && Clock::now() < end) {
+    std::vector<pollfd> waits;
+    lifeline_->add_to(waits);
+    ::poll(waits.data(), waits.size(), 10);
+    for (const auto& event : lifeline_->receive())
+      if (event.kind == Lifeline::Kind::kLeaving) take(event);
+  }
+  lifeline_.reset();
+}
+
+}  // namespace muster::distributed
