@@ -1,17 +1,12 @@
 #include "checkpoints/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <iterator>
 #include <stdexcept>
 #include <utility>
 
 #include "checkpoints/atomic_file.h"
+#include "checkpoints/input_file.h"
 #include "checkpoints/safetensors_header.h"
 #include "distributed/error.h"
 
@@ -25,13 +20,6 @@ using distributed::ExitCode;
 #endif
 
 namespace {
-
-// The order of dtypes in the public package, which writes from the end of this list to its start.
-int dtype_rank(at::ScalarType dtype) {
-  static constexpr at::ScalarType kOrder[] = {at::kBool,     at::kByte, at::kChar,  at::kShort,  at::kHalf,
-                                              at::kBFloat16, at::kInt,  at::kFloat, at::kDouble, at::kLong};
-  return static_cast<int>(std::find(std::begin(kOrder), std::end(kOrder), dtype) - std::begin(kOrder));
-}
 
 void check_storable(const NamedTensor& item) {
   if (!item.tensor.defined()) throw std::invalid_argument("tensor " + item.name + " is undefined");
@@ -47,9 +35,7 @@ std::vector<const NamedTensor*> file_order(const std::vector<NamedTensor>& tenso
     order.push_back(&item);
   }
   std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
-    const int rank_a = dtype_rank(a->tensor.scalar_type());
-    const int rank_b = dtype_rank(b->tensor.scalar_type());
-    return rank_a != rank_b ? rank_a > rank_b : a->name < b->name;
+    return comes_first(a->tensor.scalar_type(), a->name, b->tensor.scalar_type(), b->name);
   });
   return order;
 }
@@ -104,56 +90,12 @@ void emit(const Layout& layout, const std::function<void(std::string_view)>& sin
   }
 }
 
-class InputFile {
- public:
-  // O_NONBLOCK: opening a pipe would otherwise wait for a writer before it can be refused.
-  explicit InputFile(const std::string& path)
-      : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    struct stat status;
-    if (descriptor_ < 0 || ::fstat(descriptor_, &status) != 0) fail("open", std::strerror(errno));
-    if (!S_ISREG(status.st_mode)) fail("read", "it is not an ordinary file");
-    size_ = static_cast<uint64_t>(status.st_size);
-  }
-  ~InputFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  InputFile(const InputFile&) = delete;
-  InputFile& operator=(const InputFile&) = delete;
-
-  uint64_t size() const { return size_; }
-
-  void read(uint64_t position, void* out, uint64_t count) {
-    char* next = static_cast<char*>(out);
-    while (count > 0) {
-      const ssize_t got = ::pread(descriptor_, next, std::min<uint64_t>(count, 1 << 30), static_cast<off_t>(position));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail("read", std::strerror(errno));
-      if (got == 0) fail("read", "it became shorter while it was read");
-      next += got;
-      position += static_cast<uint64_t>(got);
-      count -= static_cast<uint64_t>(got);
-    }
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& verb, const std::string& why) {
-    if (descriptor_ >= 0) ::close(descriptor_);
-    descriptor_ = -1;
-    throw Error(ExitCode::kIo, "Cannot " + verb + " " + path_ + ": " + why + ".");
-  }
-
-  std::string path_;
-  int descriptor_;
-  uint64_t size_ = 0;
-};
-
-// A C++ bool that holds another byte than 0 or 1 is undefined behaviour, so such a file must not become a tensor.
-bool is_boolean(const at::Tensor& tensor) {
-  const auto* bytes = static_cast<const unsigned char*>(tensor.const_data_ptr());
-  return std::all_of(bytes, bytes + tensor.numel(), [](unsigned char byte) { return byte <= 1; });
-}
-
 }  // namespace
+
+bool holds_booleans(const void* bytes, uint64_t count) {
+  const auto* first = static_cast<const unsigned char*>(bytes);
+  return std::all_of(first, first + count, [](unsigned char byte) { return byte <= 1; });
+}
 
 void serialize_safetensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata,
                            const std::function<void(std::string_view)>& sink) {
@@ -194,7 +136,7 @@ SafetensorsFile read_safetensors(const std::string& path) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.dtype));
     if (entry.end > entry.begin)
       input.read(data_begin + entry.begin, tensor.mutable_data_ptr(), entry.end - entry.begin);
-    if (entry.dtype == at::kBool && !is_boolean(tensor)) {
+    if (entry.dtype == at::kBool && !holds_booleans(tensor.const_data_ptr(), entry.end - entry.begin)) {
       refuse("tensor \"" + name + "\": a BOOL byte is neither 0 nor 1");
     }
     file.tensors.emplace(name, std::move(tensor));

@@ -41,4 +41,7 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
 // read.
 SafetensorsFile read_safetensors(const std::string& path);
 
+// Whether all bytes are 0 or 1. A C++ bool that holds another one is undefined behaviour, so such a file must not become a tensor.
+bool holds_booleans(const void* bytes, uint64_t count);
+
 }  // namespace muster::checkpoints

@@ -1,6 +1,7 @@
 #include "checkpoints/safetensors_header.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -22,16 +23,6 @@ using Json = nlohmann::json;
 constexpr std::pair<const char*, at::ScalarType> kDtypes[] = {
     {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}, {"I64", at::kLong},
     {"I32", at::kInt},    {"I16", at::kShort}, {"I8", at::kChar},  {"U8", at::kByte},       {"BOOL", at::kBool}};
-
-// PyTorch's own operators stop at this many dimensions.
-constexpr std::size_t kMostDimensions = 64;
-
-// Text from a file, fit for a message: short, and without control characters that would act on a terminal.
-std::string printable(const std::string& text) {
-  std::string shown = Json(text.substr(0, 120)).dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 120) shown.insert(shown.size() - 1, "...");
-  return shown;
-}
 
 // Receives the header's JSON piece by piece, so that no document tree (many times the header's size) is ever built and
 // nesting is cut off where it starts. The first thing that is wrong ends the parse with `problem_` set.
@@ -96,9 +87,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
       return true;
     }
     if (place_ != Place::kDtype) return unexpected("a text");
-    for (const auto& [name, dtype] : kDtypes) {
-      if (text == name) entry_.dtype = dtype;
-    }
+    entry_.dtype = dtype_of_safetensors(text);
     if (!entry_.dtype) {
       return wrong("its dtype " + printable(text) + " cannot be read; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL can");
     }
@@ -197,18 +186,6 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   std::string problem_;
 };
 
-// Bytes of a tensor; nothing when that does not fit in int64. Zero dimensions count as one for the check, because
-// strides are computed that way.
-std::optional<uint64_t> byte_size(const SafetensorsHeader::Entry& entry) {
-  int64_t bytes = static_cast<int64_t>(c10::elementSize(entry.dtype));
-  bool empty = false;
-  for (int64_t size : entry.shape) {
-    empty = empty || size == 0;
-    if (__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes)) return std::nullopt;
-  }
-  return empty ? 0 : static_cast<uint64_t>(bytes);
-}
-
 }  // namespace
 
 std::string safetensors_dtype(at::ScalarType dtype) {
@@ -216,6 +193,38 @@ std::string safetensors_dtype(at::ScalarType dtype) {
     if (candidate == dtype) return name;
   }
   throw std::invalid_argument(std::string("muster does not store tensors of dtype ") + c10::toString(dtype));
+}
+
+std::optional<at::ScalarType> dtype_of_safetensors(std::string_view name) {
+  for (const auto& [known, dtype] : kDtypes) {
+    if (name == known) return dtype;
+  }
+  return std::nullopt;
+}
+
+bool comes_first(at::ScalarType dtype, const std::string& name, at::ScalarType other_dtype, const std::string& other_name) {
+  // The public package sorts by its list of dtypes from the end to the start.
+  static constexpr at::ScalarType kOrder[] = {at::kLong,     at::kDouble, at::kFloat, at::kInt,  at::kBFloat16,
+                                              at::kHalf,     at::kShort,  at::kChar,  at::kByte, at::kBool};
+  const auto* place = std::find(std::begin(kOrder), std::end(kOrder), dtype);
+  const auto* other_place = std::find(std::begin(kOrder), std::end(kOrder), other_dtype);
+  return place != other_place ? place < other_place : name < other_name;
+}
+
+std::optional<uint64_t> bytes_of_shape(at::ScalarType dtype, const std::vector<int64_t>& shape) {
+  int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
+  bool empty = false;
+  for (const int64_t size : shape) {
+    empty = empty || size == 0;
+    if (__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes)) return std::nullopt;
+  }
+  return empty ? 0 : static_cast<uint64_t>(bytes);
+}
+
+std::string printable(const std::string& text) {
+  std::string shown = Json(text.substr(0, 120)).dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > 120) shown.insert(shown.size() - 1, "...");
+  return shown;
 }
 
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_size, const std::string& file) {
@@ -250,7 +259,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
     }
     if (entry.begin < covered) refuse(name, "its data overlaps another tensor's");
     if (entry.begin > covered) refuse(name, "there is a gap before its data");
-    const std::optional<uint64_t> bytes = byte_size(entry);
+    const std::optional<uint64_t> bytes = bytes_of_shape(entry.dtype, entry.shape);
     if (!bytes) refuse(name, "its shape is too large");
     if (*bytes != entry.end - entry.begin) {
       refuse(name, "dtype and shape need " + std::to_string(*bytes) + " bytes, its data has " +

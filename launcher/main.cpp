@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   app.failure_message(CLI::FailureMessage::help);
   app.set_version_flag("--version", MUSTER_VERSION);
   muster::launcher::add_train_command(app);
+  muster::launcher::add_resume_command(app);
   muster::launcher::add_evaluate_command(app);
   muster::launcher::add_predict_command(app);
   muster::launcher::add_config_command(app);

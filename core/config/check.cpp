@@ -27,6 +27,7 @@ class Checker {
     optimizer();
     training();
     evaluation();
+    survival();
   }
 
  private:
@@ -257,6 +258,15 @@ class Checker {
            "evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0");
     }
     if (!evaluation.select_by().empty()) select_by(evaluation.select_by());
+  }
+
+  void survival() {
+    require_not_negative(all().checkpoints().every_minutes(), "checkpoints.every_minutes");
+    require(all().checkpoints().keep_last() >= 1, "checkpoints.keep_last", "at least 1");
+    require_not_negative(all().deadlines().setup(), "deadlines.setup");
+    require_not_negative(all().deadlines().step(), "deadlines.step");
+    require_not_negative(all().deadlines().save(), "deadlines.save");
+    require_not_negative(all().deadlines().evaluation(), "deadlines.evaluation");
   }
 
   void select_by(const std::string& metric) {

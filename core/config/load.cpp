@@ -148,7 +148,9 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
   return loaded;
 }
 
-Experiment parse_resolved(const std::string& text, const std::string& path) {
+namespace {
+
+Experiment parse_checked(const std::string& text, const std::string& path, bool every_value) {
   const std::string checked = checked_text(text, path);
   require_proto_message(checked, path, kMessage);
   Problems problems(path);
@@ -159,11 +161,17 @@ Experiment parse_resolved(const std::string& text, const std::string& path) {
   loaded.experiment = defaults_for(parsed.experiment);
   merge_over(loaded.experiment, parsed.experiment);
   loaded.origins = parsed.origins;
-  if (parsed.complete) require_every_value(parsed.experiment, parsed, problems);
+  if (every_value && parsed.complete) require_every_value(parsed.experiment, parsed, problems);
   check_experiment(loaded, parsed.unusable, parsed.complete, problems);
   problems.throw_if_any();
-  return parsed.experiment;
+  return loaded.experiment;
 }
+
+}  // namespace
+
+Experiment parse_resolved(const std::string& text, const std::string& path) { return parse_checked(text, path, true); }
+
+Experiment parse_stored(const std::string& text, const std::string& path) { return parse_checked(text, path, false); }
 
 std::string where(const LoadedExperiment& loaded, const std::string& field_path) {
   auto found = loaded.origins.find(field_path);

@@ -34,6 +34,9 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
 // preset are applied (a missing value is a problem); the checks are those of load_experiment. Throws likewise.
 Experiment parse_resolved(const std::string& text, const std::string& path);
 
+// The same for an experiment that a checkpoint holds, perhaps of an earlier muster: what it does not say has its default.
+Experiment parse_stored(const std::string& text, const std::string& path);
+
 // Where the value of a dotted field path ("training.batch_size", "data.modalities[1]") came from: "file:line",
 // "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.
 std::string where(const LoadedExperiment& loaded, const std::string& field_path);

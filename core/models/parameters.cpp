@@ -124,6 +124,13 @@ void Parameters::finish_gradients() {
   }
 }
 
+std::vector<std::pair<std::string, at::Tensor>> Parameters::parts_of(const at::Tensor& flat) const {
+  std::vector<std::pair<std::string, at::Tensor>> parts;
+  for (size_t i = 0; i < specs_.size(); ++i)
+    parts.emplace_back(specs_[i].name, flat.narrow(0, starts_[i], element_count(specs_[i].shape)).view(specs_[i].shape));
+  return parts;
+}
+
 std::vector<std::pair<std::string, at::Tensor>> Parameters::state() const {
   std::vector<std::pair<std::string, at::Tensor>> state;
   for (const auto& spec : specs_) state.emplace_back(spec.name, leaves_.at(spec.name).detach().to(at::kCPU, leaves_.at(spec.name).scalar_type(), false, true));

@@ -60,6 +60,9 @@ class Parameters {
   // buffer. Throws Error(kInternal) otherwise.
   void finish_gradients();
 
+  // Every parameter's part, by name and in its shape, of a flat tensor laid out as values(); views, sorted by name.
+  std::vector<std::pair<std::string, at::Tensor>> parts_of(const at::Tensor& flat) const;
+
   // Name, shape and dtype of every parameter with a CPU copy of its values, sorted by name.
   std::vector<std::pair<std::string, at::Tensor>> state() const;
   // Replaces all values. Strict: throws Error(kBadData) listing every missing and unknown name and every wrong shape; then nothing is

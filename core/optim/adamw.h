@@ -21,15 +21,20 @@ class AdamW {
  public:
   AdamW(models::Parameters& parameters, const AdamWOptions& options);
 
+  // The state, to be saved and restored by writing into it: flat, as parameters.values(), and the updates made so far (float32 scalar).
+  at::Tensor first_moment() const { return first_moment_; }
+  at::Tensor second_moment() const { return second_moment_; }
+  at::Tensor steps() const { return steps_; }
+
   // One update from parameters.gradients(). skip: undefined, or a float32 scalar on the parameters' device: where it is 1, nothing changes.
   void step(double learning_rate, const at::Tensor& skip = {});
 
  private:
   models::Parameters& parameters_;
   AdamWOptions options_;
-  at::Tensor first_moment_;   // flat, as parameters.values()
+  at::Tensor first_moment_;
   at::Tensor second_moment_;
-  at::Tensor steps_;          // float32 scalar: updates made so far
+  at::Tensor steps_;
 };
 
 // L2 norm of a flat float32 or float64 tensor, accumulated in float64 over fixed blocks: a float32 sum of 14 million squares is

@@ -4,6 +4,7 @@
 
 #include "core/metrics/floors.h"
 #include "core/metrics/regression.h"
+#include "distributed/collective_call.h"
 
 namespace muster::training {
 namespace {
@@ -86,6 +87,7 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
     const int64_t end = std::min(total, begin + batch_size);
     const auto plan = step.plan({samples.begin() + begin, samples.begin() + end});
     const auto outcome = step.evaluate(plan, seed, batch_number, with_losses);
+    const distributed::CollectiveLabel label("outputs");
     outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), plan.row_counts()));
     if (!with_losses) continue;
     const double share = static_cast<double>(end - begin) / static_cast<double>(total);

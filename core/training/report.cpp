@@ -33,6 +33,11 @@ void print_report(const Report& report) {
   if (report.miar) std::printf("%s\n", kMiarNote);
   if (report.temperature && *report.temperature <= 0)
     std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n", *report.temperature);
+  const int64_t saved = report.checkpoints["saved"], failed = report.checkpoints["failed"];
+  if (saved + failed > 0)
+    std::printf("checkpoints: %ld saved%s; training stood still for %.3f s, at most %.3f s at a time\n", saved,
+                failed > 0 ? (", " + std::to_string(failed) + " FAILED (logs/checkpoints.jsonl)").c_str() : "",
+                report.checkpoints["stall_seconds"].get<double>(), report.checkpoints["longest_stall_seconds"].get<double>());
   std::printf("run directory: %s\n", report.run_directory.c_str());
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ struct Report {
   bool miar = false;
   std::optional<double> temperature;  // of the best weights, where the model learns one
   std::string run_directory;
+  nlohmann::json checkpoints;  // as Checkpointing::summary()
 };
 
 // Prints it to standard output, with a warning when the result is not above the trivial floor.

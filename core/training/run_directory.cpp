@@ -1,11 +1,15 @@
 #include "core/training/run_directory.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "checkpoints/atomic_file.h"
 #include "distributed/error.h"
@@ -21,14 +25,78 @@ using distributed::ExitCode;
   throw Error(ExitCode::kIo, path + ": " + what + ": " + reason);
 }
 
+int open_to_append(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (descriptor < 0) fail(path, "cannot open", std::strerror(errno));
+  return descriptor;
+}
+
+// All of it, or nothing that is left behind.
+void append(int descriptor, const std::string& bytes, const std::string& path) {
+  const off_t before = ::lseek(descriptor, 0, SEEK_END);
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t written = ::write(descriptor, bytes.data() + done, bytes.size() - done);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) {
+      const int error = errno;
+      if (done > 0 && ::ftruncate(descriptor, before) != 0) {
+        // The row stays torn; continue_after() takes it away.
+      }
+      fail(path, "cannot write", std::strerror(error));
+    }
+    done += static_cast<size_t>(written);
+  }
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file || file.bad()) fail(path, "cannot read", "it is missing or unreadable");
+  return text.str();
+}
+
+// Where the rows up to `step` end.
+size_t end_of_rows(const std::string& text, uint64_t step, const std::string& path) {
+  size_t end = 0, bad_at = std::string::npos;
+  int64_t line_number = 0;
+  for (size_t start = 0; start < text.size();) {
+    const size_t line_end = text.find('\n', start);
+    if (line_end == std::string::npos) break;
+    ++line_number;
+    const auto row = nlohmann::json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(line_end), nullptr, false);
+    if (!row.is_object() || !row.contains("step") || !row["step"].is_number_unsigned()) {
+      if (bad_at == std::string::npos) bad_at = line_number;
+    } else if (row["step"].get<uint64_t>() <= step) {
+      if (bad_at != std::string::npos)
+        throw Error(ExitCode::kBadData, path + ":" + std::to_string(bad_at) + ": is not a row of metrics. Repair the line or move the file away; a "
+                                                                              "resumed run adds to it");
+      end = line_end + 1;
+    } else {
+      break;
+    }
+    start = line_end + 1;
+  }
+  return end;
+}
+
 }  // namespace
 
-void require_new_run_directory(const std::string& path) {
+bool run_directory_exists(const std::string& path) {
   std::error_code ignored;
-  if (!fs::exists(fs::symlink_status(path, ignored))) return;
-  const bool finished = fs::exists(path + "/result.json", ignored);
-  throw Error(ExitCode::kUsage, path + " exists already" + (finished ? " and holds a finished run" : "") +
-                                    ". A run is never overwritten: choose another --run-dir, or remove that one first");
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+void require_new_run_directory(const std::string& path) {
+  if (!run_directory_exists(path)) return;
+  std::error_code ignored;
+  const bool finished = fs::exists(path + "/result.json", ignored), begun = fs::exists(path + "/config.txtpb", ignored);
+  throw Error(ExitCode::kUsage, path + " exists already" +
+                                    (finished ? " and holds a finished run. A run is never overwritten: choose another --run-dir, or remove that one first"
+                                     : begun  ? " and holds an unfinished run. To go on with it: muster resume " + path +
+                                                   ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first"
+                                              : ". A run is never overwritten: choose another --run-dir, or remove that one first"));
 }
 
 RunDirectory::RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment) : path_(path) {
@@ -40,11 +108,10 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
   if (error) fail(final_path.parent_path().string(), "cannot create the folder", error.message());
   const fs::path building = final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
   try {
-    fs::create_directories(building / "weights");
+    for (const char* folder : {"weights", "checkpoints", "logs"}) fs::create_directories(building / folder);
     checkpoints::write_file_atomically((building / "config.txtpb").string(), config_text);
     checkpoints::write_file_atomically((building / "environment.json").string(), environment.dump(2) + "\n");
-    metrics_ = std::fopen((building / "metrics.jsonl").c_str(), "ae");
-    if (!metrics_) fail((building / "metrics.jsonl").string(), "cannot open", std::strerror(errno));
+    checkpoints::write_file_atomically((building / "metrics.jsonl").string(), "");
     fs::rename(building, final_path);
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
@@ -53,18 +120,67 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
     fs::remove_all(building, error);
     throw;
   }
+  lock_.emplace(path_);
+  events_.emplace(path_);
+  open_metrics();
+}
+
+RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell) : path_(path) {
+  for (const char* name : {"config.txtpb", "environment.json"})
+    if (!fs::is_regular_file(fs::path(path) / name))
+      throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
+  LockSettings settings;
+  settings.tell = tell;
+  lock_.emplace(path, scheduler_job(), settings);
 }
 
 RunDirectory::~RunDirectory() {
-  if (metrics_) std::fclose(metrics_);
+  if (metrics_ >= 0) ::close(metrics_);
+}
+
+void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.jsonl")); }
+
+void RunDirectory::continue_after(uint64_t step) {
+  const std::string path = file("metrics.jsonl");
+  open_metrics();
+  const std::string text = contents(path);
+  const size_t end = end_of_rows(text, step, path);
+  if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0) fail(path, "cannot take away the rows of later steps", std::strerror(errno));
+  events_.emplace(path_, step);
 }
 
 void RunDirectory::append_metrics(const nlohmann::json& row) {
-  const std::string line = row.dump() + "\n";
-  if (std::fwrite(line.data(), 1, line.size(), metrics_) != line.size() || std::fflush(metrics_) != 0)
-    fail(file("metrics.jsonl"), "cannot write", std::strerror(errno));
+  append(metrics_, row.dump() + "\n", file("metrics.jsonl"));
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  events_->append(row["step"].get<uint64_t>(), std::chrono::duration<double>(now).count(), scalars_of(row));
+}
+
+void RunDirectory::append_log(const std::string& name, const nlohmann::json& row) {
+  const int descriptor = open_to_append(file(name));
+  try {
+    append(descriptor, row.dump() + "\n", file(name));
+  } catch (...) {
+    ::close(descriptor);
+    throw;
+  }
+  ::close(descriptor);
+}
+
+void RunDirectory::sync() {
+  if (::fsync(metrics_) != 0) fail(file("metrics.jsonl"), "cannot be flushed to the device", std::strerror(errno));
+  events_->sync();
 }
 
 void RunDirectory::write(const std::string& name, const std::string& bytes) { checkpoints::write_file_atomically(file(name), bytes); }
+
+void RunDirectory::remove(const std::string& name) {
+  if (::unlink(file(name).c_str()) != 0 && errno != ENOENT) fail(file(name), "cannot be removed", std::strerror(errno));
+}
+
+nlohmann::json RunDirectory::environment() const {
+  auto environment = nlohmann::json::parse(contents(file("environment.json")), nullptr, false);
+  if (!environment.is_object()) throw Error(ExitCode::kBadData, file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");
+  return environment;
+}
 
 }  // namespace muster::training

@@ -1,34 +1,62 @@
 #pragma once
 
-#include <cstdio>
 #include <nlohmann/json_fwd.hpp>
+#include <functional>
+#include <optional>
 #include <string>
+
+#include "core/training/run_lock.h"
+#include "core/training/tensorboard.h"
 
 namespace muster::training {
 
-// The folder a run leaves behind: config.txtpb, environment.json, metrics.jsonl, weights/{best,last}.safetensors,
-// predictions-{valid,test}.csv, result.json. Written by one rank.
+// The folder a run leaves behind: config.txtpb, environment.json, metrics.jsonl and the same for TensorBoard, checkpoints/, weights/{best,last}.safetensors,
+// predictions-{valid,test}.csv, result.json, logs/. Written by one rank, which holds its lock.
 class RunDirectory {
  public:
-  // The folder appears with its first files in it, or not at all. Throws Error(kUsage) when it exists (a run is never overwritten),
+  // A new one. It appears with its first files in it, or not at all. Throws Error(kUsage) when it exists (a run is never overwritten),
   // Error(kIo) when it cannot be written.
   RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment);
+  // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory or another job holds it.
+  // tell: gets a sentence when a lock that was left behind has to be waited for or is taken over.
+  explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {});
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
 
-  // One row of metrics.jsonl, flushed at once. Numbers that JSON cannot hold (NaN, infinity) become null.
+  // Before the first row, in a directory that was there: takes away rows of steps after `step`, which will come again, and a torn last one.
+  // Throws Error(kBadData) when metrics.jsonl holds something else than rows.
+  void continue_after(uint64_t step);
+
+  // One row of metrics.jsonl, written at once; its numbers go to TensorBoard too. Numbers that JSON cannot hold (NaN, infinity) become null. "step" never decreases.
   void append_metrics(const nlohmann::json& row);
+  // One line of another JSON-lines file, which nothing is ever taken away from.
+  void append_log(const std::string& name, const nlohmann::json& row);
+  // What was appended survives a power failure after this.
+  void sync();
   // Writes a file whole or not at all.
   void write(const std::string& name, const std::string& bytes);
+  void remove(const std::string& name);
+  // environment.json as it is.
+  nlohmann::json environment() const;
   std::string file(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+  // Throws Error(kIo) when another job has taken the run over. To be called before what matters is written.
+  void require_held() { lock_->check(); }
 
  private:
+  void open_metrics();
+
   std::string path_;
-  std::FILE* metrics_ = nullptr;
+  std::optional<RunLock> lock_;
+  std::optional<EventFile> events_;
+  int metrics_ = -1;
 };
 
 // Throws Error(kUsage), saying what to do, when `path` exists already.
 void require_new_run_directory(const std::string& path);
+
+// Whether `path` is there at all.
+bool run_directory_exists(const std::string& path);
 
 }  // namespace muster::training

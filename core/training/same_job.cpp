@@ -7,6 +7,7 @@
 
 #include "checkpoints/sha256.h"
 #include "distributed/agreement.h"
+#include "distributed/collective_call.h"
 
 namespace muster::training {
 namespace {
@@ -25,6 +26,7 @@ std::string identity(const data::Dataset& dataset) {
 
 void require_same_job(distributed::Communicator& communicator, const std::string& experiment) {
   if (communicator.size() == 1) return;
+  const distributed::CollectiveLabel label("same job");
   distributed::require_same(communicator, "the muster program", checkpoints::sha256_of_file("/proc/self/exe"),
                             "Start the same build on every node (a shared path, or the same container)");
   distributed::require_same(communicator, "the experiment", checkpoints::sha256_of(experiment),
@@ -34,6 +36,7 @@ void require_same_job(distributed::Communicator& communicator, const std::string
 void require_same_weights(const models::Parameters& parameters, const std::vector<batch::FeatureMoments>& moments,
                           distributed::Communicator& communicator) {
   if (communicator.size() == 1) return;
+  const distributed::CollectiveLabel label("same weights");
   checkpoints::Sha256 hash;
   const auto add = [&](const at::Tensor& tensor) {
     const at::Tensor host = tensor.cpu().contiguous();
@@ -51,6 +54,7 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
 }
 
 std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {
+  const distributed::CollectiveLabel label("same data");
   const auto identities = communicator.all_gather_bytes(identity(dataset));
   const auto first = std::find(identities.begin(), identities.end(), identities[communicator.rank()]) - identities.begin();
   std::string hash;

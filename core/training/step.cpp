@@ -6,6 +6,7 @@
 
 #include "core/optim/adamw.h"
 #include "core/training/autocast.h"
+#include "distributed/collective_call.h"
 
 namespace muster::training {
 namespace {
@@ -62,6 +63,7 @@ models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_la
   global.share.parts = communicator_.size();
   global.share.part = communicator_.rank();
   global.share.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
+    const distributed::CollectiveLabel label("batch losses");
     return communicator_.all_gather_rows(own, counts);
   };
   return global;
@@ -85,6 +87,7 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
   if (model_.embedding_dim() == 0 || !gather) return gathered;
   const at::Tensor mine = own.empty() ? at::empty({0, model_.embedding_dim()}, model_.parameters().values().options())
                                       : at::cat(own, 0).contiguous();
+  const distributed::CollectiveLabel label("embeddings");
   gathered.rows = communicator_.all_gather_rows(mine, plan.row_counts());
   return gathered;
 }
@@ -107,6 +110,7 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
   const auto options = model_.parameters().values().options();
   const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())}, options.dtype(at::kDouble))
                                             : at::stack(row_values);
+  const distributed::CollectiveLabel label("losses");
   const at::Tensor all = communicator_.all_gather_rows(own, plan.filled_counts());
   outcome.values = at::cat({all.sum(0), values_of(batch_terms, options)});
   for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
@@ -173,6 +177,7 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
         parameters.zero_gradients();
       });
   parameters.finish_gradients();
+  const distributed::CollectiveLabel label("gradients");
   if (tree_sum_)
     tree_sum_->reduce(communicator_, parameters.gradients());
   else
@@ -240,6 +245,7 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
   for (const auto& term : batch_terms)
     if (!std::isfinite(term.value.item<double>()))
       all += "  batch-wide loss term " + term.name + ": " + std::to_string(term.value.item<double>()) + "\n";
+  const distributed::CollectiveLabel label("non-finite step");
   for (const auto& part : communicator_.all_gather_bytes(found)) all += part;
   return all.empty() ? "  every microbatch is finite by itself: only their sum is not\n" : all;
 }

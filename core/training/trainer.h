@@ -8,16 +8,26 @@
 
 namespace muster::training {
 
+enum class Begin {
+  kNew,     // the run directory must not exist
+  kResume,  // it must
+  kAuto,    // either
+};
+
 struct TrainOptions {
   std::string run_directory;
+  Begin begin = Begin::kNew;
+  bool force = false;     // go on with a run although something has changed that changes its results
   std::string init_from;  // weights file to start from; empty: the model's own start
   bool dry_run = false;   // check everything, say what would be trained, train nothing, write nothing
+  double time_limit = 0;  // seconds; the run saves and stops at the first step that ends later; 0: none
   std::string command_line;
 };
 
-// Trains the experiment on all ranks of `communicator` and leaves the run directory. Prints progress to standard error and the table of
-// results to standard output, on rank 0. Throws the same Error on every rank for anything a person can mend: before the run directory
-// exists if config or data are wrong. Collective.
+// Trains the experiment on all ranks of `communicator` and leaves the run directory: from the start, or from its newest whole checkpoint on, whatever number of
+// ranks wrote that. Prints progress to standard error and the table of results to standard output, on rank 0. Throws the same Error on every rank for
+// anything a person can mend: before the run directory exists if config or data are wrong; SharedError(kRequeue) when the run was asked
+// to stop (stop.h) or its time was up: it is saved then, and goes on by Begin::kResume. Collective.
 void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator);
 
 }  // namespace muster::training

@@ -22,15 +22,19 @@ void require_same_classes(const Weights& weights, const data::DatasetIndex& inde
 
 }  // namespace
 
-std::string write_weights(const std::string& path, const models::Parameters& parameters,
-                          const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities,
-                          const std::map<std::string, std::string>& metadata) {
+std::vector<checkpoints::NamedTensor> weight_tensors(const std::vector<std::pair<std::string, at::Tensor>>& parameters,
+                                                     const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities) {
   std::vector<checkpoints::NamedTensor> tensors;
-  for (const auto& [name, tensor] : parameters.state()) tensors.push_back({name, tensor});
+  for (const auto& [name, tensor] : parameters) tensors.push_back({name, tensor});
   for (size_t m = 0; m < moments.size(); ++m) {
     tensors.push_back({kPrefix + modalities[m] + ".mean", moments[m].mean});
     tensors.push_back({kPrefix + modalities[m] + ".standard_deviation", moments[m].standard_deviation});
   }
+  return tensors;
+}
+
+std::string write_weights(const std::string& path, const std::vector<checkpoints::NamedTensor>& tensors,
+                          const std::map<std::string, std::string>& metadata) {
   checkpoints::write_safetensors(path, tensors, metadata);
   return checkpoints::fingerprint(tensors);
 }
@@ -53,12 +57,12 @@ void load_weights(const Weights& weights, const std::string& source, const data:
   parameters.load(weights.parameters, source);
 }
 
-Weights read_weights(const std::string& path, const models::DataShape& shape) {
-  const auto file = checkpoints::read_safetensors(path);
+Weights weights_from(const std::map<std::string, at::Tensor>& tensors, const std::map<std::string, std::string>& metadata,
+                     const std::string& source, const models::DataShape& shape) {
   Weights weights;
-  weights.metadata = file.metadata;
+  weights.metadata = metadata;
   std::map<std::string, at::Tensor> moments;
-  for (const auto& [name, tensor] : file.tensors)
+  for (const auto& [name, tensor] : tensors)
     (name.rfind(kPrefix, 0) == 0 ? moments : weights.parameters).emplace(name, tensor);
   if (moments.empty()) return weights;
   for (size_t m = 0; m < shape.modalities.size(); ++m) {
@@ -68,7 +72,7 @@ Weights read_weights(const std::string& path, const models::DataShape& shape) {
       const auto found = moments.find(name);
       if (found == moments.end() || found->second.scalar_type() != at::kDouble || found->second.sizes() != at::IntArrayRef{shape.dims[m]})
         throw distributed::Error(distributed::ExitCode::kBadData,
-                                 path + ": the standardization of modality \"" + shape.modalities[m] + "\" (" + name + ", F64 [" +
+                                 source + ": the standardization of modality \"" + shape.modalities[m] + "\" (" + name + ", F64 [" +
                                      std::to_string(shape.dims[m]) + "]) is " + (found == moments.end() ? "missing" : "of another shape or dtype") +
                                      ": these weights were trained on other modalities or features");
       *target = found->second;
@@ -76,6 +80,11 @@ Weights read_weights(const std::string& path, const models::DataShape& shape) {
     weights.moments.push_back(read);
   }
   return weights;
+}
+
+Weights read_weights(const std::string& path, const models::DataShape& shape) {
+  const auto file = checkpoints::read_safetensors(path);
+  return weights_from(file.tensors, file.metadata, path, shape);
 }
 
 }  // namespace muster::training

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoints/safetensors.h"
 #include "core/batch/standardizer.h"
 #include "core/models/make_model.h"
 
@@ -26,11 +27,17 @@ std::map<std::string, std::string> weights_metadata(const std::string& experimen
 void load_weights(const Weights& weights, const std::string& source, const data::DatasetIndex& index, bool standardize,
                   models::Parameters& parameters);
 
-// Writes model and moments to `path`, whole or not at all. `modalities`: names for the moments. Returns the file's fingerprint.
-// Throws Error(kIo).
-std::string write_weights(const std::string& path, const models::Parameters& parameters,
-                          const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities,
+// Parameters by name, and moments: what a weights file holds. `modalities`: names for the moments.
+std::vector<checkpoints::NamedTensor> weight_tensors(const std::vector<std::pair<std::string, at::Tensor>>& parameters,
+                                                     const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities);
+
+// Writes them to `path`, whole or not at all. Returns the file's fingerprint. Throws Error(kIo).
+std::string write_weights(const std::string& path, const std::vector<checkpoints::NamedTensor>& tensors,
                           const std::map<std::string, std::string>& metadata);
+
+// Tells parameters from moments in tensors that were read from `source`. Throws as read_weights.
+Weights weights_from(const std::map<std::string, at::Tensor>& tensors, const std::map<std::string, std::string>& metadata,
+                     const std::string& source, const models::DataShape& shape);
 
 // Reads a weights file. `modalities` and `dims` say which moments to expect if there are any. Throws Error(kBadData) when the file is not
 // valid or its moments do not fit.

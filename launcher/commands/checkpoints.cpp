@@ -1,29 +1,156 @@
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
 
+#include "checkpoints/checkpoint.h"
 #include "checkpoints/fingerprint.h"
-#include "distributed/error.h"
+#include "checkpoints/retention.h"
+#include "core/config/load.h"
+#include "core/training/progress.h"
+#include "core/training/run_lock.h"
+#include "core/training/saved_tensors.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+using checkpoints::FoundCheckpoint;
+using distributed::Error;
+using distributed::ExitCode;
+
+bool is_checkpoint(const std::string& path) { return fs::exists(path + "/MANIFEST.pb"); }
+
+// The checkpoints of a run directory, newest first, or the one that `path` is.
+std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
+  if (is_checkpoint(path)) return {{path, checkpoints::read_manifest(path).info.step}};
+  if (!fs::exists(path + "/config.txtpb")) throw Error(ExitCode::kUsage, path + ": is neither the directory of a run nor a checkpoint");
+  return checkpoints::find_checkpoints(path + "/checkpoints");
+}
+
+std::string size_text(uint64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  return text;
+}
+
+void list(const std::string& path, bool json) {
+  nlohmann::json rows = nlohmann::json::array();
+  const auto found = checkpoints_at(path);
+  if (!json) std::printf("%-10s %6s %6s %12s  %s\n", "step", "epoch", "ranks", "size", "score");
+  for (const auto& [checkpoint_path, step] : found) {
+    nlohmann::json row = {{"path", checkpoint_path}, {"step", step}};
+    try {
+      const auto checkpoint = checkpoints::read_manifest(checkpoint_path);
+      const auto& score = checkpoint.info.score;
+      row.update({{"epoch", checkpoint.info.epoch}, {"ranks", checkpoint.world_size}, {"bytes", checkpoint.bytes}});
+      if (!score.name.empty()) row["score"] = {{"name", score.name}, {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
+      const std::string scored = score.name.empty() ? "-" : score.name + " " + std::to_string(score.value);
+      if (!json)
+        std::printf("%-10lu %6ld %6d %12s  %s\n", step, checkpoint.info.epoch, checkpoint.world_size, size_text(checkpoint.bytes).c_str(), scored.c_str());
+    } catch (const Error& error) {
+      row["damaged"] = error.what();
+      if (!json) std::printf("%-10lu DAMAGED: %s\n", step, error.what());
+    }
+    rows.push_back(row);
+  }
+  if (json) std::printf("%s\n", rows.dump(2).c_str());
+  if (!json && found.empty()) std::printf("no checkpoint\n");
+}
+
+void verify(const std::string& path) {
+  const auto found = checkpoints_at(path);
+  int damaged = 0;
+  for (const auto& checkpoint : found) {
+    training::Progress progress(true);
+    try {
+      const auto verified = checkpoints::verify_checkpoint(checkpoint.path, [&](uint64_t done, uint64_t all) {
+        progress.work("reading step " + std::to_string(checkpoint.step) + ", MiB", static_cast<int64_t>(done >> 20), static_cast<int64_t>(all >> 20));
+      });
+      progress.clear();
+      std::printf("step %lu: whole, %zu files, %s\n", checkpoint.step, verified.files.size(), size_text(verified.bytes).c_str());
+    } catch (const Error& error) {
+      progress.clear();
+      std::printf("step %lu: DAMAGED: %s\n", checkpoint.step, error.what());
+      ++damaged;
+    }
+  }
+  if (found.empty()) std::printf("no checkpoint\n");
+  if (damaged > 0)
+    throw Error(ExitCode::kBadData, std::to_string(damaged) + " of " + std::to_string(found.size()) +
+                                        " checkpoints are damaged; resuming leaves them out and takes the newest whole one");
+}
+
+std::string fingerprint_of(const std::string& path, const std::string& which) {
+  if (!is_checkpoint(path)) {
+    const std::string file = fs::is_directory(path) ? path + "/weights/" + which + ".safetensors" : path;
+    return checkpoints::fingerprint(checkpoints::read_safetensors(file));
+  }
+  const auto alone = distributed::make_solo_communicator();
+  std::vector<checkpoints::NamedTensor> weights;
+  for (const auto& [name, tensor] : checkpoints::load_checkpoint(path, *alone).tensors)
+    if (training::belongs_to_weights(name)) weights.push_back({name, tensor});
+  return checkpoints::fingerprint(weights);
+}
+
+struct PruneArguments {
+  std::string path;
+  int64_t keep_last = -1, keep_best = -1, keep_every = -1;
+  bool dry_run = false;
+};
+
+void prune(const PruneArguments& arguments) {
+  const auto settings = config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints();
+  checkpoints::Retention retention{settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
+  if (arguments.keep_last >= 0) retention.keep_last = static_cast<uint32_t>(arguments.keep_last);
+  if (arguments.keep_best >= 0) retention.keep_best = static_cast<uint32_t>(arguments.keep_best);
+  if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
+  std::optional<training::RunLock> lock;  // a running job prunes by itself
+  if (!arguments.dry_run) lock.emplace(arguments.path);
+  const auto superfluous = checkpoints::superfluous(arguments.path + "/checkpoints", retention);
+  for (const auto& checkpoint : superfluous) {
+    std::printf("%s %s\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path.c_str());
+    if (!arguments.dry_run) checkpoints::remove_checkpoint(checkpoint.path);
+  }
+  if (superfluous.empty()) std::printf("nothing to remove\n");
+}
+
+}  // namespace
 
 void add_checkpoints_command(CLI::App& parent) {
-  auto* checkpoints = parent.add_subcommand("checkpoints", "Look at saved weights");
+  auto* checkpoints = parent.add_subcommand("checkpoints", "List, check, compare and remove checkpoints and saved weights");
   checkpoints->require_subcommand(1);
   struct Arguments {
     std::string path;
     std::string which = "best";
+    bool json = false;
   };
   auto arguments = std::make_shared<Arguments>();
+  auto* listing = checkpoints->add_subcommand("list", "The checkpoints of a run, newest first");
+  listing->add_option("RUN_DIR", arguments->path, "Run directory, or one checkpoint")->required();
+  listing->add_flag("--json", arguments->json, "Print JSON");
+  listing->callback([arguments] { list(arguments->path, arguments->json); });
+
+  auto* verification = checkpoints->add_subcommand("verify", "Read every byte of them and compare checksums (exit 65 if one is damaged)");
+  verification->add_option("RUN_DIR", arguments->path, "Run directory, or one checkpoint")->required();
+  verification->callback([arguments] { verify(arguments->path); });
+
   auto* fingerprint = checkpoints->add_subcommand("fingerprint", "Print one SHA-256 over the weights: equal for the same model only");
-  fingerprint->add_option("PATH", arguments->path, "Run directory or .safetensors file")->required();
+  fingerprint->add_option("PATH", arguments->path, "Run directory, checkpoint or .safetensors file")->required();
   fingerprint->add_option("--weights", arguments->which, "Of a run directory: best (default) or last")->check(CLI::IsMember({"best", "last"}));
-  fingerprint->callback([arguments] {
-    std::string path = arguments->path;
-    if (std::filesystem::is_directory(path)) path += "/weights/" + arguments->which + ".safetensors";
-    std::printf("%s\n", muster::checkpoints::fingerprint(muster::checkpoints::read_safetensors(path)).c_str());
-  });
+  fingerprint->callback([arguments] { std::printf("%s\n", fingerprint_of(arguments->path, arguments->which).c_str()); });
+
+  auto pruned = std::make_shared<PruneArguments>();
+  auto* pruning = checkpoints->add_subcommand("prune", "Remove the checkpoints that no rule keeps; the run's own rules unless told otherwise");
+  pruning->add_option("RUN_DIR", pruned->path, "Run directory")->required();
+  pruning->add_option("--keep-last", pruned->keep_last, "Keep the newest so many")->check(CLI::PositiveNumber);
+  pruning->add_option("--keep-best", pruned->keep_best, "Keep the so many best")->check(CLI::NonNegativeNumber);
+  pruning->add_option("--keep-every", pruned->keep_every, "Keep those whose step is a multiple of this; 0: none for that reason")->check(CLI::NonNegativeNumber);
+  pruning->add_flag("--dry-run", pruned->dry_run, "Only say what would be removed");
+  pruning->callback([pruned] { prune(*pruned); });
 }
 
 }  // namespace muster::launcher

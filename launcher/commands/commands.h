@@ -9,6 +9,7 @@
 namespace muster::launcher {
 
 void add_train_command(CLI::App& parent);
+void add_resume_command(CLI::App& parent);
 void add_evaluate_command(CLI::App& parent);
 void add_predict_command(CLI::App& parent);
 void add_config_command(CLI::App& parent);

@@ -1,10 +1,14 @@
+#include <fstream>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/config/load.h"
 #include "core/config/resolved_text.h"
+#include "core/training/run_directory.h"
 #include "core/training/same_job.h"
+#include "core/training/stop.h"
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
@@ -13,37 +17,69 @@ namespace muster::launcher {
 namespace {
 
 struct Arguments {
-  std::string config;
+  bool resumes = false;  // the command `resume`
+  std::string config;    // of resume: the run directory's
   std::vector<std::string> overrides;
   std::string run_directory;
   std::string init_from;
+  std::string begin;  // --resume
+  std::string time_limit;
   uint64_t max_steps = 0;
+  bool force = false;
   bool dry_run = false;
 };
 
 std::string command_line(const Arguments& arguments) {
-  std::string line = "muster train " + arguments.config;
+  std::string line = arguments.resumes ? "muster resume " + arguments.run_directory : "muster train " + arguments.config;
   for (const auto& override_text : arguments.overrides) line += " --set " + override_text;
-  if (!arguments.run_directory.empty()) line += " --run-dir " + arguments.run_directory;
+  if (!arguments.resumes && !arguments.run_directory.empty()) line += " --run-dir " + arguments.run_directory;
+  if (!arguments.begin.empty()) line += " --resume " + arguments.begin;
   if (!arguments.init_from.empty()) line += " --init-from " + arguments.init_from;
   if (arguments.max_steps > 0) line += " --max-steps " + std::to_string(arguments.max_steps);
+  if (!arguments.time_limit.empty()) line += " --time-limit " + arguments.time_limit;
+  if (arguments.force) line += " --force";
   return line;
 }
 
+// What a run was given at its beginning, for one that has no checkpoint yet and begins again.
+std::string recorded_init_from(const std::string& run_directory) {
+  std::ifstream file(run_directory + "/environment.json");
+  const auto environment = nlohmann::json::parse(file, nullptr, false);
+  return environment.is_object() && environment.contains("init_from") && environment["init_from"].is_string() ? environment["init_from"].get<std::string>() : "";
+}
+
 void run(const Arguments& arguments) {
+  training::catch_stop_signals();
   run_job([&](distributed::Communicator& communicator) {
     auto overrides = arguments.overrides;
     if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
-    config::LoadedExperiment loaded;
-    distributed::together(communicator, [&] { loaded = config::load_experiment(arguments.config, overrides); });
-    training::require_same_job(communicator, config::resolved_text(loaded.experiment) + arguments.init_from + (arguments.dry_run ? " --dry-run" : ""));
     training::TrainOptions options;
+    config::LoadedExperiment loaded;
+    distributed::together(communicator, [&] {
+      if (arguments.resumes && !training::run_directory_exists(arguments.run_directory))
+        throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": there is no such run to resume");
+      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config, overrides);
+      if (!arguments.time_limit.empty()) options.time_limit = training::parse_duration(arguments.time_limit).value();
+    });
     options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
-    options.init_from = arguments.init_from;
+    options.begin = arguments.resumes ? training::Begin::kResume : arguments.begin == "auto" ? training::Begin::kAuto : training::Begin::kNew;
+    options.force = arguments.force;
+    options.init_from = arguments.init_from.empty() && options.begin != training::Begin::kNew ? recorded_init_from(options.run_directory) : arguments.init_from;
     options.dry_run = arguments.dry_run;
     options.command_line = command_line(arguments);
+    training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line + (arguments.dry_run ? " --dry-run" : ""));
     training::train(loaded, options, communicator);
   });
+}
+
+void add_common_options(CLI::App& command, Arguments& arguments) {
+  command.add_option("--set", arguments.overrides, "Override a value, e.g. --set training.epochs=3 (repeatable)")->allow_extra_args(false);
+  command.add_option("--max-steps", arguments.max_steps, "Stop after this many steps (short for --set training.max_steps=N)");
+  command.add_option("--time-limit", arguments.time_limit, "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
+      ->check([](const std::string& text) {
+        return training::parse_duration(text) ? std::string() : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+      });
+  command.add_flag("--force", arguments.force, "Go on with a run although its data, settings or muster have changed in a way that changes results");
 }
 
 }  // namespace
@@ -52,11 +88,20 @@ void add_train_command(CLI::App& parent) {
   auto arguments = std::make_shared<Arguments>();
   auto* command = parent.add_subcommand("train", "Train an experiment: alone, or as each rank under mpirun or srun");
   command->add_option("CONFIG", arguments->config, "Experiment file (.txtpb)")->required();
-  command->add_option("--set", arguments->overrides, "Override a value, e.g. --set training.epochs=3 (repeatable)")->allow_extra_args(false);
   command->add_option("--run-dir", arguments->run_directory, "Where results go (default: runs/<experiment's name>)");
+  command->add_option("--resume", arguments->begin, "auto: go on with the run directory if it exists, else begin")->check(CLI::IsMember({"auto"}));
   command->add_option("--init-from", arguments->init_from, "Start from the weights in this safetensors file");
-  command->add_option("--max-steps", arguments->max_steps, "Stop after this many steps (short for --set training.max_steps=N)");
   command->add_flag("--dry-run", arguments->dry_run, "Check config and data, train nothing, write nothing");
+  add_common_options(*command, *arguments);
+  command->callback([arguments] { run(*arguments); });
+}
+
+void add_resume_command(CLI::App& parent) {
+  auto arguments = std::make_shared<Arguments>();
+  arguments->resumes = true;
+  auto* command = parent.add_subcommand("resume", "Go on with a run from its newest checkpoint, on any number of ranks");
+  command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
+  add_common_options(*command, *arguments);
   command->callback([arguments] { run(*arguments); });
 }
 

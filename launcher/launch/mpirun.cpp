@@ -1,19 +1,18 @@
 #include "launcher/launch/mpirun.h"
 
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <sstream>
 
 #include "core/training/environment.h"
 #include "distributed/error.h"
+#include "launcher/launch/child.h"
+#include "launcher/launch/restarts.h"
+#include "launcher/launch/session_folder.h"
 
 namespace muster::launcher {
 namespace {
@@ -38,53 +37,21 @@ std::string shell_quoted(const std::string& word) {
   return quoted + "'";
 }
 
-volatile std::sig_atomic_t child_process = 0;
-
-extern "C" void pass_on(int signal) {
-  if (child_process > 0) kill(static_cast<pid_t>(child_process), signal);
-}
-
-extern "C" void pass_on_interrupt(int signal, siginfo_t* info, void*) {
-  if (info->si_code <= 0) pass_on(signal);
-}
-
-// Runs `words` as a child and returns its exit code; 128 + signal when it was killed.
-int run(const std::vector<std::string>& words) {
-  std::vector<char*> arguments;
-  for (const auto& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-  arguments.push_back(nullptr);
-  const pid_t child = fork();
-  if (child < 0) throw Error(ExitCode::kIo, std::string("cannot start a process: ") + std::strerror(errno));
-  if (child == 0) {
-    execv(arguments[0], arguments.data());
-    std::fprintf(stderr, "muster: cannot run %s: %s\n", arguments[0], std::strerror(errno));
-    _exit(static_cast<int>(ExitCode::kUsage));
-  }
-  child_process = child;
-  struct sigaction action = {};
-  action.sa_handler = pass_on;
-  for (const int signal : {SIGTERM, SIGUSR1, SIGUSR2, SIGHUP}) sigaction(signal, &action, nullptr);
-  // The terminal sends Ctrl-C to mpirun itself; an interrupt that somebody else sends to this process alone must be passed on.
-  action.sa_sigaction = pass_on_interrupt;
-  action.sa_flags = SA_SIGINFO;
-  sigaction(SIGINT, &action, nullptr);
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
 bool root_allowed_by_environment() {
   return std::getenv("OMPI_ALLOW_RUN_AS_ROOT") && std::getenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM");
 }
 
+std::string step_text(int64_t step) { return step < 0 ? "no checkpoint yet" : "newest checkpoint: step " + std::to_string(step); }
+
 }  // namespace
 
 void launch(const LaunchOptions& options) {
-  static const std::vector<std::string> commands{"train", "evaluate", "predict"};
+  static const std::vector<std::string> commands{"train", "resume", "evaluate", "predict"};
   if (options.command.empty() || std::find(commands.begin(), commands.end(), options.command[0]) == commands.end())
     throw Error(ExitCode::kUsage, "launch: " + (options.command.empty() ? std::string("what shall the ranks run?") : "\"" + options.command[0] + "\" is not for several ranks.") +
-                                      " Give train, evaluate or predict with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
+                                      " Give train, resume, evaluate or predict with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
+  if (options.max_restarts > 0 && options.command[0] != "train" && options.command[0] != "resume")
+    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train and resume: " + options.command[0] + " has nothing to go on with");
   const std::string mpirun = find_on_path("mpirun");
   if (mpirun.empty()) throw Error(ExitCode::kUsage, "launch: there is no mpirun on the PATH; install Open MPI (Debian: apt-get install openmpi-bin)");
   const int cores = training::usable_cores();
@@ -104,16 +71,39 @@ void launch(const LaunchOptions& options) {
   if (options.oversubscribe) words.push_back("--oversubscribe");
   if (options.allow_run_as_root) words.push_back("--allow-run-as-root");
   words.push_back(fs::read_symlink("/proc/self/exe").string());
-  words.insert(words.end(), options.command.begin(), options.command.end());
-  std::string line;
-  for (const auto& word : words) line += (line.empty() ? "" : " ") + shell_quoted(word);
+  const auto with = [&](const std::vector<std::string>& command) {
+    auto all = words;
+    all.insert(all.end(), command.begin(), command.end());
+    return all;
+  };
+  const auto line = [&](const std::vector<std::string>& command) {
+    std::string text;
+    for (const auto& word : with(command)) text += (text.empty() ? "" : " ") + shell_quoted(word);
+    return text;
+  };
   if (options.dry_run) {
-    std::printf("%s\n", line.c_str());
+    std::printf("%s\n", line(options.command).c_str());
     return;
   }
-  std::fprintf(stderr, "%s\n", line.c_str());
-  const int code = run(words);
-  if (code != 0) throw LaunchedJobFailed(code);
+  auto command = options.command;
+  int64_t step_at_last_failure = 0;
+  for (int restarts = 0;; ++restarts) {
+    std::fprintf(stderr, "%s\n", line(command).c_str());
+    ChildEnd end;
+    {
+      const SessionFolder folder;
+      end = run_child(with(command), folder.environment());
+    }
+    if (end.code == 0) return;
+    const int code = end.told_to_stop ? end.code : code_of_job(end.code);
+    if (restarts == options.max_restarts || end.told_to_stop || !is_worth_a_restart(code)) throw LaunchedJobFailed(code);
+    const int64_t step = newest_step(run_directory_of(options.command));
+    if (restarts > 0 && step <= step_at_last_failure)
+      throw LaunchedJobFailed(code, "no progress between two failures (" + step_text(step) + "), so it is not started again");
+    step_at_last_failure = step;
+    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code, step_text(step).c_str());
+    command = continued(options.command);
+  }
 }
 
 }  // namespace muster::launcher

@@ -47,3 +47,14 @@ def test_collectives(ranks):
     rows = table(run.stdout, "backend")
     assert {row[0] for row in rows} >= {"mpi", "threads"} and {row[1] for row in rows} == {"all_reduce", "all_gather", "all_to_all", "broadcast", "tree_sum"}
     assert all(float(number) >= 0 for row in rows for number in row[5:])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoint(ranks, tmp_path):
+    run = mp.execute([sys.executable, mp.ROOT / "benchmarks" / "checkpoint.py", mp.built("benchmarks/checkpoint").rsplit("/", 2)[0], "--ranks", ranks,
+                      "--parameters", 3000, "--saves", 1, "--folder", tmp_path])
+    assert run.returncode == 0, run.stderr
+    rows = [line.split() for line in run.stdout.splitlines() if line.split()[0] in ("muster", "pytorch")]
+    assert [row[:2] for row in rows] == [[program, mode] for program in ("muster", "pytorch") for mode in ("async", "sync")]
+    assert all(float(number) > 0 for row in rows for number in row[2:5])
+    assert "of PyTorch's async_save" in run.stdout.splitlines()[-1] and not list(tmp_path.iterdir())

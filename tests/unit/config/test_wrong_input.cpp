@@ -20,9 +20,8 @@ const Wrong kWrong[] = {
     {"abbreviation", "data { path: 'x' }\nmiar {}\noptimizer { lr: 1e-3 }\n",
      "e.txtpb:3: unknown field optimizer.lr; did you mean optimizer.learning_rate?"},
     {"unknown_block", "data { path: 'x' }\nmiar {}\nzzz {\n a: 1 b { c: 2 }\n}\n",
-     "e.txtpb:3: unknown field zzz; an experiment has name, preset, seed, data, foal_net, miar, optimizer, training "
-     "and "
-     "evaluation"},
+     "e.txtpb:3: unknown field zzz; an experiment has name, preset, seed, data, foal_net, miar, optimizer, training, "
+     "evaluation, checkpoints and deadlines"},
     {"text_for_number", "data { path: 'x' }\nmiar { dim: 'wide' }\n",
      "e.txtpb:2: miar.dim wants a whole number from 0 to 4294967295, not 'wide'"},
     {"negative_count", "data { path: 'x' }\nmiar {\n\n\ndim: -4 }\n",

@@ -78,10 +78,66 @@ TEST(RunDirectory, FailureLeavesNothing) {
 TEST(RunDirectory, MetricsAreThereAtOnce) {
   const TemporaryFolder folder;
   RunDirectory directory(folder / "run", "c", {});
-  directory.append_metrics({{"step", 1}, {"loss", 0.5}});
-  EXPECT_EQ(contents(folder / "run/metrics.jsonl"), "{\"loss\":0.5,\"step\":1}\n");
-  directory.append_metrics({{"step", 2}, {"loss", std::nan("")}});
-  EXPECT_EQ(contents(folder / "run/metrics.jsonl"), "{\"loss\":0.5,\"step\":1}\n{\"loss\":null,\"step\":2}\n");
+  const std::string first = "{\"kind\":\"train\",\"loss\":0.5,\"step\":1}\n";
+  directory.append_metrics({{"kind", "train"}, {"step", 1}, {"loss", 0.5}});
+  EXPECT_EQ(contents(folder / "run/metrics.jsonl"), first);
+  directory.append_metrics({{"kind", "train"}, {"step", 2}, {"loss", std::nan("")}});
+  EXPECT_EQ(contents(folder / "run/metrics.jsonl"), first + "{\"kind\":\"train\",\"loss\":null,\"step\":2}\n");
+}
+
+class ContinuedRun : public testing::Test {
+ protected:
+  ContinuedRun() {
+    RunDirectory directory(folder_ / "run", "c", {});
+    for (int step = 1; step <= 5; ++step)
+      for (const char* kind : {"train", "valid"}) directory.append_metrics({{"kind", kind}, {"step", step}, {"loss", 1.0 / step}});
+    whole_ = contents(metrics());
+  }
+  std::string metrics() const { return folder_ / "run/metrics.jsonl"; }
+  std::string rows(int lines) const {
+    size_t end = 0;
+    for (int line = 0; line < lines; ++line) end = whole_.find('\n', end) + 1;
+    return whole_.substr(0, end);
+  }
+  TemporaryFolder folder_;
+  std::string whole_;
+};
+
+TEST_F(ContinuedRun, RowsOfLaterStepsGoAndTheOthersStay) {
+  for (const int step : {5, 3, 0}) {
+    RunDirectory directory(folder_ / "run");
+    EXPECT_NE(contents(metrics()), "") << "opening alone changes nothing";
+    directory.continue_after(step);
+    EXPECT_EQ(contents(metrics()), rows(2 * step));
+  }
+  RunDirectory directory(folder_ / "run");
+  directory.continue_after(0);
+  directory.append_metrics({{"kind", "train"}, {"step", 1}});
+  EXPECT_EQ(contents(metrics()), "{\"kind\":\"train\",\"step\":1}\n");
+}
+
+TEST_F(ContinuedRun, TornEndsGo) {
+  // A cut line, and what a power failure may leave behind a file's end.
+  for (const std::string& torn : {std::string("{\"kind\":\"tra"), std::string(7, '\0'), std::string("\0\0\n", 3)}) {
+    std::ofstream(metrics(), std::ios::binary) << rows(6) << torn;
+    RunDirectory(folder_ / "run").continue_after(4);
+    EXPECT_EQ(contents(metrics()), rows(6));
+  }
+}
+
+TEST_F(ContinuedRun, WhatIsNoRowAmongThemIsRefused) {
+  std::ofstream(metrics(), std::ios::binary) << rows(2) << "my notes\n" << whole_.substr(rows(2).size());
+  const std::string before = contents(metrics());
+  expect_error(ExitCode::kBadData, [&] { RunDirectory(folder_ / "run").continue_after(4); });
+  EXPECT_EQ(contents(metrics()), before);
+}
+
+TEST_F(ContinuedRun, OnlyRunDirectoriesAndOneJobAtATime) {
+  expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "absent"); });
+  fs::create_directory(folder_ / "other");
+  expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "other"); });
+  RunDirectory first(folder_ / "run");
+  expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "run"); });
 }
 
 TEST(RunDirectory, WritesWholeFiles) {

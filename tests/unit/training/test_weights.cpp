@@ -30,6 +30,11 @@ data::DatasetIndex classes(std::vector<std::string> names) {
   return index;
 }
 
+std::string write(const std::string& path, const models::Parameters& parameters, const std::vector<batch::FeatureMoments>& fitted,
+                  const std::map<std::string, std::string>& metadata) {
+  return write_weights(path, weight_tensors(parameters.parts_of(parameters.values()), fitted, {"audio", "vision"}), metadata);
+}
+
 template <typename Function>
 std::string error_of(Function function) {
   try {
@@ -49,9 +54,9 @@ TEST(Weights, RoundTrip) {
     const auto index = classes({"hap", "neu", "s\"ad\u00e9"});
     const auto metadata = weights_metadata("name", 120, index);
     EXPECT_EQ(metadata.at("step"), "120");
-    const std::string first = write_weights(folder / "w.safetensors", source, fitted, {"audio", "vision"}, metadata);
-    EXPECT_EQ(first, write_weights(folder / "again.safetensors", source, fitted, {"audio", "vision"}, {}));
-    EXPECT_NE(first, write_weights(folder / "other.safetensors", parameters(dtype, 2), fitted, {"audio", "vision"}, metadata));
+    const std::string first = write(folder / "w.safetensors", source, fitted, metadata);
+    EXPECT_EQ(first, write(folder / "again.safetensors", source, fitted, {}));
+    EXPECT_NE(first, write(folder / "other.safetensors", parameters(dtype, 2), fitted, metadata));
 
     const auto read = read_weights(folder / "w.safetensors", {{"audio", "vision"}, {4, 2}, 3});
     EXPECT_EQ(read.metadata, metadata);
@@ -69,14 +74,14 @@ TEST(Weights, RoundTrip) {
 TEST(Weights, OfAnotherOrderOfModalities) {
   const TemporaryFolder folder;
   const std::vector<batch::FeatureMoments> fitted{moments(4), moments(2)};
-  write_weights(folder / "w", parameters(at::kFloat, 1), fitted, {"audio", "vision"}, {});
+  write(folder / "w", parameters(at::kFloat, 1), fitted, {});
   const auto read = read_weights(folder / "w", {{"vision", "audio"}, {2, 4}, 3});
   EXPECT_TRUE(read.moments[0].mean.equal(fitted[1].mean));
 }
 
 TEST(Weights, MomentsThatDoNotFitAreRefused) {
   const TemporaryFolder folder;
-  write_weights(folder / "w", parameters(at::kFloat, 1), {moments(4), moments(2)}, {"audio", "vision"}, {});
+  write(folder / "w", parameters(at::kFloat, 1), {moments(4), moments(2)}, {});
   EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "text"}, {4, 2}, 3}); }),
               ::testing::AllOf(HasSubstr("\"text\""), HasSubstr("missing")));
   EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "vision"}, {4, 3}, 3}); }),
@@ -85,7 +90,7 @@ TEST(Weights, MomentsThatDoNotFitAreRefused) {
 
 TEST(Weights, WithoutMoments) {
   const TemporaryFolder folder;
-  write_weights(folder / "w", parameters(at::kFloat, 1), {}, {"audio", "vision"}, {});
+  write(folder / "w", parameters(at::kFloat, 1), {}, {});
   const auto read = read_weights(folder / "w", {{"audio", "vision"}, {4, 2}, 3});
   EXPECT_TRUE(read.moments.empty());
   EXPECT_EQ(read.parameters.size(), 3u);

@@ -1,0 +1,72 @@
+// checkpoint --folder DIR [--parameters N] [--saves K]: how long training stands still for a checkpoint. Saves a state as of Adam (fp32 parameters and two
+// moments) K times asynchronously, then K times synchronously; under mpirun the ranks share the bytes. Prints, per save: mode, seconds that training stood still,
+// seconds until it was committed, bytes. checkpoint.py compares with PyTorch's distributed checkpoint.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <thread>
+
+#include "checkpoints/saver.h"
+#include "distributed/error.h"
+
+namespace {
+
+using namespace muster;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kWidth = 1024;
+
+std::vector<checkpoints::NamedTensor> state_of(int64_t parameters) {
+  std::vector<checkpoints::NamedTensor> state;
+  for (int64_t done = 0; done < parameters; done += kWidth * kWidth) {
+    const int64_t rows = std::min(kWidth, (parameters - done + kWidth - 1) / kWidth);
+    const std::string name = "layer." + std::to_string(done / kWidth / kWidth) + ".weight";
+    for (const char* kind : {"", ".exp_avg", ".exp_avg_sq"}) state.push_back({name + kind, at::rand({rows, kWidth})});
+  }
+  return state;
+}
+
+void run(const std::string& folder, int64_t parameters, int saves) {
+  const auto communicator = distributed::connect();
+  at::set_num_threads(1);
+  const auto state = state_of(parameters);
+  for (const bool asynchronous : {true, false}) {
+    checkpoints::CheckpointSaver saver(folder, {1, 0, 0}, asynchronous, *communicator);
+    saver.prepare(state);
+    std::this_thread::sleep_for(std::chrono::seconds(parameters / 100'000'000));  // the steps before the first save
+    for (int save = 0; save < saves; ++save) {
+      checkpoints::CheckpointInfo info;
+      info.step = (asynchronous ? 0 : saves) + save + 1;
+      communicator->all_gather_bytes("");  // start together
+      const auto begin = Clock::now();
+      auto outcomes = saver.save(info, state);
+      if (auto outcome = saver.finish()) outcomes.push_back(*outcome);
+      const double whole = std::chrono::duration<double>(Clock::now() - begin).count();
+      if (!outcomes.at(0).committed) throw distributed::SharedError(distributed::ExitCode::kIo, outcomes[0].error);
+      if (communicator->rank() != 0) continue;
+      std::printf("%s %.4f %.4f %lu\n", asynchronous ? "async" : "sync", outcomes[0].stall_seconds, whole, static_cast<unsigned long>(outcomes[0].bytes));
+      std::fflush(stdout);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("How long training stands still for a checkpoint");
+  std::string folder;
+  int64_t parameters = 300'000'000;
+  int saves = 3;
+  app.add_option("--folder", folder, "Where the checkpoints go")->required();
+  app.add_option("--parameters", parameters, "Parameters; there are two moments of each");
+  app.add_option("--saves", saves, "Saves in each mode");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(folder, parameters, saves);
+  } catch (const distributed::Error& error) {
+    std::fprintf(stderr, "checkpoint: %s\n", error.what());
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}

@@ -1,0 +1,166 @@
+#include "checkpoints/checkpoint.h"
+
+#include <algorithm>
+#include <set>
+
+#include "checkpoints/folders.h"
+#include "checkpoints/manifest.h"
+#include "checkpoints/shard_reader.h"
+#include "checkpoints/shares.h"
+#include "distributed/error.h"
+
+namespace muster::checkpoints {
+
+using distributed::Communicator;
+using distributed::Error;
+using distributed::ExitCode;
+using distributed::SharedError;
+using distributed::together;
+
+namespace {
+
+Checkpoint describe(const std::string& path, const Manifest& manifest) {
+  Checkpoint checkpoint{path, manifest.info, manifest.world_size, manifest.files, 0};
+  for (const CheckpointFile& file : manifest.files) checkpoint.bytes += file.size;
+  return checkpoint;
+}
+
+Manifest read_and_parse_manifest(const std::string& path) {
+  Manifest manifest = parse_manifest(read_manifest_bytes(path), path + "/" + kManifestName);
+  require_step(path, manifest.info.step);
+  return manifest;
+}
+
+// The texts of all ranks' `own`, and a failure of any as one of all.
+std::vector<std::string> gather_together(Communicator& communicator, const std::function<std::string()>& own) {
+  std::string text;
+  together(communicator, [&] { text = own(); });
+  return communicator.all_gather_bytes(text);
+}
+
+}  // namespace
+
+std::vector<FoundCheckpoint> find_checkpoints(const std::string& folder) {
+  std::vector<FoundCheckpoint> found;
+  std::set<uint64_t> committed;
+  const std::vector<std::string> names = list_folder(folder);
+  for (const std::string& name : names) {
+    const std::optional<uint64_t> step = step_of_name(name);
+    if (!step) continue;
+    found.push_back({folder + "/" + name, *step});
+    committed.insert(*step);
+  }
+  // One that was just being replaced by another of the same step.
+  for (const std::string& name : names) {
+    const std::optional<HiddenName> hidden = parse_hidden_name(name);
+    if (hidden && hidden->purpose == Purpose::kReplaced && committed.insert(hidden->step).second) found.push_back({folder + "/" + name, hidden->step});
+  }
+  std::sort(found.begin(), found.end(), [](const FoundCheckpoint& a, const FoundCheckpoint& b) { return a.step > b.step; });
+  return found;
+}
+
+Checkpoint read_manifest(const std::string& path) {
+  const Manifest manifest = read_and_parse_manifest(path);
+  for (const CheckpointFile& file : manifest.files) look_up(path, file);
+  return describe(path, manifest);
+}
+
+Checkpoint verify_checkpoint(const std::string& path, const std::function<void(uint64_t, uint64_t)>& progress) {
+  const Manifest manifest = read_and_parse_manifest(path);
+  for (const CheckpointFile& file : manifest.files) look_up(path, file);
+  const Checkpoint checkpoint = describe(path, manifest);
+  uint64_t done = 0;
+  const auto report = [&](uint64_t bytes) {
+    done += bytes;
+    if (progress) progress(done, checkpoint.bytes);
+  };
+  Coverage coverage(manifest.tensors);
+  for (const CheckpointFile& file : manifest.files) {
+    ShardReader reader(path, file);
+    report(8 + reader.header_json().size());
+    for (std::size_t i = 0; i < reader.order().size(); ++i) reader.read(nullptr, report);
+    reader.finish();
+    coverage.add(reader.path(), reader.header());
+  }
+  coverage.require_complete(path);
+  return checkpoint;
+}
+
+LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communicator) {
+  const int rank = communicator.rank(), ranks = communicator.size();
+  const auto bytes = gather_together(communicator, [&] { return rank == 0 ? read_manifest_bytes(path) : std::string(); });
+  Manifest manifest;
+  LoadedCheckpoint loaded;
+  std::vector<at::Tensor> tensors;
+  together(communicator, [&] {
+    manifest = parse_manifest(bytes[0], path + "/" + kManifestName);
+    require_step(path, manifest.info.step);
+    // All sizes first: what the manifest's tensors take is no more than the files that are really there.
+    for (int i = rank; i < manifest.world_size; i += ranks) look_up(path, manifest.files[i]);
+  });
+  together(communicator, [&] {
+    loaded.checkpoint = describe(path, manifest);
+    for (const TensorInfo& tensor : manifest.tensors) tensors.push_back(at::empty(tensor.shape, at::TensorOptions(tensor.dtype)));
+  });
+  const auto rows_in = [&](const std::string& name, const SafetensorsHeader::Entry& entry, int64_t first_row) {
+    const at::Tensor& whole = tensors[find_tensor(manifest.tensors, name)];
+    return whole.dim() == 0 ? whole : whole.narrow(0, first_row, entry.shape[0]);
+  };
+
+  Coverage coverage(manifest.tensors);
+  for (int first = 0; first < manifest.world_size; first += ranks) {
+    const auto headers = gather_together(communicator, [&]() -> std::string {
+      if (first + rank >= manifest.world_size) return {};
+      ShardReader reader(path, manifest.files[first + rank]);
+      Coverage(manifest.tensors).add(reader.path(), reader.header());
+      const auto rows = first_rows(reader.header(), reader.path());
+      for (const std::string& name : reader.order()) {
+        reader.read(rows_in(name, reader.header().tensors.at(name), rows.at(name)).mutable_data_ptr());
+      }
+      reader.finish();
+      return reader.header_json();
+    });
+    for (int reader = 0; reader < ranks && first + reader < manifest.world_size; ++reader) {
+      const CheckpointFile& file = manifest.files[first + reader];
+      const std::string name_of_file = path + "/" + file.name;
+      const SafetensorsHeader header = parse_safetensors_header(headers[reader], file.size - 8 - headers[reader].size(), name_of_file);
+      coverage.add(name_of_file, header);
+      if (ranks == 1) continue;
+      const auto rows = first_rows(header, name_of_file);
+      for (const auto& [name, entry] : header.tensors) {
+        if (entry.end > entry.begin) communicator.broadcast(rows_in(name, entry, rows.at(name)), reader);
+      }
+    }
+  }
+  together(communicator, [&] { coverage.require_complete(path); });
+  for (std::size_t i = 0; i < tensors.size(); ++i) loaded.tensors.emplace(manifest.tensors[i].name, tensors[i]);
+  return loaded;
+}
+
+std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder, Communicator& communicator, std::vector<std::string>& damaged) {
+  // Rank 0's list counts: on a network file system another rank may see an older one.
+  const auto lists = gather_together(communicator, [&] {
+    std::string names;
+    if (communicator.rank() == 0) {
+      for (const FoundCheckpoint& found : find_checkpoints(folder)) names += found.path.substr(folder.size() + 1) + "\n";
+    }
+    return names;
+  });
+  if (lists[0].empty()) return std::nullopt;
+  std::string reasons;
+  for (std::size_t begin = 0, end = 0; begin < lists[0].size(); begin = end + 1) {
+    end = lists[0].find('\n', begin);
+    try {
+      return load_checkpoint(folder + "/" + lists[0].substr(begin, end - begin), communicator);
+    } catch (const SharedError& error) {
+      // What cannot be read may be whole: to go back to an older one would lose work without need.
+      if (error.code() != ExitCode::kBadData) throw;
+      damaged.push_back(error.what());
+      reasons += std::string("\n") + error.what();
+    }
+  }
+  throw SharedError(ExitCode::kBadData, "No checkpoint in " + folder + " is whole:" + reasons +
+                                            "\nIf there is a copy of one elsewhere, put it in its place; otherwise start the run again in a new folder.");
+}
+
+}  // namespace muster::checkpoints

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoints/checkpoint.h"
+
+namespace muster::checkpoints {
+
+// Which checkpoints stay. One that any rule keeps stays; the newest whole one always does.
+struct Retention {
+  uint32_t keep_last = 2;   // at least 1
+  uint32_t keep_best = 1;   // of those with a score, by score, the later one at a tie; 0: none for that reason
+  uint64_t keep_every = 0;  // those whose step is a multiple; 0: none for that reason
+};
+
+// Those that no rule keeps, oldest first. Ones whose manifest cannot be read are never among them: a person may want to look.
+std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention);
+
+// Takes a committed checkpoint away: it loses its name at once, then its files. Throws Error(kIo).
+void remove_checkpoint(const std::string& path);
+
+// Removes what writers and removers that were killed have left in `folder`: everything hidden that this library makes, but damaged
+// checkpoints that were set aside. Only for the job that holds the run. Returns the number of things removed.
+int sweep_leftovers(const std::string& folder);
+
+}  // namespace muster::checkpoints

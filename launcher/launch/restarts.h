@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "distributed/error.h"
+
+namespace muster::launcher {
+
+// The exit code of a job whose mpirun ended with `code`: what ranks say stays; that one was killed or aborted is kPeerFailed.
+int code_of_job(int code);
+
+// Whether it may help to start a job again that ended so: after a defect, a failed disk, a lost rank. Not where it would fail or stop again in the same way.
+bool is_worth_a_restart(int code_of_job);
+
+// The run directory that `command` (train or resume with its arguments) works in. Throws like config::load_experiment.
+std::string run_directory_of(const std::vector<std::string>& command);
+
+// `command`, such that it goes on with what an earlier start has done: train gets "--resume auto".
+std::vector<std::string> continued(const std::vector<std::string>& command);
+
+// The newest committed checkpoint's step; -1: there is none.
+int64_t newest_step(const std::string& run_directory);
+
+}  // namespace muster::launcher
