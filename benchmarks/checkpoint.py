@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """How long training stands still for a checkpoint, and how fast it is written: muster beside torch.distributed.checkpoint (gloo), on the same disk,
 with the same state (fp32 parameters and two moments, whole on every rank) and as many ranks, one thread each. Both flush their files to the device.
+Asynchronous and synchronous saves alternate, after one that is not timed.
 
 Usage: checkpoint.py BUILD_DIR [--ranks 2] [--parameters 300000000] [--saves 3] [--folder DIR]
 """
@@ -37,22 +38,23 @@ def save_with_pytorch(folder, parameters, saves):
         dist.all_reduce(all_seconds, dist.ReduceOp.MAX)
         return all_seconds.item()
 
-    for mode in ("async", "sync"):
-        for save in range(saves):
-            path = os.path.join(folder, f"{mode}-{save}")
-            dist.barrier()
-            begin = time.monotonic()
-            if mode == "async":
-                pending = dcp.async_save(state, checkpoint_id=path)
-                stall = time.monotonic() - begin
-                pending.result()
-            else:
-                dcp.save(state, checkpoint_id=path)
-                stall = time.monotonic() - begin
-            whole, stall = longest(time.monotonic() - begin), longest(stall)
-            if dist.get_rank() == 0:
+    for save in range(-1, 2 * saves):
+        mode = "sync" if save % 2 else "async"
+        path = os.path.join(folder, f"save-{save}")
+        dist.barrier()
+        begin = time.monotonic()
+        if mode == "async":
+            pending = dcp.async_save(state, checkpoint_id=path)
+            stall = time.monotonic() - begin
+            pending.result()
+        else:
+            dcp.save(state, checkpoint_id=path)
+            stall = time.monotonic() - begin
+        whole, stall = longest(time.monotonic() - begin), longest(stall)
+        if dist.get_rank() == 0:
+            if save >= 0:
                 print(f"{mode} {stall:.4f} {whole:.4f} {size}", flush=True)
-                shutil.rmtree(path)
+            shutil.rmtree(path)
     dist.destroy_process_group()
 
 

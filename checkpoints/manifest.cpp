@@ -93,7 +93,7 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   wire::Body body;
   const bool parsed = body.ParseFromString(sealed.body());
   body.DiscardUnknownFields();
-  if (!parsed || body.SerializeAsString() != sealed.body()) {
+  if (!parsed || !body.has_score() || body.SerializeAsString() != sealed.body()) {
     refuse("its checksum fits, but it was not written by this version of muster");
   }
 

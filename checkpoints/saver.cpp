@@ -63,8 +63,9 @@ std::string digest(const std::vector<TensorInfo>& table, const CheckpointInfo& i
 
 class CheckpointSaver::Implementation {
  public:
-  Implementation(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator)
-      : folder_(folder), retention_(retention), asynchronous_(asynchronous), communicator_(communicator) {}
+  Implementation(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator,
+                 std::function<void()> before_commit)
+      : folder_(folder), retention_(retention), asynchronous_(asynchronous), communicator_(communicator), before_commit_(std::move(before_commit)) {}
 
   void prepare(const std::vector<NamedTensor>& tensors) {
     if (!asynchronous_ || state_ != State::kIdle) return;
@@ -206,6 +207,7 @@ class CheckpointSaver::Implementation {
     std::string replaced;
     if (error.empty()) {
       try {
+        if (before_commit_) before_commit_();
         replaced = commit(attempt_, manifest);
         committed = true;
       } catch (const std::exception& failure) {
@@ -231,6 +233,7 @@ class CheckpointSaver::Implementation {
   const Retention retention_;
   const bool asynchronous_;
   Communicator& communicator_;
+  const std::function<void()> before_commit_;
 
   std::vector<TensorInfo> table_;
   ShardLayout layout_;  // of this rank's share of table_
@@ -251,8 +254,9 @@ class CheckpointSaver::Implementation {
   WriterThread writer_;  // the last: its job ends before anything that it uses
 };
 
-CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator)
-    : implementation_(std::make_unique<Implementation>(folder, retention, asynchronous, communicator)) {}
+CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator,
+                                 std::function<void()> before_commit)
+    : implementation_(std::make_unique<Implementation>(folder, retention, asynchronous, communicator, std::move(before_commit))) {}
 
 CheckpointSaver::~CheckpointSaver() = default;
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,8 +30,10 @@ struct SaveOutcome {
 // All functions are for the thread that uses the communicator.
 class CheckpointSaver {
  public:
-  // folder: made if missing by the first save. communicator must outlive the saver.
-  CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous, distributed::Communicator& communicator);
+  // folder: made if missing by the first save. before_commit: run by rank 0's writer thread when all files of a checkpoint are written, to flush what else
+  // a run needs in order to go on from it; an Error from it fails the save. communicator must outlive the saver.
+  CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous, distributed::Communicator& communicator,
+                  std::function<void()> before_commit = {});
   // Waits for this rank's writer; a save that is not committed by then is lost, and its files are left for sweep_leftovers().
   ~CheckpointSaver();
 

@@ -87,6 +87,8 @@ void CheckedCommunicator::throw_mismatch(const std::string& message) const {
 template <typename Body>
 void CheckedCommunicator::run(CollectiveCall call, const Body& body) {
   if (!usable_) throw Error(ExitCode::kPeerFailed, "A rank of " + names_.communicator + " has failed: it has no collectives any more.");
+  // Once the watchdog ends this process, what an aborted operation left behind must not go on.
+  if (recorded_) yield_to_watchdog(ExitCode::kInternal);
   call.sequence = ++sequence_;
   std::strncpy(call.label, CollectiveLabel::current(), sizeof call.label - 1);
   Recorded record(recorded_, call, names_.communicator);

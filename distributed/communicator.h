@@ -16,8 +16,8 @@ namespace muster::distributed {
 //
 // Every function but rank(), size(), local_rank(), local_size(), bytes_sent() and abort() is collective: all ranks must call the same
 // ones in the same order with matching arguments. A rank that calls another one, or the same one with another dtype or size, is
-// found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked for, see nccl.h). A rank that does not come at all is named after
-// collective_deadline(), by Error(kPeerFailed) on those that wait.
+// found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked for, see nccl.h). A rank that does not come at all is named
+// after a deadline: in a job of MPI by the watchdog, which ends all ranks (watchdog.h); among threads by Error(kPeerFailed).
 //
 // Tensors are contiguous and live on the CPU, or, where the backend says so, on this rank's GPU. Calls on CPU tensors block until the
 // result is there. Calls on CUDA tensors are put on the current stream and return at once. Sums take float32, float64 and int64;

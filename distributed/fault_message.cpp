@@ -28,8 +28,8 @@ std::string reason(const PeerView& rank, const RankStatus& waiting, bool several
   if (rank.died) return several ? "their processes have died" : "its process has died";
   if (rank.silent) return several ? "their processes do not run (stopped, or their machine is gone)" : "its process does not run (stopped, or its machine is gone)";
   if (!rank.heard) return several ? "nothing is known about them" : "nothing is known about it";
-  if (rank.status.inside() && !is_same(rank.status.entered, waiting.entered))
-    return "it waits elsewhere, in " + text_of(rank.status.entered);
+  if (rank.status.inside())
+    return (is_same(rank.status.entered, waiting.entered) ? "it waits in " : "it waits elsewhere, in ") + text_of(rank.status.entered);
   return several ? "they are still computing" : "it is still computing";
 }
 

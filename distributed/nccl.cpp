@@ -6,6 +6,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include <thread>
 
 #include "distributed/checked_communicator.h"
+#include "distributed/watchdog.h"
 
 namespace muster::distributed {
 namespace {
@@ -44,7 +46,10 @@ class NcclConnection {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     // Half of what the ranks wait for each other elsewhere: all of them then learn of the failure in time.
-    settle(ncclCommInitRankConfig(&comm_, size, id, rank, &config), "connecting the ranks' GPUs", collective_deadline() / 2);
+    ncclComm_t comm = nullptr;
+    const ncclResult_t begun = ncclCommInitRankConfig(&comm, size, id, rank, &config);
+    comm_ = comm;
+    settle(begun, "connecting the ranks' GPUs", collective_deadline() / 2);
   }
 
   // An error elsewhere may have left peers without us: then there is nothing to finish in good order.
@@ -81,14 +86,14 @@ class NcclConnection {
 
   // Stops what runs on the GPU. From any thread; comes back even if NCCL does not.
   void abort() {
-    if (!comm_) return;
+    ncclComm_t const comm = comm_.exchange(nullptr);
+    if (!comm) return;
     auto aborted = std::make_shared<std::promise<void>>();
-    std::thread([comm = comm_, aborted] {
+    std::thread([comm, aborted] {
       ncclCommAbort(comm);
       aborted->set_value();
     }).detach();
     aborted->get_future().wait_for(std::chrono::seconds(2));
-    comm_ = nullptr;
   }
 
  private:
@@ -122,9 +127,10 @@ class NcclConnection {
                     "NCCL_P2P_DISABLE=1 turn faulty InfiniBand and direct GPU links off");
   }
 
-  ncclComm_t comm_ = nullptr;
+  std::atomic<ncclComm_t> comm_{nullptr};
   c10::Device device_;
   int exceptions_when_made_ = std::uncaught_exceptions();
+  const AbortHook hook_{[this] { abort(); }};
 };
 
 // CPU tensors and bytes go to the control plane, which checks and counts them itself; what reaches the base class is CUDA tensors.
@@ -132,7 +138,7 @@ class NcclCommunicator final : public CheckedCommunicator {
  public:
   // `owned`: null, or `control` itself.
   NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device, RankNames names)
-      : CheckedCommunicator(std::move(names), control.rank()), owned_(std::move(owned)), control_(control), device_(device) {
+      : CheckedCommunicator(std::move(names), control.rank(), true), owned_(std::move(owned)), control_(control), device_(device) {
     if (!device.is_cuda() || !device.has_index()) refuse("NCCL needs a GPU with its number, not " + device.str());
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);

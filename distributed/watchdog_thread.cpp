@@ -1,6 +1,5 @@
 #include "distributed/watchdog_thread.h"
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -8,12 +7,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <future>
 
+#include "distributed/last_words.h"
 #include "distributed/watchdog.h"
 
 namespace muster::distributed {
@@ -27,8 +25,7 @@ constexpr auto kRollCall = 300ms;       // for the thread that waits in a collec
 constexpr auto kSignOfLife = 1300ms;    // a rank that has said nothing for so long since a deadline passed does not run
 constexpr auto kLongSilence = 5s;       // such a rank does not run, whatever else has happened
 constexpr auto kRankZeroDecides = 1s;   // more than rank 0 takes to tell all
-constexpr auto kSpeakersLead = 300ms;
-constexpr auto kLastResort = 3s;
+constexpr auto kAborting = 3s;          // for mpirun to end us when another rank ends the job
 
 struct Introduction {
   int32_t process;
@@ -99,24 +96,6 @@ void add(std::vector<int>& ranks, const std::vector<int>& more) {
   ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
 }
 
-void write_all(int fd, const std::string& text) {
-  for (size_t done = 0; done < text.size();) {
-    const ssize_t written = ::write(fd, text.data() + done, text.size() - done);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return;
-    done += static_cast<size_t>(written);
-  }
-}
-
-void write_file(const std::string& path, const std::string& text) {
-  const std::string unfinished = path + ".unfinished";
-  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return;
-  write_all(fd, text);
-  ::close(fd);
-  std::rename(unfinished.c_str(), path.c_str());
-}
-
 }  // namespace
 
 Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::string>(const std::string&)>& gather)
@@ -138,7 +117,7 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
   std::string address = rank == 0 ? lifeline_->listen(one_machine) : "";
   address.resize(Lifeline::kAddressBytes, '\0');
   address_ = gather(address)[0];
-  process_exists_at_parent_ = open_process(::getppid());
+  starter_process_ = open_process(::getppid());
   wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   report_progress();
   // Signals are for the main thread.
@@ -158,7 +137,7 @@ Watchdog::~Watchdog() {
   }
   for (const int fd : process_fds_)
     if (fd >= 0) ::close(fd);
-  if (process_exists_at_parent_ >= 0) ::close(process_exists_at_parent_);
+  if (starter_process_ >= 0) ::close(starter_process_);
   ::close(wake_);
 }
 
@@ -194,7 +173,7 @@ void Watchdog::loop() {
       write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host + ") cannot reach rank 0 (host " +
                                    views_[0].host + ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
     }
-    if (aborted_ && now - *aborted_ > kLastResort) ::_exit(abort_code_);
+    if (aborted_ && now - *aborted_ > kAborting) ::_exit(abort_code_);
     // Once all have met for the last time nobody is missed.
     if (wish_ == Wish::kEnd || (!fault_ && wish_ == Wish::kAbort)) return say_goodbye();
     if (!aborted_ && !fault_) check_deadline();
@@ -208,7 +187,8 @@ void Watchdog::loop() {
 }
 
 void Watchdog::wait_and_read(Clock::duration patience) {
-  std::vector<pollfd> waits{{wake_, POLLIN, 0}, {process_exists_at_parent_, POLLIN, 0}};
+  if (aborted_) return std::this_thread::sleep_for(20ms);  // nothing matters any more
+  std::vector<pollfd> waits{{wake_, POLLIN, 0}, {starter_process_, POLLIN, 0}};
   for (const int fd : process_fds_) waits.push_back({fd, POLLIN, 0});
   lifeline_->add_to(waits);
   const auto before = Clock::now();
@@ -226,8 +206,8 @@ void Watchdog::wait_and_read(Clock::duration patience) {
   if (aborted_) return;
   if (waits[1].revents) {
     open_fault().orphaned = true;
-    ::close(process_exists_at_parent_);
-    process_exists_at_parent_ = -1;
+    ::close(starter_process_);
+    starter_process_ = -1;
   }
   for (int peer = 0; peer < size_; ++peer)
     if (waits[2 + peer].revents) lose(peer);
@@ -263,18 +243,20 @@ void Watchdog::take(const Lifeline::Event& event) {
       if (!take_value(payload, waiting) || !take_value(payload, seconds)) break;
       const auto ranks = unpack(payload, size_);
       Fault& fault = open_fault();
-      fault.counted = true;
       if (seconds > 0) {
         if (fault.no_progress == 0) fault.waiting = waiting, fault.no_progress = seconds;
         add(fault.suspects, ranks);
+        asks_ = true;  // who we wait for belongs to it
       } else {
         for (const int rank : ranks) died_[rank] = 1;
       }
       break;
     }
     case Lifeline::Kind::kVerdict: {
+      int32_t speaker = 0;
+      take_value(payload, speaker);
       const auto missing = unpack(payload, size_);
-      leave(missing, payload);
+      leave(missing, payload, std::clamp(speaker, 0, size_ - 1));
     }
     case Lifeline::Kind::kEnd:
       // On this machine the process itself says when it ends. One that was never heard of may have left before it had read our first word.
@@ -304,7 +286,7 @@ Watchdog::Fault& Watchdog::open_fault() {
 }
 
 void Watchdog::check_deadline() {
-  if (std::any_of(died_.begin(), died_.end(), [](char died) { return died; })) {
+  if (any_died()) {
     open_fault();
     return;
   }
@@ -315,11 +297,12 @@ void Watchdog::check_deadline() {
   if (limit <= 0 || waited.count() <= limit) return;
   asks_ = true;
   open_fault().no_progress = limit;
+  fault_->own_deadline = true;
 }
 
 bool Watchdog::is_ready(const Fault& fault) const {
   const auto age = Clock::now() - fault.found;
-  const bool deaths = std::any_of(died_.begin(), died_.end(), [](char died) { return died; });
+  const bool deaths = any_died();
   if (rank_ == 0 || died_[0] || !lifeline_->reaches(0)) {
     if (deaths || fault.orphaned) return age >= kOtherDeaths;
     // Whoever runs has spoken since: then nothing more will be known.
@@ -338,10 +321,10 @@ void Watchdog::advance_fault() {
   Fault& fault = *fault_;
   if (!fault.counted) {
     const std::vector<int>* answer = answer_;
-    if (fault.no_progress > 0 && !answer && Clock::now() - fault.found < kRollCall && std::none_of(died_.begin(), died_.end(), [](char d) { return d; })) return;
+    if (fault.no_progress > 0 && !answer && Clock::now() - fault.found < kRollCall && !any_died()) return;
     fault.counted = true;
     if (answer) add(fault.suspects, *answer);
-    else if (fault.no_progress > 0 && !fault.waiting.inside()) add(fault.suspects, {rank_});
+    else if (fault.own_deadline && !fault.waiting.inside()) add(fault.suspects, {rank_});
   }
   std::vector<int> died;
   for (int rank = 0; rank < size_; ++rank)
@@ -365,49 +348,36 @@ void Watchdog::settle(const Fault& fault) {
   const bool deaths = !missing.empty();
   for (int rank = 0; rank < size_; ++rank) {
     if (rank == rank_ || died_[rank] || !lifeline_->reaches(rank)) continue;
-    views_[rank].silent = deaths || fault.orphaned ? Clock::now() - heard_[rank] > kLongSilence : heard_[rank] < fault.found;
+    views_[rank].silent = deaths || fault.orphaned ? Clock::now() - heard_[rank] > kLongSilence
+                                                   : heard_[rank] < fault.found && Clock::now() - fault.found >= kSignOfLife;
     if (views_[rank].silent) add(missing, {rank});
   }
-  if (!deaths) add(missing, fault.suspects);
+  if (!deaths) {
+    // Who waits for others is missed too, but is not the cause where another rank is.
+    auto causes = fault.suspects;
+    const auto waits = [&](int rank) { return views_[rank].heard && !views_[rank].silent && views_[rank].status.inside(); };
+    causes.erase(std::remove_if(causes.begin(), causes.end(), waits), causes.end());
+    add(missing, causes);
+    if (missing.empty()) add(missing, fault.suspects);
+  }
   std::string text = describe_fault(missing, views_, fault.waiting, deaths ? 0 : fault.no_progress);
   if (fault.orphaned)
     missing.clear(), text = "the program that started the ranks of host " + views_[rank_].host + " (mpirun, or its daemon there) has ended without them.";
+  // The lowest rank that is not missing speaks. Where all are, because each hangs by itself: the lowest that runs.
+  int32_t speaker = 0;
+  while (std::count(missing.begin(), missing.end(), speaker)) ++speaker;
+  if (speaker == size_) speaker = 0;
+  while (speaker < rank_ && (views_[speaker].died || views_[speaker].silent)) ++speaker;
   // Rank 0 tells everyone. Where it does not run it finds this when it wakes up, and then does not speak.
-  lifeline_->send_to_all(Lifeline::Kind::kVerdict, pack(missing) + text);
-  leave(missing, text);
+  lifeline_->send_to_all(Lifeline::Kind::kVerdict, bytes_of(speaker) + pack(missing) + text);
+  leave(missing, text, speaker);
 }
 
-void Watchdog::leave(const std::vector<int>& missing, const std::string& text) {
+void Watchdog::leave(const std::vector<int>& missing, const std::string& text, int speaker) {
   set_fault_found();
   ::signal(SIGTERM, SIG_IGN);
-  if (rank_ == 0) lifeline_->send_to_all(Lifeline::Kind::kVerdict, pack(missing) + text);
-  int speaker = 0;
-  while (std::count(missing.begin(), missing.end(), speaker)) ++speaker;
-  const RankStatus status = own_status();
-  const auto act = [=] {
-    const std::string* folder = flight_record_folder();
-    std::string message = text + " " + describe_place(rank_, status);
-    if (folder) message += " The last collectives of every rank: " + *folder + "/flight-record-rank-*.json.";
-    if (rank_ == speaker) write_all(STDERR_FILENO, "muster: " + message + "\n");
-    if (folder)
-      write_file(*folder + "/flight-record-rank-" + std::to_string(rank_) + ".json",
-                 flight_record_json({rank_, size_, views_[rank_].host, status.phase, message, missing}, flight_recorder().entries()));
-    run_abort_hooks();
-    std::fflush(nullptr);
-    // The first to leave makes mpirun end the others: that must not be before the one that speaks has spoken.
-    if (rank_ != speaker) std::this_thread::sleep_for(kSpeakersLead);
-  };
-  try {
-    auto done = std::make_shared<std::promise<void>>();
-    std::thread([=] {
-      act();
-      done->set_value();
-    }).detach();
-    done->get_future().wait_for(kLastResort);
-  } catch (const std::exception&) {  // no more threads: what can be done without
-    if (rank_ == speaker) write_all(STDERR_FILENO, "muster: " + text + "\n");
-  }
-  ::_exit(static_cast<int>(ExitCode::kPeerFailed));
+  const bool speaks = rank_ == speaker;
+  end_process({rank_, size_, views_[rank_].host, missing, text, speaks, speaks ? -1 : process_fds_[speaker], own_status()});
 }
 
 void Watchdog::say_goodbye() {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -53,6 +54,7 @@ class Watchdog {
     RankStatus waiting;            // of the rank that found it
     std::vector<int> suspects;     // who did not come, as far as reported
     bool orphaned = false;         // the starter of this rank has gone
+    bool own_deadline = false;     // it is this rank's that has passed
     bool reported = false;         // to rank 0
     bool counted = false;          // the ranks that did not come are known, or will not be
   };
@@ -68,10 +70,11 @@ class Watchdog {
   void settle(const Fault& fault);
   void say_goodbye();
   RankStatus own_status() const;
-  [[noreturn]] void leave(const std::vector<int>& missing, const std::string& text);
+  bool any_died() const { return std::count(died_.begin(), died_.end(), 1) > 0; }
+  [[noreturn]] void leave(const std::vector<int>& missing, const std::string& text, int speaker);
 
   const int rank_, size_;
-  int process_exists_at_parent_ = -1;  // pidfd of the starter
+  int starter_process_ = -1;  // pidfd of the starter
   int wake_ = -1;
   std::vector<std::string> hosts_;
   std::vector<int> process_fds_;          // pidfds of the ranks on this machine; -1: not here, or no longer looked at

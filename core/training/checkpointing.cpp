@@ -25,7 +25,8 @@ constexpr size_t kOwnPart = 3;
 Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory, distributed::Communicator& communicator,
                              Progress& progress)
     : settings_(settings), directory_(directory), communicator_(communicator), progress_(progress),
-      saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints), settings.checkpoints.asynchronous(), communicator),
+      saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints), settings.checkpoints.asynchronous(), communicator,
+              directory ? std::function<void()>([directory] { directory->sync(); }) : nullptr),
       begun_step_(newest), newest_(newest) {}
 
 Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {

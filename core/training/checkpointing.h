@@ -34,6 +34,8 @@ class Checkpointing {
   // when more saves have failed in a row than allowed. Collective.
   Decision between_steps(uint64_t step);
 
+  // Makes room for the copy that asynchronous saves take, so that the first one does not wait for it. `tensors` as for save(), without their values.
+  void prepare(const std::vector<checkpoints::NamedTensor>& tensors) { saver_.prepare(tensors); }
   // Saves, unless this very step is saved already or on its way. Throws as between_steps(). Collective.
   void save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors);
   // Waits for the save in flight. Throws likewise. Collective.

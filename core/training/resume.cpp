@@ -1,5 +1,6 @@
 #include "core/training/resume.h"
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -81,6 +82,11 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
                       "on, and environment.json lists these changes.");
     for (const auto& change : forbidden) point.changes.push_back("forced: " + change);
   });
+  const bool stretches = std::any_of(point.changes.begin(), point.changes.end(), [](const std::string& change) {
+    return change.rfind("training.epochs", 0) == 0 || change.rfind("training.max_steps", 0) == 0;
+  });
+  if (stretches && now.optimizer().schedule() == config::Optimizer::COSINE)
+    progress.line("note: optimizer.schedule is COSINE, which ends at the last step: from here on the learning rate is that of a run of the new length");
   if (!point.changes.empty()) progress.line("changed since the run began or was last saved:" + lines(point.changes));
   return point;
 }

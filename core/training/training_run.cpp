@@ -132,6 +132,7 @@ void TrainingRun::begin_run() {
   distributed::keep_flight_records_in(options_.run_directory + "/logs");
   const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(), options_.time_limit, started_};
   checkpointing_.emplace(settings, state_.steps_done, directory_ ? &*directory_ : nullptr, communicator_, progress_);
+  checkpointing_->prepare(tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
 }
 
 // What checkpoints hold of the model itself; before it moves to its device.
@@ -204,6 +205,7 @@ void TrainingRun::stop(const std::string& reason) {
 void TrainingRun::train_loop() {
   const auto& evaluation = config_.evaluation();
   const auto every = [](uint64_t count, uint64_t period) { return period > 0 && count % period == 0; };
+  const distributed::PhaseScope phase(distributed::Phase::kStep);  // with what ranks agree on between steps
   for (bool first = true; !is_finished(); first = false) {
     const auto decision = checkpointing_->between_steps(state_.steps_done);
     if (!decision.stop.empty()) stop(decision.stop);
@@ -212,10 +214,7 @@ void TrainingRun::train_loop() {
     const auto samples = plan_->samples(state_.steps_done);
     if (first) step_->expect(samples);
     if (state_.steps_done + 1 < plan_->total_steps()) step_->expect(plan_->samples(state_.steps_done + 1));
-    {
-      const distributed::PhaseScope phase(distributed::Phase::kStep);
-      train_step(samples, epoch);
-    }
+    train_step(samples, epoch);
     const bool last = state_.steps_done == plan_->total_steps();
     const bool epoch_ends = state_.steps_done % plan_->steps_per_epoch() == 0;
     if (last || every(state_.steps_done, evaluation.every_steps()) || (epoch_ends && every(epoch, evaluation.every_epochs()))) validate(epoch);

@@ -1,6 +1,10 @@
 #include "launcher/commands/job.h"
 
+#include <sys/prctl.h>
+
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 
 #include "distributed/watchdog.h"
 
@@ -8,6 +12,8 @@ namespace muster::launcher {
 
 void run_job(const std::function<void(distributed::Communicator&)>& work) {
   const auto communicator = distributed::connect();
+  // The watchdog of a job of several sees when mpirun has gone. A lone rank must not outlive it either, but may save first.
+  if (communicator->size() == 1 && std::getenv("OMPI_COMM_WORLD_SIZE")) prctl(PR_SET_PDEATHSIG, SIGTERM);
   try {
     work(*communicator);
   } catch (const distributed::SharedError&) {

@@ -1,13 +1,18 @@
 // Trains a small run with a fault at every file operation in turn, goes on with what is left of it, and compares with the undisturbed run.
 //
-//   crash_points FOLDER RANKS sync|async KIND [FIRST STEP]
+//   crash_points train|saver FOLDER RANKS sync|async PART PARTS
 //
-// KIND: kill, kill_after, ENOSPC, EIO or short (fault_shim.c). Of the operations FIRST, FIRST + STEP ... (default: all). Each point is two forked children
-// of this process, so that LibTorch is loaded once; ranks are threads, and the second child has another number of them. After each point:
+// train: a whole training run; saver: checkpoints alone, of a state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short
+// (fault_shim.c). saver has every kind at every operation. train has kill at every operation, but of many writes to one file in a row only at the first
+// two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS deciding which share of all is done.
+// Each point is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second child
+// has another number of them. After each point:
 //   - the first child was killed, has finished, or has ended by an error that a person can act on (74);
-//   - the second goes on from the newest committed checkpoint, by the log of operations and by what lies on the disk, and finishes;
-//   - weights (last and best), the rows of metrics.jsonl, TensorBoard's records and the steps of the checkpoints are those of the undisturbed run.
-// Prints one line per broken promise, the counts last. Exit status: 1 if there is any.
+//   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the newest one there, and finishes;
+//   - weights (last and best), results, the rows of metrics.jsonl and the tensors are those of the undisturbed run; the checkpoints that it kept are
+//     there, unless the fault made a save fail that was not needed any more, and all are whole. One too many may stay: it goes with the next save.
+// Before that, the log of the undisturbed run must show that every commit is flushed in the right order, since a power failure is not played.
+// Prints a line per broken promise, the counts last. Exit status: 1 if there is any.
 #include <ATen/Parallel.h>
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -17,10 +22,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -35,11 +38,9 @@
 #include "core/training/trainer.h"
 #include "distributed/error.h"
 #include "distributed/threads.h"
+#include "tests/faults/saver_run.h"
 
-extern "C" {
-void fault_shim_arm();
-long fault_shim_operations();
-}
+extern "C" void fault_shim_arm();
 
 using namespace muster;
 namespace fs = std::filesystem;
@@ -58,12 +59,15 @@ checkpoints { every_steps: 1 every_epochs: 0 every_minutes: 0 keep_last: 1 keep_
 )";
 
 struct Setting {
+  bool trains;
   std::string folder;
   int ranks;
   bool asynchronous;
   std::string experiment() const { return folder + "/experiment.txtpb"; }
   std::string work() const { return folder + "/work"; }  // where faults happen
   std::string run() const { return work() + "/run"; }
+  std::string checkpoints() const { return run() + "/checkpoints"; }
+  std::string report() const { return folder + "/report"; }
   std::string log() const { return folder + "/log"; }
   std::string output() const { return folder + "/output"; }
 };
@@ -101,9 +105,10 @@ int train(const Setting& setting, int ranks) {
   }
 }
 
-// Trains in a child. Its exit status, or minus the signal that ended it.
-int train_in_child(const Setting& setting, int ranks, long at, const std::string& kind) {
+// In a child. Its exit status, or minus the signal that ended it.
+int run_in_child(const Setting& setting, int ranks, long at, const std::string& kind) {
   fs::remove(setting.log());
+  fs::remove(setting.report());
   const pid_t child = fork();
   if (child == 0) {
     const int output = ::open(setting.output().c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
@@ -115,7 +120,8 @@ int train_in_child(const Setting& setting, int ranks, long at, const std::string
     ::setenv("MUSTER_FAULT_AT", std::to_string(at).c_str(), 1);
     ::setenv("MUSTER_FAULT_KIND", kind.c_str(), 1);
     fault_shim_arm();
-    ::_exit(train(setting, ranks));
+    at::set_num_threads(1);  // PyTorch makes its thread pool anew in a forked child, and not safely from several threads
+    ::_exit(setting.trains ? train(setting, ranks) : faults::run_saver(setting.checkpoints(), setting.report(), ranks, setting.asynchronous));
   }
   int status = 0;
   while (::waitpid(child, &status, 0) < 0) {
@@ -143,12 +149,12 @@ std::vector<Operation> operations(const std::string& log) {
 const std::string kCheckpoint = "run/checkpoints/step-";
 
 // Steps of the checkpoints that are committed when the log ends: a commit gives a name, a removal takes it.
-std::set<uint64_t> committed(const Setting& setting) {
+std::set<uint64_t> committed(const Setting& setting, const std::string& kind) {
   std::set<uint64_t> steps;
   const auto step_of = [](const std::string& path) { return std::strtoull(path.c_str() + kCheckpoint.size(), nullptr, 10); };
   const auto is_checkpoint = [](const std::string& path) { return path.rfind(kCheckpoint, 0) == 0 && path.find('/', kCheckpoint.size()) == std::string::npos; };
   for (const auto& operation : operations(setting.log())) {
-    if (operation.name != "rename" || operation.end != "ok") continue;
+    if (operation.name != "rename" || (operation.end != "ok" && !(operation.end == "killed" && kind == "kill_after"))) continue;
     if (is_checkpoint(operation.path)) steps.erase(step_of(operation.path));
     if (is_checkpoint(operation.target)) steps.insert(step_of(operation.target));
   }
@@ -158,6 +164,21 @@ std::set<uint64_t> committed(const Setting& setting) {
 // What must be alike whatever happened on the way, as text for people to compare.
 std::map<std::string, std::string> outcome(const Setting& setting) {
   std::map<std::string, std::string> found;
+  found["damage"] = "";
+  for (const auto& checkpoint : checkpoints::find_checkpoints(setting.checkpoints())) {
+    found["checkpoint " + std::to_string(checkpoint.step)] = checkpoint.path;
+    try {
+      checkpoints::verify_checkpoint(checkpoint.path);
+    } catch (const distributed::Error& error) {
+      found["damage"] += std::string(error.what()) + "\n";
+    }
+  }
+  if (!setting.trains) {
+    std::ifstream report(setting.report());
+    std::string from;
+    report >> from >> found["fingerprint"];
+    return found;
+  }
   const auto result = nlohmann::json::parse(contents(setting.run() + "/result.json"), nullptr, false);
   found["result.json"] = result.is_discarded() ? "absent" : nlohmann::json{result["last"], result["best"], result["valid"], result["test"]}.dump();
   std::istringstream lines(contents(setting.run() + "/metrics.jsonl"));
@@ -168,15 +189,9 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
     found["metrics.jsonl"] += row.dump() + "\n";
   }
   for (const char* name : {"last", "best"}) found[name] = checkpoints::sha256_of(contents(setting.run() + "/weights/" + name + ".safetensors"));
-  for (const auto& checkpoint : checkpoints::find_checkpoints(setting.run() + "/checkpoints")) {
-    checkpoints::verify_checkpoint(checkpoint.path);
-    found["checkpoints"] += std::to_string(checkpoint.step) + " ";
-  }
-  for (const auto& entry : fs::recursive_directory_iterator(setting.work())) {
-    const std::string name = entry.path().filename().string();
-    if (name == "lock") found["leftover"] += name + " ";
-    if (name.rfind("events.", 0) == 0) found["TensorBoard files"] += "x";
-  }
+  for (const auto& entry : fs::directory_iterator(setting.run()))
+    if (const std::string name = entry.path().filename().string(); name == "lock" || name.rfind("events.", 0) == 0)
+      found["lock and TensorBoard files"] += name.substr(0, 6) + " ";
   return found;
 }
 
@@ -188,81 +203,136 @@ std::vector<std::string> leftovers(const Setting& setting) {
   return names;
 }
 
-// The step that the last job went on from; nothing when it found the run finished. A job that begins goes on from 0.
-std::optional<uint64_t> resumed_from(const Setting& setting, std::size_t resumes_before) {
+// The step that the last job went on from, 0 for a beginning; nothing when it found the run finished.
+std::optional<uint64_t> resumed_from(const Setting& setting) {
+  if (!setting.trains) return std::strtoull(contents(setting.report()).c_str(), nullptr, 10);
   const auto environment = nlohmann::json::parse(contents(setting.run() + "/environment.json"), nullptr, false);
-  const auto resumes = environment.value("resumes", nlohmann::json::array());
-  if (resumes.size() <= resumes_before) return std::nullopt;
-  return resumes.back().at("from_step").get<uint64_t>();
+  if (!environment.is_object() || !environment.contains("resumes")) return std::nullopt;
+  return environment["resumes"].back().at("from_step").get<uint64_t>();
 }
 
 bool is_write(const std::string& name) { return name == "write" || name == "pwrite" || name == "writev" || name == "fwrite"; }
 
+// A kill loses nothing that was written; a power failure does. So every commit must have been flushed: each file after its last write, the folder
+// before it gets its name, the name before anything older is taken away. What is not, if there is something.
+std::string unflushed(const std::vector<Operation>& all) {
+  for (std::size_t commit = 0; commit < all.size(); ++commit) {
+    if (all[commit].name != "rename" || all[commit].target.rfind(kCheckpoint, 0) != 0) continue;
+    const std::string& folder = all[commit].path;
+    std::map<std::string, bool> flushed{{folder, false}};
+    for (std::size_t i = 0; i < commit; ++i) {
+      if (all[i].path.rfind(folder, 0) != 0) continue;
+      if (all[i].name == "fsync") flushed[all[i].path] = true;
+      if (all[i].name == "open" || all[i].name == "rename") flushed[folder] = false;
+      if (is_write(all[i].name)) flushed[all[i].path] = false;
+    }
+    for (const auto& [path, is_flushed] : flushed)
+      if (!is_flushed) return path + " is not flushed when it is committed";
+    for (std::size_t i = commit + 1; i < all.size() && !(all[i].name == "fsync" && all[i].path == "run/checkpoints"); ++i)
+      if (all[i].path.rfind(kCheckpoint, 0) == 0) return "older checkpoints go before the name of " + all[commit].target + " is flushed";
+  }
+  return "";
+}
+
+// Faults to be tried: the operation's number and the kind.
+std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std::vector<Operation>& undisturbed, long part, long parts) {
+  const long count = static_cast<long>(undisturbed.size());
+  const auto repeats = [&](long i, long j) {
+    return j >= 0 && j < count && undisturbed[i].name == undisturbed[j].name && undisturbed[i].path == undisturbed[j].path;
+  };
+  std::vector<std::pair<long, std::string>> points;
+  long number = setting.ranks + 3 * setting.asynchronous;  // so that other ones are left out in each setting
+  for (long i = 0; i < count; ++i) {
+    const bool writes = is_write(undisturbed[i].name);
+    if (setting.trains && writes) {
+      long begin = i, end = i;
+      while (repeats(i, begin - 1)) --begin;
+      while (repeats(i, end + 1)) ++end;
+      if (i > begin + 1 && i < end && i != (begin + end) / 2) continue;
+    }
+    for (const char* kind : {"kill", "kill_after", "ENOSPC", "EIO", "short"}) {
+      if (std::string(kind) == "short" && !writes) continue;
+      if (setting.trains && std::string(kind) != "kill" && ++number % 3 != 0) continue;
+      points.emplace_back(i + 1, kind);
+    }
+  }
+  std::vector<std::pair<long, std::string>> share;
+  for (std::size_t i = part; i < points.size(); i += parts) share.push_back(points[i]);
+  return share;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) return 2;
-  const Setting setting{argv[1], std::atoi(argv[2]), std::string(argv[3]) == "async"};
-  const std::string kind = argv[4];
-  const long first = argc > 5 ? std::atol(argv[5]) : 1, step = argc > 6 ? std::atol(argv[6]) : 1;
+  if (argc != 7) return 2;
+  const Setting setting{std::string(argv[1]) == "train", argv[2], std::atoi(argv[3]), std::string(argv[4]) == "async"};
   std::ofstream(setting.experiment()) << kExperiment;
-  fs::remove_all(setting.work());
-  fs::create_directories(setting.work());
-  if (const int status = train_in_child(setting, setting.ranks, 0, ""); status != 0) {
+  const auto clear = [&] {
+    fs::remove_all(setting.work());
+    fs::create_directories(setting.checkpoints());
+    if (setting.trains) fs::remove_all(setting.run());
+  };
+  clear();
+  if (setting.trains) {  // what libraries make ready at their first use, the children inherit
+    const int terminal = ::dup(STDOUT_FILENO), nowhere = ::open("/dev/null", O_WRONLY);
+    ::dup2(nowhere, STDOUT_FILENO);
+    ::dup2(nowhere, STDERR_FILENO);
+    train(setting, 1);
+    std::fflush(stdout);
+    ::dup2(terminal, STDOUT_FILENO);
+    clear();
+  }
+  if (const int status = run_in_child(setting, setting.ranks, 0, ""); status != 0) {
     std::printf("the undisturbed run ended with %d:\n%s", status, contents(setting.output()).c_str());
     return 1;
   }
   const auto expected = outcome(setting);
   const auto undisturbed = operations(setting.log());
-  const long count = static_cast<long>(undisturbed.size());
-  long points = 0, broken = 0, finished = 0, stopped = 0, killed = 0, left = 0;
-  std::map<std::string, long> left_names;
-  for (long at = first; at <= count; at += step) {
-    const auto& operation = undisturbed[at - 1];
-    if (kind == "short" && !is_write(operation.name)) continue;
-    ++points;
-    fs::remove_all(setting.work());
-    fs::create_directories(setting.work());
-    const int ended = train_in_child(setting, setting.ranks, at, kind);
+  if (const std::string what = unflushed(undisturbed); !what.empty()) {
+    std::printf("BROKEN: %s, %d ranks, %s: %s\n", argv[1], setting.ranks, argv[4], what.c_str());
+    return 1;
+  }
+  std::map<std::string, long> counts;
+  std::map<std::string, long> left;
+  const auto points = plan(setting, undisturbed, std::atol(argv[5]), std::atol(argv[6]));
+  for (const auto& [at, kind] : points) {
+    clear();
+    const int ended = run_in_child(setting, setting.ranks, at, kind);
     const std::string first_output = contents(setting.output());
-    const auto by_log = committed(setting);
+    const bool kills = kind.rfind("kill", 0) == 0;
+    const auto by_log = committed(setting, kind);
     std::set<uint64_t> on_disk;
-    for (const auto& found : checkpoints::find_checkpoints(setting.run() + "/checkpoints")) on_disk.insert(found.step);
-    std::size_t resumes = 0;
+    for (const auto& found : checkpoints::find_checkpoints(setting.checkpoints())) on_disk.insert(found.step);
     const int ranks = 1 + static_cast<int>((setting.ranks + at) % 3);
-    const int resumed = train_in_child(setting, ranks, 0, "");
-    const auto found = outcome(setting);
+    const int resumed = run_in_child(setting, ranks, 0, "");
+    auto found = outcome(setting);
 
     std::vector<std::string> problems;
-    const bool kills = kind.rfind("kill", 0) == 0;
-    if (ended == -SIGKILL && kills) ++killed;
-    else if (ended == 0) ++finished;
-    else if (ended == 74 && !kills) ++stopped;
+    if (ended == -SIGKILL && kills) ++counts["killed"];
+    else if (ended == 0) ++counts["finished all the same"];
+    else if (ended == 74 && !kills) ++counts["stopped"];
     else problems.push_back("the run ended with " + std::to_string(ended) + ": " + first_output);
     if (resumed != 0) problems.push_back("resuming on " + std::to_string(ranks) + " ranks ended with " + std::to_string(resumed) + ": " + contents(setting.output()));
-    for (const uint64_t step_by_log : by_log)
-      if (on_disk.count(step_by_log) == 0) problems.push_back("the committed checkpoint of step " + std::to_string(step_by_log) + " is gone");
-    const auto from = resumed_from(setting, resumes);
+    for (const uint64_t step : by_log)
+      if (on_disk.count(step) == 0) problems.push_back("the committed checkpoint of step " + std::to_string(step) + " is gone");
+    const auto from = resumed_from(setting);
     const uint64_t newest = on_disk.empty() ? 0 : *on_disk.rbegin();
     if (from && *from != newest) problems.push_back("it went on from step " + std::to_string(*from) + ", the newest checkpoint is of step " + std::to_string(newest));
     for (const auto& [what, text] : expected)
-      if (what != "checkpoints" && found.count(what) == 0) problems.push_back(what + " is missing");
-    for (const auto& [what, text] : found)
-      if (expected.count(what) == 0 || expected.at(what) != text)
-        problems.push_back(what + " differs:\n" + text + "\ninstead of\n" + (expected.count(what) ? expected.at(what) : ""));
-    broken += problems.empty() ? 0 : 1;
-    for (const auto& problem : problems)
-      std::printf("BROKEN: %s at operation %ld of %ld (%s %s), %d ranks, %s: %s\n", kind.c_str(), at, count, operation.name.c_str(), operation.path.c_str(),
-                  setting.ranks, argv[3], problem.c_str());
-    for (const auto& name : leftovers(setting)) {
-      ++left;
-      ++left_names[name.substr(0, name.find_first_of("0123456789"))];
+      // A save that failed is not done again once training is over.
+      if (found[what] != text && !(ended == 0 && !kills && what.rfind("checkpoint ", 0) == 0)) problems.push_back(what + ":\n" + found[what] + "\ninstead of\n" + text);
+    counts["broken"] += problems.empty() ? 0 : 1;
+    for (const auto& problem : problems) {
+      const auto& operation = undisturbed[at - 1];
+      std::printf("BROKEN: %s at operation %ld of %zu (%s %s), %s, %d ranks, %s: %s\n", kind.c_str(), at, undisturbed.size(), operation.name.c_str(),
+                  operation.path.c_str(), argv[1], setting.ranks, argv[4], problem.c_str());
     }
+    for (const auto& name : leftovers(setting)) ++left[name.substr(0, name.find_first_of("0123456789"))];
     std::fflush(stdout);
   }
-  std::printf("%s, %d ranks, %s: %ld operations, %ld points (%ld killed, %ld stopped, %ld finished all the same), %ld broken; %ld hidden leftovers",
-              kind.c_str(), setting.ranks, argv[3], count, points, killed, stopped, finished, broken, left);
-  for (const auto& [name, number] : left_names) std::printf(", %s*: %ld", name.c_str(), number);
+  std::printf("%s, %d ranks, %s: %zu operations, %zu points", argv[1], setting.ranks, argv[4], undisturbed.size(), points.size());
+  for (const auto& [what, count] : counts) std::printf(", %ld %s", count, what.c_str());
+  for (const auto& [name, count] : left) std::printf("; %ld hidden leftovers %s*", count, name.c_str());
   std::printf("\n");
-  return broken > 0;
+  return counts["broken"] > 0;
 }

@@ -22,7 +22,8 @@ def training(fields=""):
 
 SHORT = training("epochs: 2")
 FILES = {"config.txtpb", "environment.json", "metrics.jsonl", "weights/best.safetensors", "weights/last.safetensors",
-         "predictions-valid.csv", "predictions-test.csv", "result.json"}
+         "predictions-valid.csv", "predictions-test.csv", "result.json", "logs/checkpoints.jsonl", "events.out.tfevents",
+         "checkpoints/step/MANIFEST.pb", "checkpoints/step/rank-0-of-1.safetensors"}
 
 
 def fingerprint(run, which="best"):
@@ -32,7 +33,8 @@ def fingerprint(run, which="best"):
 @pytest.mark.parametrize("text", [FOAL, MIAR], ids=["foal_net", "miar"])
 def test_run_directory_is_complete(text, tmp_path):
     run = mp.train(tmp_path, text + SHORT)
-    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == FILES
+    files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    assert {re.sub(r"step-[0-9]+/", "step/", re.sub(r"tfevents\..*", "tfevents", file)) for file in files} == FILES
     rows = mp.metrics_rows(run, "train")
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and len(mp.metrics_rows(run, "valid")) == 2
     result, environment = mp.result(run), mp.read_json(run / "environment.json")

@@ -18,3 +18,4 @@ def test_abort_ends_the_job(ranks, rank, code):
     run = subprocess.run([mpirun, "-n", str(ranks), program, "abort", str(rank), str(code)], capture_output=True, text=True, timeout=50)
     assert run.returncode == code, run.stderr
     assert time.monotonic() - start < 20
+    assert "muster:" not in run.stderr, "the others must not take it for a death"

@@ -145,3 +145,29 @@ def test_the_end_of_a_job_is_no_alarm(tmp_path):
 def test_a_rank_that_reports_progress_has_time(tmp_path):
     process = start(tmp_path, 2, "alone", 1, timeout=None)
     assert finish(process)[1] == "" and process.returncode == 0
+
+
+def the_message(process):
+    errors = finish(process)[1]
+    messages = [line for line in errors.splitlines() if line.startswith("muster:")]
+    assert process.returncode == 76 and len(messages) == 1, errors
+    return messages[0]
+
+
+def test_ranks_that_all_hang(tmp_path):
+    """Nobody waits for anybody, as on GPUs that never finish: one of them speaks all the same."""
+    message = the_message(start(tmp_path, 2, "stuck"))
+    assert re.search(r"rank [01] of 2 \(host [^)]+\): it is still computing, last seen in phase setup before its first", message), message
+
+
+def test_a_rank_that_waits_elsewhere(tmp_path):
+    message = the_message(start(tmp_path, 3, "elsewhere"))
+    assert re.search(r"rank 1 of 3 \(host [^)]+\): it is still computing, last seen in phase setup after collective 1 of world, split", message), message
+    assert "rank 0 of" not in message and "Rank 0 waits in collective 1 of world/0" in message, "who waits for the cause is not the cause"
+
+
+def test_ranks_that_wait_for_each_other(tmp_path):
+    message = the_message(start(tmp_path, 3, "crossed"))
+    assert re.search(r"rank 0 of 3 [^;]* waits (elsewhere, )?in collective 1 of world/0, .*; rank 1 of 3 [^;]* waits (elsewhere, )?in collective 2 of world, ",
+                     message), message
+    assert "elsewhere" in message and "Rank 2 waits in collective 2 of world" in message

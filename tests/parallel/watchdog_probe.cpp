@@ -3,6 +3,9 @@
 // `watchdog_probe FOLDER PHASE inside|outside RANK`: at the phase's last collective RANK prints its process number. outside: it never
 // calls it. inside: it calls it, and the last of the other ranks comes a second and a half later.
 // `watchdog_probe FOLDER alone RANK`: RANK works by itself for longer than the deadline, and reports that it does.
+// `watchdog_probe FOLDER stuck`: all ranks hang, each by itself.
+// `watchdog_probe FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in their group, 2 waits for both in the job.
+// `watchdog_probe FOLDER crossed`: the same, but 1 does not hang: it waits with 2, and all wait for each other.
 #include <unistd.h>
 
 #include <cstdio>
@@ -63,6 +66,13 @@ int main(int argc, char** argv) {
   const std::string what = argv[2];
   if (what == "clean") {
     work(*ranks, "", false, -1);
+  } else if (what == "stuck") {
+    while (true) ::pause();
+  } else if (what == "elsewhere" || what == "crossed") {
+    const auto group = ranks->split(ranks->rank() / 2);
+    if (ranks->rank() == 1 && what == "elsewhere") while (true) ::pause();
+    if (ranks->rank() == 0) group->all_reduce_sum(at::zeros({2}));
+    ranks->all_reduce_sum(at::zeros({1}));
   } else if (what == "alone") {
     const PhaseScope scope(Phase::kStep);
     set_deadlines({3600, 1, 3600, 3600});

@@ -153,7 +153,7 @@ def sealed(body, version=1, crc=None):
 
 
 def body_of(files, tensors, world_size=None):
-    return (field(1, 5) + field(7, len(files) if world_size is None else world_size) + b"".join(message(8, file) for file in files) +
+    return (field(1, 5) + message(4, b"") + field(7, len(files) if world_size is None else world_size) + b"".join(message(8, file) for file in files) +
             b"".join(message(9, tensor) for tensor in tensors))
 
 
@@ -203,6 +203,7 @@ HOSTILE = {
     "wrong checksum": (manifest(sealed(GOOD_BODY, crc=1)), "its checksum does not fit"),
     "something after it": (manifest(sealed(GOOD_BODY) + field(9, b"more")), "it holds more than a manifest does"),
     "unknown field in the body": (manifest(sealed(GOOD_BODY + field(77, 1))), "it was not written by this version"),
+    "no score": (manifest(sealed(GOOD_BODY.replace(message(4, b""), b""))), "it was not written by this version"),
     "no file": (manifest(sealed(body_of([], [X]))), "written by 0 ranks"),
     "2^31 ranks": (named("rank-0-of-1.safetensors", world_size=2 ** 31), "written by 2147483648 ranks"),
     "fewer files than ranks": (named("rank-0-of-1.safetensors", world_size=2), "1 files of 2 ranks"),

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -18,6 +19,7 @@ namespace {
 enum Call { kWrite, kFsync, kRename, kUnlink, kMkdir, kRmdir, kCalls };
 std::atomic<int> calls{0}, calls_of[kCalls], failing{0}, failure{EIO}, only{-1};
 std::atomic<bool> lasting{false};
+std::atomic<int64_t> free_bytes{-1};  // what statvfs tells; negative: the truth
 
 bool fails(Call call) {
   if (failing == 0 || (only >= 0 && only != call)) return false;
@@ -41,6 +43,12 @@ ssize_t write(int descriptor, const void* bytes, size_t count) {
   // A short write first, as a filling disk does it.
   if (fails(kWrite)) return failure == ENOSPC && count > 1 ? real(descriptor, bytes, count / 2) : -1;
   return real(descriptor, bytes, count);
+}
+int statvfs(const char* path, struct statvfs* space) noexcept {
+  static const auto real = original<int (*)(const char*, struct statvfs*)>("statvfs");
+  const int status = real(path, space);
+  if (status == 0 && free_bytes >= 0) space->f_frsize = 1, space->f_bavail = static_cast<fsblkcnt_t>(free_bytes);
+  return status;
 }
 int fsync(int descriptor) {
   static const auto real = original<int (*)(int)>("fsync");
@@ -119,6 +127,7 @@ TEST_P(FailingDisk, EveryCallInTurn) {
       expect_same(loaded->tensors, awkward_state(3));
     } else {
       EXPECT_THAT(outcome.error, HasSubstr(std::strerror(error)));
+      EXPECT_TRUE(lasts || std::filesystem::exists(c + "/step-00000002")) << "call " << call << ": " << outcome.error;
       // Where nothing fails any more, what fails to be undone may have come through; it is whole all the same.
       const bool new_one = lasts && loaded->checkpoint.info.step == step && at::equal(loaded->tensors.at("one row"), awkward_state(3)[3].tensor);
       if (!new_one) {
@@ -173,9 +182,26 @@ TEST(FailingDiskOnce, AFullDiskIsNotTriedAgain) {
   const int writes = calls_of[kWrite];
   fail_no_more();
   EXPECT_FALSE(outcome.committed);
-  EXPECT_THAT(outcome.error, AllOf(HasSubstr("rank 0: could not write to"), HasSubstr("rank 1: could not"), HasSubstr("No space left"), HasSubstr("MiB are free there")));
+  EXPECT_THAT(outcome.error, AllOf(HasSubstr("rank 0: could not write to"), HasSubstr("rank 1: could not"), HasSubstr("No space left"),
+                                   HasSubstr("MiB are free there")));
   EXPECT_TRUE(names_in(folder / "c").empty());
   EXPECT_LT(writes, 200);
+}
+
+TEST(FailingDiskOnce, TooSmallADiskIsFoundBeforeAnythingIsWritten) {
+  TemporaryFolder folder;
+  const std::vector<NamedTensor> state = {{"x", at::ones({1 << 20})}};
+  ASSERT_TRUE(save_on(2, folder / "c", info_of(1), state).committed);
+  free_bytes = 1 << 20;
+  fail_from_now(1 << 20, EIO);
+  const SaveOutcome outcome = save_on(2, folder / "c", info_of(2), state);
+  const int writes = calls_of[kWrite];
+  free_bytes = -1;
+  fail_no_more();
+  EXPECT_FALSE(outcome.committed);
+  EXPECT_EQ(writes, 0);
+  EXPECT_THAT(outcome.error, AllOf(HasSubstr("needs 4 MiB more"), HasSubstr("1 MiB are free"), HasSubstr("rank 1")));
+  EXPECT_THAT(names_in(folder / "c"), ElementsAre("step-00000001"));
 }
 
 TEST(FailingDiskOnce, ADeviceThatKeepsFailingIsGivenUp) {

@@ -79,6 +79,17 @@ TEST(Shares, AMissingOrRepeatedShardIsNoticed) {
   }
 }
 
+TEST(Shares, AGapIsNoticedAlsoWhereAnOverlapMakesUpForIt) {
+  const std::vector<TensorInfo> table = {{"a", at::kFloat, {6}}};
+  EXPECT_THAT(error_of(ExitCode::kBadData, [&] {
+    Coverage coverage(table);
+    for (const int64_t first : {0, 3, 4}) {
+      coverage.add("shard", parse_safetensors_header(lay_out_shard(table, {{0, first, 2}}).head.substr(8), 8, "shard"));
+    }
+    coverage.require_complete("checkpoint");
+  }), HasSubstr("lacks rows from 2 on"));
+}
+
 TEST(Shares, TellPyTorchWhereRowsBelongOnlyWhereATensorIsSplit) {
   const std::vector<TensorInfo> table = {{"a", at::kFloat, {2}}, {"b", at::kFloat, {2, 3}}};
   EXPECT_EQ(lay_out_shard(table, {{0, 0, 2}, {1, 0, 2}}).head.find("DCP"), std::string::npos);

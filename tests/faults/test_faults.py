@@ -1,0 +1,236 @@
+"""Real training on 2, 3 and 4 ranks with a rank killed or stopped in each phase, a disk that is slow, and one that is full."""
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+import muster_program as mp  # noqa: E402
+from test_resume import TEXT, Job, assert_same_run, saved, steps  # noqa: E402
+from test_resume import reference as undisturbed  # noqa: E402, F401
+
+SHIM = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "libfault_shim.so")
+DEADLINE = 4
+SECONDS = 5  # within which the cause is named after a death, or after the deadline
+PHASES = ("setup", "step", "save", "evaluation")
+# Short epochs and long evaluations, so that there is always one to come.
+PHASED = ("name: 'phased'\n" + mp.SMALL_FOAL_NET + "optimizer { learning_rate: 0.003 }\n"
+          "training { epochs: 5 batch_size: 5 log_every_steps: 1 threads: 1 reproducible: true }\n"
+          "evaluation { batch_size: 3 }\ncheckpoints { every_epochs: 0 every_steps: 6 }\n")
+
+
+def phased(folder):
+    train, valid, test = 70, 120, 8
+    data = mp.tiny_data(folder / "data.h5", n=train + valid + test, splits=["train"] * train + ["valid"] * valid + ["test"] * test)
+    return PHASED + f"data {{ path: '{data}' }}\n"
+
+
+def shim(folder, kind, **settings):
+    """Environment in which operations of the ranks at or below the folder fail (fault_shim.c)."""
+    return {"LD_PRELOAD": SHIM, "MUSTER_FAULT_FOLDER": str(folder), "MUSTER_FAULT_KIND": kind,
+            **{f"MUSTER_FAULT_{name.upper()}": str(value) for name, value in settings.items()}}
+
+
+def messages(text):
+    return [line for line in text.splitlines() if line.startswith("muster: ")]
+
+
+def processes_of(folder):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes()
+            if str(folder).encode() + b"/" in words or str(folder).encode() + b"\0" in words:
+                found.append(words.decode().split("\0"))
+    return found
+
+
+def newest_row(run):
+    """Tolerates a row that is just being written."""
+    try:
+        rows = [line for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    except FileNotFoundError:
+        return None
+    return json.loads(rows[-1]) if rows else None
+
+
+class Faulted:
+    """One job of a run, and a fault in it. Beyond the files of the run it may use only `shared`, which must be empty afterwards."""
+
+    def __init__(self, folder, phase, ranks, victim, sign):
+        self.folder, self.run, self.phase, self.ranks, self.victim, self.sign = folder, folder / "run", phase, ranks, victim, sign
+        self.shared = folder / "shared"
+        self.shared.mkdir(exist_ok=True)
+        self.begun_at = saved(self.run)
+
+    def is_there(self):
+        """The job is in the phase, as far as its files show."""
+        row = newest_row(self.run)
+        if self.phase == "setup":  # rank 0 makes the run directory, all others wait for it; no row is there
+            return any(self.folder.glob(".run.new-*"))
+        if self.phase == "save":
+            return any(self.run.glob("checkpoints/.tmp-*"))
+        if row is None or row["step"] <= self.begun_at:
+            return False
+        epoch_ends = row["step"] % 14 == 0
+        return row["kind"] == "train" and epoch_ends == (self.phase == "evaluation")
+
+    def play(self):
+        changes = {"OMPI_MCA_btl_vader_backing_directory": str(self.shared), "TMPDIR": str(self.shared)}
+        words = ["train", self.folder / "run.txtpb", "--run-dir", self.run, "--resume", "auto"]
+        if self.phase in ("setup", "save"):
+            changes.update(shim(self.folder, "slow", seconds=0.2))
+            words += ["--set", "checkpoints.asynchronous=false"]
+        if self.sign == "STOP" and self.phase == "setup":
+            changes["MUSTER_COLLECTIVE_TIMEOUT"] = str(DEADLINE)  # counts from the first collective on
+        elif self.sign == "STOP":
+            words += ["--set", f"deadlines.{self.phase}={DEADLINE}"]
+        with Job(self.folder, *words, ranks=self.ranks, changes=changes) as job:
+            while True:
+                job.wait_until(lambda: self.is_there() and len(job.ranks()) == self.ranks)
+                ranks = job.ranks()
+                # Another rank stands still, so that all stay in the phase until each has told the others where it is; in setup they have been from the start.
+                helper = ranks[(self.victim + 1) % self.ranks]
+                if self.phase != "setup":
+                    os.kill(helper, signal.SIGSTOP)
+                    time.sleep(0.7)
+                caught = self.is_there()
+                if caught:
+                    sent = time.time()
+                    os.kill(ranks[self.victim], getattr(signal, "SIG" + self.sign))
+                os.kill(helper, signal.SIGCONT)
+                if caught:
+                    break
+            code, text = job.end(), job.text()
+        time.sleep(0.2)
+        self.check(code, text, sent)
+
+    def check(self, code, text, sent):
+        died = self.sign == "KILL"
+        assert code in ((76, 137) if died else (76,)), text
+        assert len(messages(text)) == 1, text
+        message = messages(text)[0]
+        assert re.search(rf"rank {self.victim} of {self.ranks} \(host [^)]+\)(:| is lost)", message), message
+        assert ("its process has died" if died else "its process does not run") in message
+        assert f"last seen in phase {self.phase} " in message, message
+        assert (f"no progress in phase {self.phase} for {DEADLINE} s" in message) == (not died), message
+        assert processes_of(self.folder) == [] and list(self.shared.iterdir()) == []
+        if self.phase == "setup":
+            assert not self.run.exists(), "a half-made run directory was taken for one"
+            return
+        survivors = [rank for rank in range(self.ranks) if rank != self.victim]
+        records = [self.run / f"logs/flight-record-rank-{rank}.json" for rank in survivors]
+        for record in map(mp.read_json, records):
+            assert record["missing_ranks"] == [self.victim] and record["phase"] == self.phase
+            assert 0 <= record["time"] - sent < SECONDS + (0 if died else DEADLINE)
+            assert {entry["phase"] for entry in record["collectives"] if entry["label"] == "between steps"} <= {"step"}
+        for record in (self.run / "logs").glob("flight-record-*"):
+            record.unlink()
+        if self.phase == "save":
+            assert list(self.run.glob("checkpoints/.tmp-*")), "the save was not interrupted"
+        if saved(self.run):
+            verdict = mp.muster("checkpoints", "verify", self.run).stdout
+            assert verdict.count("whole") == len(list(self.run.glob("checkpoints/step-*")))
+
+
+def play_chain(folder, victim, sign):
+    """Jobs of one run, each on another number of ranks and with a fault in another phase, and the one that ends it."""
+    mp.write_config(folder / "run.txtpb", phased(folder))
+    sizes = [ranks for ranks in (2, 3, 4) if ranks > victim]
+    for i, phase in enumerate(PHASES):
+        Faulted(folder, phase, sizes[(i + (sign == "STOP")) % len(sizes)], victim, sign).play()
+    mp.muster("resume", folder / "run", "--set", "checkpoints.asynchronous=true", ranks=1 + victim % 3)
+    return folder / "run"
+
+
+CHAINS = list(itertools.product(range(4), ("KILL", "STOP")))
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory):
+    """All of them, a few at a time: they mostly wait."""
+    with ThreadPoolExecutor(3) as pool:
+        yield {chain: pool.submit(play_chain, tmp_path_factory.mktemp(f"{chain[1]}-{chain[0]}"), *chain) for chain in CHAINS}
+
+
+@pytest.fixture(scope="module")
+def phased_reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phased")
+    return mp.train(folder, phased(folder))
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain[1]}-{chain[0]}")
+def test_a_rank_is_lost_in_each_phase(chain, chains, phased_reference):
+    assert_same_run(chains[chain].result(timeout=240), phased_reference)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_slow_disk_does_not_slow_steps(ranks, tmp_path):
+    """Steps per second while a save is in flight are of the order of those before it, although each fsync takes a second."""
+    text = TEXT.replace("epochs: 9", "epochs: 100000").replace("every_steps: 5", "every_steps: 0 every_minutes: 0.08").replace("every_steps: 4", "every_epochs: 0")
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    with Job(tmp_path, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "checkpoints", "slow", seconds=1)) as job:
+        marks = []
+        for condition in (lambda: steps(run) > 0, lambda: any(run.glob("checkpoints/.tmp-*")), lambda: saved(run) > 0):
+            job.wait_until(condition)
+            marks.append((time.monotonic(), steps(run)))
+        job.wait_until(lambda: (run / "logs/checkpoints.jsonl").exists())
+        (begin, first), (saves, middle), (commits, last) = marks
+        for pid in job.ranks():
+            os.kill(pid, signal.SIGKILL)
+    before, meanwhile = (middle - first) / (saves - begin), (last - middle) / (commits - saves)
+    assert commits - saves > 3, "the disk was not slow"
+    assert meanwhile > before / 3, f"{before:.0f} steps/s before the save, {meanwhile:.0f} while it was in flight"
+    row = json.loads((run / "logs/checkpoints.jsonl").read_text().splitlines()[0])
+    assert row["committed"] and row["write_seconds"] > 3 and row["stall_seconds"] < row["write_seconds"] / 3
+
+
+def operations_until_commit(folder, ranks):
+    """Of rank 0 below checkpoints/, in a run that nothing happens to."""
+    run = folder / "counted"
+    mp.train(folder, TEXT, "counted", ranks, "--max-steps", 7, changes=shim(run / "checkpoints", "", log=folder / "log"))
+    lines = [line.split() for line in (folder / "log").read_text().splitlines()]
+    commit = next(i for i, words in enumerate(lines) if words[1:3] == ["0", "rename"] and words[-2] == "step-00000005")
+    return next(int(words[0]) for words in lines[commit + 1:] if words[1] == "0" and words[2] == "open" and ".tmp-" in words[3])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk(ranks, undisturbed, tmp_path):  # noqa: F811
+    at = operations_until_commit(tmp_path, ranks)
+    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
+    with Job(tmp_path, "train", config, "--run-dir", run, "--set", "checkpoints.max_failures_in_a_row=2", ranks=ranks,
+             changes=shim(run / "checkpoints", "ENOSPC", at=at, sticky=1)) as job:
+        assert job.end() == 74, job.text()
+        text = job.text()
+    assert len(messages(text)) == 1 and "Now 3 in a row have failed" in text and f"muster resume {run}" in text, text
+    assert text.count("No space left on device") >= 3
+    for step in (10, 15):
+        assert text.count(f"warning: the checkpoint of step {step} could not be saved: ") == 1, text
+    assert text.count("training goes on; the checkpoint of step 5 is still there") == 2 and text.count("warning: ") == 2
+    assert steps(run) >= 20 and saved(run) == 5
+    outcomes = [json.loads(line) for line in (run / "logs/checkpoints.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["committed"]) for row in outcomes] == [(5, True), (10, False), (15, False), (20, False)]
+    mp.muster("checkpoints", "verify", run)
+    assert "goes on after step 5" in mp.muster("resume", run, ranks=3 - ranks).stderr
+    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_room_for_metrics(ranks, undisturbed, tmp_path):  # noqa: F811
+    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
+    with Job(tmp_path, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "metrics.jsonl", "ENOSPC", at=20, sticky=1)) as job:
+        assert job.end() == 74, job.text()
+        text = job.text()
+    assert len(messages(text)) == 1 and f"{run}/metrics.jsonl: cannot write: No space left on device" in text, text
+    assert processes_of(run) == []
+    mp.muster("resume", run, ranks=3 - ranks)
+    assert_same_run(run, undisturbed)
