@@ -34,6 +34,7 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
     if (!score.name.empty() && !std::isnan(score.value) && (scored.empty() || scored[0]->info.score.name == score.name)) scored.push_back(&each);
   }
   const bool higher_is_better = scored.empty() || scored[0]->info.score.higher_is_better;
+  std::reverse(scored.begin(), scored.end());  // at a tie the earlier one, as for the run's best weights
   std::stable_sort(scored.begin(), scored.end(), [&](const Checkpoint* a, const Checkpoint* b) {
     return higher_is_better ? a->info.score.value > b->info.score.value : a->info.score.value < b->info.score.value;
   });

@@ -10,7 +10,7 @@ namespace muster::checkpoints {
 // Which checkpoints stay. One that any rule keeps stays; the newest whole one always does.
 struct Retention {
   uint32_t keep_last = 2;   // at least 1
-  uint32_t keep_best = 1;   // of those with a score, by score, the later one at a tie; 0: none for that reason
+  uint32_t keep_best = 1;   // of those with a score, by score, the earlier one at a tie; 0: none for that reason
   uint64_t keep_every = 0;  // those whose step is a multiple; 0: none for that reason
 };
 

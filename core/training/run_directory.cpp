@@ -81,6 +81,15 @@ size_t end_of_rows(const std::string& text, uint64_t step, const std::string& pa
   return end;
 }
 
+// Temporary files of checkpoints::AtomicFile whose writer was killed. Nobody writes here but the holder of the lock.
+void sweep_temporary_files(const fs::path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name[0] == '.' && name.find(".tmp-") != std::string::npos && entry.is_regular_file(ignored)) fs::remove(entry.path(), ignored);
+  }
+}
+
 }  // namespace
 
 bool run_directory_exists(const std::string& path) {
@@ -142,6 +151,8 @@ void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.json
 
 void RunDirectory::continue_after(uint64_t step) {
   const std::string path = file("metrics.jsonl");
+  sweep_temporary_files(path_);
+  sweep_temporary_files(file("weights"));
   open_metrics();
   const std::string text = contents(path);
   const size_t end = end_of_rows(text, step, path);

@@ -24,7 +24,8 @@ class RunDirectory {
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
 
-  // Before the first row, in a directory that was there: takes away rows of steps after `step`, which will come again, and a torn last one.
+  // Before the first row, in a directory that was there: takes away rows of steps after `step`, which will come again, a torn last one, and
+  // the temporary files of writers that were killed.
   // Throws Error(kBadData) when metrics.jsonl holds something else than rows.
   void continue_after(uint64_t step);
 

@@ -122,3 +122,14 @@ def test_more_ranks_than_gpus_are_refused(tmp_path):
     message = mp.muster("train", config, "--run-dir", tmp_path / "run", "--set", "training.device=CUDA", ranks=ranks, code=2).stderr
     assert "training.share_device" in message and f"{ranks} ranks" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["foal_net", "miar"])
+def test_resume_on_another_number_of_ranks(name, tmp_path):
+    """The state goes through pinned memory to disk and back, and the rest of the run has the same bits."""
+    text = "name: 'resumed'\n" + experiments(tmp_path)[name] + training("reproducible: true microbatches: 4") + "checkpoints { every_steps: 3 }\n"
+    whole = train_on_gpu(tmp_path, text, "whole", 1)
+    parts = train_on_gpu(tmp_path, text, "parts", 2, "--max-steps", "10")
+    mp.muster("resume", parts, "--max-steps", 24, ranks=3)
+    for which in ("best", "last"):
+        assert mp.result(parts)[which]["fingerprint"] == mp.result(whole)[which]["fingerprint"]

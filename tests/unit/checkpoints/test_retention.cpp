@@ -41,11 +41,11 @@ TEST(Retention, KeepsTheLastTheBestAndEveryNth) {
   EXPECT_THAT(steps(superfluous(c, {6, 0, 0})), IsEmpty());
   EXPECT_THAT(steps(superfluous(c, {2, 0, 0})), ElementsAre(10, 20, 30, 40));
   EXPECT_THAT(steps(superfluous(c, {0, 0, 0})), ElementsAre(10, 20, 30, 40, 50));
-  EXPECT_THAT(steps(superfluous(c, {1, 1, 0})), ElementsAre(10, 20, 30, 50));  // of the two best the later
+  EXPECT_THAT(steps(superfluous(c, {1, 1, 0})), ElementsAre(10, 30, 40, 50));  // of the two best the earlier
   EXPECT_THAT(steps(superfluous(c, {1, 3, 0})), ElementsAre(10, 50));
   EXPECT_THAT(steps(superfluous(c, {1, 100, 0})), ElementsAre(50));
   EXPECT_THAT(steps(superfluous(c, {1, 0, 20})), ElementsAre(10, 30, 50));
-  EXPECT_THAT(steps(superfluous(c, {2, 1, 30})), ElementsAre(10, 20));
+  EXPECT_THAT(steps(superfluous(c, {2, 1, 30})), ElementsAre(10, 40));
 }
 
 TEST(Retention, LowerMayBeBetterAndScoresOfAnotherMetricDoNotCount) {

@@ -125,6 +125,14 @@ TEST_F(ContinuedRun, TornEndsGo) {
   }
 }
 
+TEST_F(ContinuedRun, TemporaryFilesOfKilledWritersGo) {
+  for (const char* name : {"run/.result.json.tmp-host-1-0", "run/weights/.best.safetensors.tmp-host-1-2", "run/.mine", "run/notes.tmp-1"}) std::ofstream(folder_ / name) << "x";
+  RunDirectory(folder_ / "run").continue_after(5);
+  EXPECT_FALSE(fs::exists(folder_ / "run/.result.json.tmp-host-1-0"));
+  EXPECT_TRUE(fs::is_empty(folder_ / "run/weights"));
+  EXPECT_TRUE(fs::exists(folder_ / "run/.mine") && fs::exists(folder_ / "run/notes.tmp-1")) << "what is not ours stays";
+}
+
 TEST_F(ContinuedRun, WhatIsNoRowAmongThemIsRefused) {
   std::ofstream(metrics(), std::ios::binary) << rows(2) << "my notes\n" << whole_.substr(rows(2).size());
   const std::string before = contents(metrics());
