@@ -12,9 +12,10 @@ namespace muster::checkpoints {
 
 using distributed::Error;
 
-std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention) {
+std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention, uint64_t newest) {
   std::vector<Checkpoint> whole;  // newest first
   for (const FoundCheckpoint& found : find_checkpoints(folder)) {
+    if (found.step > newest) continue;
     try {
       whole.push_back(read_manifest(found.path));
     } catch (const Error&) {
@@ -59,6 +60,13 @@ void remove_checkpoint(const std::string& path) {
   // Before the first file goes: after a power failure there must not be a checkpoint of that name with files missing.
   sync_folder(folder);
   remove_folder(hidden);
+}
+
+void set_aside(const std::string& path) {
+  const auto step = step_of_name(path.substr(path.rfind('/') + 1));
+  if (!step) throw Error(distributed::ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
+  rename_folder(path, parent_of(path) + "/" + hidden_name(Purpose::kDamaged, *step, make_uuid()));
+  sync_folder(parent_of(path));
 }
 
 int sweep_leftovers(const std::string& folder) {

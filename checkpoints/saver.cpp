@@ -152,11 +152,10 @@ class CheckpointSaver::Implementation {
   }
 
   std::optional<SaveOutcome> finish() {
+    // Ranks meet only when their own work is done: a rank whose disk hangs does not come, and is found by the others as one that hangs.
     while (in_flight()) {
+      writer_.wait();
       if (auto outcome = hear(communicator_.all_gather_bytes(word()))) return outcome;
-      // The others wait for this rank's next word: not for long, and not without a pause when this rank's own work is done.
-      if (!writer_.wait_for(std::chrono::milliseconds(20))) continue;
-      std::this_thread::sleep_for(std::chrono::milliseconds(told_ ? 1 : 0));
     }
     return std::nullopt;
   }
@@ -218,7 +217,7 @@ class CheckpointSaver::Implementation {
     try {
       if (committed) {
         if (!replaced.empty()) remove_folder(replaced);
-        for (const FoundCheckpoint& old : superfluous(folder_, retention_)) remove_checkpoint(old.path);
+        for (const FoundCheckpoint& old : superfluous(folder_, retention_, attempt_.step)) remove_checkpoint(old.path);
       } else {
         error = "The checkpoint of step " + std::to_string(attempt_.step) + " was not saved; the older ones are as they were. " + error;
         discard(attempt_);

@@ -286,10 +286,7 @@ Watchdog::Fault& Watchdog::open_fault() {
 }
 
 void Watchdog::check_deadline() {
-  if (any_died()) {
-    open_fault();
-    return;
-  }
+  if (any_died()) open_fault();  // before this watchdog was there
   const double limit = deadline_of(current_phase());
   const auto progress = last_progress();
   if (progress > suspended_since_progress_) suspended_ = {};

@@ -26,7 +26,10 @@ Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirec
                              Progress& progress)
     : settings_(settings), directory_(directory), communicator_(communicator), progress_(progress),
       saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints), settings.checkpoints.asynchronous(), communicator,
-              directory ? std::function<void()>([directory] { directory->sync(); }) : nullptr),
+              directory ? std::function<void()>([directory] {
+                directory->require_held();
+                directory->sync();
+              }) : nullptr),
       begun_step_(newest), newest_(newest) {}
 
 Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
@@ -77,7 +80,7 @@ void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
   if (directory_) {
     nlohmann::json row = {{"step", outcome.step}, {"committed", outcome.committed}, {"stall_seconds", outcome.stall_seconds},
                           {"write_seconds", outcome.write_seconds}, {"bytes", outcome.bytes}};
-    if (!outcome.committed) row["error"] = outcome.error;
+    if (!outcome.error.empty()) row["error"] = outcome.error;
     try {
       directory_->append_log("logs/checkpoints.jsonl", row);
     } catch (const distributed::Error& error) {
@@ -90,6 +93,7 @@ void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
     newest_ = outcome.step;
     failed_in_a_row_ = 0;
     last_failure_.clear();
+    if (!outcome.error.empty()) progress_.line("warning: " + outcome.error);
     return;
   }
   ++failed_;

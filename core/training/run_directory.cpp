@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "checkpoints/atomic_file.h"
+#include "checkpoints/folders.h"
 #include "distributed/error.h"
 
 namespace muster::training {
@@ -20,6 +21,11 @@ namespace {
 namespace fs = std::filesystem;
 using distributed::Error;
 using distributed::ExitCode;
+
+constexpr const char* kFolders[] = {"weights", "checkpoints", "logs"};
+
+// Paths need not be UTF-8; JSON must.
+std::string dumped(const nlohmann::json& value, int indent = -1) { return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace); }
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& reason) {
   throw Error(ExitCode::kIo, path + ": " + what + ": " + reason);
@@ -97,6 +103,13 @@ bool run_directory_exists(const std::string& path) {
   return fs::exists(fs::symlink_status(path, ignored));
 }
 
+InitFrom recorded_init_from(const std::string& run_directory) {
+  std::ifstream file(run_directory + "/environment.json");
+  const auto environment = nlohmann::json::parse(file, nullptr, false);
+  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object()) return {};
+  return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
+}
+
 void require_new_run_directory(const std::string& path) {
   if (!run_directory_exists(path)) return;
   std::error_code ignored;
@@ -112,16 +125,16 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
   require_new_run_directory(path);
   const fs::path target = fs::absolute(path).lexically_normal();
   const fs::path final_path = target.has_filename() ? target : target.parent_path();
+  checkpoints::make_folders(final_path.parent_path().string());
   std::error_code error;
-  fs::create_directories(final_path.parent_path(), error);
-  if (error) fail(final_path.parent_path().string(), "cannot create the folder", error.message());
   const fs::path building = final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
   try {
-    for (const char* folder : {"weights", "checkpoints", "logs"}) fs::create_directories(building / folder);
+    for (const char* folder : kFolders) fs::create_directories(building / folder);
     checkpoints::write_file_atomically((building / "config.txtpb").string(), config_text);
-    checkpoints::write_file_atomically((building / "environment.json").string(), environment.dump(2) + "\n");
+    checkpoints::write_file_atomically((building / "environment.json").string(), dumped(environment, 2) + "\n");
     checkpoints::write_file_atomically((building / "metrics.jsonl").string(), "");
     fs::rename(building, final_path);
+    checkpoints::sync_folder(final_path.parent_path().string());
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
     fail(path, "cannot create the run directory", failure.code().message());
@@ -151,6 +164,9 @@ void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.json
 
 void RunDirectory::continue_after(uint64_t step) {
   const std::string path = file("metrics.jsonl");
+  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));  // copies may have left out empty ones
+  for (const auto& entry : fs::directory_iterator(file("logs")))
+    if (entry.path().filename().string().rfind("flight-record-rank-", 0) == 0) fs::remove(entry.path());
   sweep_temporary_files(path_);
   sweep_temporary_files(file("weights"));
   open_metrics();
@@ -161,7 +177,8 @@ void RunDirectory::continue_after(uint64_t step) {
 }
 
 void RunDirectory::append_metrics(const nlohmann::json& row) {
-  append(metrics_, row.dump() + "\n", file("metrics.jsonl"));
+  require_not_lost();
+  append(metrics_, dumped(row) + "\n", file("metrics.jsonl"));
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   events_->append(row["step"].get<uint64_t>(), std::chrono::duration<double>(now).count(), scalars_of(row));
 }
@@ -169,7 +186,7 @@ void RunDirectory::append_metrics(const nlohmann::json& row) {
 void RunDirectory::append_log(const std::string& name, const nlohmann::json& row) {
   const int descriptor = open_to_append(file(name));
   try {
-    append(descriptor, row.dump() + "\n", file(name));
+    append(descriptor, dumped(row) + "\n", file(name));
   } catch (...) {
     ::close(descriptor);
     throw;
@@ -182,9 +199,17 @@ void RunDirectory::sync() {
   events_->sync();
 }
 
-void RunDirectory::write(const std::string& name, const std::string& bytes) { checkpoints::write_file_atomically(file(name), bytes); }
+void RunDirectory::require_not_lost() {
+  if (!lock_->held()) lock_->check();
+}
+
+void RunDirectory::write(const std::string& name, const std::string& bytes) {
+  lock_->check();
+  checkpoints::write_file_atomically(file(name), bytes);
+}
 
 void RunDirectory::remove(const std::string& name) {
+  lock_->check();
   if (::unlink(file(name).c_str()) != 0 && errno != ENOENT) fail(file(name), "cannot be removed", std::strerror(errno));
 }
 

@@ -47,6 +47,8 @@ class RunDirectory {
 
  private:
   void open_metrics();
+  // The same at little cost: as of the last renewal.
+  void require_not_lost();
 
   std::string path_;
   std::optional<RunLock> lock_;
@@ -59,5 +61,13 @@ void require_new_run_directory(const std::string& path);
 
 // Whether `path` is there at all.
 bool run_directory_exists(const std::string& path);
+
+// The weights file that a run began from; empty texts when it began from its model's own initial weights.
+struct InitFrom {
+  std::string path;
+  std::string sha256;
+};
+// As environment.json of a run directory says; empty when it cannot be read.
+InitFrom recorded_init_from(const std::string& run_directory);
 
 }  // namespace muster::training

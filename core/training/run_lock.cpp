@@ -18,6 +18,7 @@
 
 #include "core/training/lock_holder.h"
 #include "distributed/error.h"
+#include "distributed/watchdog.h"
 
 namespace muster::training {
 namespace {
@@ -207,6 +208,7 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
   const auto begin = Clock::now();
   for (;;) {
     std::this_thread::sleep_for(std::max(holder.interval / 4, milliseconds(1)));
+    distributed::report_progress();
     const auto now = read_lock(path);
     if (!now || now->id != holder.id) return "";
     if (!(now->renewed == holder.renewed)) refuse(*now);

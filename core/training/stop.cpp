@@ -19,6 +19,9 @@ void catch_stop_signals() {
   action.sa_handler = remember;
   sigemptyset(&action.sa_mask);
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) {
+    struct sigaction inherited = {};
+    sigaction(signal, nullptr, &inherited);
+    if (signal == SIGINT && inherited.sa_handler == SIG_IGN) continue;  // a script's background job: Ctrl-C is for others
     action.sa_flags = SA_RESTART | (signal == SIGINT ? SA_RESETHAND : 0);
     sigaction(signal, &action, nullptr);
   }

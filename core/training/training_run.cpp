@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "checkpoints/sha256.h"
 #include "core/config/resolved_text.h"
 #include "core/models/make_model.h"
 #include "core/training/conclusion.h"
@@ -25,9 +26,10 @@ void TrainingRun::open_run_directory() {
     const std::string& path = options_.run_directory;
     if (options_.begin == Begin::kResume || (options_.begin == Begin::kAuto && run_directory_exists(path))) {
       if (!run_directory_exists(path)) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
+      word = "resume";
+      if (options_.dry_run) return;
       directory_.emplace(path, [&](const std::string& text) { progress_.line(text); });
       checkpoints::sweep_leftovers(directory_->file("checkpoints"));
-      word = "resume";
     } else if (!options_.dry_run) {
       require_new_run_directory(path);
     }
@@ -60,7 +62,10 @@ void TrainingRun::prepare() {
   const bool from_checkpoint = point_.loaded.has_value();
   if (config_.data().standardize() && !from_checkpoint) moments_ = fit_moments(data_, split_.train, communicator_);
   distributed::together(communicator_, [&] {
-    if (options_.init_from.empty() || from_checkpoint) return;
+    if (from_checkpoint) return;
+    if (!options_.init_from.empty()) init_from_ = {options_.init_from, checkpoints::sha256_of_file(options_.init_from)};
+    if (resumes_ && !options_.force) require_same_beginning();
+    if (options_.init_from.empty()) return;
     const Weights weights = read_weights(options_.init_from, data_.shape);
     load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
   });
@@ -74,7 +79,7 @@ void TrainingRun::prepare() {
   const auto& optimizer = config_.optimizer();
   optimizer_ = std::make_unique<optim::AdamW>(
       model_->parameters(), optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
-  if (from_checkpoint) restore_progress();
+  if (from_checkpoint) distributed::together(communicator_, [&] { restore_progress(); });
   step_ = std::make_unique<Step>(*model_, *reader_, communicator_, StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
   guard_.emplace(compute_.device);
 }
@@ -114,16 +119,19 @@ void TrainingRun::begin_run() {
     const std::string config_text = config::resolved_text(config_);
     if (!resumes_) {
       job["data"] = description();
-      if (!options_.init_from.empty()) job["init_from"] = options_.init_from;
+      if (!init_from_.path.empty()) job["init_from"] = {{"path", init_from_.path}, {"sha256", init_from_.sha256}};
       directory_.emplace(options_.run_directory, config_text, job);
       return;
     }
+    // Those of later steps were found damaged: they must not count as the newest ones any more.
+    for (const auto& found : checkpoints::find_checkpoints(directory_->file("checkpoints")))
+      if (found.step > state_.steps_done) checkpoints::set_aside(found.path);
     directory_->continue_after(state_.steps_done);
     nlohmann::json environment = directory_->environment();
     job["from_step"] = state_.steps_done;
     job["changes"] = point_.changes;
     environment["resumes"].push_back(job);
-    directory_->write("environment.json", environment.dump(2) + "\n");
+    directory_->write("environment.json", environment.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
     directory_->write("config.txtpb", config_text);
     directory_->remove("result.json");
     // The file may be newer than the checkpoint. What comes after may be something else this time.
@@ -133,6 +141,16 @@ void TrainingRun::begin_run() {
   const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(), options_.time_limit, started_};
   checkpointing_.emplace(settings, state_.steps_done, directory_ ? &*directory_ : nullptr, communicator_, progress_);
   checkpointing_->prepare(tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
+}
+
+// A run that has no checkpoint yet must begin again from the weights that it began from.
+void TrainingRun::require_same_beginning() const {
+  const InitFrom recorded = recorded_init_from(options_.run_directory);
+  if (recorded.sha256 == init_from_.sha256) return;
+  const auto text = [](const InitFrom& weights) { return weights.path.empty() ? std::string("its own initial weights") : weights.path + " (SHA-256 " + weights.sha256 + ")"; };
+  throw distributed::Error(ExitCode::kBadConfig, options_.run_directory + ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
+                                                     text(recorded) + " -> " + text(init_from_) +
+                                                     ". Give those with --init-from, or begin a new run in another --run-dir, or add --force.");
 }
 
 // What checkpoints hold of the model itself; before it moves to its device.
@@ -197,7 +215,8 @@ void TrainingRun::stop(const std::string& reason) {
   settle();
   const std::string head = "stopped by " + reason + " after step " + std::to_string(state_.steps_done) + " of " + std::to_string(plan_->total_steps());
   const std::string go_on = "go on, on any number of ranks, with: muster resume " + options_.run_directory;
-  if (checkpointing_->newest() == state_.steps_done) throw SharedError(ExitCode::kRequeue, head + ", which is saved; " + go_on);
+  const std::string saved = state_.steps_done > 0 ? ", which is saved; " : ", so there is nothing to save; ";
+  if (checkpointing_->newest() == state_.steps_done) throw SharedError(ExitCode::kRequeue, head + saved + go_on);
   throw SharedError(ExitCode::kIo, head + ", but that could not be saved: " + checkpointing_->last_failure() + "\nThe newest checkpoint is of step " +
                                        std::to_string(checkpointing_->newest()) + "; " + go_on);
 }
@@ -234,6 +253,8 @@ void TrainingRun::run() {
   }
   begin_run();
   train_loop();
+  // The last step is always evaluated, also when an earlier job of a longer run has made it.
+  if (!state_.stopped_early) validate(plan_->epoch_of(state_.steps_done - 1));
   progress_.clear();
   save();
   settle();

@@ -39,6 +39,7 @@ class TrainingRun {
   bool is_main() const { return communicator_.rank() == 0; }
   void open_run_directory();
   void prepare();
+  void require_same_beginning() const;
   void restore_weights();
   void restore_progress();
   std::string summary() const;
@@ -88,6 +89,7 @@ class TrainingRun {
   std::optional<RunDirectory> directory_;
 
   bool resumes_ = false;
+  InitFrom init_from_;
   ResumePoint point_;  // only its changes once restored
   double earlier_seconds_ = 0;
   TrainingState state_;

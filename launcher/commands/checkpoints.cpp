@@ -110,7 +110,17 @@ void prune(const PruneArguments& arguments) {
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
   std::optional<training::RunLock> lock;  // a running job prunes by itself
   if (!arguments.dry_run) lock.emplace(arguments.path);
-  const auto superfluous = checkpoints::superfluous(arguments.path + "/checkpoints", retention);
+  // Nothing goes in favour of one that is damaged.
+  const std::string folder = arguments.path + "/checkpoints";
+  uint64_t newest = 0;
+  for (const auto& found : checkpoints::find_checkpoints(folder)) {
+    try {
+      newest = checkpoints::verify_checkpoint(found.path).info.step;
+      break;
+    } catch (const Error&) {
+    }
+  }
+  const auto superfluous = checkpoints::superfluous(folder, retention, newest);
   for (const auto& checkpoint : superfluous) {
     std::printf("%s %s\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path.c_str());
     if (!arguments.dry_run) checkpoints::remove_checkpoint(checkpoint.path);

@@ -1,6 +1,8 @@
-#include <fstream>
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
+#include "launcher/launch/mpirun.h"
 
 namespace muster::launcher {
 namespace {
@@ -41,11 +44,11 @@ std::string command_line(const Arguments& arguments) {
   return line;
 }
 
-// What a run was given at its beginning, for one that has no checkpoint yet and begins again.
-std::string recorded_init_from(const std::string& run_directory) {
-  std::ifstream file(run_directory + "/environment.json");
-  const auto environment = nlohmann::json::parse(file, nullptr, false);
-  return environment.is_object() && environment.contains("init_from") && environment["init_from"].is_string() ? environment["init_from"].get<std::string>() : "";
+// Seconds that the time limit has been running in earlier starts of the same `muster launch --max-restarts`.
+double seconds_before() {
+  const char* started = std::getenv(kLaunchStarted);
+  if (!started) return 0;
+  return std::max(0.0, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() - std::atof(started));
 }
 
 void run(const Arguments& arguments) {
@@ -59,12 +62,13 @@ void run(const Arguments& arguments) {
       if (arguments.resumes && !training::run_directory_exists(arguments.run_directory))
         throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": there is no such run to resume");
       loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config, overrides);
-      if (!arguments.time_limit.empty()) options.time_limit = training::parse_duration(arguments.time_limit).value();
+      if (!arguments.time_limit.empty()) options.time_limit = std::max(1e-3, training::parse_duration(arguments.time_limit).value() - seconds_before());
     });
     options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
     options.begin = arguments.resumes ? training::Begin::kResume : arguments.begin == "auto" ? training::Begin::kAuto : training::Begin::kNew;
     options.force = arguments.force;
-    options.init_from = arguments.init_from.empty() && options.begin != training::Begin::kNew ? recorded_init_from(options.run_directory) : arguments.init_from;
+    options.init_from = arguments.init_from.empty() ? "" : std::filesystem::absolute(arguments.init_from).lexically_normal().string();
+    if (options.init_from.empty() && options.begin != training::Begin::kNew) options.init_from = training::recorded_init_from(options.run_directory).path;
     options.dry_run = arguments.dry_run;
     options.command_line = command_line(arguments);
     training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line + (arguments.dry_run ? " --dry-run" : ""));

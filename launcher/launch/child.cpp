@@ -32,7 +32,16 @@ extern "C" void ask_to_stop(int signal) {
   const int former_errno = errno;
   const bool again = (signal == SIGTERM || signal == SIGINT) && ++orders_to_end > 1;
   ++stops_wanted;
+  alarm(1);
   if (child_process > 0) kill(static_cast<pid_t>(child_process), again ? SIGTERM : SIGUSR2);
+  errno = former_errno;
+}
+
+// Ranks that are still starting may have missed it; for the others once more means nothing.
+extern "C" void ask_again(int) {
+  const int former_errno = errno;
+  if (child_process > 0 && orders_to_end < 2) kill(static_cast<pid_t>(child_process), SIGUSR2);
+  alarm(1);
   errno = former_errno;
 }
 
@@ -101,9 +110,14 @@ ChildEnd run_child(const std::vector<std::string>& words, const std::map<std::st
   sigset_t stops, former;
   sigemptyset(&stops);
   for (const int signal : kStopSignals) {
+    struct sigaction inherited = {};
+    sigaction(signal, nullptr, &inherited);
+    if (inherited.sa_handler == SIG_IGN) continue;  // nohup
     sigaction(signal, &action, nullptr);
     sigaddset(&stops, signal);
   }
+  action.sa_handler = ask_again;
+  sigaction(SIGALRM, &action, nullptr);
   // None may come between the fork and the moment in which its target is known.
   sigprocmask(SIG_BLOCK, &stops, &former);
   const pid_t launcher = getpid();
@@ -116,6 +130,7 @@ ChildEnd run_child(const std::vector<std::string>& words, const std::map<std::st
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
+  alarm(0);
   child_process = 0;
   end_orphans();
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), stops_wanted > 0};

@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -85,6 +87,8 @@ void launch(const LaunchOptions& options) {
     std::printf("%s\n", line(options.command).c_str());
     return;
   }
+  // A time limit counts from here, whatever is started again.
+  setenv(kLaunchStarted, std::to_string(std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count()).c_str(), 1);
   auto command = options.command;
   int64_t step_at_last_failure = 0;
   for (int restarts = 0;; ++restarts) {
@@ -95,7 +99,9 @@ void launch(const LaunchOptions& options) {
       end = run_child(with(command), folder.environment());
     }
     if (end.code == 0) return;
-    const int code = end.told_to_stop ? end.code : code_of_job(end.code);
+    // A process that the stop reached before it could know what it means has not begun anything.
+    const int stopped = end.code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : end.code;
+    const int code = end.told_to_stop ? stopped : code_of_job(end.code);
     if (restarts == options.max_restarts || end.told_to_stop || !is_worth_a_restart(code)) throw LaunchedJobFailed(code);
     const int64_t step = newest_step(run_directory_of(options.command));
     if (restarts > 0 && step <= step_at_last_failure)

@@ -16,6 +16,9 @@ struct LaunchOptions {
   std::vector<std::string> command;  // a muster command and its arguments: train, resume, evaluate, predict
 };
 
+// Name of the environment variable by which restarted jobs learn when the first of them was started (seconds since 1970).
+constexpr const char* kLaunchStarted = "MUSTER_LAUNCH_STARTED";
+
 // The job ended with another exit code than 0; its ranks have said why.
 class LaunchedJobFailed : public distributed::Error {
  public:

@@ -119,18 +119,21 @@ class Faulted:
         assert code in ((76, 137) if died else (76,)), text
         assert len(messages(text)) == 1, text
         message = messages(text)[0]
-        assert re.search(rf"rank {self.victim} of {self.ranks} \(host [^)]+\)(:| is lost)", message), message
-        assert ("its process has died" if died else "its process does not run") in message
-        assert f"last seen in phase {self.phase} " in message, message
+        reason, seen = "its process has died" if died else "its process does not run", f"last seen in phase {self.phase} "
+        seen = rf"({seen}|never heard of)" if self.phase == "setup" else seen  # where ranks are is told twice a second
+        assert re.search(rf"rank {self.victim} of {self.ranks} \(host [^)]+\)(:| is lost:) {reason}[^;]*, {seen}", message), message
         assert (f"no progress in phase {self.phase} for {DEADLINE} s" in message) == (not died), message
         assert processes_of(self.folder) == [] and list(self.shared.iterdir()) == []
         if self.phase == "setup":
-            assert not self.run.exists(), "a half-made run directory was taken for one"
+            names = {path.name for path in self.run.iterdir()} if self.run.exists() else {"config.txtpb", "environment.json", "metrics.jsonl"}
+            assert {"config.txtpb", "environment.json", "metrics.jsonl"} <= names and newest_row(self.run) is None, "the run directory is half made"
             return
         survivors = [rank for rank in range(self.ranks) if rank != self.victim]
         records = [self.run / f"logs/flight-record-rank-{rank}.json" for rank in survivors]
         for record in map(mp.read_json, records):
-            assert record["missing_ranks"] == [self.victim] and record["phase"] == self.phase
+            # Another rank may wait for the stopped one in an earlier collective than the rest.
+            assert self.victim in record["missing_ranks"] and len(record["missing_ranks"]) < self.ranks and record["phase"] == self.phase
+            assert record["missing_ranks"] == [self.victim] or not died
             assert 0 <= record["time"] - sent < SECONDS + (0 if died else DEADLINE)
             assert {entry["phase"] for entry in record["collectives"] if entry["label"] == "between steps"} <= {"step"}
         for record in (self.run / "logs").glob("flight-record-*"):
@@ -185,13 +188,26 @@ def test_a_slow_disk_does_not_slow_steps(ranks, tmp_path):
             marks.append((time.monotonic(), steps(run)))
         job.wait_until(lambda: (run / "logs/checkpoints.jsonl").exists())
         (begin, first), (saves, middle), (commits, last) = marks
-        for pid in job.ranks():
+        for pid in job.ranks() or [job.process.pid]:
             os.kill(pid, signal.SIGKILL)
+        job.end()  # mpirun removes its shared memory
     before, meanwhile = (middle - first) / (saves - begin), (last - middle) / (commits - saves)
     assert commits - saves > 3, "the disk was not slow"
     assert meanwhile > before / 3, f"{before:.0f} steps/s before the save, {meanwhile:.0f} while it was in flight"
     row = json.loads((run / "logs/checkpoints.jsonl").read_text().splitlines()[0])
     assert row["committed"] and row["write_seconds"] > 3 and row["stall_seconds"] < row["write_seconds"] / 3
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_disk_that_hangs(asynchronous, tmp_path):
+    """The rank whose disk never answers is found when the others need it, in the deadline of saving."""
+    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
+    words = ["--set", f"checkpoints.asynchronous={asynchronous}", "--set", "deadlines.save=3"]
+    with Job(tmp_path, "train", config, "--run-dir", run, *words, ranks=2, changes=shim(run / "checkpoints", "slow", seconds=600, rank=1)) as job:
+        assert job.end() in (76, 137), job.text()
+        (message,) = messages(job.text())
+        assert "rank 1 of 2" in message and "in phase save" in message, message
+    mp.muster("resume", run, ranks=3)
 
 
 def operations_until_commit(folder, ranks):
@@ -234,3 +250,17 @@ def test_no_room_for_metrics(ranks, undisturbed, tmp_path):  # noqa: F811
     assert processes_of(run) == []
     mp.muster("resume", run, ranks=3 - ranks)
     assert_same_run(run, undisturbed)
+
+
+def test_damaged_checkpoints_take_no_place_from_whole_ones(tmp_path):
+    """Two are damaged; a job goes on from the third and saves before it comes to them."""
+    run = mp.train(tmp_path, TEXT, "run", 1, "--max-steps", 23, "--set", "checkpoints.keep_last=3", "--set", "checkpoints.keep_best=0")
+    for step in (20, 23):
+        shard = next((run / f"checkpoints/step-{step:08}").glob("rank-*"))
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    every = ["--set", "checkpoints.every_steps=0", "--set", "checkpoints.keep_last=2"]
+    assert "goes on after step 15" in mp.muster("resume", run, "--max-steps", 17, *every).stderr
+    verdict = mp.muster("checkpoints", "verify", run, code=65).stdout
+    assert "step 17: whole" in verdict and "step 15: whole" in verdict
+    mp.muster("checkpoints", "prune", run, "--keep-last", 1)
+    assert "step 17: whole" in mp.muster("checkpoints", "verify", run, code=65).stdout

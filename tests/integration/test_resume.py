@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -44,6 +45,9 @@ class Job:
 
     def __init__(self, folder, *arguments, ranks=1, changes=None):
         starter = ["mpirun", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
+        # mpirun that is killed leaves Open MPI's files behind.
+        self.session = tempfile.mkdtemp(prefix="muster-test-", dir="/dev/shm")
+        changes = {"OMPI_MCA_btl_vader_backing_directory": self.session, "OMPI_MCA_orte_tmpdir_base": self.session, **(changes or {})}
         self.log = folder / f"job-{time.monotonic_ns()}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([*starter, mp.built("muster"), *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -56,6 +60,7 @@ class Job:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        shutil.rmtree(self.session, ignore_errors=True)
 
     def wait_until(self, condition):
         end = time.monotonic() + mp.SECONDS
@@ -243,6 +248,10 @@ def test_before_the_first_checkpoint_a_run_begins_again(reference, tmp_path):
         job.process.kill()
         job.end()
     assert saved(run) == 0
+    other = tmp_path / "other.safetensors"
+    shutil.copy(reference / "weights/last.safetensors", other)
+    error = mp.muster("train", config, "--run-dir", run, "--resume", "auto", "--init-from", other, code=78).stderr
+    assert str(other) in error and str(weights) in error
     assert "begins again" in mp.muster("resume", run, ranks=2).stderr
     assert_same_run(run, whole)
 
@@ -264,6 +273,60 @@ def test_damaged_checkpoints(reference, tmp_path):
         (path / "MANIFEST.pb").write_bytes(b"")
     error = mp.muster("resume", run, "--set", "training.epochs=10", ranks=2, code=65).stderr
     assert error.count("muster: ") == 1 and "step-00000063" in error and "step-00000060" in error
+
+
+def test_damaged_newer_ones_never_cost_a_good_one(reference, tmp_path):
+    """A run that falls back and ends before the damaged steps: the next resume must find what this one has saved."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    for step in (60, 63):
+        shard = run / f"checkpoints/step-000000{step}/rank-0-of-1.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert "nothing to remove" in mp.muster("checkpoints", "prune", run, "--keep-last", 1, "--keep-best", 0).stdout or saved(run) >= 55
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    mp.muster("resume", run, "--dry-run", code=2)  # train has it, resume does not
+    mp.muster("train", run / "config.txtpb", "--run-dir", run, "--resume", "auto", "--dry-run")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before and not (run / "lock").exists()
+    good = max(int(name[5:]) for name in before if name not in ("step-00000060", "step-00000063") and name.startswith("step-"))
+    mp.muster("resume", run, "--max-steps", good + 2)
+    assert saved(run) == good + 2
+    assert f"goes on after step {good + 2}" in mp.muster("resume", run, "--max-steps", good + 4).stderr
+
+
+def test_a_copy_without_empty_folders_goes_on(reference, tmp_path):
+    whole = mp.train(tmp_path, TEXT, "whole", 1, "--max-steps", 21)
+    moved = tmp_path / "moved to here"
+    shutil.copytree(whole, moved)
+    shutil.rmtree(moved / "logs")
+    shutil.rmtree(moved / "weights")
+    mp.muster("resume", moved, "--max-steps", 63, cwd=tmp_path)
+    mp.muster("resume", whole, "--max-steps", 63)
+    assert scores(moved) == scores(whole) and rows(moved) == rows(whole)
+
+
+def test_a_run_that_lost_its_lock_writes_no_more(tmp_path):
+    run, config = tmp_path / "run", mp.write_config(tmp_path / "run.txtpb", TEXT.replace("epochs: 9", "epochs: 900"))
+    with Job(tmp_path, "train", config, "--run-dir", run, "--set", "checkpoints.every_steps=20") as job:
+        job.wait_until(lambda: steps(run) >= 2)
+        (run / "lock").unlink()
+        assert job.end() == 74, job.text()
+        assert "has lost the run directory" in job.text()
+
+
+def test_the_last_step_is_evaluated_whoever_made_it(tmp_path):
+    text = TEXT.replace("schedule: COSINE warmup_steps: 5", "")
+    whole = mp.train(tmp_path, text, "whole", 1, "--max-steps", 10)
+    run, config = tmp_path / "run", mp.write_config(tmp_path / "run.txtpb", text)
+    with Job(tmp_path, "train", config, "--run-dir", run) as job:
+        job.wait_until(lambda: saved(run) >= 10)
+        job.process.kill()
+        job.end()
+    for path in (run / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > 10:
+            shutil.rmtree(path)
+    if saved(run) == 10:
+        mp.muster("resume", run, "--max-steps", 10)
+        assert_same_run(run, whole)
 
 
 def test_one_job_at_a_time(tmp_path):

@@ -46,6 +46,8 @@ TEST(Retention, KeepsTheLastTheBestAndEveryNth) {
   EXPECT_THAT(steps(superfluous(c, {1, 100, 0})), ElementsAre(50));
   EXPECT_THAT(steps(superfluous(c, {1, 0, 20})), ElementsAre(10, 30, 50));
   EXPECT_THAT(steps(superfluous(c, {2, 1, 30})), ElementsAre(10, 40));
+  // 50 and 60 were found damaged, and the run has gone on from 30 to 40.
+  EXPECT_THAT(steps(superfluous(c, {2, 0, 0}, 40)), ElementsAre(10, 20));
 }
 
 TEST(Retention, LowerMayBeBetterAndScoresOfAnotherMetricDoNotCount) {
