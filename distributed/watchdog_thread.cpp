@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "distributed/last_words.h"
+#include "distributed/packing.h"
 #include "distributed/watchdog.h"
 
 namespace muster::distributed {
@@ -58,36 +59,6 @@ Introduction introduce_self() {
   std::snprintf(own.machine, sizeof own.machine, "%s %s", first_line("/proc/sys/kernel/random/boot_id").c_str(), space);
   ::gethostname(own.host, sizeof own.host - 1);
   return own;
-}
-
-template <typename T>
-std::string bytes_of(const T& value) {
-  static_assert(std::is_trivially_copyable_v<T>);
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
-
-// Takes a value from the front of `bytes`; false when they are too short.
-template <typename T>
-bool take_value(std::string& bytes, T& value) {
-  if (bytes.size() < sizeof value) return false;
-  std::memcpy(&value, bytes.data(), sizeof value);
-  bytes.erase(0, sizeof value);
-  return true;
-}
-
-std::string pack(const std::vector<int>& ranks) {
-  std::string bytes = bytes_of(static_cast<int32_t>(ranks.size()));
-  for (const int rank : ranks) bytes += bytes_of(static_cast<int32_t>(rank));
-  return bytes;
-}
-
-std::vector<int> unpack(std::string& bytes, int size) {
-  int32_t count = 0, rank = 0;
-  std::vector<int> ranks;
-  take_value(bytes, count);
-  for (int32_t i = 0; i < count && take_value(bytes, rank); ++i)
-    if (rank >= 0 && rank < size) ranks.push_back(rank);
-  return ranks;
 }
 
 void add(std::vector<int>& ranks, const std::vector<int>& more) {
@@ -228,6 +199,7 @@ void Watchdog::take(const Lifeline::Event& event) {
       if (code < 0) break;
       // The rank that ends the job hears it last, and then knows that all others have it.
       if (rank_ == 0) {
+        await_connections();
         for (int peer = 1; peer < size_; ++peer)
           if (peer != rank) lifeline_->send(peer, Lifeline::Kind::kLeaving, event.payload);
         lifeline_->send(rank, Lifeline::Kind::kLeaving, event.payload);
@@ -377,13 +349,28 @@ void Watchdog::leave(const std::vector<int>& missing, const std::string& text, i
   end_process({rank_, size_, views_[rank_].host, missing, text, speaks, speaks ? -1 : process_fds_[speaker], own_status()});
 }
 
+void Watchdog::await_connections() {
+  const auto end = Clock::now() + 1s;
+  for (int peer = 1; peer < size_ && Clock::now() < end;) {
+    if (died_[peer] || said_goodbye_[peer] || lifeline_->reaches(peer)) {
+      ++peer;
+      continue;
+    }
+    std::vector<pollfd> waits;
+    lifeline_->add_to(waits);
+    ::poll(waits.data(), waits.size(), 10);
+    lifeline_->receive();
+  }
+}
+
 void Watchdog::say_goodbye() {
   const bool abort = wish_ == Wish::kAbort;
   const int32_t code = abort ? wished_code_.load() : -1;
+  if (abort && rank_ == 0) await_connections();
   lifeline_->receive();  // who has just connected hears it too
   const std::string goodbye = bytes_of(static_cast<int32_t>(rank_)) + bytes_of(code);
   lifeline_->send_to_all(Lifeline::Kind::kLeaving, goodbye);
-  const auto end = Clock::now() + 1s;
+  const auto end = Clock::now() + 2s;
   // Rank 0 sends it on, to us last.
   while (abort && rank_ != 0 && lifeline_->reaches(0) && !aborted_ && Clock::now() < end) {
     std::vector<pollfd> waits;

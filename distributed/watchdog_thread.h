@@ -68,6 +68,8 @@ class Watchdog {
   void advance_fault();
   bool is_ready(const Fault& fault) const;
   void settle(const Fault& fault);
+  // Rank 0, in a job that ends at its very beginning: at most 1 s for those that are still connecting. They must hear why, or they take it for a death.
+  void await_connections();
   void say_goodbye();
   RankStatus own_status() const;
   bool any_died() const { return std::count(died_.begin(), died_.end(), 1) > 0; }

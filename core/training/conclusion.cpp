@@ -23,6 +23,7 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
   std::string last_fingerprint;
   distributed::together(run.communicator, [&] {
     if (!run.directory) return;
+    run.directory->require_held();
     const auto metadata = weights_metadata(run.config.name(), state.steps_done, index);
     const auto write = [&](const std::string& name) {
       return write_weights(run.directory->file(name), weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities),

@@ -204,6 +204,7 @@ void TrainingRun::settle() {
 }
 
 void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
+  directory_->require_held();
   state_.best_fingerprint = write_weights(directory_->file("weights/best.safetensors"),
                                           weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
                                           weights_metadata(config_.name(), step, data_.index()));

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "core/training/run_directory.h"
@@ -66,8 +68,14 @@ TEST(RunDirectory, FailureLeavesNothing) {
   std::ofstream(folder / "file") << "x";
   expect_error(ExitCode::kIo, [&] { RunDirectory(folder / "file/run", "x", {}); });
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"file"}));
-  // JSON that cannot be written stops the making half-way.
-  EXPECT_ANY_THROW(RunDirectory(folder / "run", "x", {{"text", "\xff"}}));
+  // A file that cannot be written stops the making half-way: the folders are there by then.
+  struct rlimit limit, none {};
+  ::getrlimit(RLIMIT_FSIZE, &limit);
+  none.rlim_max = limit.rlim_max;
+  std::signal(SIGXFSZ, SIG_IGN);
+  ::setrlimit(RLIMIT_FSIZE, &none);
+  expect_error(ExitCode::kIo, [&] { RunDirectory(folder / "run", "x", {}); });
+  ::setrlimit(RLIMIT_FSIZE, &limit);
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"file"}));
   if (geteuid() == 0) return;  // root may write anywhere
   fs::create_directory(folder / "locked");
