@@ -192,7 +192,7 @@ def test_a_slow_disk_does_not_slow_steps(ranks, tmp_path):
             os.kill(pid, signal.SIGKILL)
         job.end()  # mpirun removes its shared memory
     before, meanwhile = (middle - first) / (saves - begin), (last - middle) / (commits - saves)
-    assert commits - saves > 3, "the disk was not slow"
+    assert commits - saves > 2, "the disk was not slow"  # four fsyncs of a second, less what it takes to see that they have begun
     assert meanwhile > before / 3, f"{before:.0f} steps/s before the save, {meanwhile:.0f} while it was in flight"
     row = json.loads((run / "logs/checkpoints.jsonl").read_text().splitlines()[0])
     assert row["committed"] and row["write_seconds"] > 3 and row["stall_seconds"] < row["write_seconds"] / 3
@@ -258,9 +258,10 @@ def test_damaged_checkpoints_take_no_place_from_whole_ones(tmp_path):
     for step in (20, 23):
         shard = next((run / f"checkpoints/step-{step:08}").glob("rank-*"))
         shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    # Pruning takes no side with them either.
+    mp.muster("checkpoints", "prune", run, "--keep-last", 1)
+    assert "step 15: whole" in mp.muster("checkpoints", "verify", run, code=65).stdout
     every = ["--set", "checkpoints.every_steps=0", "--set", "checkpoints.keep_last=2"]
     assert "goes on after step 15" in mp.muster("resume", run, "--max-steps", 17, *every).stderr
-    verdict = mp.muster("checkpoints", "verify", run, code=65).stdout
-    assert "step 17: whole" in verdict and "step 15: whole" in verdict
-    mp.muster("checkpoints", "prune", run, "--keep-last", 1)
-    assert "step 17: whole" in mp.muster("checkpoints", "verify", run, code=65).stdout
+    verdict = mp.muster("checkpoints", "verify", run).stdout
+    assert "step 17: whole" in verdict and "step 15: whole" in verdict and "step 2" not in verdict, "the damaged ones are set aside"
