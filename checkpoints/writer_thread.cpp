@@ -35,11 +35,6 @@ bool WriterThread::idle() {
   return !busy_;
 }
 
-bool WriterThread::wait_for(std::chrono::milliseconds time) {
-  std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, time, [&] { return !busy_; });
-}
-
 void WriterThread::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !busy_; });

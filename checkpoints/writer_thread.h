@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -21,8 +20,6 @@ class WriterThread {
   void start(std::function<void()> job);
   // What the last job wrote may be read once this is true.
   bool idle();
-  // Waits until idle, but not longer.
-  bool wait_for(std::chrono::milliseconds time);
   void wait();
 
  private:
