@@ -13,14 +13,14 @@ namespace {
 using distributed::ExitCode;
 using distributed::SharedError;
 
-checkpoints::Retention retention_of(const config::Checkpoints& settings) {
-  return {settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
-}
-
 // The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then the saver's word.
 constexpr size_t kOwnPart = 3;
 
 }  // namespace
+
+checkpoints::Retention retention_of(const config::Checkpoints& settings) {
+  return {settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
+}
 
 Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory, distributed::Communicator& communicator,
                              Progress& progress)

@@ -9,6 +9,7 @@
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/retention.h"
 #include "core/config/load.h"
+#include "core/training/checkpointing.h"
 #include "core/training/progress.h"
 #include "core/training/run_lock.h"
 #include "core/training/saved_tensors.h"
@@ -103,8 +104,7 @@ struct PruneArguments {
 };
 
 void prune(const PruneArguments& arguments) {
-  const auto settings = config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints();
-  checkpoints::Retention retention{settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
+  auto retention = training::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
   if (arguments.keep_last >= 0) retention.keep_last = static_cast<uint32_t>(arguments.keep_last);
   if (arguments.keep_best >= 0) retention.keep_best = static_cast<uint32_t>(arguments.keep_best);
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
