@@ -112,11 +112,15 @@ fi
 [[ -z $prefix ]] || steps=$((steps + 1))
 
 # --- system packages -------------------------------------------------------------------------------------------------------
+if ((EUID == 0)); then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else sudo=(no); fi
 missing=()
 if [[ $check_packages == yes ]] && command -v dpkg-query >/dev/null; then
+  lists=(packages.txt)
+  # The tests that need Slurm need root as well: who cannot install it could not run them.
+  [[ $tests == no || ${sudo[0]:-} == no ]] || lists+=(packages-slurm.txt)
   while read -r package; do
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
-  done < <(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' packages.txt)
+  done < <(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "${lists[@]}")
 fi
 if [[ $check_packages == no ]]; then
   step "System packages" "skipped, as asked"
@@ -131,7 +135,7 @@ elif ((${#missing[@]} == 0)); then
 else
   step "System packages: ${missing[*]}" "about 1 to 3 minutes"
   install="apt-get install -y --no-install-recommends ${missing[*]}"
-  if ((EUID == 0)); then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -n); else
+  if [[ ${sudo[0]:-} == no ]]; then
     echo "Some system packages are missing and you are not root. Ask an administrator to run this line, then start again:" >&2
     printf '\n    sudo apt-get update && sudo %s\n\n' "$install" >&2
     exit 1
