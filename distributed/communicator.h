@@ -77,6 +77,9 @@ std::unique_ptr<Communicator> connect();
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 
+// Make and version of the MPI whose headers this was compiled with, as "Open MPI 4.1.4"; empty for a make that it does not know.
+std::string mpi_headers_version();
+
 // Runs `work` on every rank and lets all succeed or all throw. When any rank throws, every rank throws one SharedError that names
 // the ranks that failed (unless all failed alike) and carries the first failing rank's exit code. Collective; `work` itself
 // must not contain collectives that only some ranks reach.

@@ -45,7 +45,9 @@ VisibleGpus visible_gpus() {
       cudaGetLastError();
       return {{}, "GPU " + std::to_string(index) + " does not answer: " + explain(failed)};
     }
-    visible.gpus.push_back({hex(properties.uuid), properties.name});
+    char pci[32];
+    std::snprintf(pci, sizeof pci, "%04x:%02x:%02x.0", properties.pciDomainID, properties.pciBusID, properties.pciDeviceID);
+    visible.gpus.push_back({hex(properties.uuid), properties.name, pci});
   }
   return visible;
 }

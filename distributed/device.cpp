@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -41,11 +42,27 @@ bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
                                           "\nUse training.device: AUTO or CPU to train without one");
 }
 
+// Found by the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that somebody waited for.
+void require_enough_allocated(const std::vector<RankView>& views) {
+  std::map<std::string, std::pair<size_t, int>> hosts;  // ranks, GPUs
+  for (const auto& view : views) {
+    auto& [ranks, gpus] = hosts[view.host];
+    ++ranks;
+    gpus = std::max(gpus, view.allocated);
+  }
+  for (const auto& [host, counts] : hosts)
+    if (counts.second > 0 && counts.first > static_cast<size_t>(counts.second))
+      throw SharedError(ExitCode::kUsage, plural(counts.first, "rank") + " on " + host + ", where Slurm has given this job " + plural(counts.second, "GPU") +
+                                              ": each rank needs one of its own. Ask for as many GPUs as ranks on each node (--gpus-per-node, --ntasks-per-node), set "
+                                              "training.share_device: true to let ranks share, or training.device: CPU to train without");
+}
+
 }  // namespace
 
 std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, const DeviceRequest& request) {
   std::vector<DeviceBinding> bindings(views.size());
   for (size_t rank = 0; rank < views.size(); ++rank) bindings[rank].host = views[rank].host;
+  if (request.wanted != WantedDevice::kCpu && !request.share) require_enough_allocated(views);
   if (!use_gpus(views, request.wanted)) return bindings;
 
   std::map<std::vector<std::string>, std::vector<size_t>> ranks_by_gpus;
@@ -84,16 +101,18 @@ DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& reque
   gethostname(host, sizeof host - 1);
   own.host = host;
   if (request.wanted != WantedDevice::kCpu) own.visible = visible_gpus();
+  if (const char* allocated = std::getenv("SLURM_GPUS_ON_NODE")) own.allocated = std::atoi(allocated);
 
-  nlohmann::json description = {{"host", own.host}, {"why_none", own.visible.why_none}, {"gpus", nlohmann::json::array()}};
-  for (const auto& gpu : own.visible.gpus) description["gpus"].push_back({gpu.uuid, gpu.name});
+  nlohmann::json description = {{"host", own.host}, {"why_none", own.visible.why_none}, {"allocated", own.allocated}, {"gpus", nlohmann::json::array()}};
+  for (const auto& gpu : own.visible.gpus) description["gpus"].push_back({gpu.uuid, gpu.name, gpu.pci});
   std::vector<RankView> views;
   for (const auto& text : communicator.all_gather_bytes(description.dump())) {
     const auto json = nlohmann::json::parse(text);
     RankView view;
     view.host = json["host"];
     view.visible.why_none = json["why_none"];
-    for (const auto& gpu : json["gpus"]) view.visible.gpus.push_back({gpu[0], gpu[1]});
+    view.allocated = json["allocated"];
+    for (const auto& gpu : json["gpus"]) view.visible.gpus.push_back({gpu[0], gpu[1], gpu[2]});
     views.push_back(view);
   }
   const DeviceBinding binding = choose_devices(views, request)[communicator.rank()];

@@ -251,4 +251,14 @@ std::string mpi_library_version() {
   return whole.substr(0, whole.find(','));  // the rest is build details
 }
 
+std::string mpi_headers_version() {
+#if defined(OMPI_MAJOR_VERSION)
+  return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." + std::to_string(OMPI_RELEASE_VERSION);
+#elif defined(MPICH_VERSION)
+  return "MPICH " MPICH_VERSION;
+#else
+  return "";
+#endif
+}
+
 }  // namespace muster::distributed

@@ -50,6 +50,10 @@ int main(int argc, char** argv) {
   muster::launcher::add_data_command(app);
   muster::launcher::add_checkpoints_command(app);
   muster::launcher::add_launch_command(app);
+  muster::launcher::add_submit_command(app);
+  muster::launcher::add_requeue_command(app);
+  muster::launcher::add_status_command(app);
+  muster::launcher::add_doctor_command(app);
   try {
     app.parse(argc, argv);
     return static_cast<int>(ExitCode::kDone);

@@ -240,11 +240,11 @@ class Checker {
     require_count(training.batch_size(), "training.batch_size", kLargestBatch);
     require(training.microbatches() <= kLargestBatch, "training.microbatches", "from 0 to " + std::to_string(kLargestBatch));
     require(training.max_skipped_in_a_row() >= 1, "training.max_skipped_in_a_row", "at least 1");
-    require(training.threads() <= 4096, "training.threads", "from 0 (shared among the ranks) to 4096");
+    require(training.threads() <= 4096, "training.threads", "from 0 (OMP_NUM_THREADS) to 4096");
     require(training.log_every_steps() >= 1, "training.log_every_steps", "at least 1");
-    if (training.reproducible() && training.threads() != 1) {
+    if (training.reproducible() && training.threads() > 1) {
       fail({"training.threads", "training.reproducible"},
-           "training.reproducible needs training.threads = 1, not " + value("training.threads") +
+           "training.reproducible needs one thread per rank (training.threads = 1, or 0), not " + value("training.threads") +
                ": sums shared among threads round differently; use more ranks instead");
     }
   }

@@ -101,7 +101,7 @@ std::vector<std::string> nearest(const std::string& given, const std::vector<std
 std::string advice_for_field(const std::string& name, const pb::Descriptor& message, const std::string& prefix) {
   std::vector<std::string> here, paths, elsewhere;
   for (int i = 0; i < message.field_count(); ++i) here.push_back(message.field(i)->name());
-  collect_paths(*Experiment::descriptor(), "", paths);
+  collect_paths(*message.file()->message_type(0), "", paths);  // the schema's outermost message stands first in its file
   for (const std::string& path : paths) {
     if (last_name(path) == lower(name) && path != join_path(prefix, last_name(path))) elsewhere.push_back(path);
   }
@@ -124,7 +124,7 @@ std::string advice_for_field(const std::string& name, const pb::Descriptor& mess
     }
     if (meant.size() > 3) meant.resize(3);
   }
-  const std::string block = prefix.empty() ? "an experiment" : prefix;
+  const std::string block = !prefix.empty() ? prefix : &message == Experiment::descriptor() ? "an experiment" : "this file";
   if (!meant.empty()) return "did you mean " + either(meant) + "?";
   return block + " has " + list(here, " and ");
 }

@@ -6,7 +6,6 @@
 #include <gnu/libc-version.h>
 #include <sched.h>
 #include <torch/version.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -20,12 +19,13 @@ namespace muster::training {
 namespace {
 
 constexpr int64_t kReproducibleMicrobatches = 8;
+constexpr int kMostThreads = 4096;
 
-int threads_of(int requested, const distributed::Communicator& communicator) {
-  if (requested > 0) return requested;
-  const int usable = usable_cores();
-  const bool bound = usable < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  return std::max(1, bound ? usable : usable / communicator.local_size());
+// Torch would take all cores where nobody says otherwise, on every rank.
+int threads_of(const config::Training& training) {
+  if (training.threads() > 0) return static_cast<int>(training.threads());
+  const char* given = std::getenv("OMP_NUM_THREADS");
+  return training.reproducible() || !given ? 1 : std::clamp(std::atoi(given), 1, kMostThreads);
 }
 
 // MKL chooses its code by the processor and by where arrays lie in memory. STRICT gives the same sums whatever the alignment; the
@@ -88,24 +88,29 @@ int usable_cores() {
   return std::max(1, CPU_COUNT(&allowed));
 }
 
+int64_t microbatches_of(const config::Training& training, int64_t ranks) {
+  const int64_t microbatches = training.microbatches() > 0 ? training.microbatches() : training.reproducible() ? kReproducibleMicrobatches : ranks;
+  if (training.reproducible() && ranks > microbatches)
+    throw distributed::SharedError(
+        distributed::ExitCode::kBadConfig,
+        "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) + " microbatches" +
+            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " + std::to_string(ranks) +
+            " ranks. Start at most " + std::to_string(microbatches) + " ranks, or set training.microbatches=" + std::to_string(ranks) +
+            " and keep that number for every run that is to have the same bits");
+  return microbatches;
+}
+
 Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator) {
   Compute compute;
   compute.reproducible = training.reproducible();
   compute.bf16 = training.precision() == config::Training::BF16;
-  compute.threads = threads_of(static_cast<int>(training.threads()), communicator);
-  const int64_t ranks = communicator.size();
-  compute.microbatches = training.microbatches() > 0 ? training.microbatches() : compute.reproducible ? kReproducibleMicrobatches : ranks;
-  if (compute.reproducible && ranks > compute.microbatches)
-    throw distributed::SharedError(
-        distributed::ExitCode::kBadConfig,
-        "training.microbatches: training.reproducible shares out " + std::to_string(compute.microbatches) + " microbatches" +
-            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " + std::to_string(ranks) +
-            " ranks. Start at most " + std::to_string(compute.microbatches) + " ranks, or set training.microbatches=" + std::to_string(ranks) +
-            " and keep that number for every run that is to have the same bits");
+  compute.threads = threads_of(training);
+  compute.microbatches = microbatches_of(training, communicator.size());
   const auto binding = distributed::bind_device(communicator, request_of(training));
   compute.device = binding.device;
   compute.gpu = binding.gpu.name;
   compute.ranks_on_gpu = binding.ranks_on_gpu;
+  compute.affinity = distributed::bind_cores(communicator, binding);
   at::set_num_threads(compute.threads);
   at::globalContext().setAllowTF32CuBLAS(training.tf32());
   if (!compute.reproducible) return compute;

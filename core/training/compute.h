@@ -5,6 +5,7 @@
 
 #include "core/batch/resident.h"
 #include "core/config/experiment.pb.h"
+#include "distributed/affinity.h"
 #include "distributed/communicator.h"
 
 namespace muster::training {
@@ -17,6 +18,7 @@ struct Compute {
   c10::Device device = c10::kCPU;
   std::string gpu;       // its name; empty on the CPU
   int ranks_on_gpu = 0;  // this rank included
+  distributed::Affinity affinity;
   int threads = 1;
   int64_t microbatches = 1;  // pieces that every global batch is cut into
   bool reproducible = false;
@@ -26,9 +28,12 @@ struct Compute {
   std::string arithmetic;
 };
 
-// Chooses this rank's device and sets up threads and arithmetic of this process as the experiment asks. To be called before the first
+// Pieces of each global batch in a job of so many ranks. Throws SharedError(kBadConfig) for reproducible with more ranks than pieces.
+int64_t microbatches_of(const config::Training& training, int64_t ranks);
+
+// Chooses this rank's device and cores and sets up threads and arithmetic of this process as the experiment asks. To be called before the first
 // matrix product. Throws SharedError when a setting does not fit the job: kBadConfig for reproducible with more ranks than microbatches,
-// or ranks whose processors differ; kUsage for GPUs that are missing or would have to be shared. Collective.
+// or ranks whose processors differ; kUsage for GPUs that are missing or would have to be shared, or a wrong MUSTER_BIND. Collective.
 Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator);
 
 // Several ranks on GPUs: the ranks of `communicator` joined by NCCL as well. Otherwise nothing: `communicator` will do. `communicator` must outlive it. Collective.

@@ -26,6 +26,7 @@ nlohmann::json describe_environment(distributed::Communicator& communicator, con
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
   const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", compute.threads},
+                              {"local_rank", compute.affinity.local_rank}, {"cores", distributed::cpu_text(compute.affinity.cpus)}, {"binding", compute.affinity.why},
                               {"device", compute.device.is_cpu() ? "cpu" : compute.device.str() + " " + compute.gpu}};
   nlohmann::json ranks = nlohmann::json::array();
   for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));

@@ -8,7 +8,7 @@
 
 namespace muster::training {
 
-// What environment.json holds: versions, commit, command line, and per rank host, process id, threads and device. The same on every
+// What environment.json holds: versions, commit, command line, and per rank host, process id, place on its host, device, cores, threads and why these cores. The same on every
 // rank. Collective.
 nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, const Compute& compute);
 

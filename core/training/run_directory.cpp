@@ -96,43 +96,15 @@ void sweep_temporary_files(const fs::path& folder) {
   }
 }
 
-}  // namespace
-
-bool run_directory_exists(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
-
-InitFrom recorded_init_from(const std::string& run_directory) {
-  std::ifstream file(run_directory + "/environment.json");
-  const auto environment = nlohmann::json::parse(file, nullptr, false);
-  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object()) return {};
-  return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
-}
-
-void require_new_run_directory(const std::string& path) {
-  if (!run_directory_exists(path)) return;
-  std::error_code ignored;
-  const bool finished = fs::exists(path + "/result.json", ignored), begun = fs::exists(path + "/config.txtpb", ignored);
-  throw Error(ExitCode::kUsage, path + " exists already" +
-                                    (finished ? " and holds a finished run. A run is never overwritten: choose another --run-dir, or remove that one first"
-                                     : begun  ? " and holds an unfinished run. To go on with it: muster resume " + path +
-                                                   ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first"
-                                              : ". A run is never overwritten: choose another --run-dir, or remove that one first"));
-}
-
-RunDirectory::RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment) : path_(path) {
-  require_new_run_directory(path);
+// Makes a folder under another name beside its own, lets `fill` write into it, and renames it: it appears whole or not at all.
+void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
   const fs::path target = fs::absolute(path).lexically_normal();
   const fs::path final_path = target.has_filename() ? target : target.parent_path();
   checkpoints::make_folders(final_path.parent_path().string());
   std::error_code error;
   const fs::path building = final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
   try {
-    for (const char* folder : kFolders) fs::create_directories(building / folder);
-    checkpoints::write_file_atomically((building / "config.txtpb").string(), config_text);
-    checkpoints::write_file_atomically((building / "environment.json").string(), dumped(environment, 2) + "\n");
-    checkpoints::write_file_atomically((building / "metrics.jsonl").string(), "");
+    fill(building.string());
     fs::rename(building, final_path);
     checkpoints::sync_folder(final_path.parent_path().string());
   } catch (const fs::filesystem_error& failure) {
@@ -142,9 +114,80 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
     fs::remove_all(building, error);
     throw;
   }
-  lock_.emplace(path_);
+}
+
+}  // namespace
+
+InitFrom recorded_init_from(const std::string& run_directory) {
+  if (run_place(run_directory) == RunPlace::kPrepared) return {};
+  std::ifstream file(run_directory + "/environment.json");
+  const auto environment = nlohmann::json::parse(file, nullptr, false);
+  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object()) return {};
+  return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
+}
+
+RunPlace run_place(const std::string& path) {
+  std::error_code ignored;
+  if (!fs::exists(fs::symlink_status(path, ignored))) return RunPlace::kNothing;
+  if (fs::exists(path + "/config.txtpb", ignored)) return fs::exists(path + "/result.json", ignored) ? RunPlace::kFinished : RunPlace::kBegun;
+  if (!fs::exists(path + "/submission.json", ignored)) return RunPlace::kOther;
+  for (const auto& entry : fs::directory_iterator(path, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const bool empty = (name == "weights" || name == "checkpoints" || name == "metrics.jsonl") && fs::is_empty(entry.path(), ignored);
+    const bool known = name[0] == '.' || name == "submission.json" || name == "job.sbatch" || name == "logs" || name == "lock" || name == "environment.json";
+    if (!empty && !known) return RunPlace::kOther;
+  }
+  return RunPlace::kPrepared;
+}
+
+void require_new_run_directory(const std::string& path) {
+  const RunPlace place = run_place(path);
+  if (place == RunPlace::kNothing || place == RunPlace::kPrepared) return;
+  throw Error(ExitCode::kUsage, path + " exists already" +
+                                    (place == RunPlace::kFinished ? " and holds a finished run. A run is never overwritten: choose another --run-dir, or remove that one first"
+                                     : place == RunPlace::kBegun  ? " and holds an unfinished run. To go on with it: muster resume " + path +
+                                                                       ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first"
+                                                                  : ". A run is never overwritten: choose another --run-dir, or remove that one first"));
+}
+
+void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files) {
+  const auto write_into = [&](const std::string& folder) {
+    checkpoints::make_folders(folder + "/logs");
+    for (const auto& [name, bytes] : files) checkpoints::write_file_atomically(folder + "/" + name, bytes);
+  };
+  run_place(path) == RunPlace::kNothing ? make_whole(path, write_into) : write_into(path);
+}
+
+RunDirectory::RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
+                           const std::function<void(const std::string&)>& tell)
+    : path_(path) {
+  require_new_run_directory(path);
+  LockSettings settings;
+  settings.tell = tell;
+  if (run_place(path) == RunPlace::kNothing) {
+    make_whole(path, [&](const std::string& building) {
+      for (const char* folder : kFolders) fs::create_directories(building + "/" + folder);
+      checkpoints::write_file_atomically(building + "/config.txtpb", config_text);
+      checkpoints::write_file_atomically(building + "/environment.json", dumped(environment, 2) + "\n");
+      checkpoints::write_file_atomically(building + "/metrics.jsonl", "");
+    });
+    lock_.emplace(path_, scheduler_job(), settings);
+  } else {
+    lock_.emplace(path_, scheduler_job(), settings);
+    begin_in_prepared(config_text, environment);
+  }
   events_.emplace(path_);
   open_metrics();
+}
+
+// Until the last line is done, this is a prepared directory as before.
+void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohmann::json& environment) {
+  require_new_run_directory(path_);  // somebody may have begun before the lock was ours
+  sweep_temporary_files(path_);
+  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));
+  checkpoints::write_file_atomically(file("environment.json"), dumped(environment, 2) + "\n");
+  checkpoints::write_file_atomically(file("metrics.jsonl"), "");
+  write("config.txtpb", config_text);
 }
 
 RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell) : path_(path) {

@@ -4,6 +4,8 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/training/run_lock.h"
 #include "core/training/tensorboard.h"
@@ -14,9 +16,11 @@ namespace muster::training {
 // predictions-{valid,test}.csv, result.json, logs/. Written by one rank, which holds its lock.
 class RunDirectory {
  public:
-  // A new one. It appears with its first files in it, or not at all. Throws Error(kUsage) when it exists (a run is never overwritten),
-  // Error(kIo) when it cannot be written.
-  RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment);
+  // A new one, whole or not at all: it appears with its first files in it, or, where a prepared one waits, config.txtpb appears there last.
+  // Throws Error(kUsage) when there is something else (a run is never overwritten) or another job has begun in it, Error(kIo) when it cannot be
+  // written. tell: as below.
+  RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
+               const std::function<void(const std::string&)>& tell = {});
   // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory or another job holds it.
   // tell: gets a sentence when a lock that was left behind has to be waited for or is taken over.
   explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {});
@@ -46,6 +50,7 @@ class RunDirectory {
   void require_held() { lock_->check(); }
 
  private:
+  void begin_in_prepared(const std::string& config_text, const nlohmann::json& environment);
   void open_metrics();
   // The same at little cost: as of the last renewal.
   void require_not_lost();
@@ -56,11 +61,22 @@ class RunDirectory {
   int metrics_ = -1;
 };
 
-// Throws Error(kUsage), saying what to do, when `path` exists already.
+// What a path is to someone who wants to run there.
+enum class RunPlace {
+  kNothing,   // there is nothing of that name
+  kPrepared,  // a folder that waits for its run: submission.json, and at most job.sbatch, logs/ and what a beginning that was killed has left
+  kBegun,     // a run that is not finished
+  kFinished,  // a run that is
+  kOther,     // something else, not to be touched
+};
+RunPlace run_place(const std::string& path);
+
+// Throws Error(kUsage), saying what to do, unless `path` is nothing yet or a prepared run directory.
 void require_new_run_directory(const std::string& path);
 
-// Whether `path` is there at all.
-bool run_directory_exists(const std::string& path);
+// Makes `path` a prepared run directory that holds these files ({name, bytes}; submission.json among them), or, where it is one or a run already,
+// writes these files there. A new one appears with all of them or not at all. Throws Error(kIo).
+void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files);
 
 // The weights file that a run began from; empty texts when it began from its model's own initial weights.
 struct InitFrom {

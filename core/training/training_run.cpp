@@ -8,6 +8,7 @@
 #include "core/models/make_model.h"
 #include "core/training/conclusion.h"
 #include "core/training/environment.h"
+#include "core/training/rank_table.h"
 #include "core/training/same_job.h"
 #include "core/training/saved_tensors.h"
 #include "core/training/weights.h"
@@ -24,8 +25,10 @@ void TrainingRun::open_run_directory() {
   distributed::together(communicator_, [&] {
     if (!is_main()) return;
     const std::string& path = options_.run_directory;
-    if (options_.begin == Begin::kResume || (options_.begin == Begin::kAuto && run_directory_exists(path))) {
-      if (!run_directory_exists(path)) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
+    const RunPlace place = run_place(path);
+    const bool is_new = place == RunPlace::kNothing || place == RunPlace::kPrepared;
+    if (options_.begin == Begin::kResume || (options_.begin == Begin::kAuto && !is_new)) {
+      if (is_new) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
       word = "resume";
       if (options_.dry_run) return;
       directory_.emplace(path, [&](const std::string& text) { progress_.line(text); });
@@ -97,7 +100,7 @@ std::string TrainingRun::summary() const {
                                               std::to_string(plan_->epoch_of(point_.state.steps_done))
                                         : "\nno checkpoint was committed: begins again";
   const int cores = usable_cores();
-  if (communicator_.size() == 1 && compute_.threads < cores)
+  if (communicator_.size() == 1 && compute_.device.is_cpu() && compute_.threads < cores)
     text += "\nthis run uses " + std::to_string(compute_.threads) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
             std::to_string(cores) + " train ... (the same model, sooner)";
   if (compute_.microbatches < communicator_.size())
@@ -114,13 +117,15 @@ nlohmann::json TrainingRun::description() const {
 
 void TrainingRun::begin_run() {
   nlohmann::json job = describe_environment(communicator_, options_.command_line, compute_);
+  if (communicator_.size() > 1) progress_.line(rank_table(job["ranks"]));
+  job["steps"] = {{"total", plan_->total_steps()}, {"per_epoch", plan_->steps_per_epoch()}};
   distributed::together(communicator_, [&] {
     if (!is_main()) return;
     const std::string config_text = config::resolved_text(config_);
     if (!resumes_) {
       job["data"] = description();
       if (!init_from_.path.empty()) job["init_from"] = {{"path", init_from_.path}, {"sha256", init_from_.sha256}};
-      directory_.emplace(options_.run_directory, config_text, job);
+      directory_.emplace(options_.run_directory, config_text, job, [&](const std::string& text) { progress_.line(text); });
       return;
     }
     // Those of later steps were found damaged: they must not count as the newest ones any more.

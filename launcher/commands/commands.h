@@ -15,5 +15,9 @@ void add_predict_command(CLI::App& parent);
 void add_config_command(CLI::App& parent);
 void add_checkpoints_command(CLI::App& parent);
 void add_launch_command(CLI::App& parent);
+void add_submit_command(CLI::App& parent);
+void add_requeue_command(CLI::App& parent);
+void add_status_command(CLI::App& parent);
+void add_doctor_command(CLI::App& parent);
 
 }  // namespace muster::launcher

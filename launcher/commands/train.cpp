@@ -14,33 +14,15 @@
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
-#include "launcher/launch/mpirun.h"
+#include "launcher/commands/train.h"
+#include "launcher/launch/launch.h"
 
 namespace muster::launcher {
 namespace {
 
-struct Arguments {
-  bool resumes = false;  // the command `resume`
-  std::string config;    // of resume: the run directory's
-  std::vector<std::string> overrides;
-  std::string run_directory;
-  std::string init_from;
-  std::string begin;  // --resume
-  std::string time_limit;
-  uint64_t max_steps = 0;
-  bool force = false;
-  bool dry_run = false;
-};
-
-std::string command_line(const Arguments& arguments) {
-  std::string line = arguments.resumes ? "muster resume " + arguments.run_directory : "muster train " + arguments.config;
-  for (const auto& override_text : arguments.overrides) line += " --set " + override_text;
-  if (!arguments.resumes && !arguments.run_directory.empty()) line += " --run-dir " + arguments.run_directory;
-  if (!arguments.begin.empty()) line += " --resume " + arguments.begin;
-  if (!arguments.init_from.empty()) line += " --init-from " + arguments.init_from;
-  if (arguments.max_steps > 0) line += " --max-steps " + std::to_string(arguments.max_steps);
-  if (!arguments.time_limit.empty()) line += " --time-limit " + arguments.time_limit;
-  if (arguments.force) line += " --force";
+std::string command_line(const TrainArguments& arguments) {
+  std::string line = "muster";
+  for (const auto& word : words_of(arguments)) line += " " + word;
   return line;
 }
 
@@ -51,17 +33,19 @@ double seconds_before() {
   return std::max(0.0, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() - std::atof(started));
 }
 
-void run(const Arguments& arguments) {
+void run(const TrainArguments& arguments) {
   training::catch_stop_signals();
   run_job([&](distributed::Communicator& communicator) {
-    auto overrides = arguments.overrides;
-    if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
     training::TrainOptions options;
     config::LoadedExperiment loaded;
     distributed::together(communicator, [&] {
-      if (arguments.resumes && !training::run_directory_exists(arguments.run_directory))
+      const auto place = training::run_place(arguments.run_directory);
+      if (arguments.resumes && place == training::RunPlace::kNothing)
         throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": there is no such run to resume");
-      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config, overrides);
+      if (arguments.resumes && place == training::RunPlace::kPrepared)
+        throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": the run has not begun yet, so there is nothing to resume. Its job begins it, or: muster train CONFIG --run-dir " +
+                                                                    arguments.run_directory);
+      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config, overrides_of(arguments));
       if (!arguments.time_limit.empty()) options.time_limit = std::max(1e-3, training::parse_duration(arguments.time_limit).value() - seconds_before());
     });
     options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
@@ -76,7 +60,7 @@ void run(const Arguments& arguments) {
   });
 }
 
-void add_common_options(CLI::App& command, Arguments& arguments) {
+void add_common_options(CLI::App& command, TrainArguments& arguments) {
   command.add_option("--set", arguments.overrides, "Override a value, e.g. --set training.epochs=3 (repeatable)")->allow_extra_args(false);
   command.add_option("--max-steps", arguments.max_steps, "Stop after this many steps (short for --set training.max_steps=N)");
   command.add_option("--time-limit", arguments.time_limit, "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
@@ -88,20 +72,45 @@ void add_common_options(CLI::App& command, Arguments& arguments) {
 
 }  // namespace
 
+void add_train_options(CLI::App& command, TrainArguments& arguments) {
+  command.add_option("CONFIG", arguments.config, "Experiment file (.txtpb)")->required();
+  command.add_option("--run-dir", arguments.run_directory, "Where results go (default: runs/<experiment's name>)");
+  command.add_option("--resume", arguments.begin, "auto: go on with the run directory if it exists, else begin")->check(CLI::IsMember({"auto"}));
+  command.add_option("--init-from", arguments.init_from, "Start from the weights in this safetensors file");
+  command.add_flag("--dry-run", arguments.dry_run, "Check config and data, train nothing, write nothing");
+  add_common_options(command, arguments);
+}
+
+std::vector<std::string> words_of(const TrainArguments& arguments) {
+  std::vector<std::string> words{arguments.resumes ? "resume" : "train", arguments.resumes ? arguments.run_directory : arguments.config};
+  const auto add = [&](const std::string& name, const std::string& value) {
+    if (!value.empty()) words.insert(words.end(), {name, value});
+  };
+  for (const auto& override_text : arguments.overrides) add("--set", override_text);
+  if (!arguments.resumes) add("--run-dir", arguments.run_directory);
+  add("--resume", arguments.begin);
+  add("--init-from", arguments.init_from);
+  if (arguments.max_steps > 0) add("--max-steps", std::to_string(arguments.max_steps));
+  add("--time-limit", arguments.time_limit);
+  if (arguments.force) words.push_back("--force");
+  return words;
+}
+
+std::vector<std::string> overrides_of(const TrainArguments& arguments) {
+  auto overrides = arguments.overrides;
+  if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
+  return overrides;
+}
+
 void add_train_command(CLI::App& parent) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   auto* command = parent.add_subcommand("train", "Train an experiment: alone, or as each rank under mpirun or srun");
-  command->add_option("CONFIG", arguments->config, "Experiment file (.txtpb)")->required();
-  command->add_option("--run-dir", arguments->run_directory, "Where results go (default: runs/<experiment's name>)");
-  command->add_option("--resume", arguments->begin, "auto: go on with the run directory if it exists, else begin")->check(CLI::IsMember({"auto"}));
-  command->add_option("--init-from", arguments->init_from, "Start from the weights in this safetensors file");
-  command->add_flag("--dry-run", arguments->dry_run, "Check config and data, train nothing, write nothing");
-  add_common_options(*command, *arguments);
+  add_train_options(*command, *arguments);
   command->callback([arguments] { run(*arguments); });
 }
 
 void add_resume_command(CLI::App& parent) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   arguments->resumes = true;
   auto* command = parent.add_subcommand("resume", "Go on with a run from its newest checkpoint, on any number of ranks");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();

@@ -1,8 +1,8 @@
 // Trains a small run with a fault at every file operation in turn, goes on with what is left of it, and compares with the undisturbed run.
 //
-//   crash_points train|saver FOLDER RANKS sync|async PART PARTS
+//   crash_points train|prepared|saver FOLDER RANKS sync|async PART PARTS
 //
-// train: a whole training run; saver: checkpoints alone, of a state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short
+// train: a whole training run; prepared: the same in a run directory that waits for it; saver: checkpoints alone, of a state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short
 // (fault_shim.c). saver has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only at the first
 // two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS deciding which share of all is done.
 // Each point is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second child
@@ -35,6 +35,7 @@
 #include "checkpoints/safetensors.h"
 #include "checkpoints/sha256.h"
 #include "core/config/load.h"
+#include "core/training/run_directory.h"
 #include "core/training/trainer.h"
 #include "distributed/error.h"
 #include "distributed/threads.h"
@@ -60,6 +61,7 @@ checkpoints { every_steps: 1 every_epochs: 0 every_minutes: 0 keep_last: 1 keep_
 
 struct Setting {
   bool trains;
+  bool prepared;
   std::string folder;
   int ranks;
   bool asynchronous;
@@ -262,12 +264,13 @@ std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std
 
 int main(int argc, char** argv) {
   if (argc != 7) return 2;
-  const Setting setting{std::string(argv[1]) == "train", argv[2], std::atoi(argv[3]), std::string(argv[4]) == "async"};
+  const Setting setting{std::string(argv[1]) != "saver", std::string(argv[1]) == "prepared", argv[2], std::atoi(argv[3]), std::string(argv[4]) == "async"};
   std::ofstream(setting.experiment()) << kExperiment;
   const auto clear = [&] {
     fs::remove_all(setting.work());
     fs::create_directories(setting.checkpoints());
     if (setting.trains) fs::remove_all(setting.run());
+    if (setting.prepared) training::prepare_run_directory(setting.run(), {{"job.sbatch", "#!/bin/bash\n"}, {"submission.json", "{}\n"}});
   };
   clear();
   if (setting.trains) {  // what libraries make ready at their first use, the children inherit

@@ -7,7 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 DRIVER = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "crash_points")
-SETTINGS = [(mode, ranks, saving) for mode in ("train", "saver") for ranks in (1, 2, 3) for saving in ("sync", "async")]
+SETTINGS = [(mode, ranks, saving) for mode in ("train", "saver") for ranks in (1, 2, 3) for saving in ("sync", "async")] + [("prepared", 2, "async")]
 PARTS = 2
 
 

@@ -19,6 +19,11 @@ HERE = ["--oversubscribe"]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root is warned of running mpirun as root")
 
 
+def ended(ranks, code, hosts="1 host"):
+    """The last line of a job."""
+    return rf"^muster: {ranks} rank{'s' * (ranks > 1)} on {hosts} ended with exit code {code} after \d+ s$"
+
+
 @pytest.fixture
 def config(tmp_path):
     return mp.write_config(tmp_path / "experiment.txtpb", TEXT)
@@ -36,9 +41,9 @@ def test_launch_trains_on_ranks(config, tmp_path):
 
 def test_dry_run_prints_the_command(config, tmp_path):
     words = ["train", config, "--run-dir", tmp_path / "it's mine"]
-    line = mp.muster("launch", "-n", 3, "--oversubscribe", "--allow-run-as-root", "--dry-run", *words).stdout
-    assert shlex.split(line) == [shutil.which("mpirun"), "-n", "3", "--use-hwthread-cpus", "--bind-to", "none", "--oversubscribe", "--allow-run-as-root",
-                                 os.path.realpath(mp.built("muster")), *map(str, words)]
+    line = mp.muster("launch", "-n", 3, "--oversubscribe", "--allow-run-as-root", "--threads", 2, "--dry-run", *words).stdout
+    assert shlex.split(line) == ["env", "MUSTER_BIND=numa", "OMP_NUM_THREADS=2", shutil.which("mpirun"), "-n", "3", "--use-hwthread-cpus", "--bind-to", "none",
+                                 "--tag-output", "--oversubscribe", "--allow-run-as-root", os.path.realpath(mp.built("muster")), *map(str, words)]
     assert list(tmp_path.iterdir()) == [config]
 
 
@@ -65,8 +70,7 @@ def test_exit_codes_pass_through(config, tmp_path):
     for code, words in ((78, ["train", tmp_path / "absent.txtpb"]), (2, ["train", config, "--run-dir", tmp_path]),
                         (65, ["train", config, "--run-dir", tmp_path / "run", "--init-from", config])):
         error = mp.muster("launch", "-n", 2, *HERE, *words, code=code).stderr
-        ended = f"muster: the job ended with exit code {code}\n"
-        assert error.count(ended) == 1 and error.replace(ended, "").count("muster: ") == 1
+        assert len(re.findall(ended(2, code), error, re.M)) == 1 and error.count("muster: ") == 2
     assert list(tmp_path.iterdir()) == [config]
 
 
@@ -75,11 +79,12 @@ def test_only_what_ranks_can_share(config):
         assert "Give train, resume, evaluate or predict" in mp.muster("launch", "-n", 1, *words, code=2).stderr
 
 
-@pytest.mark.parametrize("changes,starter", [({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "srun"), ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun")])
-def test_ranks_that_do_not_see_each_other(changes, starter, config, tmp_path):
+@pytest.mark.parametrize("changes,says", [({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "srun started 4 processes without PMIx"),
+                                          ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but MPI sees only 1")])
+def test_ranks_that_do_not_see_each_other(changes, says, config, tmp_path):
     """srun without PMIx, or the mpirun of another MPI: each process would train a model of its own."""
     error = mp.muster("train", config, "--run-dir", tmp_path / "run", changes=changes, code=2).stderr
-    assert f"{starter} started 4 processes, but MPI sees only 1" in error and "--mpi=pmix" in error
+    assert says in error and "PMIx" in error
     assert list(tmp_path.iterdir()) == [config]
 
 
@@ -155,7 +160,7 @@ def test_a_killed_rank_is_76(tmp_path):
         job.finish(76)
         said = re.findall(r"^muster: .*", job.text(), re.M)
         assert len(said) == 2 and re.search(r"rank [01] of 2 .* is lost: its process has died", said[0]), job.text()
-        assert said[1] == "muster: the job ended with exit code 76"
+        assert re.fullmatch(ended(2, 76), said[1])
         assert len(list((job.run / "logs").glob("flight-record-rank-*.json"))) == 1
 
 
@@ -230,3 +235,131 @@ def test_no_restart_where_it_cannot_help(config, tmp_path):
         job.launch.send_signal(signal.SIGTERM)
         job.finish(75)
         assert "muster: restart" not in job.text()
+
+
+def fake_mpirun(folder, script):
+    """A PATH on which mpirun is a shell script."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "mpirun"
+    program.write_text("#!/bin/sh\n" + script)
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "RUN": str(folder / "run")}
+
+
+def launched(config, changes, *arguments, code=0, ranks=4):
+    words = [mp.built("muster"), "launch", "-n", ranks, *HERE, *arguments, "train", config, "--run-dir", changes["RUN"]]
+    result = subprocess.run([str(word) for word in words], env=mp.environment(changes), stdin=subprocess.DEVNULL, capture_output=True, timeout=mp.SECONDS)
+    assert result.returncode == code, result.stderr
+    shown = [line for line in result.stderr.split(b"\n") if b"mpirun -n" not in line and b" ended with exit code " not in line]
+    return result.stdout, b"\n".join(shown)
+
+
+def test_output_of_ranks(config, tmp_path):
+    """Rank 0's lines bare, others marked, standard output and error apart; the first lines wait for the run directory."""
+    changes = fake_mpirun(tmp_path, r"""
+        printf '[1,0]<stdout>:results\n[1,3]<stdout>:more\n[1,0]<stdout>:  of two\n[1,0]<stdout>:lines\377\000\n'
+        printf 'mpirun: a word\n[1,3]<stderr>:two\n[1,3]<stderr>:lines\n[1,0]<stderr>:in pi[1,1]<stderr>:other\n[1,0]<stderr>:eces\n' >&2
+        mkdir -p "$RUN/logs"; sleep 0.5; echo '{}' > "$RUN/environment.json"; sleep 0.5
+        printf '[1,0]<stdout>:the end' ; printf '[1,3]<stderr>:no end' >&2
+        kill -9 $$""")
+    out, err = launched(config, changes, code=76)
+    assert out == b"results\n[rank 3] more\n  of two\nlines\xff\x00\nthe end"
+    assert err == b"mpirun: a word\n[rank 3] two\n[rank 3] lines\n[rank 1] other\nin pieces\n[rank 3] no end\n"
+    logs = {path.name: path.read_bytes().split(b"\n", 1) for path in (tmp_path / "run/logs").iterdir()}
+    assert {name: text.count(b"\n") for name, (_, text) in logs.items()} == {"rank-0.log": 5, "rank-1.log": 1, "rank-3.log": 4}
+    assert all(header.startswith(b"==== 2") and b"mpirun -n 4" in header for header, _ in logs.values())
+    assert logs["rank-3.log"][1] in (b"more\ntwo\nlines\nno end\n", b"two\nlines\nmore\nno end\n")
+    # A second start adds to them; one that the run directory was not given to leaves no trace.
+    first = (tmp_path / "run/logs/rank-0.log").read_bytes()
+    (tmp_path / "bin/mpirun").write_text("#!/bin/sh\necho '[1,0]<stdout>:refused'; exit 2\n")
+    launched(config, changes, code=2)
+    assert (tmp_path / "run/logs/rank-0.log").read_bytes() == first
+    (tmp_path / "bin/mpirun").write_text("#!/bin/sh\necho '[1,0]<stdout>:again'; sleep 0.1; echo '{ }' > \"$RUN/environment.json\"\n")
+    launched(config, changes)
+    added = (tmp_path / "run/logs/rank-0.log").read_bytes()
+    assert added.startswith(first + b"==== ") and added.endswith(b"\nagain\n")
+
+
+def test_much_output_and_nobody_who_reads_it(config, tmp_path):
+    changes = fake_mpirun(tmp_path, 'mkdir -p "$RUN/logs"; echo "{}" > "$RUN/environment.json"\n'
+                          "seq -f '[1,0]<stdout>:this is line %.0f' 200000; seq -f '[1,1]<stderr>:line %.0f' 100000 >&2\n")
+    out, err = launched(config, changes)
+    assert out == b"".join(b"this is line %d\n" % n for n in range(1, 200001))
+    assert err == b"".join(b"[rank 1] line %d\n" % n for n in range(1, 100001))
+    log = (tmp_path / "run/logs/rank-0.log").read_bytes()
+    assert log.split(b"\n", 1)[1] == out
+    shutil.rmtree(tmp_path / "run")
+    words = [mp.built("muster"), "launch", "-n", "2", *HERE, "train", str(config), "--run-dir", changes["RUN"]]
+    with subprocess.Popen(words, env=mp.environment(changes), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as launch:
+        launch.stdout.close()
+        assert launch.wait(mp.SECONDS) == 0
+    assert (tmp_path / "run/logs/rank-0.log").read_bytes().split(b"\n", 1)[1] == out
+
+
+def test_real_output_goes_into_the_logs(config, tmp_path):
+    result = mp.muster("launch", "-n", 2, *HERE, "train", config, "--run-dir", tmp_path / "run")
+    header, _, log = (tmp_path / "run/logs/rank-0.log").read_text().partition("\n")
+    assert re.match(r"==== \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ .*mpirun -n 2 .* train ", header)
+    shown = [line for line in result.stderr.splitlines()[1:] if not re.match(ended(2, 0), line)]
+    assert sorted(log.splitlines()) == sorted(result.stdout.splitlines() + shown)
+    assert re.search(ended(2, 0), result.stderr, re.M)
+    table = re.findall(r"^(\d) +(\S+) +cpu +(\S+) +(\d+)$", result.stderr, re.M)
+    ranks = mp.read_json(tmp_path / "run/environment.json")["ranks"]
+    assert table == [(str(rank["rank"]), rank["host"], rank["cores"], str(rank["threads"])) for rank in ranks]
+
+
+TWO_SOCKETS = {"HWLOC_SYNTHETIC": "package:2 numa:1 core:2 pu:1", "OMP_NUM_THREADS": None}
+
+
+@pytest.mark.parametrize("starter", ["launch", "mpirun"])
+@pytest.mark.parametrize("bind,cores", [("numa", ["0-1", "0-1", "2-3", "2-3"]), ("core", list("0123")), ("none", ["0-3"] * 4)])
+def test_cores_of_ranks_on_a_made_up_machine(starter, bind, cores, config, tmp_path):
+    words = ["train", config, "--run-dir", tmp_path / "run", "--set", "training.threads=0"]
+    if starter == "launch":
+        mp.muster("launch", "-n", 4, "--bind", bind, *words, changes=TWO_SOCKETS)
+    else:
+        mp.muster(*words, ranks=4, changes={**TWO_SOCKETS, "MUSTER_BIND": bind, "OMPI_MCA_hwloc_base_binding_policy": "none"})
+    ranks = mp.read_json(tmp_path / "run/environment.json")["ranks"]
+    assert [rank["cores"] for rank in ranks] == cores
+    assert [rank["threads"] for rank in ranks] == [1] * 4
+
+
+def test_threads_are_the_share_of_the_cores(config, tmp_path):
+    for name, words, changes, threads in (("share", [], TWO_SOCKETS, 2), ("asked", ["--threads", 3], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 3), ("own", [], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 1)):
+        mp.muster("launch", "-n", 2, *words, "train", config, "--run-dir", tmp_path / name, "--set", "training.threads=0", changes={"OMP_WAIT_POLICY": "passive", **changes})
+        assert [rank["threads"] for rank in mp.read_json(tmp_path / name / "environment.json")["ranks"]] == [threads] * 2
+    mp.muster("train", config, "--run-dir", tmp_path / "alone", "--set", "training.threads=0", changes={"OMP_NUM_THREADS": None})
+    assert mp.read_json(tmp_path / "alone/environment.json")["ranks"][0]["threads"] == 1
+    mp.muster("train", config, "--run-dir", tmp_path / "exact", "--set", "training.threads=0", "--set", "training.reproducible=true", changes={"OMP_NUM_THREADS": "2"})
+    assert mp.read_json(tmp_path / "exact/environment.json")["ranks"][0]["threads"] == 1
+
+
+def test_ranks_are_really_bound(config, tmp_path):
+    if CORES < 2:
+        pytest.skip("one core: nothing to choose from")
+    text = TEXT.replace("max_steps: 2", "epochs: 100000") + "checkpoints { every_steps: 5 }\n"
+    with Job(tmp_path, "--bind", "core", text=text) as job:
+        job.wait_for(job.steps)
+        masks = [os.sched_getaffinity(number) for number in job.of("muster")]
+        assert not masks[0] & masks[1] and masks[0] | masks[1] == os.sched_getaffinity(0)
+        for number, mask in zip(job.of("muster"), masks):
+            assert all(os.sched_getaffinity(int(thread)) == mask for thread in os.listdir(f"/proc/{number}/task"))
+        job.launch.send_signal(signal.SIGTERM)
+        job.finish(75)
+
+
+def test_no_ranks_given(config):
+    line = mp.muster("launch", "--dry-run", "train", config, changes=TWO_SOCKETS).stdout
+    assert "OMP_NUM_THREADS=2 " in line and " -n 2 " in line
+
+
+def test_a_wrong_binding_is_said_once(config, tmp_path):
+    error = mp.muster("train", config, "--run-dir", tmp_path / "run", ranks=2, changes={"MUSTER_BIND": "socket"}, code=2).stderr
+    assert '"socket" is no way to bind ranks' in error and error.count("muster: ") == 1
+
+
+def test_a_shell_within_a_step_starts_a_job_of_one(config, tmp_path):
+    """`srun -n 4 --pty bash`, and then muster by hand."""
+    changes = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"}
+    mp.muster("train", config, "--run-dir", tmp_path / "run", changes=changes)
+    assert mp.result(tmp_path / "run")["world_size"] == 1

@@ -8,7 +8,7 @@ namespace {
 
 RankView sees(const std::string& host, const std::vector<std::string>& uuids) {
   RankView view{host, {}};
-  for (const auto& uuid : uuids) view.visible.gpus.push_back({uuid, "H200"});
+  for (const auto& uuid : uuids) view.visible.gpus.push_back({uuid, "H200", ""});
   if (uuids.empty()) view.visible.why_none = "no driver";
   return view;
 }
@@ -140,6 +140,19 @@ TEST(Device, OneVisibleGpuForAllIsRefusedUnlessShared) {
 TEST(Device, OverlappingListsAreRefusedByUuid) {
   const std::vector<RankView> views{sees("a", {"x", "y"}), sees("a", {"x"})};
   expect_parts(refusal(views, kCuda), {"rank 0 on a", "rank 1 on a", "same GPU", "UUID x", "CUDA_VISIBLE_DEVICES"});
+}
+
+TEST(Device, MoreRanksThanSlurmHasGivenGpusAreRefusedWithoutSeeingAny) {
+  std::vector<RankView> views;
+  add(views, "a", 2, 0);
+  add(views, "b", 3, 0);
+  for (auto& view : views) view.allocated = 2;
+  const std::string text = refusal(views, {});
+  EXPECT_NE(text.find("3 ranks on b, where Slurm has given this job 2 GPUs"), std::string::npos) << text;
+  EXPECT_EQ(indices(choose_devices(views, {WantedDevice::kCpu, false})), std::vector<int>(5, -1));
+  EXPECT_EQ(indices(choose_devices(views, {WantedDevice::kAuto, true})), std::vector<int>(5, -1));
+  views.pop_back();
+  EXPECT_EQ(indices(choose_devices(views, {})), std::vector<int>(4, -1));
 }
 
 TEST(Device, BindingAloneAgreesWithWhatIsVisible) {

@@ -63,6 +63,51 @@ TEST(RunDirectory, NeverOverwrites) {
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"empty", "link", "run"}));
 }
 
+TEST(RunDirectory, BeginsInAPreparedOne) {
+  const TemporaryFolder folder;
+  const std::string run = folder / "a/run";
+  EXPECT_EQ(run_place(run), RunPlace::kNothing);
+  prepare_run_directory(run, {{"job.sbatch", "one"}, {"submission.json", "{}"}});
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder / "a"), {}), 1) << "something of the making was left";
+  prepare_run_directory(run, {{"job.sbatch", "two"}});
+  EXPECT_EQ(contents(run + "/job.sbatch"), "two");
+  EXPECT_EQ(run_place(run), RunPlace::kPrepared);
+  // What a beginning that was killed may leave is no run yet, and nothing of it counts.
+  for (const char* name : {"/weights", "/checkpoints"}) fs::create_directory(run + name);
+  std::ofstream(run + "/environment.json") << R"({"init_from": {"path": "old", "sha256": "0"}})";
+  std::ofstream(run + "/metrics.jsonl");
+  std::ofstream(run + "/.config.txtpb.tmp-host-1-1") << "half";
+  EXPECT_EQ(run_place(run), RunPlace::kPrepared);
+  EXPECT_EQ(recorded_init_from(run).path, "");
+  EXPECT_NO_THROW(require_new_run_directory(run));
+  {
+    const RunDirectory directory(run, "c", {{"ranks", 2}});
+    EXPECT_EQ(contents(run + "/config.txtpb"), "c");
+    EXPECT_EQ(nlohmann::json::parse(contents(run + "/environment.json")), (nlohmann::json{{"ranks", 2}}));
+    EXPECT_EQ(contents(run + "/job.sbatch"), "two");
+    EXPECT_FALSE(fs::exists(run + "/.config.txtpb.tmp-host-1-1"));
+    EXPECT_EQ(run_place(run), RunPlace::kBegun);
+    expect_error(ExitCode::kUsage, [&] { RunDirectory(run, "second", {}); });
+  }
+  std::ofstream(run + "/result.json") << "{}";
+  EXPECT_EQ(run_place(run), RunPlace::kFinished);
+}
+
+TEST(RunDirectory, WhatHoldsMoreIsNotPrepared) {
+  const TemporaryFolder folder;
+  for (const char* name : {"mine.txt", "result.json", "metrics.jsonl", "weights/best.safetensors", "checkpoints/step-00000001/MANIFEST.pb"}) {
+    const std::string run = folder / "run";
+    fs::remove_all(run);
+    prepare_run_directory(run, {{"submission.json", "{}"}});
+    fs::create_directories(fs::path(run + "/" + name).parent_path());
+    std::ofstream(run + "/" + name) << "x";
+    EXPECT_EQ(run_place(run), RunPlace::kOther) << name;
+    expect_error(ExitCode::kUsage, [&] { RunDirectory(run, "c", {}); });
+  }
+  fs::create_directories(folder / "logs only/logs");
+  EXPECT_EQ(run_place(folder / "logs only"), RunPlace::kOther);
+}
+
 TEST(RunDirectory, FailureLeavesNothing) {
   const TemporaryFolder folder;
   std::ofstream(folder / "file") << "x";

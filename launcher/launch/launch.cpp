@@ -1,0 +1,133 @@
+#include "launcher/launch/launch.h"
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <optional>
+
+#include "launcher/launch/child.h"
+#include "launcher/launch/restarts.h"
+#include "launcher/launch/run_logs.h"
+#include "launcher/launch/session_folder.h"
+#include "launcher/launch/starter_trouble.h"
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+using Clock = std::chrono::system_clock;
+
+std::string step_text(int64_t step) { return step < 0 ? "no checkpoint yet" : "newest checkpoint: step " + std::to_string(step); }
+
+bool has_run_directory(const std::vector<std::string>& command) { return command[0] == "train" || command[0] == "resume"; }
+
+// Empty where there is none, or where the ranks will say why it cannot be told.
+std::string run_directory_for_logs(const std::vector<std::string>& command) {
+  if (!has_run_directory(command) || std::count(command.begin(), command.end(), "--dry-run")) return "";
+  try {
+    return run_directory_of(command);
+  } catch (const Error&) {
+    return "";
+  }
+}
+
+std::string header_of(const JobCommand& job) {
+  const std::time_t now = std::time(nullptr);
+  char date[32];
+  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return "==== " + std::string(date) + " " + shell_line(job);
+}
+
+std::string duration_text(Clock::duration passed) {
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(passed).count();
+  if (seconds < 60) return std::to_string(seconds) + " s";
+  if (seconds < 3600) return std::to_string(seconds / 60) + " min " + std::to_string(seconds % 60) + " s";
+  return std::to_string(seconds / 3600) + " h " + std::to_string(seconds / 60 % 60) + " min";
+}
+
+std::string end_text(const JobCommand& job, int code, Clock::time_point begin) {
+  return std::to_string(job.ranks) + (job.ranks == 1 ? " rank on " : " ranks on ") + std::to_string(job.hosts) + (job.hosts == 1 ? " host" : " hosts") +
+         " ended with exit code " + std::to_string(code) + " after " + duration_text(Clock::now() - begin);
+}
+
+void check(const LaunchOptions& options) {
+  static const std::vector<std::string> commands{"train", "resume", "evaluate", "predict"};
+  const auto& command = options.job.command;
+  if (command.empty() || std::find(commands.begin(), commands.end(), command[0]) == commands.end())
+    throw Error(ExitCode::kUsage, "launch: " + (command.empty() ? std::string("what shall the ranks run?") : "\"" + command[0] + "\" is not for several ranks.") +
+                                      " Give train, resume, evaluate or predict with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
+  if (options.max_restarts > 0 && !has_run_directory(command))
+    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train and resume: " + command[0] + " has nothing to go on with");
+}
+
+// Exit code of a starter as it is, and what it said of why it could not start the ranks.
+struct StartEnd {
+  ChildEnd child;
+  std::string trouble;
+  bool has_run = false;  // the run directory was taken
+};
+
+StartEnd start(const JobCommand& job, const Surroundings& here, const std::string& run_directory, bool has_run) {
+  RankOutput output(job, RunLogs(run_directory, header_of(job), has_run));
+  StartEnd end;
+  {
+    // Folders of this machine would be no good on others.
+    const bool is_local = job.starter == Starter::kMpirun && job.is_local;
+    std::optional<SessionFolder> folder;
+    ChildSettings settings{job.environment, job.removed, &output, job.starter == Starter::kSrun};
+    if (is_local)
+      for (const auto& [name, value] : folder.emplace().environment())
+        if (!here.environment.count(name)) settings.environment.emplace(name, value);
+    end.child = run_child(job.words, settings);
+  }
+  output.finish();
+  end.trouble = starter_trouble(output.starter_says(), job);
+  end.has_run = output.logs().are_begun();
+  return end;
+}
+
+}  // namespace
+
+void launch(const LaunchOptions& options) {
+  check(options);
+  const auto begin = Clock::now();
+  // A time limit counts from here, whatever is started again.
+  if (options.max_restarts > 0) setenv(kLaunchStarted, std::to_string(std::chrono::duration<double>(begin.time_since_epoch()).count()).c_str(), 1);
+  const Surroundings here = look_around();
+  JobRequest request = options.job;
+  JobCommand job = job_command(request, here);
+  if (options.dry_run) {
+    std::printf("%s\n", shell_line(job).c_str());
+    return;
+  }
+  const std::string run_directory = run_directory_for_logs(request.command);
+  int64_t step_at_last_failure = 0;
+  bool has_run = false;
+  for (int restarts = 0;; ++restarts) {
+    std::fprintf(stderr, "%s\n", shell_line(job).c_str());
+    const StartEnd end = start(job, here, run_directory, has_run);
+    has_run = end.has_run;
+    if (end.child.code == 0) {
+      std::fprintf(stderr, "muster: %s\n", end_text(job, 0, begin).c_str());
+      return;
+    }
+    if (!end.trouble.empty() && !end.child.told_to_stop) throw LaunchedJobFailed(static_cast<int>(ExitCode::kUsage), end.trouble);
+    // A process that the stop reached before it could know what it means has not begun anything.
+    const int stopped = end.child.code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : end.child.code;
+    const int code = end.child.told_to_stop ? stopped : code_of_job(end.child.code);
+    if (restarts == options.max_restarts || end.child.told_to_stop || !is_worth_a_restart(code)) throw LaunchedJobFailed(code, end_text(job, code, begin));
+    const int64_t step = newest_step(run_directory_of(options.job.command));
+    if (restarts > 0 && step <= step_at_last_failure)
+      throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + step_text(step) + "), so it is not started again");
+    step_at_last_failure = step;
+    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code, step_text(step).c_str());
+    request.command = continued(options.job.command);
+    job = job_command(request, here);
+  }
+}
+
+}  // namespace muster::launcher

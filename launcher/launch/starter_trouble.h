@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+
+#include "launcher/launch/job_command.h"
+
+namespace muster::launcher {
+
+// What to do about it, when the last words of a starter (its own, on standard error) say that it could not start the ranks: no slots, a host that cannot be
+// reached, an allocation that does not fit. A sentence or two; empty when they do not.
+std::string starter_trouble(const std::string& words, const JobCommand& job);
+
+}  // namespace muster::launcher

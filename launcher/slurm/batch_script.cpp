@@ -1,0 +1,164 @@
+#include "launcher/slurm/batch_script.h"
+
+#include <algorithm>
+#include <map>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string_view>
+
+#include "distributed/error.h"
+
+namespace muster::embedded {
+extern const std::string_view slurm_sbatch_in;
+}
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+
+constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";
+constexpr int kMostTasks = 10000;
+
+// One word as the script's shell reads it; {task} becomes the task's number.
+std::string quoted(const std::string& word) {
+  const bool has_task = word.find("{task}") != std::string::npos;
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  std::string text;
+  if (!has_task) {
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return "'" + text + "'";
+  }
+  for (const char c : word) text += (std::string("\\\"$`").find(c) != std::string::npos ? "\\" : "") + std::string(1, c);
+  return "\"" + for_task(text, "${SLURM_ARRAY_TASK_ID}") + "\"";
+}
+
+// A value in a #SBATCH line: sbatch takes quotes off, but knows no escapes within them.
+std::string directive(const std::string& option, const std::string& value) {
+  if (value.empty()) return "";
+  if (value.find_first_of("\n\"") != std::string::npos)
+    throw Error(ExitCode::kUsage, "submit: " + option + " cannot be given to Slurm with a quote or line break in it: " + value);
+  return "#SBATCH " + option + "=" + (value.find_first_not_of(kPlain) == std::string::npos ? value : "\"" + value + "\"") + "\n";
+}
+
+std::string number(int value) { return value > 0 ? std::to_string(value) : ""; }
+
+// Whether a later start may get fewer nodes.
+bool may_shrink(const BatchJob& job) { return job.nodes.find('-') != std::string::npos; }
+
+std::string directives(const BatchJob& job) {
+  const std::string run = for_task(job.run_directory, "%a");
+  std::string text = directive("--job-name", job.name) + directive("--chdir", job.directory);
+  text += directive("--output", run + "/logs/slurm-" + (job.array.empty() ? "%j" : "%A_%a") + ".out");
+  text += directive("--nodes", job.nodes);
+  if (may_shrink(job)) {
+    text += "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many nodes.\n";
+    text += directive("--mincpus", number(job.ranks_per_node * std::max(1, job.cpus_per_task)));
+  } else {
+    text += directive("--ntasks-per-node", number(job.ranks_per_node));
+  }
+  text += directive("--gpus-per-node", number(job.gpus_per_node)) + directive("--cpus-per-task", number(job.cpus_per_task));
+  text += directive("--time", job.time) + directive("--partition", job.partition) + directive("--account", job.account);
+  text += directive("--qos", job.qos) + directive("--constraint", job.constraint) + directive("--array", job.array);
+  text += "# Slurm may queue the job again, which then writes on in the same output file.\n#SBATCH --requeue\n#SBATCH --open-mode=append\n";
+  text += "# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute earlier).\n";
+  text += directive("--signal", "USR1@" + std::to_string(job.grace_seconds));
+  if (!job.sbatch.empty()) text += "# Further options, as given.\n";
+  for (const auto& option : job.sbatch) {
+    if (option.empty() || option[0] != '-' || option.find('\n') != std::string::npos)
+      throw Error(ExitCode::kUsage, "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
+    text += "#SBATCH " + option + "\n";
+  }
+  text.pop_back();
+  return text;
+}
+
+std::string setup_lines(const BatchJob& job) {
+  std::string text;
+  if (!job.modules.empty()) {
+    text += "# Modules of this site.\nmodule load";
+    for (const auto& module : job.modules) text += " " + quoted(module);
+    text += " || exit\n";
+  }
+  if (!job.setup.empty()) text += "# As the site's profile says.\n";
+  for (const auto& line : job.setup) text += line + "\n";
+  if (job.cpus_per_task > 0) text += "# Threads of each rank, unless the experiment says how many.\nexport OMP_NUM_THREADS=" + std::to_string(job.cpus_per_task) + "\n";
+  if (!text.empty()) text.pop_back();
+  return text;
+}
+
+std::string srun_line(const BatchJob& job) {
+  std::string text = "srun --mpi=" + quoted(job.mpi) + " --wait=30";
+  const std::string ranks = std::to_string(job.ranks_per_node);
+  if (may_shrink(job)) text += " --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node=" + ranks + " --ntasks=$((" + ranks + " * SLURM_JOB_NUM_NODES))";
+  // srun does not take this from the allocation.
+  if (job.cpus_per_task > 0) text += " --cpus-per-task=" + std::to_string(job.cpus_per_task);
+  text += " \"$muster\" \\\n   ";
+  for (const auto& word : job.train) text += " " + quoted(word);
+  return text + " \\\n    --run-dir \"$run\" --resume auto";
+}
+
+}  // namespace
+
+std::string own_template() { return std::string(embedded::slurm_sbatch_in); }
+
+std::string for_task(const std::string& text, const std::string& task) {
+  std::string result = text;
+  for (size_t at = 0; (at = result.find("{task}", at)) != std::string::npos; at += task.size()) result.replace(at, 6, task);
+  return result;
+}
+
+std::string batch_script(const BatchJob& job, const std::string& script_template) {
+  const std::map<std::string, std::string> values{{"SBATCH", directives(job)},
+                                                  {"SETUP", setup_lines(job)},
+                                                  {"PROGRAM", quoted(job.program)},
+                                                  {"RUN", quoted(job.run_directory)},
+                                                  {"SCRIPT", quoted(for_task(job.run_directory, "N") + "/job.sbatch")},
+                                                  {"DIRECTORY", quoted(job.directory)},
+                                                  {"MPI", quoted(job.mpi)},
+                                                  {"SRUN", srun_line(job)},
+                                                  {"MAX_RESTARTS", std::to_string(job.max_restarts)}};
+  static const std::regex word("@([A-Z_]+)@");
+  std::set<std::string> used;
+  std::istringstream lines(script_template);
+  std::string script;
+  bool blank = false;
+  for (std::string line; std::getline(lines, line);) {
+    std::string filled;
+    auto rest = line.cbegin();
+    for (std::smatch found; std::regex_search(rest, line.cend(), found, word); rest = found[0].second) {
+      const auto value = values.find(found[1]);
+      if (value == values.end()) throw Error(ExitCode::kUsage, "submit: the job template has @" + found[1].str() + "@, which muster does not know");
+      used.insert(found[1]);
+      filled += std::string(rest, found[0].first) + value->second;
+    }
+    filled += std::string(rest, line.cend());
+    if (filled.empty() && (blank || !line.empty())) continue;  // an empty word, or the blank line around it
+    blank = filled.empty();
+    script += filled + "\n";
+  }
+  for (const char* needed : {"SBATCH", "RUN", "SRUN"})
+    if (!used.count(needed)) throw Error(ExitCode::kUsage, std::string("submit: the job template lacks @") + needed + "@; cluster/slurm.sbatch.in shows how one looks");
+  return script;
+}
+
+std::vector<int> tasks_of_array(const std::string& array) {
+  static const std::regex shape(R"(\d{1,9}(-\d{1,9}(:\d{1,9})?)?(,\d{1,9}(-\d{1,9}(:\d{1,9})?)?)*(%\d{1,9})?)");
+  const auto wrong = [&] { return Error(ExitCode::kUsage, "submit: --array " + array + ": write 0-4, 1,3,7 or 0-15:4, and %2 behind it for two at a time; at most " + std::to_string(kMostTasks) + " tasks"); };
+  if (!std::regex_match(array, shape)) throw wrong();
+  std::set<int> tasks;
+  std::istringstream parts(array.substr(0, array.find('%')));
+  for (std::string part; std::getline(parts, part, ',');) {
+    int first = 0, last = -1, step = 1;
+    std::sscanf(part.c_str(), "%d-%d:%d", &first, &last, &step);
+    if (last < 0) last = first;
+    if (step < 1 || last < first || (last - first) / step >= kMostTasks) throw wrong();
+    for (int task = first; task <= last; task += step) tasks.insert(task);
+  }
+  if (tasks.size() > kMostTasks) throw wrong();
+  return {tasks.begin(), tasks.end()};
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace muster::launcher {
+
+// A job as sbatch is to get it. Empty texts and zeros: left to Slurm.
+struct BatchJob {
+  std::string name;
+  std::string nodes = "1";  // "2", or "1-2": as many as there are
+  int ranks_per_node = 1;
+  int gpus_per_node = 0, cpus_per_task = 0;
+  std::string time, partition, account, qos, constraint;
+  std::string array;  // "0-4"; then {task} in `run_directory` and `train` is the task's number
+  std::vector<std::string> sbatch;  // further options, as they are
+  std::vector<std::string> modules, setup;
+  std::string mpi = "pmix";
+  int grace_seconds = 120;
+  int max_restarts = 3;
+  std::string directory;  // where the job runs; relative paths in `train` count from there
+  std::string program;    // muster, absolute
+  std::string run_directory;  // absolute
+  std::vector<std::string> train;  // muster's words without --run-dir and --resume
+};
+
+// The job script: `script_template` with its @WORDS@ filled in; a line that holds nothing but an empty word goes. Pure. Throws Error(kUsage) when the template
+// has a word that is not known, or lacks one that a job cannot do without.
+std::string batch_script(const BatchJob& job, const std::string& script_template);
+
+// The template that muster brings along (cluster/slurm.sbatch.in).
+std::string own_template();
+
+// `text` with {task} replaced.
+std::string for_task(const std::string& text, const std::string& task);
+
+// Numbers of "0-4", "1,3,7" or "0-15:4%2". Throws Error(kUsage).
+std::vector<int> tasks_of_array(const std::string& array);
+
+}  // namespace muster::launcher

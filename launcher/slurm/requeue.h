@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace muster::launcher {
+
+// What Slurm says of the job that asks.
+enum class JobState {
+  kRunning,    // it may be queued again
+  kCancelled,  // somebody has cancelled it
+  kTimedOut,   // its time limit was reached before it had ended
+  kPreempted,  // it makes room for another
+  kQueued,     // Slurm has queued it again by itself
+  kUnknown,    // Slurm does not answer
+};
+
+// From the answer of `scontrol show job -o`. restarts: how often it had been queued again when this process began.
+JobState job_state(const std::string& shown, int64_t restarts);
+
+struct Decision {
+  enum class Action { kDone, kRequeue, kStop, kNothing };
+  Action action = Action::kStop;
+  std::string reason;  // one sentence without its full stop
+};
+
+// What becomes of a job whose srun ended with `exit_code`. `starts`: as starts_without_progress().
+Decision decide(int exit_code, JobState state, int starts, int max_restarts);
+
+// Writes down that the job of this process begins. Throws Error(kUsage) when srun cannot start MPI programs in the way `mpi`.
+void begin_job(const std::string& run_directory, const std::string& mpi);
+
+// Writes down that it has ended, and queues it again if that is of use. The exit code for the job: 0 when the run is finished or queued again.
+int end_job(const std::string& run_directory, int exit_code, int max_restarts);
+
+}  // namespace muster::launcher

@@ -1,0 +1,53 @@
+#include "launcher/slurm/site.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "core/config/outline.h"
+#include "core/config/problems.h"
+#include "core/config/reader.h"
+#include "core/config/text_file.h"
+#include "distributed/error.h"
+
+namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+using distributed::Error;
+using distributed::ExitCode;
+
+std::string folder_of_user() {
+  const char *own = std::getenv("XDG_CONFIG_HOME"), *home = std::getenv("HOME");
+  return own && *own ? std::string(own) + "/muster" : std::string(home ? home : "") + "/.config/muster";
+}
+
+std::string file_of(const std::string& name_or_file) {
+  if (name_or_file.find('/') != std::string::npos || fs::is_regular_file(name_or_file)) return name_or_file;
+  const std::string path = folder_of_user() + "/" + name_or_file + ".txtpb";
+  if (!fs::exists(path))
+    throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " + path +
+                                      ". Examples to copy are in cluster/sites/");
+  return path;
+}
+
+}  // namespace
+
+Site parse_site(const std::string& text, const std::string& path) {
+  config::require_proto_message(text, path, "muster.launcher.Site");
+  config::Problems problems(path);
+  config::Parsed parsed;  // for its bookkeeping
+  Site site;
+  const auto statements = config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
+  config::StatementReader(parsed, problems, [&](int line) { return path + ":" + std::to_string(line); }).read(statements, site, "");
+  problems.throw_if_any();
+  return site;
+}
+
+Site load_site(const std::string& name_or_file) {
+  const char* chosen = std::getenv("MUSTER_SITE");
+  std::string path = !name_or_file.empty() ? file_of(name_or_file) : chosen && *chosen ? file_of(chosen) : folder_of_user() + "/site.txtpb";
+  if (name_or_file.empty() && !(chosen && *chosen) && !fs::exists(path)) return {};
+  return parse_site(config::read_text_file(path), path);
+}
+
+}  // namespace muster::launcher

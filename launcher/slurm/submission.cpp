@@ -1,0 +1,250 @@
+#include "launcher/slurm/submission.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <regex>
+
+#include "checkpoints/atomic_file.h"
+#include "core/config/load.h"
+#include "core/config/text_file.h"
+#include "core/training/compute.h"
+#include "core/training/data_source.h"
+#include "core/training/run_directory.h"
+#include "core/training/run_status.h"
+#include "core/training/training_plan.h"
+#include "launcher/commands/train.h"
+#include "launcher/slurm/batch_script.h"
+#include "launcher/slurm/job_log.h"
+#include "launcher/slurm/site.h"
+#include "launcher/slurm/tool.h"
+
+namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+using distributed::Error;
+using distributed::ExitCode;
+using training::RunPlace;
+
+Error refused(const std::string& text) { return Error(ExitCode::kUsage, "submit: " + text); }
+
+std::string absolute(const std::string& path) {
+  const fs::path whole = fs::absolute(path).lexically_normal();
+  return (whole.has_filename() ? whole : whole.parent_path()).string();
+}
+
+TrainArguments read_train(const std::vector<std::string>& command) {
+  if (command.empty() || command[0] != "train")
+    throw refused((command.empty() ? std::string("what shall the job run?") : "a job runs train, not " + command[0] + ".") +
+                  " Give train with its arguments after submit's own options: muster submit --time 8:00:00 train CONFIG");
+  TrainArguments train;
+  CLI::App parser{"", "muster submit ... train"};
+  add_train_options(parser, train);
+  std::vector<std::string> words(command.rbegin(), command.rend() - 1);
+  parser.parse(words);
+  if (train.dry_run) throw refused("--dry-run goes before train: it prints the job script");
+  return train;
+}
+
+int most_nodes(const std::string& nodes) {
+  static const std::regex shape(R"((\d{1,6})(?:-(\d{1,6}))?)");
+  std::smatch found;
+  if (!std::regex_match(nodes, found, shape)) throw refused("--nodes " + nodes + ": write 2, or 1-2 for as many as are free");
+  const int least = std::stoi(found[1]), most = found[2].matched ? std::stoi(found[2]) : least;
+  if (least < 1 || most < least) throw refused("--nodes " + nodes + ": at least 1, and the smaller number first");
+  return most;
+}
+
+BatchJob merged(const SubmitOptions& options, const Site& site) {
+  const auto either = [](const std::string& own, const std::string& sites) { return own.empty() ? sites : own; };
+  const auto first = [](int own, uint32_t sites, int otherwise) { return own > 0 ? own : sites > 0 ? static_cast<int>(sites) : otherwise; };
+  BatchJob job;
+  if (!options.nodes.empty()) job.nodes = options.nodes;
+  job.time = either(options.time, site.time());
+  job.partition = either(options.partition, site.partition());
+  job.account = either(options.account, site.account());
+  job.qos = either(options.qos, site.qos());
+  job.constraint = either(options.constraint, site.constraint());
+  job.gpus_per_node = first(options.gpus_per_node, site.gpus_per_node(), 0);
+  job.ranks_per_node = first(options.ranks_per_node, site.ranks_per_node(), std::max(1, job.gpus_per_node));
+  job.cpus_per_task = first(options.cpus_per_task, site.cpus_per_task(), 0);
+  job.grace_seconds = first(options.grace_seconds, site.grace_seconds(), job.grace_seconds);
+  job.max_restarts = options.max_restarts;
+  job.array = options.array;
+  if (site.has_mpi()) job.mpi = site.mpi();
+  job.modules.assign(site.modules().begin(), site.modules().end());
+  job.setup.assign(site.setup().begin(), site.setup().end());
+  job.sbatch.assign(site.sbatch().begin(), site.sbatch().end());
+  job.sbatch.insert(job.sbatch.end(), options.sbatch.begin(), options.sbatch.end());
+  return job;
+}
+
+// What train would find wrong later, in the queue.
+config::LoadedExperiment checked(const TrainArguments& train, const std::string& task, const BatchJob& job) {
+  auto overrides = overrides_of(train);
+  for (auto& text : overrides) text = for_task(text, task);
+  auto loaded = config::load_experiment(for_task(train.config, task), overrides);
+  const int nodes = most_nodes(job.nodes);
+  config::with_places(loaded, [&] {
+    training::microbatches_of(loaded.experiment.training(), int64_t{nodes} * job.ranks_per_node);
+    const auto data = training::open_data(loaded.experiment, "", true);
+    training::TrainingPlan(loaded, data.index(), training::split_data(loaded.experiment, data, true).train);
+  });
+  const auto& settings = loaded.experiment.training();
+  if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() && settings.device() != config::Training::CPU)
+    throw refused(std::to_string(job.ranks_per_node) + " ranks on " + std::to_string(job.gpus_per_node) +
+                  " GPUs of a node: each rank needs one of its own. Ask for as many (--ranks-per-node), or set training.share_device=true");
+  if (const auto from = for_task(train.init_from, task); !from.empty() && !fs::is_regular_file(from))
+    throw Error(ExitCode::kBadData, from + ": there is no such weights file (--init-from)");
+  return loaded;
+}
+
+nlohmann::json recorded(const std::string& run_directory) {
+  std::ifstream file(run_directory + "/submission.json");
+  auto found = nlohmann::json::parse(file, nullptr, false);
+  return found.is_object() ? found : nlohmann::json::object();
+}
+
+std::string text_of(const nlohmann::json& submission) { return submission.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"; }
+
+void require_free(const std::string& run_directory) {
+  const RunPlace place = training::run_place(run_directory);
+  if (place == RunPlace::kOther) throw refused(run_directory + " exists already and is no run directory; choose another --run-dir");
+  if (place == RunPlace::kFinished)
+    throw refused(run_directory + " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for longer: muster resume with --set training.epochs=N");
+  const auto before = recorded(run_directory);
+  if (before.contains("job") && before["job"].is_string()) {
+    const std::string job = before["job"];
+    const ToolEnd queued = run_tool({"squeue", "-h", "-o", "%T", "-j", job});
+    if (queued.code == 0 && !queued.said.empty())
+      throw refused(run_directory + " has a job already: " + job + " is " + queued.said + ". Wait for it, or end it first: scancel " + job);
+  }
+  if (place != RunPlace::kBegun) return;
+  const auto status = training::run_status(run_directory);
+  if (status.state == training::RunState::kRunning) throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
+}
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
+// Returns the job's number.
+std::string call_sbatch(std::vector<std::string> words, const std::string& script) {
+  words.insert(words.begin(), {"sbatch", "--parsable"});
+  words.push_back(script);
+  const ToolEnd end = run_tool(words);
+  if (end.code == 127) throw refused("there is no sbatch on the PATH: is this a login node of a Slurm cluster? (muster launch starts ranks without Slurm)");
+  if (end.code != 0) throw refused("sbatch has refused the job: " + end.said);
+  const std::string last = end.said.substr(end.said.rfind('\n') + 1);  // sites let sbatch print notes before it
+  return last.substr(0, last.find(';'));
+}
+
+// One run of a submission: of an array, one task.
+struct SubmittedRun {
+  std::string task;  // empty: no array
+  std::string directory;
+  bool is_new = false;
+  nlohmann::json submission;
+};
+
+}  // namespace
+
+void submit(const SubmitOptions& options) {
+  TrainArguments train = read_train(options.command);
+  BatchJob job = merged(options, load_site(options.site));
+  const int nodes = most_nodes(job.nodes);
+  const bool is_array = !job.array.empty();
+  std::vector<std::string> tasks;
+  if (is_array) for (const int task : tasks_of_array(job.array)) tasks.push_back(std::to_string(task));
+  else tasks.push_back("");
+  const std::string words_text = nlohmann::json(options.command).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  if (!is_array && words_text.find("{task}") != std::string::npos) throw refused("{task} is the number of an array's task: say which, e.g. --array 0-4");
+
+  std::string name;
+  std::vector<SubmittedRun> runs;
+  for (const auto& task : tasks) {
+    const auto loaded = checked(train, task, job);
+    if (name.empty()) {
+      name = loaded.experiment.name();
+      for (const auto& note : loaded.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+      if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
+      if (is_array && train.run_directory.find("{task}") == std::string::npos)
+        throw refused("--run-dir " + train.run_directory + ": every task of an array needs a run directory of its own; put {task} into it");
+      job.run_directory = absolute(train.run_directory);
+    }
+    runs.push_back({task, for_task(job.run_directory, task), false, {}});
+  }
+  job.name = options.job_name.empty() ? name : options.job_name;
+  job.directory = fs::current_path().string();
+  job.program = fs::read_symlink("/proc/self/exe").string();
+  TrainArguments of_job = train;
+  of_job.config = absolute(train.config);
+  if (!train.init_from.empty()) of_job.init_from = absolute(train.init_from);
+  of_job.run_directory.clear();
+  of_job.begin.clear();
+  job.train = words_of(of_job);
+  const std::string script = batch_script(job, options.template_file.empty() ? own_template() : config::read_text_file(options.template_file));
+  if (options.dry_run) {
+    std::printf("%s", script.c_str());
+    return;
+  }
+
+  for (auto& run : runs) {
+    require_free(run.directory);
+    run.is_new = training::run_place(run.directory) == RunPlace::kNothing;
+    run.submission = {{"time", utc_now()}, {"command", options.command}, {"job_name", job.name}, {"nodes", job.nodes}, {"ranks_per_node", job.ranks_per_node},
+                      {"gpus_per_node", job.gpus_per_node}, {"time_limit", job.time}, {"job", nullptr}};
+    if (is_array) run.submission["task"] = run.task;
+  }
+  const auto take_back = [&] {
+    std::error_code ignored;
+    for (const auto& run : runs)
+      if (run.is_new && training::run_place(run.directory) == RunPlace::kPrepared) fs::remove_all(run.directory, ignored);
+  };
+  std::string id;
+  try {
+    for (const auto& run : runs) {
+      training::prepare_run_directory(run.directory, {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
+      append_job_log(run.directory, {{"event", "submitted"}});
+    }
+    id = call_sbatch({}, runs[0].directory + "/job.sbatch");
+  } catch (...) {
+    take_back();
+    throw;
+  }
+  for (auto& run : runs) {
+    run.submission["job"] = is_array ? id + "_" + run.task : id;
+    checkpoints::write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
+  }
+  const auto counted = [](size_t count, const std::string& what) { return std::to_string(count) + " " + what + (count == 1 ? "" : "s"); };
+  std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(), counted(runs.size(), "run").c_str(), job.nodes.c_str(),
+              nodes == 1 ? "" : "s", counted(job.ranks_per_node, "rank").c_str(), job.time.empty() ? "" : (", at most " + job.time + " at a time").c_str());
+  for (const auto& run : runs)
+    if (training::run_place(run.directory) == RunPlace::kBegun)
+      std::printf("%s holds an unfinished run: the job goes on with it\n", run.directory.c_str());
+  const std::string shown = for_task(train.run_directory, runs[0].task);
+  std::printf("how it goes:  muster status %s\nits output:   %s/logs/slurm-%s.out\nto end it:    scancel %s\n", shown.c_str(), shown.c_str(),
+              is_array ? (id + "_" + runs[0].task).c_str() : id.c_str(), id.c_str());
+}
+
+std::string submit_again(const std::string& run_directory) {
+  auto submission = recorded(run_directory);
+  const char* task = std::getenv("SLURM_ARRAY_TASK_ID");
+  const std::string id = call_sbatch(task ? std::vector<std::string>{std::string("--array=") + task} : std::vector<std::string>{}, run_directory + "/job.sbatch");
+  const std::string name = task ? id + "_" + task : id;
+  submission["job"] = name;
+  checkpoints::write_file_atomically(run_directory + "/submission.json", text_of(submission));
+  return name;
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace muster::launcher {
+
+struct ToolEnd {
+  int code = 0;      // exit code; 127: there is no such program on the PATH
+  std::string said;  // standard output; standard error too, where the program failed
+};
+
+// Runs a program from the PATH (sbatch, squeue, scontrol) and waits for it. Throws Error(kIo) when no process can be started.
+ToolEnd run_tool(const std::vector<std::string>& words);
+
+}  // namespace muster::launcher

@@ -1,0 +1,306 @@
+"""`muster doctor`: a healthy machine, and many that are broken on purpose, each of which it must name."""
+import functools
+import glob
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import muster_program as mp
+
+CHECKS = ("versions built_with duplicates preload library_path open_files processes stack file_size address_space locked_memory shared_memory "
+          "cores memory load host_name gpu cuda cuda_visible mpirun srun directory free_space ranks same_software clock all_reduce_8B "
+          "all_reduce_1MB all_reduce_64MB nccl shared rename link fsync write_speed read_speed visibility").split()
+HERE = ["--oversubscribe"]  # whatever the number of cores
+ORDER = ["ok", "skipped", "warning", "failed"]
+
+
+def doctor(*arguments, code, changes=None, around=(), cwd=None):
+    """Runs it with --json, and returns {check: the worst finding of it}."""
+    result = mp.execute([*around, mp.built("muster"), "doctor", *arguments, "--json"], cwd=cwd, changes=changes)
+    assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    document = json.loads(result.stdout)
+    assert document["ok"] == (code == 0)
+    found = {}
+    for finding in document["findings"]:
+        if finding["check"] not in found or ORDER.index(finding["state"]) > ORDER.index(found[finding["check"]]["state"]):
+            found[finding["check"]] = finding
+        if finding["state"] in ("warning", "failed"):
+            assert finding["expected"] and finding["fix"], finding
+    return found
+
+
+def failed(found):
+    return {name for name, finding in found.items() if finding["state"] == "failed"}
+
+
+def says(found, check, state, what, fix):
+    assert check in found, sorted(found)
+    finding = found[check]
+    assert finding["state"] == state and what in finding["found"] and fix in finding["fix"], finding
+
+
+def script(folder, name, text):
+    path = folder / name
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def broken(what, **more):
+    return {"LD_PRELOAD": mp.built("tests/libdoctor_shim.so"), "MUSTER_BREAK": what, **{name: str(value) for name, value in more.items()}}
+
+
+@functools.lru_cache
+def may_mount():
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+def mounted(what, options, *more):
+    """A command prefix: runs what follows with a small file system at `what`."""
+    if not may_mount():
+        pytest.skip("unshare -m is not allowed here")
+    return ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o {options} tmpfs {what} && shift 0 && {' && '.join(more or ['true'])} && exec \"$@\"", "sh"]
+
+
+def library(folder, name):
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
+    subprocess.run([compiler, "-shared", "-x", "c", "/dev/null", "-o", folder / name, f"-Wl,-soname,{name}"], check=True)
+    return str(folder / name)
+
+
+# Everything is as it should be.
+
+def test_a_healthy_machine(tmp_path):
+    text = mp.muster("doctor", "-n", 2, *HERE, cwd=tmp_path).stdout
+    names = [line.split()[1] for line in text.splitlines() if line and not line.startswith(" ") and line.split()[0] in (*ORDER, "FAILED")]
+    assert names == CHECKS and "0 failed" in text
+    assert list(tmp_path.iterdir()) == []
+    found = doctor("-n", 2, *HERE, "--directory", tmp_path, code=0)
+    assert list(found) == CHECKS
+    assert found["ranks"]["figures"] == {"ranks": 2, "hosts": 1} and found["all_reduce_64MB"]["figures"]["bytes"] == 64e6
+    for name, figure in (("all_reduce_8B", "seconds"), ("rename", "renames"), ("fsync", "median_seconds"), ("write_speed", "bytes_per_second")):
+        assert found[name]["figures"][figure] > 0
+    assert found["rename"]["figures"]["reads"] > 0 and found["clock"]["state"] == "ok"
+    assert found["mpirun"]["figures"]["version"] in subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout
+
+
+def test_one_rank_needs_no_mpi(tmp_path):
+    found = doctor("-n", 1, "--directory", tmp_path, code=0, changes={"PATH": str(tmp_path)})
+    assert found["ranks"]["found"] == "1 rank, without MPI"
+    assert {name for name, finding in found.items() if finding["state"] == "skipped"} >= {"mpirun", "srun", "clock", "all_reduce", "nccl", "visibility"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_one_of_several_it_says_how_to_be_run():
+    error = mp.muster("doctor", changes={"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, code=2).stderr
+    assert "muster doctor -n 4" in error
+
+
+# Starting ranks.
+
+def test_no_mpirun(tmp_path):
+    says(doctor("-n", 2, *HERE, code=1, changes={"PATH": str(tmp_path)}, cwd=tmp_path), "mpirun", "failed", "no mpirun on the PATH", "openmpi-bin")
+
+
+def test_mpirun_of_another_mpi(tmp_path):
+    changes = script(tmp_path, "mpirun", 'echo "HYDRA build details:"; echo "    Version:   4.0.2"\n')
+    says(doctor("-n", 2, *HERE, code=1, changes=changes, cwd=tmp_path), "mpirun", "failed", "HYDRA", "first in PATH")
+
+
+def test_mpirun_of_another_series(tmp_path):
+    changes = script(tmp_path, "mpirun", f'[ "$1" = --version ] && echo "mpirun (Open MPI) 3.1.6" || exec {shutil.which("mpirun")} "$@"\n')
+    says(doctor("-n", 2, *HERE, code=1, changes=changes, cwd=tmp_path), "mpirun", "failed", "3.1.6", "first in PATH")
+
+
+def test_ranks_that_are_alone(tmp_path):
+    start = f'[ "$1" = --version ] && exec {shutil.which("mpirun")} --version\nwhile [ "$(basename "$1")" != muster ]; do shift; done\nexec "$@"\n'
+    found = doctor("-n", 2, *HERE, code=1, changes=script(tmp_path, "mpirun", start), cwd=tmp_path)
+    says(found, "ranks", "failed", "2 ranks were started, but this one sees 1", "use the mpirun of the Open MPI")
+
+
+def test_mpirun_that_hangs(tmp_path):
+    start = f'[ "$1" = --version ] && exec {shutil.which("mpirun")} --version\nexec sleep 1000\n'
+    found = doctor("-n", 2, *HERE, "--timeout", 0.1, code=1, changes=script(tmp_path, "mpirun", start), cwd=tmp_path)
+    says(found, "ranks", "failed", "did not start in time", "by hand")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+def test_root_without_the_flag(tmp_path):
+    changes = {"OMPI_ALLOW_RUN_AS_ROOT": None, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": None}
+    says(doctor("-n", 2, *HERE, code=1, changes=changes, cwd=tmp_path), "ranks", "failed", "you are root", "muster doctor -n 2 --allow-run-as-root")
+
+
+def test_too_few_slots(tmp_path):
+    says(doctor("-n", 999, code=1, changes={"OMPI_MCA_rmaps_base_oversubscribe": None}, cwd=tmp_path), "ranks", "failed", "999 ranks", "--oversubscribe")
+
+
+def test_a_host_that_cannot_be_reached(tmp_path):
+    if not shutil.which("ssh"):
+        pytest.skip("there is no ssh")
+    found = doctor("--hosts", "nosuchhost-of-muster:1", code=1, cwd=tmp_path)
+    says(found, "ranks", "failed", "nosuchhost-of-muster", "getent hosts")
+
+
+def test_srun_without_pmix(tmp_path):
+    changes = script(tmp_path, "srun", 'echo "MPI plugin types are..."; echo "none"; echo "pmi2"\n')
+    found = doctor("-n", 1, code=0, changes=changes, cwd=tmp_path)
+    says(found, "srun", "warning", "pmi2", "PMIx plugin")
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "SLURM_JOB_CPUS_PER_NODE": "4", "SLURM_NTASKS": "2"}
+    found = doctor("-n", 2, code=1, changes={**changes, **slurm, "PATH": str(tmp_path)}, cwd=tmp_path)
+    says(found, "srun", "failed", "pmi2", "PMIx plugin")
+    assert "ranks" in failed(found)
+
+
+class Visit:
+    """A doctor at work, whose ranks are trying files."""
+
+    def __init__(self, folder, *arguments):
+        self.folder = folder
+        words = [mp.built("muster"), "doctor", "-n", "2", *HERE, "--directory", str(folder), "--json", *arguments]
+        self.process = subprocess.Popen(words, env=mp.environment(broken("slow")), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        end = time.monotonic() + 60
+        while not glob.glob(str(folder / ".muster-doctor-*/flushed-1")):
+            assert self.process.poll() is None and time.monotonic() < end, self.process.communicate()
+            time.sleep(0.01)
+
+    def ranks(self):
+        found = []
+        for path in glob.glob("/proc/[0-9]*/cmdline"):
+            try:
+                words = Path(path).read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if "--as-rank" in words and any(word.startswith(f"{self.folder}/.muster-doctor-") for word in words) and words[0].endswith("/muster"):
+                found.append(int(path.split("/")[2]))
+        return sorted(found)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        for number in self.ranks():
+            os.kill(number, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("sign, what, fix", [("KILL", "its process has died", "docs/faults.md"), ("STOP", "rank 1", "holds that rank up")])
+def test_a_rank_that_dies_or_hangs(sign, what, fix, tmp_path):
+    with Visit(tmp_path, "--timeout", "4") as visit:
+        ranks = visit.ranks()
+        assert len(ranks) == 2
+        os.kill(ranks[1], getattr(signal, "SIG" + sign))
+        out, err = visit.process.communicate(timeout=40)
+        assert visit.process.returncode == 1, err
+        found = {finding["check"]: finding for finding in json.loads(out)["findings"]}
+        says(found, "ranks_end", "failed", what, fix)
+        assert visit.ranks() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_after_an_interrupt(tmp_path):
+    with Visit(tmp_path) as visit:
+        visit.process.send_signal(signal.SIGINT)
+        assert visit.process.wait(20) == 130
+        assert visit.ranks() == [] and list(tmp_path.iterdir()) == []
+
+
+# Libraries.
+
+def test_two_of_a_library(tmp_path):
+    pairs = {"MPI": ["libmpi.so.12"], "protobuf": ["libprotobuf.so.25"], "NCCL": ["libnccl.so.2", "libnccl-0a1b2c3d.so.2"], "OpenMP": ["libiomp5.so"]}
+    paths = {kind: [library(tmp_path, name) for name in names] for kind, names in pairs.items()}
+    found = doctor("-n", 1, code=1, changes={"LD_PRELOAD": ":".join(sum(paths.values(), []))}, cwd=tmp_path)
+    for kind, files in paths.items():
+        says(found, "duplicates", "failed", f"two {kind} libraries", "LD_DEBUG=libs")
+        assert all(path in found["duplicates"]["found"] for path in files) and found["duplicates"]["figures"][kind] == 2
+    says(found, "preload", "warning", paths["MPI"][0], "unset LD_PRELOAD")
+    says(doctor("-n", 1, code=0, changes={"LD_PRELOAD": paths["OpenMP"][0]}, cwd=tmp_path), "duplicates", "warning", "two OpenMP libraries", "LD_DEBUG")
+
+
+def test_a_library_path_that_shadows(tmp_path):
+    maps = subprocess.run(["ldd", mp.built("muster")], capture_output=True, text=True).stdout
+    real = next(line.split()[2] for line in maps.splitlines() if line.split()[0].startswith("libprotobuf.so"))
+    shutil.copy(real, tmp_path)
+    found = doctor("-n", 1, code=0, changes={"LD_LIBRARY_PATH": str(tmp_path)}, cwd=tmp_path)
+    says(found, "library_path", "warning", str(tmp_path), "LD_LIBRARY_PATH")
+
+
+# The machine.
+
+def test_limits(tmp_path):
+    found = doctor("-n", 1, code=0, around=["sh", "-c", 'ulimit -n 700 && ulimit -l 0 && ulimit -f 500000 && exec "$@"', "sh"], cwd=tmp_path)
+    says(found, "open_files", "warning", "700", "hard limit")
+    says(found, "locked_memory", "warning", "0 bytes", "memlock")
+    says(found, "file_size", "warning", "MB", "hard limit")
+    found = doctor("-n", 1, code=1, around=["sh", "-c", 'ulimit -Sn 128 && exec "$@"', "sh"], cwd=tmp_path)
+    says(found, "open_files", "failed", "128", "ulimit -S -n hard")
+
+
+def test_small_shared_memory(tmp_path):
+    found = doctor("-n", 1, code=1, around=mounted("/dev/shm", "size=64k"), cwd=tmp_path)
+    says(found, "shared_memory", "failed", "of 66 KB free", "--shm-size=1g")
+
+
+def test_nonsense_in_cuda_visible_devices(tmp_path):
+    found = doctor("-n", 1, code=0, changes={"CUDA_VISIBLE_DEVICES": "0,gpu1"}, cwd=tmp_path)
+    says(found, "cuda_visible", "warning", '"gpu1" is neither a number nor a UUID', "nvidia-smi -L")
+
+
+def test_a_clock_that_is_off(tmp_path):
+    changes = broken("clock", MUSTER_BREAK_RANK=1, MUSTER_BREAK_SECONDS=-400)
+    found = doctor("-n", 2, *HERE, code=1, changes=changes, cwd=tmp_path)
+    says(found, "clock", "failed", "400 s behind rank 0's", "chrony")
+    assert found["clock"]["rank"] == 1 and abs(found["clock"]["figures"]["offset_seconds"] + 400) < 0.1
+    found = doctor("-n", 2, *HERE, code=0, changes={**changes, "MUSTER_BREAK_SECONDS": "3"}, cwd=tmp_path)
+    says(found, "clock", "warning", "s ahead of rank 0's", "chrony")
+
+
+def test_sums_that_are_wrong(tmp_path):
+    found = doctor("-n", 2, *HERE, code=1, changes=broken("sum", MUSTER_BREAK_RANK=1), cwd=tmp_path)
+    says(found, "all_reduce_1MB", "failed", "the sum over ranks is wrong on rank 1", "do not train")
+
+
+# File systems.
+
+def test_no_such_directory(tmp_path):
+    says(doctor("-n", 1, "--directory", tmp_path / "absent", code=1), "directory", "failed", "No such file", "mkdir -p")
+
+
+def test_a_directory_that_is_read_only(tmp_path):
+    around = mounted(tmp_path, "size=10m", f"mount -o remount,ro {tmp_path}")
+    says(doctor("-n", 1, "--directory", tmp_path, code=1, around=around), "directory", "failed", "Read-only", "that you may write to")
+
+
+def test_a_full_directory(tmp_path):
+    around = mounted(tmp_path, "size=200k", f"head -c 150000 /dev/zero > {tmp_path}/used")
+    found = doctor("-n", 1, "--directory", tmp_path, code=1, around=around)
+    says(found, "free_space", "failed", "free", "make room")
+    says(found, "directory", "warning", "in memory", "on a disk")
+    assert any("No space left" in finding["found"] and "make room" in finding["fix"] for finding in found.values())
+
+
+@pytest.mark.parametrize("what, check, found_text, fix", [
+    ("rename", "rename", "rename is not atomic", "not a mounted object store"), ("link", "link", "Operation not permitted", "hard links"),
+    ("lock", "link", "attempts to take one name succeeded", "two jobs could write one run"), ("fsync", "fsync", "Input/output error", "not flushed"),
+    ("read", "read_speed", "has other content than was written", "do not trust")])
+def test_a_file_system_that_breaks_its_word(what, check, found_text, fix, tmp_path):
+    found = doctor("-n", 1, "--directory", tmp_path, code=1, changes=broken(what))
+    says(found, check, "failed", found_text, fix)
+    assert failed(found) - {"write_speed"} == {check} and list(tmp_path.iterdir()) == []
+
+
+def test_a_rename_that_another_rank_sees_half(tmp_path):
+    found = doctor("-n", 2, *HERE, "--directory", tmp_path, code=1, changes=broken("rename", MUSTER_BREAK_RANK=0))
+    says(found, "rename", "failed", "rename is not atomic", "not a mounted object store")
+
+
+def test_a_slow_disk(tmp_path):
+    found = doctor("-n", 1, "--directory", tmp_path, code=0, changes=broken("slow"))
+    says(found, "fsync", "warning", "for a small file and its folder", "checkpoints.every")

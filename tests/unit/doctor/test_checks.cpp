@@ -1,0 +1,184 @@
+// Machines that are not here: GPUs, clusters' file systems, quotas, other MPIs.
+#include <gmock/gmock.h>
+
+#include "launcher/doctor/files.h"
+#include "launcher/doctor/gpu.h"
+#include "launcher/doctor/limits.h"
+#include "launcher/doctor/starters.h"
+
+namespace muster::launcher::doctor {
+namespace {
+
+using testing::HasSubstr;
+
+Finding named(const std::vector<Finding>& findings, const std::string& check) {
+  for (const auto& finding : findings)
+    if (finding.check == check) {
+      EXPECT_TRUE(finding.state == State::kOk || finding.state == State::kSkipped || !finding.fix.empty()) << check;
+      return finding;
+    }
+  ADD_FAILURE() << "no check " << check;
+  return {};
+}
+
+Machine machine_with_gpus(int gpus) {
+  Machine machine;
+  machine.host = "node1";
+  machine.nvidia_gpus = gpus;
+  machine.nvidia_driver = gpus > 0 ? "580.95.05" : "";
+  machine.cuda_of_driver = machine.cuda_of_runtime = 13000;
+  return machine;
+}
+
+distributed::VisibleGpus visible(int gpus) {
+  distributed::VisibleGpus all;
+  for (int i = 0; i < gpus; ++i) {
+    distributed::Gpu gpu;
+    gpu.uuid = std::to_string(i);
+    gpu.name = "NVIDIA H100";
+    all.gpus.push_back(gpu);
+  }
+  if (gpus == 0) all.why_none = "no CUDA-capable device is detected";
+  return all;
+}
+
+TEST(Gpus, WhatIsThereAndWhatIsSeen) {
+  EXPECT_EQ(named(check_gpus(machine_with_gpus(0), false, visible(0)), "gpu").state, State::kSkipped);
+  const auto without = named(check_gpus(machine_with_gpus(8), false, visible(0)), "gpu");
+  EXPECT_EQ(without.state, State::kWarning);
+  EXPECT_THAT(without.fix, HasSubstr("--device cuda"));
+  const auto none = named(check_gpus(machine_with_gpus(8), true, visible(0)), "gpu");
+  EXPECT_EQ(none.state, State::kFailed);
+  EXPECT_THAT(none.found, HasSubstr("no CUDA-capable device"));
+  const auto all = named(check_gpus(machine_with_gpus(2), true, visible(2)), "gpu");
+  EXPECT_EQ(all.state, State::kOk);
+  EXPECT_THAT(all.found, HasSubstr("driver 580.95.05"));
+}
+
+TEST(Gpus, ADriverThatIsTooOld) {
+  Machine machine = machine_with_gpus(1);
+  machine.cuda_of_driver = 12080;
+  const auto finding = named(check_gpus(machine, true, visible(1)), "cuda");
+  EXPECT_EQ(finding.state, State::kFailed);
+  EXPECT_THAT(finding.found, HasSubstr("runtime 13.0, the driver serves up to 12.8"));
+  machine.cuda_of_driver = 13010;
+  EXPECT_EQ(named(check_gpus(machine, true, visible(1)), "cuda").state, State::kOk);
+}
+
+TEST(Gpus, VisibleDevices) {
+  const auto judged = [](const std::string& value, int gpus) {
+    Machine machine = machine_with_gpus(gpus);
+    machine.environment["CUDA_VISIBLE_DEVICES"] = value;
+    return named(check_gpus(machine, true, visible(gpus)), "cuda_visible");
+  };
+  EXPECT_EQ(judged("0,1", 2).state, State::kOk);
+  EXPECT_THAT(judged("1", 4).found, HasSubstr("1 GPU of 4 here"));
+  EXPECT_EQ(judged("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 4).state, State::kOk);
+  EXPECT_THAT(judged("0,9", 2).found, HasSubstr("there is no GPU 9 here"));
+  EXPECT_EQ(judged("0,9", 2).state, State::kFailed);
+  EXPECT_THAT(judged("0,0", 2).found, HasSubstr("named twice"));
+  EXPECT_EQ(judged("gpu0", 2).state, State::kFailed);
+  EXPECT_EQ(judged("gpu0", 0).state, State::kWarning);
+  EXPECT_EQ(judged("", 2).state, State::kWarning);
+  EXPECT_EQ(judged("", 0).state, State::kOk);
+}
+
+Machine good_machine() {
+  Machine machine;
+  machine.host = "node1";
+  machine.addresses = {"10.0.0.1"};
+  for (const char* name : {"open_files", "processes", "stack", "locked_memory", "file_size", "address_space"}) machine.limits[name] = {-1, -1};
+  machine.has_shared_memory = true;
+  machine.shared_memory = {1000000000, 1000000000, 0, 0};
+  machine.cores = 4;
+  machine.memory = 64000000000;
+  return machine;
+}
+
+TEST(Limits, AGoodMachine) {
+  for (const auto& finding : check_limits(good_machine(), true)) EXPECT_EQ(finding.state, State::kOk) << finding.check << ": " << finding.found;
+}
+
+TEST(Limits, LockedMemoryMattersWithInfiniband) {
+  Machine machine = good_machine();
+  machine.limits["locked_memory"] = {65536, 65536};
+  EXPECT_EQ(named(check_limits(machine, false), "locked_memory").state, State::kOk);
+  machine.has_infiniband = true;
+  EXPECT_EQ(named(check_limits(machine, false), "locked_memory").state, State::kFailed);
+}
+
+TEST(Limits, QuotaMemoryLoadAndName) {
+  Machine machine = good_machine();
+  machine.core_quota = 1.5;
+  machine.memory_limit = 1000000000;
+  machine.load = 9;
+  machine.addresses = {"127.0.1.1"};
+  const auto findings = check_limits(machine, true);
+  EXPECT_EQ(named(findings, "cores").state, State::kWarning);
+  EXPECT_THAT(named(findings, "cores").found, HasSubstr("only 1.5 of them"));
+  EXPECT_EQ(named(findings, "memory").state, State::kWarning);
+  EXPECT_EQ(named(findings, "load").state, State::kWarning);
+  EXPECT_EQ(named(findings, "host_name").state, State::kWarning);
+  EXPECT_EQ(named(check_limits(machine, false), "host_name").state, State::kOk);
+  machine.addresses.clear();
+  EXPECT_THAT(named(check_limits(machine, false), "host_name").found, HasSubstr("resolves to no address"));
+}
+
+TEST(Limits, SharedMemory) {
+  Machine machine = good_machine();
+  machine.shared_memory = {64000000, 32000000, 0, 0};
+  EXPECT_EQ(named(check_limits(machine, false), "shared_memory").state, State::kWarning);
+  machine.shared_memory.free_bytes = 1000000;
+  EXPECT_EQ(named(check_limits(machine, false), "shared_memory").state, State::kFailed);
+  machine.has_shared_memory = false;
+  EXPECT_THAT(named(check_limits(machine, false), "shared_memory").found, HasSubstr("missing"));
+}
+
+constexpr const char* kMounts =
+    "/dev/sda1 / ext4 rw 0 0\n"
+    "server:/home /home nfs4 rw,soft,timeo=600 0 0\n"
+    "10.0.0.9@o2ib:/scratch /home/my\\040scratch lustre rw,flock 0 0\n"
+    "overlay /container overlay rw 0 0\n";
+
+TEST(Directory, TheLongestMountCounts) {
+  EXPECT_EQ(mount_of("/homeless", kMounts).type, "ext4");
+  EXPECT_EQ(mount_of("/home/me", kMounts).type, "nfs4");
+  EXPECT_EQ(mount_of("/home/my scratch/runs", kMounts).type, "lustre");
+}
+
+TEST(Directory, KindsOfFileSystems) {
+  const auto judged = [](const std::string& path) { return named(check_directory("/", mount_of(path, kMounts), true), "directory"); };
+  EXPECT_EQ(judged("/home/my scratch").state, State::kOk);
+  EXPECT_THAT(judged("/home/me").found, HasSubstr("mounted soft"));
+  EXPECT_EQ(judged("/home/me").state, State::kWarning);
+  EXPECT_EQ(judged("/container").state, State::kWarning);
+}
+
+TEST(Starters, WhoseMpirun) {
+  const auto judged = [](const std::string& answer, int code = 0, bool needed = true) {
+    return check_mpirun("/opt/mpirun", "Open MPI v4.1.4", needed, [&](const auto&) { return Answer{code, answer}; });
+  };
+  EXPECT_EQ(judged("mpirun (Open MPI) 4.1.6\n").state, State::kOk);
+  EXPECT_EQ(judged("mpirun (Open MPI) 4.0.3\n").state, State::kWarning);
+  EXPECT_EQ(judged("mpirun (Open MPI) 5.0.3\n").state, State::kFailed);
+  EXPECT_EQ(judged("Intel(R) MPI Library for Linux* OS, Version 2021.4\n").state, State::kFailed);
+  EXPECT_EQ(judged("Intel(R) MPI Library for Linux* OS, Version 4.1\n").state, State::kFailed);
+  EXPECT_EQ(judged("mpirun (Open MPI) 5.0.3\n", 0, false).state, State::kWarning);
+  EXPECT_EQ(judged("libopen-rte.so.40: cannot open\n", 127).state, State::kFailed);
+}
+
+TEST(Starters, WhatEndedMeans) {
+  ProcessEnd end;
+  end.code = 255;
+  end.errors = "ssh: connect to host n2 port 22: Connection refused\n-----\nORTE was unable to reliably start one or more daemons.\nThis usually is caused by:\n* a\n";
+  const auto refused = explain_end(end, false, "mpirun ...");
+  EXPECT_THAT(refused.fix, HasSubstr("is it up"));
+  EXPECT_THAT(refused.found, testing::Not(HasSubstr("usually")));
+  end = {137, false, false, "Primary job terminated\nmuster: rank 1 of 2 (host n2) is lost: its process has died\n"};
+  const auto died = explain_end(end, true, "mpirun ...");
+  EXPECT_EQ(died.check, "ranks_end");
+  EXPECT_EQ(died.found, "the ranks ended too early, exit code 137: rank 1 of 2 (host n2) is lost: its process has died");
+}
+
+}  // namespace
+}  // namespace muster::launcher::doctor
