@@ -116,8 +116,10 @@ if ((EUID == 0)); then sudo=(); elif sudo -n true 2>/dev/null; then sudo=(sudo -
 missing=()
 if [[ $check_packages == yes ]] && command -v dpkg-query >/dev/null; then
   lists=(packages.txt)
-  # The tests that need Slurm need root as well: who cannot install it could not run them.
-  [[ $tests == no || ${sudo[0]:-} == no ]] || lists+=(packages-slurm.txt)
+  # The tests that need Slurm need root as well: who cannot install it could not run them. A site's own Slurm gets no second one beside it.
+  if [[ $tests == yes && ${sudo[0]:-} != no ]] && { ! sbatch=$(command -v sbatch) || dpkg-query -S "$(realpath "$sbatch")" >/dev/null 2>&1; }; then
+    lists+=(packages-slurm.txt)
+  fi
   while read -r package; do
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
   done < <(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "${lists[@]}")

@@ -2,7 +2,7 @@
 # program finds it in the Python environment it was built with, by the run path that cmake/libtorch.cmake gives it.
 include(GNUInstallDirs)
 install(TARGETS muster RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
-foreach(folder experiments importers)
+foreach(folder cluster experiments importers)
   install(DIRECTORY "${CMAKE_SOURCE_DIR}/${folder}" DESTINATION "${CMAKE_INSTALL_DATADIR}/muster" OPTIONAL
     USE_SOURCE_PERMISSIONS PATTERN __pycache__ EXCLUDE)
 endforeach()

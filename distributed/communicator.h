@@ -74,6 +74,9 @@ std::unique_ptr<Communicator> make_solo_communicator();
 // found, which would silently train as many separate models. CPU tensors only: see nccl.h for GPUs.
 std::unique_ptr<Communicator> connect();
 
+// Of how many processes mpirun or srun says that this is one; 1 when nobody does, and in a shell within a step (`srun --pty bash`).
+int promised_ranks();
+
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "distributed/mpi.h"
@@ -17,17 +18,24 @@ bool is_typed_into_a_shell() {
   return std::getenv("SLURM_PTY_PORT") && number_in_environment("SLURM_PROCID") == 0 && number_in_environment("SLURM_TASK_PID") != getpid();
 }
 
+struct Promise {
+  const char* starter;
+  int ranks;
+};
+
+// mpirun's word counts first: inside a Slurm job it starts its own daemons by srun, one task per node.
+Promise promise() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
+    if (const int ranks = number_in_environment(name)) return {"mpirun", ranks};
+  return {"srun", is_typed_into_a_shell() ? 1 : number_in_environment("SLURM_STEP_NUM_TASKS")};
+}
+
 }  // namespace
 
+int promised_ranks() { return std::max(1, promise().ranks); }
+
 std::unique_ptr<Communicator> connect() {
-  // mpirun's word counts first: inside a Slurm job it starts its own daemons by srun, one task per node.
-  const char* starter = "mpirun";
-  int promised = number_in_environment("OMPI_COMM_WORLD_SIZE");
-  if (promised == 0) promised = number_in_environment("PMI_SIZE");
-  if (promised == 0 && !is_typed_into_a_shell()) {
-    starter = "srun";
-    promised = number_in_environment("SLURM_STEP_NUM_TASKS");
-  }
+  const auto [starter, promised] = promise();
   if (promised <= 1) return make_solo_communicator();
   // Open MPI would end in its own words, those of its builder, on every rank.
   if (starter == std::string("srun") && !std::getenv("PMIX_RANK"))

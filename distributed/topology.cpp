@@ -50,7 +50,7 @@ Machine::Machine(bool pci) : hwloc_(std::make_unique<Hwloc>()) {
   const auto all = [&](hwloc_obj_type_t type) {
     std::vector<CpuSet> sets;
     for (hwloc_obj_t each = nullptr; (each = hwloc_get_next_obj_by_type(hwloc_->topology, type, each));)
-      if (!hwloc_bitmap_iszero(each->cpuset)) sets.push_back(cpus_of(each->cpuset));
+      if (auto cpus = cpus_of(each->cpuset); !cpus.empty() && std::count(sets.begin(), sets.end(), cpus) == 0) sets.push_back(std::move(cpus));
     if (sets.empty()) sets.push_back(cpus_of(hwloc_topology_get_topology_cpuset(hwloc_->topology)));
     return sets;
   };

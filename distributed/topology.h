@@ -17,7 +17,7 @@ std::string cpu_text(const CpuSet& cpus);
 
 struct MachineTopology {
   std::vector<CpuSet> packages;    // CPU sockets
-  std::vector<CpuSet> numa_nodes;  // those that have CPUs
+  std::vector<CpuSet> numa_nodes;  // those that have CPUs; of several on the same CPUs (memories of different speed) one
   std::vector<CpuSet> cores;       // the hardware threads of each physical core
 };
 

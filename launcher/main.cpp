@@ -1,10 +1,12 @@
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <string>
 
 #include "distributed/error.h"
 #include "launcher/commands/commands.h"
@@ -32,6 +34,13 @@ void keep_freed_memory() {
 #endif
 }
 
+// What a command prints is its result, but for those whose result is the run directory: a finished run must not look like a failed one.
+void require_written_output(const CLI::App& app) {
+  if (app.got_subcommand("train") || app.got_subcommand("resume")) return;
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return;
+  throw Error(ExitCode::kIo, std::string("standard output could not be written (") + std::strerror(errno) + "): what was printed is not complete");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -56,6 +65,7 @@ int main(int argc, char** argv) {
   muster::launcher::add_doctor_command(app);
   try {
     app.parse(argc, argv);
+    require_written_output(app);
     return static_cast<int>(ExitCode::kDone);
   } catch (const CLI::CallForHelp&) {
     std::fputs(app.help().c_str(), stdout);

@@ -137,17 +137,26 @@ void read_jobs(const std::string& folder, RunStatus& status) {
   const json submission = read_json(folder + "/submission.json");
   status.job_name = text(submission, "job_name");
   status.job = text(submission, "job");
+  std::string last_job = status.job;  // the script may have been queued again by hand
   for (const auto& row : rows_of(tail(folder + "/logs/jobs.jsonl"))) {
     const std::string event = text(row, "event");
+    const auto job = text(row, "job");
     if (event == "started") ++status.started;
+    // Not so the number of a job that was submitted: it is not known yet when its row is written.
+    if ((event == "started" || event == "resubmitted") && !job.empty()) last_job = job;
+    if (event == "submitted") last_job = status.job;
     if (event == "started" || event == "submitted") status.decision.clear(), status.reason.clear();
+    if (event == "submitted" || event == "resubmitted") status.queued = true;
+    if (event == "started" || event == "ended") status.in_job = event == "started", status.queued = false;
     if (event != "ended") continue;
     status.decision = text(row, "decision");
     status.reason = text(row, "reason");
-    if (status.decision == "requeued") ++status.requeued;
+    status.queued = status.decision == "requeued";
+    if (status.queued) ++status.requeued;
     const auto code = static_cast<int>(number(row, "exit_code").value_or(0));
     if (code != 0 && code != static_cast<int>(distributed::ExitCode::kRequeue) && code != 128 + SIGUSR1 && code != 128 + SIGUSR2) ++status.crashed;
   }
+  status.job = last_job;
 }
 
 std::string last_line(const std::string& path) {
@@ -179,8 +188,11 @@ std::string last_message(const std::string& folder) {
 
 RunStatus run_status(const std::string& run_directory) {
   const RunPlace place = run_place(run_directory);
-  if (place == RunPlace::kNothing || place == RunPlace::kOther)
-    throw distributed::Error(distributed::ExitCode::kUsage, run_directory + (place == RunPlace::kNothing ? ": there is nothing of that name" : ": is not the directory of a run: there is no config.txtpb in it"));
+  if (std::error_code error; !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
+    throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": cannot be read: " + error.message());
+  if (place == RunPlace::kNothing) throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": there is nothing of that name");
+  if (place == RunPlace::kOther)
+    throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": is not the directory of a run: there is no config.txtpb in it");
   RunStatus status;
   status.state = place == RunPlace::kPrepared ? RunState::kPrepared : place == RunPlace::kFinished ? RunState::kFinished : RunState::kStopped;
   read_jobs(run_directory, status);

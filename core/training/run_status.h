@@ -34,7 +34,8 @@ struct RunStatus {
   int64_t begun = 0;                     // how many jobs have worked on it
   std::string job_name, job;             // as submitted to Slurm; empty: it was not
   int64_t started = 0, requeued = 0, crashed = 0;  // of the Slurm jobs
-  std::string decision, reason;          // of the last Slurm job that ended
+  std::string decision, reason;          // of the last Slurm job that ended, until another begins
+  bool queued = false, in_job = false;   // a Slurm job was to go on with it when last heard of; has started, and not ended yet
   std::string last_message;              // last line of the newest log
 };
 

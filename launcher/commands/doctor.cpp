@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "launcher/commands/commands.h"
+#include "launcher/commands/start_options.h"
 #include "launcher/doctor/ranks.h"
 
 namespace muster::launcher {
@@ -14,14 +15,9 @@ void add_doctor_command(CLI::App& parent) {
   };
   auto options = std::make_shared<Options>();
   auto* command = parent.add_subcommand("doctor", "Check and time the machines that a job would run on");
-  command->add_option("-n,--ranks", options->ranks, "Ranks to start (default: the hosts' slots, the allocation's tasks, one per GPU, or two)")
-      ->check(CLI::PositiveNumber);
-  auto* hosts = command->add_option("--hosts", options->hosts, "Machines and slots: a:4,b:4");
-  command->add_option("--hostfile", options->hostfile, "File with a line for each machine: a slots=4")->excludes(hosts);
+  add_start_options(*command, options->job, "the slots of the hosts, the tasks of the allocation, one per GPU, or two");
   command->add_option("--directory", options->directory, "Folder whose file system is tried (default: this one)");
-  command->add_option("--timeout", options->timeout, "Seconds of silence after which ranks are given up (default: 60)")->check(CLI::PositiveNumber);
-  command->add_flag("--oversubscribe", options->oversubscribe, "Allow more ranks than cores");
-  command->add_flag("--allow-run-as-root", options->allow_run_as_root, "Let mpirun run as root (sensible in a container only)");
+  command->add_option("--timeout", options->timeout, "Seconds of silence after which ranks are given up (default: 60)")->check(CLI::Range(0.001, 86400.0));
   command->add_flag("--json", options->json, "All findings as one JSON document");
   command->add_option("--as-rank", options->as_rank)->group("");  // what the ranks themselves run: their number
   command->footer("Exit code 0: nothing is broken (warnings allowed); 1: something is. Example: muster doctor -n 2 --directory runs");

@@ -7,6 +7,7 @@
 #include "core/training/run_status.h"
 #include "distributed/error.h"
 #include "launcher/commands/commands.h"
+#include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
 namespace {
@@ -24,16 +25,25 @@ std::string duration(double seconds) {
   return text;
 }
 
+// What is to be done about a run that nobody works on.
+std::string how_to_go_on(const std::string& path, const RunStatus& status) {
+  const std::string resume = "muster resume " + shell_quoted(path) + " goes on";
+  if (status.queued && !status.reason.empty()) return "its job is queued again (" + status.reason + ")";
+  if (status.queued) return "job " + status.job + " is queued to go on with it";
+  return status.in_job ? "its job has started; should that be gone (squeue -j " + status.job + "): " + resume : resume;
+}
+
 std::string state_text(const std::string& path, const RunStatus& status) {
   switch (status.state) {
     case RunState::kPrepared:
-      return status.job.empty() ? "prepared, but no job was submitted" : status.decision == "stopped" ? "not begun: its job has ended (" + status.reason + ")"
-             : status.started > status.requeued ? "its job has started, but has not begun the run" : "queued, not begun";
+      if (status.job.empty()) return "prepared, but no job was submitted";
+      if (status.decision == "stopped") return "not begun: its job has ended (" + status.reason + ")";
+      return status.in_job ? "its job has started, but has not begun the run" : "queued, not begun";
     case RunState::kRunning: return "running: " + status.holder;
-    case RunState::kLost: return "lost: " + status.holder + " is gone or has given no sign of life for " + duration(status.silent_seconds) + "; muster resume " + path + " goes on";
+    case RunState::kLost:
+      return "lost: " + status.holder + " is gone or has given no sign of life for " + duration(status.silent_seconds) + "; " + how_to_go_on(path, status);
     case RunState::kStopped:
-      if (status.decision == "requeued") return "stopped; its job is queued again (" + status.reason + ")";
-      return "stopped" + (status.reason.empty() ? "" : " (" + status.reason + ")") + "; muster resume " + path + " goes on";
+      return "stopped" + (status.queued || status.reason.empty() ? "" : " (" + status.reason + ")") + "; " + how_to_go_on(path, status);
     default: return "finished";
   }
 }

@@ -23,6 +23,7 @@
 #include "launcher/doctor/ranks.h"
 #include "launcher/doctor/report.h"
 #include "launcher/doctor/starters.h"
+#include "launcher/launch/hosts.h"
 #include "launcher/launch/job_command.h"
 #include "launcher/launch/session_folder.h"
 
@@ -38,12 +39,9 @@ constexpr int kInterrupted = 130;  // as shells say it
 constexpr time_t kLongAgo = 3600;  // a doctor's visit never takes so long
 
 void refuse_to_be_a_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
-    const char* text = std::getenv(name);
-    if (text && std::atoi(text) > 1)
-      throw Error(ExitCode::kUsage, std::string("doctor starts its ranks itself, but here it is one of ") + text + " processes (" + name +
-                                        "). Run it once: muster doctor -n " + text + " (inside a Slurm allocation it uses srun)");
-  }
+  if (const std::string ranks = std::to_string(distributed::promised_ranks()); ranks != "1")
+    throw Error(ExitCode::kUsage, "doctor starts its ranks itself, but here it is one of " + ranks +
+                                      " processes. Run it once: muster doctor -n " + ranks + " (inside a Slurm allocation it uses srun)");
 }
 
 // A folder for trying files in, which goes when this object does.
@@ -78,13 +76,14 @@ class Folder {
 
 // On one machine two ranks show most of what can be wrong between ranks.
 int ranks_of(const DoctorOptions& options, const Surroundings& here) {
-  if (options.ranks > 0 || !options.hosts.empty() || !options.hostfile.empty() || here.slurm) return options.ranks;
+  if (options.job.ranks > 0 || !options.job.hosts.empty() || !options.job.hostfile.empty() || here.slurm) return options.job.ranks;
   return here.gpus > 1 ? here.gpus : std::min(2, here.cpus);
 }
 
 Finding unusable(const std::string& directory, int error_number, const std::string& what) {
   Finding finding{"directory", State::kFailed, directory + ": " + what, "a folder that can be written to", "", "", -1, {{"path", directory}}};
-  finding.fix = error_number == ENOENT ? "make it first (mkdir -p), or name another: --directory DIR" : "name a folder that you may write to, on a file system with room: --directory DIR";
+  finding.fix = error_number == ENOENT ? "make it first (mkdir -p), or name another: --directory DIR"
+                                       : "name a folder that you may write to, on a file system with room: --directory DIR";
   return finding;
 }
 
@@ -107,7 +106,8 @@ bool follow(const Start& start, double timeout, Reporter& reporter) {
     met = true;
     const int ranks = said["ranks"], hosts = said["hosts"];
     Finding finding{"ranks", State::kOk, "", "", "", "", -1, {{"ranks", ranks}, {"hosts", hosts}}};
-    finding.found = ranks == 1 ? "1 rank, without MPI" : std::to_string(ranks) + " ranks on " + std::to_string(hosts) + (hosts == 1 ? " host" : " hosts") + " see each other";
+    finding.found = ranks == 1 ? "1 rank, without MPI"
+                               : std::to_string(ranks) + " ranks on " + std::to_string(hosts) + (hosts == 1 ? " host" : " hosts") + " see each other";
     reporter.add(finding);
   };
   // Ranks that are up give up on each other first, and say who is missing.
@@ -121,19 +121,25 @@ bool follow(const Start& start, double timeout, Reporter& reporter) {
 
 int examine(const DoctorOptions& options) {
   refuse_to_be_a_rank();
+  if (!options.job.hosts.empty()) parse_hosts(options.job.hosts);
+  if (!options.job.hostfile.empty()) read_hostfile(options.job.hostfile);
+  heed_stops();
   Reporter reporter(options.json);
   const Surroundings here = look_around();
   const Machine machine = look_at_this_machine();
-  const bool several_hosts = options.hosts.find(',') != std::string::npos || !options.hostfile.empty() || (here.slurm && here.slurm->nodes > 1);
+  const bool several_hosts = options.job.hosts.find(',') != std::string::npos || !options.job.hostfile.empty() || (here.slurm && here.slurm->nodes > 1);
   for (const auto& finding : check_libraries(machine, versions_here())) reporter.add(finding);
   for (const auto& finding : check_limits(machine, several_hosts)) reporter.add(finding);
   for (const auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus())) reporter.add(finding);
 
   const int ranks = ranks_of(options, here);
-  const bool alone = ranks == 1 && options.hosts.empty();
+  const bool alone = ranks == 1 && options.job.hosts.empty() && options.job.hostfile.empty();
   const Finding mpirun = check_mpirun(here.mpirun, distributed::mpi_library_version(), !alone && !here.slurm, ask);
+  if (is_stopped()) return kInterrupted;
   reporter.add(mpirun);
-  reporter.add(check_srun(here.srun, !alone && here.slurm && here.mpirun.empty(), ask));
+  const Finding srun = check_srun(here.srun, !alone && here.slurm && here.mpirun.empty(), ask);
+  if (is_stopped()) return kInterrupted;
+  reporter.add(srun);
 
   std::error_code error;
   const auto found = fs::canonical(options.directory, error);
@@ -161,22 +167,15 @@ int examine(const DoctorOptions& options) {
       start.words.insert(start.words.begin(), here.program);
       start.line = "muster doctor -n 1";
     } else {
-      JobRequest request;
+      JobRequest request = options.job;
       request.ranks = ranks;
-      request.hosts = options.hosts;
-      request.hostfile = options.hostfile;
-      request.oversubscribe = options.oversubscribe;
-      request.allow_run_as_root = options.allow_run_as_root;
       request.label_output = false;  // rank 0 alone speaks, in lines that are longer than marks leave whole
       request.command = command;
       request.command.push_back("0");
-      const JobCommand planned = job_command(request, here);
-      request.command.back() = std::to_string(planned.ranks);
+      request.command.back() = std::to_string(job_command(request, here).ranks);
       const JobCommand started = job_command(request, here);
-      session = std::make_unique<SessionFolder>();
       start = {started.words, started.removed, started.environment, shell_line(started), started.ranks};
-      for (const auto& [name, value] : session->environment())
-        if (!std::getenv(name.c_str())) start.environment.emplace(name, value);
+      session = session_folder_for(started, here, start.environment);
     }
     job["ranks"] = start.ranks;
     job["command"] = start.line;

@@ -60,8 +60,8 @@ std::vector<Loaded> loaded_files(const std::string& maps) {
 std::string folder_of(const std::string& path) { return path.substr(0, path.rfind('/')); }
 
 Finding check_duplicates(const std::vector<Loaded>& files) {
-  Finding finding{"duplicates", State::kOk, "none", "one of each: " , "", "", -1, {}};
-  finding.expected = "one file of each of MPI, NCCL, protobuf, CUDA runtime, HDF5, C++ runtime, LibTorch, OpenMP";
+  Finding finding{"duplicates", State::kOk, "none", "", "", "", -1, {}};
+  for (const auto& family : kFamilies) finding.expected += (finding.expected.empty() ? "one file of each of " : ", ") + std::string(family.name);
   for (const auto& family : kFamilies) {
     std::string list;
     int count = 0;

@@ -13,7 +13,7 @@ struct Version {
 };
 std::vector<Version> versions_here();
 
-// "versions", "mpi_version", "duplicates", "preload", "library_path".
+// "versions", "built_with", "duplicates", "preload", "library_path".
 std::vector<Finding> check_libraries(const Machine& machine, const std::vector<Version>& versions);
 
 }  // namespace muster::launcher::doctor

@@ -35,9 +35,8 @@ Finding check_bound(const Machine& machine, const Bound& bound) {
   if (limit.soft < 0 || limit.soft >= bound.warn_below) return finding;
   finding.state = limit.soft < bound.fail_below ? State::kFailed : State::kWarning;
   finding.fix = limit.hard < 0 || limit.hard >= bound.warn_below
-                    ? std::string("ulimit ") + bound.option + " " + (limit.hard < 0 ? "unlimited" : "hard") + " before muster, in the job's script too"
+                    ? std::string("ulimit -S ") + bound.option + (limit.hard < 0 ? " unlimited" : " hard") + ", before muster and in the job's script too"
                     : "ask the administrator to raise the hard limit (/etc/security/limits.conf, or LimitNOFILE and the like of slurmd's service)";
-  if (limit.hard >= bound.warn_below) finding.fix = std::string("ulimit -S ") + bound.option + " hard, before muster and in the job's script too";
   return finding;
 }
 

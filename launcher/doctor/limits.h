@@ -7,7 +7,7 @@
 
 namespace muster::launcher::doctor {
 
-// "open_files", "processes", "stack", "locked_memory", "file_size", "shared_memory", "cores", "memory", "load", "host_name".
+// "open_files", "processes", "stack", "file_size", "address_space", "locked_memory", "shared_memory", "cores", "memory", "load", "host_name".
 // several_hosts: the job spans machines, which must find each other.
 std::vector<Finding> check_limits(const Machine& machine, bool several_hosts);
 

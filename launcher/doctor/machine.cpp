@@ -154,8 +154,7 @@ Machine look_at_this_machine() {
   machine.mounts = read_text("/proc/self/mounts");
   machine.limits = {{"open_files", limit_of(RLIMIT_NOFILE)},      {"processes", limit_of(RLIMIT_NPROC)},
                     {"stack", limit_of(RLIMIT_STACK)},            {"locked_memory", limit_of(RLIMIT_MEMLOCK)},
-                    {"file_size", limit_of(RLIMIT_FSIZE)},        {"address_space", limit_of(RLIMIT_AS)},
-                    {"core_file", limit_of(RLIMIT_CORE)}};
+                    {"file_size", limit_of(RLIMIT_FSIZE)},        {"address_space", limit_of(RLIMIT_AS)}};
   machine.has_shared_memory = access("/dev/shm", W_OK | X_OK) == 0;
   machine.shared_memory = room_of("/dev/shm");
   std::istringstream(read_text("/proc/loadavg")) >> machine.load;
@@ -168,7 +167,6 @@ Machine look_at_this_machine() {
   machine.nvidia_gpus = std::max(count_entries("/proc/driver/nvidia/gpus"), count_gpu_files());
   machine.cuda_of_driver = machine.nvidia_gpus > 0 ? cuda_version("libcuda.so.1", "cuDriverGetVersion") : 0;
   machine.cuda_of_runtime = cuda_version(nullptr, "cudaRuntimeGetVersion");
-  machine.is_root = geteuid() == 0;
   return machine;
 }
 

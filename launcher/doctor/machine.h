@@ -41,7 +41,6 @@ struct Machine {
   int nvidia_gpus = 0;             // that the kernel has
   int cuda_of_driver = 0;          // highest version that it serves, 1000 x major + 10 x minor; 0: unknown
   int cuda_of_runtime = 0;         // of the libcudart in this process
-  bool is_root = false;
 };
 
 Machine look_at_this_machine();

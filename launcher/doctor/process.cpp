@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 volatile std::sig_atomic_t stop_wanted = 0;
 extern "C" void note_stop(int) { stop_wanted = 1; }
-constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGHUP};
+constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
 constexpr size_t kKept = 64 << 10;
 
 [[noreturn]] void become(const std::vector<std::string>& words, const std::map<std::string, std::string>& environment,
@@ -72,12 +72,21 @@ bool read_some(int descriptor, std::string& text) {
 
 }  // namespace
 
+void heed_stops() {
+  struct sigaction action = {};
+  action.sa_handler = note_stop;  // no SA_RESTART: poll() must end
+  for (const int signal : kStopSignals) {
+    struct sigaction inherited = {};
+    sigaction(signal, nullptr, &inherited);
+    if (inherited.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);  // else: nohup
+  }
+}
+
+bool is_stopped() { return stop_wanted; }
+
 ProcessEnd run_process(const std::vector<std::string>& words, double patience, const std::function<void(const std::string&)>& take,
                        const std::map<std::string, std::string>& environment, const std::vector<std::string>& removed) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
-  struct sigaction action = {};
-  action.sa_handler = note_stop;  // no SA_RESTART: poll() must end
-  for (const int signal : kStopSignals) sigaction(signal, &action, nullptr);
   int out[2], errors[2];
   if (pipe2(out, O_CLOEXEC) != 0 || pipe2(errors, O_CLOEXEC) != 0)
     throw distributed::Error(distributed::ExitCode::kIo, std::string("cannot make a pipe: ") + std::strerror(errno));

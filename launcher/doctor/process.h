@@ -14,9 +14,13 @@ struct ProcessEnd {
   std::string errors;       // what it wrote to standard error, the last 64 KB
 };
 
+// From here on SIGINT, SIGTERM, SIGHUP and SIGPIPE (nobody reads the findings any more) do not end this process; is_stopped() tells of them.
+void heed_stops();
+bool is_stopped();
+
 // Runs a program without input, and gives each line that it writes to standard output to `take`. When it has written nothing to it for
-// `patience` seconds, or this process gets SIGINT, SIGTERM or SIGHUP, it is ended: SIGTERM, after 3 s SIGKILL. On return it and all that it has
-// started have ended. `environment` replaces, `removed` takes away. Throws Error(kIo) when no process can be started.
+// `patience` seconds, or is_stopped(), it is ended: SIGTERM, after 3 s SIGKILL. On return it and all that it has started have ended.
+// `environment` replaces, `removed` takes away. Throws Error(kIo) when no process can be started.
 ProcessEnd run_process(const std::vector<std::string>& words, double patience, const std::function<void(const std::string&)>& take,
                        const std::map<std::string, std::string>& environment = {}, const std::vector<std::string>& removed = {});
 

@@ -38,7 +38,7 @@ int Reporter::finish(const nlohmann::json& job) {
     if (seen.insert(finding.check + "\n" + finding.host + name_of(finding.state)).second) ++counts[static_cast<int>(finding.state)];
   const int warnings = counts[static_cast<int>(State::kWarning)], failed = counts[static_cast<int>(State::kFailed)];
   if (!as_json_) {
-    std::printf("\n%s, %s, %d failed\n", plural(counts[0] + counts[1], "check").c_str() , plural(warnings, "warning").c_str(), failed);
+    std::printf("\n%s, %s, %d failed\n", plural(static_cast<int>(seen.size()), "check").c_str(), plural(warnings, "warning").c_str(), failed);
     return failed;
   }
   nlohmann::json document = job;

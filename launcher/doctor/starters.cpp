@@ -113,6 +113,7 @@ Finding explain_refusal(const std::string& message) {
     finding.fix = finding.found.substr(end + 2);
     finding.found = finding.found.substr(0, end);
   }
+  if (finding.fix.empty()) finding.fix = "muster doctor takes the same options as muster launch: docs/launching.md";
   return finding;
 }
 

@@ -18,9 +18,11 @@ using distributed::ExitCode;
 const std::vector<std::string> kForwarded{"PATH", "LD_LIBRARY_PATH", "OMP_", "MUSTER_", "MKL_", "NCCL_", "TORCH_", "MALLOC_", "HDF5_", "CUBLAS_"};
 
 // Of an outer step, in a shell that runs within it: a starter, or its ranks, would take themselves for its tasks.
-const std::vector<std::string> kOfOuterStep{"SLURM_STEP_", "SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_TASK_PID", "SLURM_GTIDS", "SLURM_SRUN_COMM_",
-                                            "SLURM_LAUNCH_NODE_IPADDR", "SLURM_PTY_", "SLURM_CPU_BIND", "SLURM_CPU_BIND_", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NNODES", "SLURM_OVERCOMMIT",
-                                            "SLURM_DISTRIBUTION", "SLURM_PMIX_", "SLURM_PMIXP_", "PMIX_", "PMI_"};
+const std::vector<std::string> kOfOuterStep{
+    "SLURM_STEP_", "SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_TASK_PID", "SLURM_GTIDS",
+    "SLURM_SRUN_COMM_", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_PTY_", "SLURM_CPU_BIND", "SLURM_CPU_BIND_", "SLURM_NTASKS",
+    "SLURM_NPROCS", "SLURM_NNODES", "SLURM_OVERCOMMIT", "SLURM_DISTRIBUTION", "SLURM_PMIX_", "SLURM_PMIXP_", "PMIX_",
+    "PMI_"};
 
 // A pattern that ends in _ stands for all names that begin so.
 bool is_one_of(const std::string& name, const std::vector<std::string>& patterns) {
@@ -80,8 +82,8 @@ class Builder {
   void place_here() {
     job_.ranks = request_.ranks > 0 ? request_.ranks : std::max(1, here_.gpus > 0 ? here_.gpus : here_.packages);
     if (job_.ranks > here_.cpus && !request_.oversubscribe)
-      fail(std::to_string(job_.ranks) + " ranks on " + counted(here_.cpus, "core") + ": they would take turns. If that is what you want (results are the same, only slower), add "
-           "--oversubscribe: " + with_flag("--oversubscribe"));
+      fail(std::to_string(job_.ranks) + " ranks on " + counted(here_.cpus, "core") +
+           ": they would take turns. If that is what you want (results are the same, only slower), add --oversubscribe: " + with_flag("--oversubscribe"));
     set_threads(job_.ranks > here_.cpus ? 1 : here_.cores / job_.ranks);
   }
 
@@ -177,8 +179,8 @@ class Builder {
   void srun_words() {
     leave_outer_step();
     auto& words = job_.words;
-    // A rank that fails is not to take the others with it: their watchdogs say what has happened, and end with 76. What they leave hanging is ended after a minute.
-    // Ranks bind themselves, and get the whole environment whatever sbatch's --export was.
+    // A rank that fails is not to take the others with it: their watchdogs say what has happened, and end with 76. What they leave hanging
+    // is ended after a minute. Ranks bind themselves, and get the whole environment whatever sbatch's --export was.
     words = {here_.srun, "--mpi=pmix", "--ntasks=" + std::to_string(job_.ranks), "--nodes=" + std::to_string(job_.hosts), "--cpu-bind=none", "--export=ALL",
              "--kill-on-bad-exit=0", "--wait=60"};
     if (request_.label_output) words.push_back("--label");

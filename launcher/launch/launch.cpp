@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <optional>
 
 #include "launcher/launch/child.h"
 #include "launcher/launch/restarts.h"
@@ -68,6 +67,7 @@ void check(const LaunchOptions& options) {
 struct StartEnd {
   ChildEnd child;
   std::string trouble;
+  bool host_lost = false;
   bool has_run = false;  // the run directory was taken
 };
 
@@ -75,17 +75,13 @@ StartEnd start(const JobCommand& job, const Surroundings& here, const std::strin
   RankOutput output(job, RunLogs(run_directory, header_of(job), has_run));
   StartEnd end;
   {
-    // Folders of this machine would be no good on others.
-    const bool is_local = job.starter == Starter::kMpirun && job.is_local;
-    std::optional<SessionFolder> folder;
     ChildSettings settings{job.environment, job.removed, &output, job.starter == Starter::kSrun};
-    if (is_local)
-      for (const auto& [name, value] : folder.emplace().environment())
-        if (!here.environment.count(name)) settings.environment.emplace(name, value);
+    const auto folder = session_folder_for(job, here, settings.environment);
     end.child = run_child(job.words, settings);
   }
   output.finish();
-  end.trouble = starter_trouble(output.starter_says(), job);
+  if (!output.ranks_have_spoken()) end.trouble = starter_trouble(output.starter_says(), job);
+  end.host_lost = has_lost_a_host(output.starter_says());
   end.has_run = output.logs().are_begun();
   return end;
 }
@@ -118,8 +114,10 @@ void launch(const LaunchOptions& options) {
     if (!end.trouble.empty() && !end.child.told_to_stop) throw LaunchedJobFailed(static_cast<int>(ExitCode::kUsage), end.trouble);
     // A process that the stop reached before it could know what it means has not begun anything.
     const int stopped = end.child.code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : end.child.code;
-    const int code = end.child.told_to_stop ? stopped : code_of_job(end.child.code);
-    if (restarts == options.max_restarts || end.child.told_to_stop || !is_worth_a_restart(code)) throw LaunchedJobFailed(code, end_text(job, code, begin));
+    const int failed = end.host_lost ? static_cast<int>(ExitCode::kPeerFailed) : code_of_job(end.child.code);
+    const int code = end.child.told_to_stop ? stopped : failed;
+    if (restarts == options.max_restarts || end.child.told_to_stop || !is_worth_a_restart(code))
+      throw LaunchedJobFailed(code, end_text(job, code, begin));
     const int64_t step = newest_step(run_directory_of(options.job.command));
     if (restarts > 0 && step <= step_at_last_failure)
       throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + step_text(step) + "), so it is not started again");

@@ -9,8 +9,9 @@
 
 namespace muster::launcher {
 
-// Takes apart what a starter writes to one of its streams, in which it has marked the ranks' output: mpirun --tag-output ("[1,3]<stdout>:" before each line and before each
-// piece of one that was not whole), srun --label ("3: " before each line, long ones broken into pieces of 1,024 bytes). What has no mark is the starter's own.
+// Takes apart what a starter writes to one of its streams, in which it has marked the ranks' output: mpirun --tag-output
+// ("[1,3]<stdout>:" before each line and before each piece of one that was not whole), srun --label ("3: " before each line, long ones
+// broken into pieces of 1,024 bytes). What has no mark is the starter's own.
 class LabelReader {
  public:
   static constexpr int kStarter = -1;

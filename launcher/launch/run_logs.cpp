@@ -34,7 +34,8 @@ bool write_whole(int descriptor, const std::string& text) {
 
 }  // namespace
 
-RunLogs::RunLogs(const std::string& run_directory, const std::string& header, bool is_ours) : run_directory_(run_directory), header_(header), begun_(is_ours) {
+RunLogs::RunLogs(const std::string& run_directory, const std::string& header, bool is_ours)
+    : run_directory_(run_directory), header_(header), begun_(is_ours) {
   before_ = environment_file();
 }
 
@@ -46,6 +47,7 @@ std::optional<RunLogs::Identity> RunLogs::environment_file() const {
 
 void RunLogs::add(int rank, const std::string& text) {
   if (run_directory_.empty() || failed_ || text.empty()) return;
+  if (held_ + text.size() > kMostHeld && begun_) write(true);
   if (held_ + text.size() > kMostHeld) {
     left_out_ += text.size();
     return;
@@ -64,7 +66,8 @@ void RunLogs::write(bool now) {
   looked_ = time;
   if (!begun_) {
     const auto found = environment_file();
-    begun_ = found && (!before_ || found->file != before_->file || found->seconds != before_->seconds || found->nanoseconds != before_->nanoseconds);
+    begun_ = found && (!before_ || found->file != before_->file || found->seconds != before_->seconds ||
+                       found->nanoseconds != before_->nanoseconds);
     if (!begun_) return;
   }
   for (const auto& [rank, text] : std::exchange(texts_, {})) {
@@ -84,7 +87,8 @@ void RunLogs::write(bool now) {
 void RunLogs::finish() {
   for (auto& [rank, is_within] : within_line_)
     if (std::exchange(is_within, false)) texts_[rank] += "\n";
-  if (left_out_ > 0) texts_[0] += "(" + std::to_string(left_out_) + " bytes of the ranks' output, from before the run directory was there, are not in these logs)\n";
+  if (left_out_ > 0)
+    texts_[0] += "(" + std::to_string(left_out_) + " bytes of the ranks' output, from before the run directory was there, are not in these logs)\n";
   write(true);
 }
 
@@ -112,8 +116,13 @@ void RankOutput::finish() {
 }
 
 void RankOutput::show(Stream stream, int rank, const std::string& text) {
-  if (rank >= 0) logs_.add(rank, text);
-  else if (stream == Stream::kError) starter_says_ = (starter_says_ + text).substr(starter_says_.size() + text.size() > kMostOfStarter ? starter_says_.size() + text.size() - kMostOfStarter : 0);
+  if (rank >= 0) {
+    ranks_have_spoken_ = true;
+    logs_.add(rank, text);
+  } else if (stream == Stream::kError) {
+    starter_says_ += text;
+    if (starter_says_.size() > kMostOfStarter) starter_says_.erase(0, starter_says_.size() - kMostOfStarter);
+  }
   int& within = within_line_.try_emplace(static_cast<int>(stream), kNobody).first->second;
   std::string shown;
   if (within != kNobody && within != rank) shown = "\n";

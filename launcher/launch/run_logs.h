@@ -54,6 +54,7 @@ class RankOutput : public OutputReader {
   // After the child's end.
   void finish();
   const RunLogs& logs() const { return logs_; }
+  bool ranks_have_spoken() const { return ranks_have_spoken_; }
   // The last of what the starter itself wrote to standard error.
   const std::string& starter_says() const { return starter_says_; }
 
@@ -64,6 +65,7 @@ class RankOutput : public OutputReader {
   LabelReader out_, err_;
   std::map<int, int> within_line_;  // per stream: the rank whose line is not finished
   std::string starter_says_;
+  bool ranks_have_spoken_ = false;
 };
 
 }  // namespace muster::launcher

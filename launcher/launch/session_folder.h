@@ -1,7 +1,10 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+
+#include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
 
@@ -21,5 +24,9 @@ class SessionFolder {
   std::string path_;
   int lock_ = -1;
 };
+
+// A folder for a job that mpirun starts on this machine alone, its settings added to `environment` where `here` has none; null for other
+// jobs, because mpirun and srun would hand the settings to machines on which there is no such folder.
+std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here, std::map<std::string, std::string>& environment);
 
 }  // namespace muster::launcher

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "distributed/error.h"
+#include "launcher/launch/job_command.h"
 
 namespace muster::embedded {
 extern const std::string_view slurm_sbatch_in;
@@ -19,28 +20,22 @@ namespace {
 using distributed::Error;
 using distributed::ExitCode;
 
-constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";
 constexpr int kMostTasks = 10000;
 
 // One word as the script's shell reads it; {task} becomes the task's number.
 std::string quoted(const std::string& word) {
-  const bool has_task = word.find("{task}") != std::string::npos;
-  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  if (word.find("{task}") == std::string::npos) return shell_quoted(word);
   std::string text;
-  if (!has_task) {
-    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return "'" + text + "'";
-  }
   for (const char c : word) text += (std::string("\\\"$`").find(c) != std::string::npos ? "\\" : "") + std::string(1, c);
   return "\"" + for_task(text, "${SLURM_ARRAY_TASK_ID}") + "\"";
 }
 
-// A value in a #SBATCH line: sbatch takes quotes off, but knows no escapes within them.
+// A value in a #SBATCH line. sbatch takes quotes and backslashes off; a path of output with a backslash left in it means something else to Slurm.
 std::string directive(const std::string& option, const std::string& value) {
   if (value.empty()) return "";
-  if (value.find_first_of("\n\"") != std::string::npos)
-    throw Error(ExitCode::kUsage, "submit: " + option + " cannot be given to Slurm with a quote or line break in it: " + value);
-  return "#SBATCH " + option + "=" + (value.find_first_not_of(kPlain) == std::string::npos ? value : "\"" + value + "\"") + "\n";
+  if (value.find_first_of("\n\"\\") != std::string::npos)
+    throw Error(ExitCode::kUsage, "submit: " + option + " cannot be given to Slurm with a quote, backslash or line break in it: " + value);
+  return "#SBATCH " + option + "=" + (shell_quoted(value) == value ? value : "\"" + value + "\"") + "\n";
 }
 
 std::string number(int value) { return value > 0 ? std::to_string(value) : ""; }
@@ -48,10 +43,25 @@ std::string number(int value) { return value > 0 ? std::to_string(value) : ""; }
 // Whether a later start may get fewer nodes.
 bool may_shrink(const BatchJob& job) { return job.nodes.find('-') != std::string::npos; }
 
+// Where the output goes. Slurm fills in %j and the like, so that a % of the path's own is doubled.
+std::string output_file(const BatchJob& job) {
+  std::string run;
+  for (const char c : job.run_directory) run += c == '%' ? "%%" : std::string(1, c);
+  return for_task(run, "%a") + "/logs/slurm-" + (job.array.empty() ? "%j" : "%A_%a") + ".out";
+}
+
+// An option of --sbatch, as it was given.
+std::string further_option(const std::string& option) {
+  if (option.empty() || option[0] != '-' || option.find('\n') != std::string::npos)
+    throw Error(ExitCode::kUsage, "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
+  if (option.rfind("--array", 0) == 0 || option.rfind("-a", 0) == 0)
+    throw Error(ExitCode::kUsage, "submit: --sbatch=\"" + option + "\": give --array to submit itself, so that each task gets a run directory of its own");
+  return "#SBATCH " + option + "\n";
+}
+
 std::string directives(const BatchJob& job) {
-  const std::string run = for_task(job.run_directory, "%a");
   std::string text = directive("--job-name", job.name) + directive("--chdir", job.directory);
-  text += directive("--output", run + "/logs/slurm-" + (job.array.empty() ? "%j" : "%A_%a") + ".out");
+  text += directive("--output", output_file(job));
   text += directive("--nodes", job.nodes);
   if (may_shrink(job)) {
     text += "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many nodes.\n";
@@ -66,11 +76,7 @@ std::string directives(const BatchJob& job) {
   text += "# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute earlier).\n";
   text += directive("--signal", "USR1@" + std::to_string(job.grace_seconds));
   if (!job.sbatch.empty()) text += "# Further options, as given.\n";
-  for (const auto& option : job.sbatch) {
-    if (option.empty() || option[0] != '-' || option.find('\n') != std::string::npos)
-      throw Error(ExitCode::kUsage, "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
-    text += "#SBATCH " + option + "\n";
-  }
+  for (const auto& option : job.sbatch) text += further_option(option);
   text.pop_back();
   return text;
 }

@@ -12,6 +12,13 @@
 
 namespace muster::launcher {
 
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
 std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
   std::ifstream file(run_directory + "/logs/jobs.jsonl");
   std::vector<nlohmann::json> rows;
@@ -23,10 +30,7 @@ std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
 }
 
 void append_job_log(const std::string& run_directory, nlohmann::json row) {
-  const std::time_t now = std::time(nullptr);
-  char time[32];
-  std::strftime(time, sizeof time, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  row["time"] = time;
+  row["time"] = utc_now();
   const std::string path = run_directory + "/logs/jobs.jsonl";
   const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   // A row whose writer was killed must not take the next one with it.

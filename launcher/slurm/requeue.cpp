@@ -9,6 +9,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "distributed/error.h"
+#include "launcher/launch/job_command.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/submission.h"
 #include "launcher/slurm/tool.h"
@@ -54,6 +55,16 @@ std::string meaning(int code) {
   }
 }
 
+// Whether the answer of `srun --mpi=list` has it: as a word, or among versions with commas between them.
+bool lists(const std::string& answer, const std::string& mpi) {
+  std::string text = answer;
+  std::replace(text.begin(), text.end(), ',', ' ');
+  std::istringstream words(text);
+  for (std::string word; words >> word;)
+    if (word == mpi) return true;
+  return false;
+}
+
 }  // namespace
 
 JobState job_state(const std::string& shown, int64_t restarts) {
@@ -93,10 +104,9 @@ void begin_job(const std::string& run_directory, const std::string& mpi) {
   append_job_log(run_directory, {{"event", "started"}, {"job", id_of_this_job()}, {"restarts", number(variable("SLURM_RESTART_COUNT"))},
                                  {"hosts", variable("SLURM_JOB_NODELIST")}, {"nodes", number(variable("SLURM_JOB_NUM_NODES"))},
                                  {"ranks", tasks > 0 ? nlohmann::json(tasks) : nlohmann::json()}, {"step", step_of(newest_step(run_directory))}});
-  const ToolEnd known = run_tool({"srun", "--mpi=list"});
-  std::istringstream words(known.said);
-  for (std::string word; words >> word;)
-    if (word == mpi) return;
+  ToolEnd known = run_tool({"srun", "--mpi=list"});
+  if (known.code == 0 && known.said.empty()) known.said = known.errors;  // where Slurm before 21.08 writes it
+  if (lists(known.said, mpi)) return;
   const std::string message = known.code == 127 ? "there is no srun on the PATH of the batch job"
                                                 : "srun cannot start MPI programs by --mpi=" + mpi + " here; it knows: " + known.said +
                                                       "\nEach task would be a job of its own. muster needs a Slurm that was built with PMIx; ask the site, or set `mpi` in a site profile";
@@ -106,9 +116,9 @@ void begin_job(const std::string& run_directory, const std::string& mpi) {
 }
 
 int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
-  const std::string job = id_of_this_job();
+  const std::string job = id_of_this_job(), task = variable("SLURM_ARRAY_TASK_ID");
   const int64_t newest = newest_step(run_directory);
-  const ToolEnd shown = job.empty() ? ToolEnd{1, ""} : run_tool({"scontrol", "show", "job", "-o", job});
+  const ToolEnd shown = job.empty() ? ToolEnd{1, "", ""} : run_tool({"scontrol", "show", "job", "-o", job});
   const JobState state = shown.code == 0 ? job_state(shown.said, number(variable("SLURM_RESTART_COUNT"))) : JobState::kUnknown;
   const Decision decision = decide(exit_code, state, starts_without_progress(read_job_log(run_directory), newest), max_restarts);
   const auto note = [&](const std::string& what, const std::string& reason) {
@@ -129,8 +139,7 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
   // Written first: Slurm ends this process as soon as it has queued the job again.
   note("requeued", decision.reason);
   say(decision.reason + ", so it is queued again");
-  const std::string script = run_directory + "/job.sbatch";
-  const ToolEnd requeued = job.empty() ? ToolEnd{1, "this is no Slurm job: SLURM_JOB_ID is not set"} : run_tool({"scontrol", "requeue", job});
+  const ToolEnd requeued = job.empty() ? ToolEnd{1, "this is no Slurm job: SLURM_JOB_ID is not set", ""} : run_tool({"scontrol", "requeue", job});
   if (requeued.code == 0) return 0;
   const std::string failed = "scontrol requeue " + job + ": " + requeued.said;
   const bool ended = state == JobState::kPreempted || state == JobState::kTimedOut;  // for good, so the same job once more
@@ -148,7 +157,8 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
     return 0;
   }
   note("stopped", failed);
-  say(failed + "\nIt could not be queued again. To go on with the run: sbatch " + script);
+  say(failed + "\nIt could not be queued again. To go on with the run: sbatch " + (task.empty() ? "" : "--array=" + task + " ") +
+      shell_quoted(run_directory + "/job.sbatch"));
   return exit_code;
 }
 

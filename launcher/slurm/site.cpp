@@ -21,10 +21,16 @@ std::string folder_of_user() {
   return own && *own ? std::string(own) + "/muster" : std::string(home ? home : "") + "/.config/muster";
 }
 
+// One that this user may not look for is not there: HOME may be somebody else's.
+bool is_file(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
 std::string file_of(const std::string& name_or_file) {
-  if (name_or_file.find('/') != std::string::npos || fs::is_regular_file(name_or_file)) return name_or_file;
+  if (name_or_file.find('/') != std::string::npos || is_file(name_or_file)) return name_or_file;
   const std::string path = folder_of_user() + "/" + name_or_file + ".txtpb";
-  if (!fs::exists(path))
+  if (!is_file(path))
     throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " + path +
                                       ". Examples to copy are in cluster/sites/");
   return path;
@@ -46,7 +52,7 @@ Site parse_site(const std::string& text, const std::string& path) {
 Site load_site(const std::string& name_or_file) {
   const char* chosen = std::getenv("MUSTER_SITE");
   std::string path = !name_or_file.empty() ? file_of(name_or_file) : chosen && *chosen ? file_of(chosen) : folder_of_user() + "/site.txtpb";
-  if (name_or_file.empty() && !(chosen && *chosen) && !fs::exists(path)) return {};
+  if (name_or_file.empty() && !(chosen && *chosen) && !is_file(path)) return {};
   return parse_site(config::read_text_file(path), path);
 }
 

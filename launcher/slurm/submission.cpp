@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -18,8 +18,10 @@
 #include "core/training/data_source.h"
 #include "core/training/run_directory.h"
 #include "core/training/run_status.h"
+#include "core/training/stop.h"
 #include "core/training/training_plan.h"
 #include "launcher/commands/train.h"
+#include "launcher/launch/job_command.h"
 #include "launcher/slurm/batch_script.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/site.h"
@@ -48,7 +50,11 @@ TrainArguments read_train(const std::vector<std::string>& command) {
   CLI::App parser{"", "muster submit ... train"};
   add_train_options(parser, train);
   std::vector<std::string> words(command.rbegin(), command.rend() - 1);
-  parser.parse(words);
+  try {
+    parser.parse(words);
+  } catch (const CLI::ExtrasError& error) {
+    throw refused("train does not know these. " + std::string(error.what()) + ". Options of the job go before train: muster submit --nodes 2 train CONFIG");
+  }
   if (train.dry_run) throw refused("--dry-run goes before train: it prints the job script");
   return train;
 }
@@ -84,6 +90,13 @@ BatchJob merged(const SubmitOptions& options, const Site& site) {
   job.sbatch.assign(site.sbatch().begin(), site.sbatch().end());
   job.sbatch.insert(job.sbatch.end(), options.sbatch.begin(), options.sbatch.end());
   return job;
+}
+
+void require_time_to_train(const BatchJob& job) {
+  const auto limit = training::parse_duration(job.time);
+  if (limit && *limit <= job.grace_seconds)
+    throw refused("--time " + job.time + " leaves no time to train: the run is asked to stop " + std::to_string(job.grace_seconds) +
+                  " seconds before the limit. Ask for more time (--time 10 is ten minutes), or a shorter --grace");
 }
 
 // What train would find wrong later, in the queue.
@@ -122,24 +135,30 @@ void require_free(const std::string& run_directory) {
   const auto before = recorded(run_directory);
   if (before.contains("job") && before["job"].is_string()) {
     const std::string job = before["job"];
-    const ToolEnd queued = run_tool({"squeue", "-h", "-o", "%T", "-j", job});
-    if (queued.code == 0 && !queued.said.empty())
-      throw refused(run_directory + " has a job already: " + job + " is " + queued.said + ". Wait for it, or end it first: scancel " + job);
+    const ToolEnd queued = run_tool({"squeue", "-h", "-o", "%T %o", "-j", job});
+    // A cluster that was set up anew gives the same numbers to other jobs.
+    const std::string state = queued.said.substr(0, queued.said.find(' ')), script = queued.said.substr(std::min(queued.said.size(), state.size() + 1));
+    const bool is_ours = !before.contains("script") || !before["script"].is_string() || script.rfind(before["script"], 0) == 0;
+    if (queued.code == 0 && !state.empty() && is_ours)
+      throw refused(run_directory + " has a job already: " + job + " is " + state + ". Wait for it, or end it first: scancel " + job);
   }
   if (place != RunPlace::kBegun) return;
   const auto status = training::run_status(run_directory);
   if (status.state == training::RunState::kRunning) throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
 }
 
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  return text;
+// What an allocation says of itself must not be passed on to another job: srun would take it for the new one's.
+void forget_this_allocation() {
+  if (!std::getenv("SLURM_JOB_ID")) return;
+  std::vector<std::string> names;
+  for (char** entry = environ; *entry; ++entry) names.emplace_back(*entry, std::strcspn(*entry, "="));
+  for (const auto& name : names)
+    if (name.rfind("SLURM_", 0) == 0 && name != "SLURM_CONF" && name != "SLURM_JWT") unsetenv(name.c_str());
 }
 
 // Returns the job's number.
 std::string call_sbatch(std::vector<std::string> words, const std::string& script) {
+  forget_this_allocation();
   words.insert(words.begin(), {"sbatch", "--parsable"});
   words.push_back(script);
   const ToolEnd end = run_tool(words);
@@ -162,6 +181,7 @@ struct SubmittedRun {
 void submit(const SubmitOptions& options) {
   TrainArguments train = read_train(options.command);
   BatchJob job = merged(options, load_site(options.site));
+  require_time_to_train(job);
   const int nodes = most_nodes(job.nodes);
   const bool is_array = !job.array.empty();
   std::vector<std::string> tasks;
@@ -203,7 +223,7 @@ void submit(const SubmitOptions& options) {
     require_free(run.directory);
     run.is_new = training::run_place(run.directory) == RunPlace::kNothing;
     run.submission = {{"time", utc_now()}, {"command", options.command}, {"job_name", job.name}, {"nodes", job.nodes}, {"ranks_per_node", job.ranks_per_node},
-                      {"gpus_per_node", job.gpus_per_node}, {"time_limit", job.time}, {"job", nullptr}};
+                      {"gpus_per_node", job.gpus_per_node}, {"time_limit", job.time}, {"script", runs[0].directory + "/job.sbatch"}, {"job", nullptr}};
     if (is_array) run.submission["task"] = run.task;
   }
   const auto take_back = [&] {
@@ -217,7 +237,7 @@ void submit(const SubmitOptions& options) {
       training::prepare_run_directory(run.directory, {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
-    id = call_sbatch({}, runs[0].directory + "/job.sbatch");
+    id = call_sbatch({}, runs[0].submission["script"]);
   } catch (...) {
     take_back();
     throw;
@@ -227,21 +247,26 @@ void submit(const SubmitOptions& options) {
     checkpoints::write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
   }
   const auto counted = [](size_t count, const std::string& what) { return std::to_string(count) + " " + what + (count == 1 ? "" : "s"); };
+  const bool only_minutes = job.time.find_first_not_of("0123456789") == std::string::npos;
+  const std::string limit = job.time.empty() ? "" : ", time limit of each start: " + job.time + (only_minutes ? " minutes" : "");
   std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(), counted(runs.size(), "run").c_str(), job.nodes.c_str(),
-              nodes == 1 ? "" : "s", counted(job.ranks_per_node, "rank").c_str(), job.time.empty() ? "" : (", at most " + job.time + " at a time").c_str());
+              nodes == 1 ? "" : "s", counted(job.ranks_per_node, "rank").c_str(), limit.c_str());
   for (const auto& run : runs)
     if (training::run_place(run.directory) == RunPlace::kBegun)
       std::printf("%s holds an unfinished run: the job goes on with it\n", run.directory.c_str());
   const std::string shown = for_task(train.run_directory, runs[0].task);
-  std::printf("how it goes:  muster status %s\nits output:   %s/logs/slurm-%s.out\nto end it:    scancel %s\n", shown.c_str(), shown.c_str(),
-              is_array ? (id + "_" + runs[0].task).c_str() : id.c_str(), id.c_str());
+  const std::string output = shown + "/logs/slurm-" + (is_array ? id + "_" + runs[0].task : id) + ".out";
+  std::printf("how it goes:  muster status %s\nits output:   %s\nto end it:    scancel %s\n", shell_quoted(shown).c_str(), shell_quoted(output).c_str(),
+              id.c_str());
 }
 
 std::string submit_again(const std::string& run_directory) {
   auto submission = recorded(run_directory);
-  const char* task = std::getenv("SLURM_ARRAY_TASK_ID");
-  const std::string id = call_sbatch(task ? std::vector<std::string>{std::string("--array=") + task} : std::vector<std::string>{}, run_directory + "/job.sbatch");
-  const std::string name = task ? id + "_" + task : id;
+  const std::string task = std::getenv("SLURM_ARRAY_TASK_ID") ? std::getenv("SLURM_ARRAY_TASK_ID") : "";
+  std::vector<std::string> words;
+  if (!task.empty()) words.push_back("--array=" + task);
+  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(words, script), name = task.empty() ? id : id + "_" + task;
+  submission["script"] = script;
   submission["job"] = name;
   checkpoints::write_file_atomically(run_directory + "/submission.json", text_of(submission));
   return name;

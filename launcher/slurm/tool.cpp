@@ -47,9 +47,9 @@ ToolEnd run_tool(const std::vector<std::string>& words) {
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  ToolEnd end{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get())};
-  if (end.code == 127) return {127, "there is no " + words[0] + " on the PATH"};
-  if (end.code != 0) end.said += (end.said.empty() ? "" : "\n") + contents(errors.get());
+  ToolEnd end{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get()), contents(errors.get())};
+  if (end.code == 127) return {127, "there is no " + words[0] + " on the PATH", ""};
+  if (end.code != 0) end.said += (end.said.empty() ? "" : "\n") + end.errors;
   return end;
 }
 

@@ -6,8 +6,9 @@
 namespace muster::launcher {
 
 struct ToolEnd {
-  int code = 0;      // exit code; 127: there is no such program on the PATH
-  std::string said;  // standard output; standard error too, where the program failed
+  int code = 0;        // exit code; 127: there is no such program on the PATH
+  std::string said;    // standard output; standard error too, where the program failed
+  std::string errors;  // standard error
 };
 
 // Runs a program from the PATH (sbatch, squeue, scontrol) and waits for it. Throws Error(kIo) when no process can be started.

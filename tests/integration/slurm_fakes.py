@@ -6,10 +6,10 @@ import muster_program as mp
 
 TEXT = mp.SMALL_MIAR + mp.REGRESSION + "training { max_steps: 4 log_every_steps: 1 }\ncheckpoints { every_steps: 2 }\n"
 FAKES = {
-    "sbatch": 'echo "$(cat "$FAKES/sbatch.said")"; exit "$(cat "$FAKES/sbatch.code")"',
+    "sbatch": '. "$FAKES/sbatch.do"; echo "$(cat "$FAKES/sbatch.said")"; exit "$(cat "$FAKES/sbatch.code")"',
     "squeue": 'cat "$FAKES/squeue.said" 2> /dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',
     "scontrol": 'if [ "$1" = show ]; then cat "$FAKES/shown" || exit 1; else exit "$(cat "$FAKES/requeue.code")"; fi',
-    "srun": 'if [ "$1" = --mpi=list ]; then cat "$FAKES/mpi"; exit; fi; . "$FAKES/srun.sh"',
+    "srun": 'if [ "$1" = --mpi=list ]; then cat "$FAKES/mpi"; cat "$FAKES/mpi.errors" >&2; exit; fi; . "$FAKES/srun.sh"',
 }
 RUNNING = "JobId=41 JobState=RUNNING Reason=None Requeue=1 Restarts=0 RunTime=00:01:00 TimeLimit=01:00:00"
 
@@ -23,7 +23,7 @@ class Cluster:
             (self.bin / name).chmod(0o755)
         self.config = mp.write_config(folder / "e.txtpb", TEXT)
         self.run = folder / "run"
-        for name, text in {"sbatch.said": "41;here", "sbatch.code": "0", "shown": RUNNING, "requeue.code": "0", "mpi": "MPI plugin types are...\n\tpmix\n",
+        for name, text in {"sbatch.said": "41;here", "sbatch.code": "0", "sbatch.do": "", "shown": RUNNING, "requeue.code": "0", "mpi": "MPI plugin types are...\n\tpmix\n", "mpi.errors": "",
                            "srun.sh": "exit 0", "calls": ""}.items():
             self.say(name, text)
         self.job = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}

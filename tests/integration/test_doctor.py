@@ -102,7 +102,38 @@ def test_as_one_of_several_it_says_how_to_be_run():
     assert "muster doctor -n 4" in error
 
 
+def test_within_the_shell_of_a_step_it_is_no_rank(tmp_path):
+    """`srun -n 4 --pty bash`, and then muster by hand."""
+    changes = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"}
+    doctor("-n", 1, "--directory", tmp_path, code=0, changes=changes)
+
+
+def test_hosts_that_are_none(tmp_path):
+    for words, said in ((["--hosts", "a:x"], 'not "x"'), (["--hosts", ""], "--hosts: it is empty"), (["--hostfile", tmp_path / "absent"], "missing"),
+                        (["-n", 0], "--ranks: Value 0 not in range 1 to 1000000")):
+        result = mp.muster("doctor", *words, code=2)
+        assert said in result.stderr and result.stdout == ""
+
+
 # Starting ranks.
+
+def test_nothing_is_left_on_other_hosts(tmp_path):
+    """Two hosts, with shared memory of their own, that mpirun enters by a script in the place of ssh."""
+    if not may_mount():
+        pytest.skip("unshare -m is not allowed here")
+    own = 'hostname "$0" && mount --make-rprivate / && mount -t tmpfs tmpfs /dev/shm && sh -c "$1"; code=$?'
+    changes = script(tmp_path, "agent", f"host=$1; shift\nexec unshare -m -u sh -c '{own}; ls -A /dev/shm > \"$LEFT/$0.left\"; exit $code' \"$host\" \"$*\"\n")
+    changes = {"OMPI_MCA_plm_rsh_agent": str(tmp_path / "agent"), "LEFT": str(tmp_path), **changes}
+    (tmp_path / "runs").mkdir()
+    found = doctor("--hosts", "nodea:1,nodeb:1", "--directory", tmp_path / "runs", code=0, changes=changes)
+    assert found["ranks"]["figures"] == {"ranks": 2, "hosts": 2}
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.left")} == {"nodea.left": "", "nodeb.left": ""}
+
+
+def test_one_rank_on_a_host_of_the_hostfile(tmp_path):
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    command = json.loads(mp.muster("doctor", "-n", 1, "--hostfile", "hosts", "--json", cwd=tmp_path).stdout)["command"]
+    assert "mpirun -n 1 " in command and "--hostfile hosts" in command
 
 def test_no_mpirun(tmp_path):
     says(doctor("-n", 2, *HERE, code=1, changes={"PATH": str(tmp_path)}, cwd=tmp_path), "mpirun", "failed", "no mpirun on the PATH", "openmpi-bin")
@@ -209,6 +240,29 @@ def test_nothing_is_left_after_an_interrupt(tmp_path):
         visit.process.send_signal(signal.SIGINT)
         assert visit.process.wait(20) == 130
         assert visit.ranks() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_nobody_reads_on(tmp_path):
+    words = [mp.built("muster"), "doctor", "-n", "2", *HERE, "--directory", str(tmp_path)]
+    with subprocess.Popen(words, env=mp.environment(broken("slow")), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while not process.stdout.readline().startswith(b"ok       ranks "):
+            assert process.poll() is None
+        assert list(tmp_path.iterdir()) != []
+        process.stdout.close()
+        assert process.wait(40) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_mpirun_is_asked_is_no_finding(tmp_path):
+    changes = script(tmp_path, "mpirun", f"touch {tmp_path}/asked\nexec sleep 1000\n")
+    with subprocess.Popen([mp.built("muster"), "doctor", "-n", "2", *HERE], env=mp.environment(changes), cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "asked").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and "FAILED" not in out
 
 
 # Libraries.

@@ -4,6 +4,8 @@ import re
 import h5py
 import numpy as np
 
+import subprocess
+
 import muster_program as mp
 
 MIAR = """
@@ -74,3 +76,10 @@ def test_left_out_samples_are_named_by_predict(tmp_path):
                        tmp_path / "lacks.h5", "-o", tmp_path / "p.csv")
     assert re.search(r"left out 2 samples .*: \S+, \S+", answer.stderr)
     assert len(mp.predictions(tmp_path / "p.csv")) == 22
+
+
+def test_a_disk_that_is_full_behind_standard_output(tmp_path):
+    config = mp.write_config(tmp_path / "experiment.txtpb", mp.SMALL_FOAL_NET + mp.CLASSIFICATION)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([mp.built("muster"), "config", config], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 74 and "standard output could not be written" in result.stderr

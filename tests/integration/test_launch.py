@@ -79,6 +79,14 @@ def test_only_what_ranks_can_share(config):
         assert "Give train, resume, evaluate or predict" in mp.muster("launch", "-n", 1, *words, code=2).stderr
 
 
+def test_options_that_make_no_sense(config):
+    """Among them the empty variable of a shell, which must not become a job on this machine."""
+    for words, said in ((["--hosts", ""], "--hosts: it is empty"), (["--hostfile", ""], "--hostfile: it is empty"), (["-n", "0"], "not in range 1 to 1000000"),
+                        (["--starter", "ssh"], "--starter: ssh not in {auto,mpirun,srun}"), (["--hosts", "a:1", "--hostfile", "b"], "excludes")):
+        error = mp.muster("launch", *words, "train", config, code=2).stderr
+        assert said in error and len(error) < 200, error
+
+
 @pytest.mark.parametrize("changes,says", [({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "srun started 4 processes without PMIx"),
                                           ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes, but MPI sees only 1")])
 def test_ranks_that_do_not_see_each_other(changes, says, config, tmp_path):

@@ -107,6 +107,18 @@ def test_a_rank_killed_on_the_other_host_is_76(agent, tmp_path):
         assert "(host nodeb) is lost" in (job.run / "logs/rank-0.log").read_text()
 
 
+@with_hosts
+def test_a_host_that_goes_away_is_76(agent, tmp_path):
+    """mpirun's daemon and its rank die together: no mistake in the command, and worth a restart."""
+    with Job(tmp_path, agent) as job:
+        victim = mp.read_json(job.run / "environment.json")["ranks"][1]
+        daemon = int(Path(f"/proc/{victim['process']}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(daemon, signal.SIGKILL)
+        job.kill(victim)
+        job.finish(76)
+        assert "lost communication with a remote daemon" in job.text() and "could not start" not in job.text()
+
+
 def test_a_host_that_cannot_be_reached(tmp_path):
     config = mp.write_config(tmp_path / "experiment.txtpb", TEXT)
     agent = tmp_path / "agent"

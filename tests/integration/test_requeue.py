@@ -69,6 +69,9 @@ def test_decisions(begun):
 def test_requeue_of_an_array_task(begun):
     begun.requeue(75, expected=0, changes={"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3"})
     assert begun.calls("scontrol") == ["scontrol show job -o 41_3", "scontrol requeue 41_3"]
+    begun.say("requeue.code", "1")
+    error = begun.requeue(75, changes={"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3"}).stderr
+    assert "To go on with the run: sbatch --array=3 run/job.sbatch" in error  # not all tasks
 
 
 def test_a_cap_without_progress(begun):
@@ -103,6 +106,8 @@ def test_where_requeueing_fails(begun):
     begun.say("sbatch.said", "43")
     assert "submitted again as job 43" in begun.requeue(75, expected=0).stderr
     assert begun.rows()[-1]["event"] == "resubmitted" and mp.read_json(begun.run / "submission.json")["job"] == "43"
+    begun.say("squeue.said", "PENDING " + begun.calls("sbatch")[-1].split()[-1])
+    assert "43 is PENDING" in begun.submit(train=["--run-dir", "run"], code=2).stderr
     (begun.bin / "scontrol").unlink()
     begun.say("sbatch.code", "1")
     error = begun.requeue(75, changes={"PATH": str(begun.bin) + ":/usr/local/none"}).stderr
@@ -115,6 +120,11 @@ def test_srun_without_pmix(cluster):
     error = cluster.muster("requeue", "run", "--begin", code=2, changes=cluster.job).stderr
     assert "cannot start MPI programs by --mpi=pmix" in error and "pmi2" in error
     assert cluster.rows("ended")[0]["decision"] == "stopped"
+    # As Slurm 20.11 says it, on standard error; and several versions.
+    for said in ("srun: MPI types are...\nsrun: pmix\n", "specific pmix plugin versions available: pmix_v3,pmix\n"):
+        cluster.say("mpi", "")
+        cluster.say("mpi.errors", said)
+        cluster.muster("requeue", "run", "--begin", changes=cluster.job)
     assert "no run directory" in cluster.muster("requeue", "absent", "--begin", code=2).stderr
 
 

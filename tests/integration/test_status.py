@@ -83,9 +83,16 @@ def test_jobs_of_slurm(tmp_path):
     assert "has started, but has not begun the run" in said(run)
     log({"event": "ended", "exit_code": 2, "decision": "stopped", "reason": "no PMIx"})
     assert "its job has ended (no PMIx)" in said(run)
+    log({"event": "submitted"})
+    assert "queued, not begun" in said(run)
     config = mp.write_config(tmp_path / "e.txtpb", LONG)
     mp.muster("train", config, "--run-dir", run, "--time-limit", "1s", code=75)
-    log({"event": "submitted"}, {"event": "started"}, {"event": "ended", "exit_code": 76, "decision": "requeued", "reason": "a rank was lost"})
+    log({"event": "submitted"})
+    assert "stopped; job 41 is queued to go on with it" in said(run) and "muster resume" not in said(run)
+    log({"event": "started", "job": "44"})  # by sbatch, without muster submit
+    assert "stopped; its job has started; should that be gone (squeue -j 44): muster resume" in said(run) and status(run)["job"] == "44"
+    log({"event": "ended", "exit_code": 76, "decision": "requeued", "reason": "a rank was lost"})
+    assert status(run)["job"] == "44"
     (run / "logs/slurm-41.out").write_text("first\nstep 3\r[##..] step 4\r\n\n")
     told = status(run)
     assert told["slurm"] == {"started": 2, "requeued": 1, "crashed": 2, "decision": "requeued", "reason": "a rank was lost"}

@@ -55,6 +55,8 @@ if [ "$asked" = 0 ]; then
     train {cluster.config} --set seed=3 \\
     --run-dir "$run" --resume auto &
   srun=$!
+  # Asked before srun had a number.
+  if [ "$asked" != 0 ]; then kill -USR2 "$srun" 2> /dev/null; fi
   # A signal interrupts waiting: it counts when none came meanwhile.
   before=-1
   while [ "$before" != "$asked" ]; do
@@ -127,6 +129,13 @@ def test_the_script_of_an_array(cluster):
     shellcheck(script)
 
 
+def test_the_script_of_a_run_directory_with_an_odd_name(cluster):
+    """Slurm fills in %j and the like in names of files."""
+    script = cluster.script(train=["--run-dir", "it's 50%j #1"])
+    assert f'#SBATCH --output="{cluster.folder}/it\'s 50%%j #1/logs/slurm-%j.out"' in script and "50%j #1'" in script
+    shellcheck(script)
+
+
 def test_the_script_with_a_site_profile(cluster):
     site = cluster.folder / ".config/muster/there.txtpb"
     site.parent.mkdir(parents=True)
@@ -142,6 +151,7 @@ def test_the_script_with_a_site_profile(cluster):
     assert cluster.script("--account", "other", "--nodes", 2, train=SEED, changes={"MUSTER_SITE": "there"}) == script
     site.rename(site.parent / "site.txtpb")
     assert cluster.script("--account", "other", "--nodes", 2, train=SEED) == script
+    cluster.script(train=SEED, changes={"XDG_CONFIG_HOME": "/" + "x" * 300})  # nowhere to look: no profile
     assert "neither a file of that name here nor" in cluster.script("--site", "there", code=2) + cluster.submit("--site", "there", code=2).stderr
     (cluster.folder / "bad.txtpb").write_text('partitoin: "x"\ngpus_per_node: "four"\nnodes: 2\n')
     error = cluster.submit("--site", "bad.txtpb", code=78).stderr
@@ -154,6 +164,13 @@ def test_example_profiles_are_valid(cluster):
     assert profiles
     for profile in profiles:
         assert "#SBATCH" in cluster.script("--site", profile, train=["--set", "training.device=CPU"])
+
+
+def test_an_installed_muster_has_profiles_and_template(cluster, tmp_path):
+    subprocess.run(["cmake", "--install", os.path.dirname(mp.built("muster")), "--prefix", tmp_path / "there"], check=True, capture_output=True)
+    words = ["--dry-run", "--site", tmp_path / "there/share/muster/cluster/sites/local-slurm.txtpb", "train", cluster.config]
+    script = mp.execute([tmp_path / "there/bin/muster", "submit", *words], tmp_path, cluster.environment()).stdout
+    assert "#SBATCH --ntasks-per-node=2" in script and f"muster={tmp_path}/there/bin/muster" in script
 
 
 def test_another_template(cluster):
@@ -174,12 +191,13 @@ def test_submit(cluster):
     assert submission["job"] == "41" and submission["command"] == ["train", "e.txtpb", "--run-dir", "run", *SEED]
     assert (cluster.run / "job.sbatch").read_text() == golden(cluster).replace("/runs/e", "/run")
     # While it is queued, no second one; afterwards again.
-    cluster.say("squeue.said", "PENDING")
+    cluster.say("squeue.said", f"PENDING {cluster.run}/job.sbatch")
     assert "41 is PENDING" in cluster.submit(*PLAIN, train=["--run-dir", "run"], code=2).stderr
-    (cluster.bin / "squeue.said").unlink()
+    cluster.say("squeue.said", "PENDING /elsewhere/job.sbatch")  # a new cluster, which counts from 1 again
     cluster.say("sbatch.said", "a note of the site\n42")
     cluster.submit(train=["--run-dir", "run"])
     assert mp.read_json(cluster.run / "submission.json")["job"] == "42" and "--time" not in (cluster.run / "job.sbatch").read_text()
+    (cluster.bin / "squeue.said").unlink()
     # The run begins in the prepared directory; then there is something to go on with; then it is finished.
     assert "has not begun yet" in cluster.muster("resume", "run", code=2).stderr
     cluster.muster("train", "e.txtpb", "--run-dir", "run", "--resume", "auto", "--max-steps", 2)
@@ -188,6 +206,14 @@ def test_submit(cluster):
     cluster.muster("train", "e.txtpb", "--run-dir", "run", "--resume", "auto")
     assert mp.result(cluster.run)["last"]["step"] == 4
     assert "holds a finished run" in cluster.submit(train=["--run-dir", "run"], code=2).stderr
+
+
+def test_submit_from_within_a_job(cluster):
+    """What an allocation says of itself would mislead the srun of the new job."""
+    cluster.say("sbatch.do", 'env > "$FAKES/environment"')
+    cluster.submit(changes={**cluster.job, "SLURM_RESTART_COUNT": "2", "SLURM_MEM_PER_CPU": "9", "SLURM_CONF": "/conf", "OTHER": "1"})
+    seen = (cluster.bin / "environment").read_text().splitlines()
+    assert [line for line in seen if line.startswith("SLURM_")] == ["SLURM_CONF=/conf"] and "OTHER=1" in seen
 
 
 def test_submit_an_array(cluster):
@@ -207,6 +233,10 @@ def test_submit_an_array(cluster):
     (["--gpus-per-node", "2", "--ranks-per-node", "3"], [], 2, "3 ranks on 2 GPUs"),
     (["--nodes", "2-1"], [], 2, "--nodes 2-1"),
     (["--sbatch", "mem=3"], [], 2, "--mem=64G"),
+    (["--sbatch=--array=0-3"], [], 2, "give --array to submit itself"),
+    (["--time", "2"], [], 2, "--time 2 leaves no time to train"),
+    ([], ["--run-dir", "a\\b"], 2, "backslash"),
+    ([], ["--nodes", "2"], 2, "Options of the job go before train"),
     ([], ["--init-from", "absent"], 65, "no such weights file"),
     ([], ["--time-limit", "soon"], 2, "is no duration"),
     ([], ["--dry-run"], 2, "goes before train"),

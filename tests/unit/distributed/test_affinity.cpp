@@ -55,6 +55,12 @@ TEST(Topology, IsWhatHwlocDescribes) {
   EXPECT_TRUE(own.cpus_near("").empty());
 }
 
+TEST(Topology, TwoKindsOfMemoryOnOneSocketAreOnePlace) {
+  const Synthetic machine("package:2 [numa] [numa] core:2 pu:1");
+  EXPECT_EQ(machine.machine().topology().numa_nodes, (std::vector<CpuSet>{range(0, 1), range(2, 3)}));
+  EXPECT_EQ(cpus(std::vector<CoreView>(4, machine.view()), BindPolicy::kCore), (Texts{"0", "1", "2", "3"}));
+}
+
 TEST(Topology, CpusAsText) {
   EXPECT_EQ(cpu_text({}), "none");
   EXPECT_EQ(cpu_text({3}), "3");

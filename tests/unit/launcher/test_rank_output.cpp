@@ -86,6 +86,8 @@ TEST(StarterTrouble, IsNamedWithTheWayOut) {
   job.ranks = 9;
   EXPECT_NE(starter_trouble("There are not enough slots available in the system to satisfy the 9\nslots", job).find("--oversubscribe"), std::string::npos);
   EXPECT_NE(starter_trouble("ORTE was unable to reliably start one or more daemons.\n", job).find("ssh"), std::string::npos);
+  EXPECT_EQ(starter_trouble("ORTE has lost communication with a remote daemon.\n", job), "") << "its ranks have run";
+  EXPECT_TRUE(has_lost_a_host("ORTE has lost communication with a remote daemon.\n"));
   EXPECT_EQ(starter_trouble("mpirun noticed that process rank 1 with PID 0 on node a exited on signal 9 (Killed).", job), "");
 }
 
