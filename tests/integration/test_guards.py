@@ -1,10 +1,9 @@
 """Where a number would be wrong without anyone noticing: the run stops, or says so."""
 import re
+import subprocess
 
 import h5py
 import numpy as np
-
-import subprocess
 
 import muster_program as mp
 
