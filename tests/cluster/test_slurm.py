@@ -79,16 +79,15 @@ def test_time_limits_are_no_limit(slurm):
     run = slurm.base / "limited"
     config = mp.write_config(slurm.base / "longer.txtpb", text)
     job = slurm.submit("--nodes", 2, "--time", 1, "--grace", 40, "train", config, "--run-dir", run)
-    slurm.wait(job, lambda state: int(state["Restarts"]) >= 1)
-    before = saved(run)
-    assert before > 0 and "DUE TO TIME LIMIT" not in slurm.logs()
-    wait_until_saved(slurm, run, before + 10)
+    slurm.wait(job, lambda state: int(state["Restarts"]) >= 1 and saved(run) > 0)
+    assert "DUE TO TIME LIMIT" not in slurm.logs()
+    wait_until_saved(slurm, run, saved(run) + 10)
     slurm.run("scancel", job)
     slurm.wait_for_state(job, "CANCELLED")
     end = saved(run) + 7
     mp.muster("resume", run, "--max-steps", end)
     alone = mp.train(slurm.base, text.replace("max_steps: 100000", f"max_steps: {end}"), "alone")
-    assert starts(run) == 3 and fingerprint(run) == fingerprint(alone)
+    assert starts(run) >= 3 and fingerprint(run) == fingerprint(alone)
 
 
 def test_a_cancelled_job_does_not_come_back(slurm, experiment):
@@ -98,7 +97,7 @@ def test_a_cancelled_job_does_not_come_back(slurm, experiment):
     slurm.run("scancel", job)
     slurm.wait_for_state(job, "CANCELLED")
     time.sleep(8)  # a requeued job would be back
-    assert slurm.job(job)["JobState"] == "CANCELLED" and slurm.run("squeue", "-h").stdout == ""
+    assert slurm.job(job)["JobState"] == "CANCELLED" and slurm.run("squeue", "-h", "-j", job).stdout == ""
 
 
 def test_a_dead_node_is_named_and_the_other_goes_on(slurm, experiment, reference):
