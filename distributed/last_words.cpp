@@ -20,6 +20,7 @@ using namespace std::chrono_literals;
 
 constexpr auto kLastResort = 3s;
 constexpr int kSpeaking = 2000, kSpeakingElsewhere = 500;  // milliseconds for the rank that speaks
+constexpr int kStaying = 1500;
 
 void write_file(const std::string& path, const std::string& text) {
   const std::string unfinished = path + ".unfinished";
@@ -43,6 +44,8 @@ void speak_and_record(const LastWords& words) {
   // The first to leave makes mpirun end the others: that must not be before the one that speaks has spoken.
   pollfd spoken{words.speakers_process, POLLIN, 0};
   if (!words.speaks) ::poll(&spoken, 1, spoken.fd >= 0 ? kSpeaking : kSpeakingElsewhere);
+  // Rank 0, which tells everyone who speaks, is lost then. A slower rank must still see this one alive, or it takes it for lost too and speaks as well.
+  else if (words.rank != 0) ::poll(nullptr, 0, kStaying);
 }
 
 }  // namespace
