@@ -11,7 +11,6 @@
 #include "distributed/nccl.h"
 
 namespace muster::training {
-namespace {
 
 std::string utc_now() {
   const std::time_t now = std::time(nullptr);
@@ -19,8 +18,6 @@ std::string utc_now() {
   std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
   return text;
 }
-
-}  // namespace
 
 nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, const Compute& compute) {
   char host[256] = "unknown";

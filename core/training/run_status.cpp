@@ -237,7 +237,7 @@ json to_json(const RunStatus& status) {
   const auto positive = [](auto value) { return value > 0 ? json(value) : json(); };
   const auto given = [](const std::string& value) { return value.empty() ? json() : json(value); };
   return {{"state", name_of(status.state)}, {"step", status.step}, {"total_steps", positive(status.total_steps)}, {"epoch", status.epoch},
-          {"epochs", status.steps_per_epoch > 0 ? json((status.total_steps + status.steps_per_epoch - 1) / status.steps_per_epoch) : json()},
+          {"epochs", status.steps_per_epoch > 0 ? json(status.epochs()) : json()},
           {"samples_per_second", known(status.samples_per_second)}, {"seconds_left", known(status.seconds_left)}, {"loss", known(status.loss)},
           {"best", status.best_name.empty() ? json() : json{{"name", status.best_name}, {"value", known(status.best_value)}, {"step", status.best_step}}},
           {"checkpoint", status.checkpoint_step ? json{{"step", *status.checkpoint_step}, {"age_seconds", status.checkpoint_age}} : json()},

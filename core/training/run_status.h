@@ -37,6 +37,9 @@ struct RunStatus {
   std::string decision, reason;          // of the last Slurm job that ended, until another begins
   bool queued = false, in_job = false;   // a Slurm job was to go on with it when last heard of; has started, and not ended yet
   std::string last_message;              // last line of the newest log
+
+  // In all; 0: not known.
+  uint64_t epochs() const { return steps_per_epoch > 0 ? (total_steps + steps_per_epoch - 1) / steps_per_epoch : 0; }
 };
 
 // Reads it, while others may write there: what is half written or vanishes meanwhile counts as not there. Changes nothing. Throws Error(kUsage) when

@@ -69,7 +69,7 @@ void print(const std::string& path, const RunStatus& status) {
     std::string step = std::to_string(status.step);
     if (status.total_steps > 0) step += " of " + std::to_string(status.total_steps);
     if (status.steps_per_epoch > 0 && status.epoch > 0)
-      step += ", epoch " + std::to_string(status.epoch) + " of " + std::to_string((status.total_steps + status.steps_per_epoch - 1) / status.steps_per_epoch);
+      step += ", epoch " + std::to_string(status.epoch) + " of " + std::to_string(status.epochs());
     line("step", step);
   }
   if (status.samples_per_second) {

@@ -171,9 +171,9 @@ int examine(const DoctorOptions& options) {
       request.ranks = ranks;
       request.label_output = false;  // rank 0 alone speaks, in lines that are longer than marks leave whole
       request.command = command;
-      request.command.push_back("0");
-      request.command.back() = std::to_string(job_command(request, here).ranks);
-      const JobCommand started = job_command(request, here);
+      request.command.push_back("");  // how many there are, which is known only then
+      JobCommand started = job_command(request, here);
+      started.words.back() = std::to_string(started.ranks);
       start = {started.words, started.removed, started.environment, shell_line(started), started.ranks};
       session = session_folder_for(started, here, start.environment);
     }

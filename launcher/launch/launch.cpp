@@ -5,8 +5,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 
+#include "core/training/environment.h"
 #include "launcher/launch/child.h"
 #include "launcher/launch/restarts.h"
 #include "launcher/launch/run_logs.h"
@@ -34,12 +34,7 @@ std::string run_directory_for_logs(const std::vector<std::string>& command) {
   }
 }
 
-std::string header_of(const JobCommand& job) {
-  const std::time_t now = std::time(nullptr);
-  char date[32];
-  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  return "==== " + std::string(date) + " " + shell_line(job);
-}
+std::string header_of(const JobCommand& job) { return "==== " + training::utc_now() + " " + shell_line(job); }
 
 std::string duration_text(Clock::duration passed) {
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(passed).count();

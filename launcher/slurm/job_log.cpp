@@ -5,19 +5,12 @@
 
 #include <cerrno>
 #include <cstring>
-#include <ctime>
 #include <fstream>
 
+#include "core/training/environment.h"
 #include "distributed/error.h"
 
 namespace muster::launcher {
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  return text;
-}
 
 std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
   std::ifstream file(run_directory + "/logs/jobs.jsonl");
@@ -30,7 +23,7 @@ std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
 }
 
 void append_job_log(const std::string& run_directory, nlohmann::json row) {
-  row["time"] = utc_now();
+  row["time"] = training::utc_now();
   const std::string path = run_directory + "/logs/jobs.jsonl";
   const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   // A row whose writer was killed must not take the next one with it.

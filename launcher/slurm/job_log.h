@@ -21,9 +21,6 @@ void append_job_log(const std::string& run_directory, nlohmann::json row);
 // How many starts in a row, since the run was last submitted by a person, had nothing newer to go on with than the checkpoint of step `newest` (-1: none).
 int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest);
 
-// "2026-01-31T12:00:00Z"
-std::string utc_now();
-
 // The newest checkpoint's step as a row has it: null where there is none.
 nlohmann::json step_of(int64_t newest);
 

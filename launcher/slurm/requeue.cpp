@@ -7,9 +7,9 @@
 #include <map>
 #include <sstream>
 
-#include "checkpoints/checkpoint.h"
 #include "distributed/error.h"
 #include "launcher/launch/job_command.h"
+#include "launcher/launch/restarts.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/submission.h"
 #include "launcher/slurm/tool.h"
@@ -27,11 +27,6 @@ std::string variable(const char* name) { return std::getenv(name) ? std::getenv(
 std::string id_of_this_job() {
   const std::string array = variable("SLURM_ARRAY_JOB_ID"), task = variable("SLURM_ARRAY_TASK_ID");
   return array.empty() || task.empty() ? variable("SLURM_JOB_ID") : array + "_" + task;
-}
-
-int64_t newest_step(const std::string& run_directory) {
-  const auto found = checkpoints::find_checkpoints(run_directory + "/checkpoints");
-  return found.empty() ? -1 : static_cast<int64_t>(found.front().step);
 }
 
 int64_t number(const std::string& text) { return std::strtoll(text.c_str(), nullptr, 10); }

@@ -16,6 +16,7 @@
 #include "core/config/text_file.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
+#include "core/training/environment.h"
 #include "core/training/run_directory.h"
 #include "core/training/run_status.h"
 #include "core/training/stop.h"
@@ -222,7 +223,7 @@ void submit(const SubmitOptions& options) {
   for (auto& run : runs) {
     require_free(run.directory);
     run.is_new = training::run_place(run.directory) == RunPlace::kNothing;
-    run.submission = {{"time", utc_now()}, {"command", options.command}, {"job_name", job.name}, {"nodes", job.nodes}, {"ranks_per_node", job.ranks_per_node},
+    run.submission = {{"time", training::utc_now()}, {"command", options.command}, {"job_name", job.name}, {"nodes", job.nodes}, {"ranks_per_node", job.ranks_per_node},
                       {"gpus_per_node", job.gpus_per_node}, {"time_limit", job.time}, {"script", runs[0].directory + "/job.sbatch"}, {"job", nullptr}};
     if (is_array) run.submission["task"] = run.task;
   }
