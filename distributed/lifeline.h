@@ -8,13 +8,14 @@
 
 namespace muster::distributed {
 
-// Watchdogs talk to that of rank 0 over one TCP connection each, apart from MPI. Nothing here waits, but for connect(). For use by one thread.
+// Watchdogs talk to that of rank 0 over one TCP connection each, apart from MPI; so do others who cannot meet in a collective (kMessage). Nothing here waits,
+// but for connect(). For use by one thread.
 //
 // Whoever connects must know a random token, which ranks get through MPI. A connection that ends is an event: of a rank that has not
 // said kLeaving before, the process has died.
 class Lifeline {
  public:
-  enum class Kind : uint32_t { kHello, kStatus, kLeaving, kReport, kVerdict, kEnd };
+  enum class Kind : uint32_t { kHello, kStatus, kLeaving, kReport, kVerdict, kEnd, kMessage };
   struct Event {
     Kind kind;
     int rank;  // it came from

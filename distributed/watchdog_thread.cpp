@@ -188,7 +188,8 @@ void Watchdog::take(const Lifeline::Event& event) {
   std::string payload = event.payload;
   heard_[event.rank] = Clock::now();
   switch (event.kind) {
-    case Lifeline::Kind::kHello: break;
+    case Lifeline::Kind::kHello:
+    case Lifeline::Kind::kMessage: break;
     case Lifeline::Kind::kStatus:
       views_[event.rank].heard = take_value(payload, views_[event.rank].status);
       break;

@@ -37,12 +37,20 @@ void StatementReader::read(const std::vector<Statement>& statements, pb::Message
 void StatementReader::read_block(const Statement& statement, pb::Message& message, const Field& field,
                                  const std::string& path) {
   if (statement.kind != Statement::Kind::kBlock) {
-    problems_.at(place_(statement.line), path + " is a block; write " + field.name() + " { ... }");
+    problems_.at(place_(statement.line), path + " is a block; write " + field.name() + " { ... }" +
+                                             (field.is_repeated() ? ", once for each" : ""));
     parsed_.complete = false;
     return;
   }
+  const auto& reflection = *message.GetReflection();
+  if (field.is_repeated()) {
+    const std::string element = path + "[" + std::to_string(reflection.FieldSize(message, &field)) + "]";
+    parsed_.origins.emplace(element, place_(statement.line));
+    read(statement.statements, *reflection.AddMessage(&message, &field), element);
+    return;
+  }
   parsed_.origins.emplace(path, place_(statement.line));
-  read(statement.statements, *message.GetReflection()->MutableMessage(&message, &field), path);
+  read(statement.statements, *reflection.MutableMessage(&message, &field), path);
 }
 
 void StatementReader::read_values(const Statement& statement, pb::Message& message, const Field& field,

@@ -69,7 +69,7 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
   distributed::together(run.communicator, [&] {
     if (run.directory) run.directory->write("result.json", result.dump(2) + "\n");
   });
-  if (!run.directory) return;
+  if (!run.directory || !run.prints) return;
 
   report.name = run.config.name();
   report.best_step = state.best_step;

@@ -22,6 +22,7 @@ struct TrainedRun {
   Step& step;
   distributed::Communicator& communicator;
   RunDirectory* directory;  // rank 0; otherwise nullptr
+  bool prints;              // the table of results
 };
 
 // Foal-Net's learnt temperature, where the model has one.

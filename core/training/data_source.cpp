@@ -111,9 +111,13 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
 
 }  // namespace
 
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required) {
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, DatasetCache* cache) {
   DataSource source;
-  source.dataset = open_dataset(experiment.data(), path, labels_required);
+  const auto& data = experiment.data();
+  const std::string key = path + "|" + data.path() + "|" + data.synthetic().SerializeAsString() + "|" + data.target() + (labels_required ? "|labels" : "");
+  if (cache && cache->key == key) source.dataset = cache->dataset;
+  else source.dataset = open_dataset(data, path, labels_required);
+  if (cache && cache->key != key) *cache = {key, source.dataset, {}, {}};
   for (const auto& name : choose_modalities(experiment, *source.dataset)) {
     source.modalities.push_back(source.index().find_modality(name));
     source.shape.modalities.push_back(name);

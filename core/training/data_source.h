@@ -14,9 +14,17 @@
 
 namespace muster::training {
 
+// The dataset that the last run of this process has opened, for runs that follow it in the same process: opening, looking through and hashing it cost more than a short run.
+struct DatasetCache {
+  std::string key;  // what was opened
+  std::shared_ptr<const data::Dataset> dataset;
+  std::vector<std::vector<int64_t>> finite;  // modalities that were found finite together
+  std::string sha256;                        // empty: not known yet
+};
+
 // The data of an experiment, opened and checked against it.
 struct DataSource {
-  std::unique_ptr<data::Dataset> dataset;
+  std::shared_ptr<const data::Dataset> dataset;
   std::vector<int64_t> modalities;  // positions in the dataset, in the experiment's order
   models::DataShape shape;
   std::vector<int64_t> usable;      // samples the model can use, in dataset order
@@ -26,10 +34,10 @@ struct DataSource {
   const data::DatasetIndex& index() const { return dataset->index(); }
 };
 
-// Opens the experiment's data (or, if `path` is not empty, that file in its place). Every rank opens its own. Throws Error(kBadConfig)
+// Opens the experiment's data (or, if `path` is not empty, that file in its place), or takes it from `cache`. Every rank opens its own. Throws Error(kBadConfig)
 // when the experiment does not fit the data (unknown modality, class count, task), its message beginning with the field's path and a colon; Error(kBadData)
 // when the file is not valid or a sample lacks a modality that the model needs and data.missing_modality is ERROR.
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required);
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, DatasetCache* cache = nullptr);
 
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);

@@ -13,7 +13,27 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options, 
     config::with_places(loaded, [&] { compute = prepare_compute(loaded.experiment.training(), communicator); });
   });
   const auto gpus = join_gpus(compute, communicator);
-  TrainingRun(loaded, options, gpus ? *gpus : communicator, compute).run();
+  TrainingRun(loaded, options, gpus ? *gpus : communicator, compute, nullptr).run();
+}
+
+TrialTrainer::TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group) : group_(group) {
+  compute_ = prepare_compute(training, world);
+  gpus_ = join_gpus(compute_, group);
+}
+
+TrialTrainer::~TrialTrainer() = default;
+
+void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, const std::function<void(const nlohmann::json&)>& on_validation) {
+  const auto& deadlines = loaded.experiment.deadlines();
+  distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
+  const auto& training = loaded.experiment.training();
+  Compute compute = compute_;
+  distributed::together(group_, [&] {
+    config::with_places(loaded, [&] { compute.microbatches = microbatches_of(training, group_.size()); });
+  });
+  compute.bf16 = training.precision() == config::Training::BF16;
+  const TrialSettings trial{datasets_, on_validation};
+  TrainingRun(loaded, options, gpus_ ? *gpus_ : group_, compute, &trial).run();
 }
 
 }  // namespace muster::training

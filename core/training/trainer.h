@@ -1,9 +1,12 @@
 #pragma once
 
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "core/config/load.h"
+#include "core/training/compute.h"
+#include "core/training/data_source.h"
 #include "distributed/communicator.h"
 
 namespace muster::training {
@@ -29,5 +32,25 @@ struct TrainOptions {
 // anything a person can mend: before the run directory exists if config or data are wrong; SharedError(kRequeue) when the run was asked
 // to stop (stop.h) or its time was up: it is saved then, and goes on by Begin::kResume. Collective.
 void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator);
+
+// Trains one experiment after another in the same process, as trials that judge a configuration by the validation split alone: quiet, and without a look at
+// the test split. Otherwise as train(): the same weights and files.
+class TrialTrainer {
+ public:
+  // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world: all ranks of the process's job;
+  // group: the ranks that train together here. Both must outlive it. Collective over world.
+  TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
+  ~TrialTrainer();
+
+  // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial by an exception, the same on every rank; the run directory stays unfinished then.
+  // Throws as train(). Collective over the group.
+  void train(const config::LoadedExperiment& loaded, const TrainOptions& options, const std::function<void(const nlohmann::json& row)>& on_validation);
+
+ private:
+  distributed::Communicator& group_;
+  Compute compute_;
+  std::unique_ptr<distributed::Communicator> gpus_;
+  DatasetCache datasets_;
+};
 
 }  // namespace muster::training

@@ -1,5 +1,6 @@
 #include "core/training/training_run.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -44,19 +45,14 @@ void TrainingRun::prepare() {
   open_run_directory();
   distributed::together(communicator_, [&] {
     config::with_places(loaded_, [&] {
-      data_ = open_data(config_, "", true);
+      data_ = open_data(config_, "", true, trial_ ? &trial_->datasets : nullptr);
       split_ = split_data(config_, data_, true);
+      if (trial_) split_.test.clear();
       model_ = models::make_model(config_, data_.shape);
     });
   });
   progress_.line("reading " + data_.dataset->source() + ": " + std::to_string(data_.index().size()) + " samples");
-  require_finite_features(data_, communicator_,
-                          [&](int64_t done, int64_t total) {
-                            distributed::report_progress();
-                            progress_.work("checking features, sample", done, total);
-                          });
-  progress_.clear();
-  provenance_ = provenance_of_this_job(require_same_data(*data_.dataset, communicator_), compute_.arithmetic);
+  look_through_data();
   plan_.emplace(loaded_, data_.index(), split_.train);
   select_by_ = config_.evaluation().select_by();
   if (select_by_.empty()) select_by_ = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
@@ -85,6 +81,23 @@ void TrainingRun::prepare() {
   if (from_checkpoint) distributed::together(communicator_, [&] { restore_progress(); });
   step_ = std::make_unique<Step>(*model_, *reader_, communicator_, StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
   guard_.emplace(compute_.device);
+}
+
+// Whether all features are finite, and what the data's hash is: known already where an earlier trial of this process had the same data.
+void TrainingRun::look_through_data() {
+  DatasetCache* cache = trial_ ? &trial_->datasets : nullptr;
+  if (!cache || std::find(cache->finite.begin(), cache->finite.end(), data_.modalities) == cache->finite.end()) {
+    require_finite_features(data_, communicator_, [&](int64_t done, int64_t total) {
+      distributed::report_progress();
+      progress_.work("checking features, sample", done, total);
+    });
+    progress_.clear();
+    if (cache) cache->finite.push_back(data_.modalities);
+  }
+  std::string sha256 = cache ? cache->sha256 : "";
+  if (sha256.empty()) sha256 = require_same_data(*data_.dataset, communicator_);
+  if (cache) cache->sha256 = sha256;
+  provenance_ = provenance_of_this_job(sha256, compute_.arithmetic);
 }
 
 std::string TrainingRun::summary() const {
@@ -254,7 +267,7 @@ void TrainingRun::run() {
     return;
   }
   if (nothing_is_left()) {
-    if (is_main()) std::printf("%s is finished already, after %lu steps: see its result.json\n", options_.run_directory.c_str(), state_.steps_done);
+    if (is_main() && !trial_) std::printf("%s is finished already, after %lu steps: see its result.json\n", options_.run_directory.c_str(), state_.steps_done);
     return;
   }
   begin_run();
@@ -265,7 +278,7 @@ void TrainingRun::run() {
   save();
   settle();
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);
-  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_, directory_ ? &*directory_ : nullptr}, state_, select_by_,
+  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_, directory_ ? &*directory_ : nullptr, !trial_}, state_, select_by_,
            best_values_, {{"seconds", seconds()}, {"checkpoints", checkpointing_->summary()}, {"resumed", resumes_}});
 }
 

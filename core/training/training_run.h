@@ -22,14 +22,20 @@
 
 namespace muster::training {
 
+// What makes a run a trial (TrialTrainer).
+struct TrialSettings {
+  DatasetCache& datasets;
+  const std::function<void(const nlohmann::json& row)>& on_validation;
+};
+
 // One run from checked inputs to result.json.
 class TrainingRun {
  public:
-  // All must outlive it.
+  // All must outlive it. trial: null for a run of its own.
   TrainingRun(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator,
-              const Compute& compute)
-      : loaded_(loaded), config_(loaded.experiment), options_(options), communicator_(communicator), progress_(communicator.rank() == 0),
-        compute_(compute) {}
+              const Compute& compute, const TrialSettings* trial)
+      : loaded_(loaded), config_(loaded.experiment), options_(options), communicator_(communicator), progress_(communicator.rank() == 0 && !trial),
+        compute_(compute), trial_(trial) {}
 
   // As train(). Once.
   void run();
@@ -39,6 +45,7 @@ class TrainingRun {
   bool is_main() const { return communicator_.rank() == 0; }
   void open_run_directory();
   void prepare();
+  void look_through_data();
   void require_same_beginning() const;
   void restore_weights();
   void restore_progress();
@@ -73,6 +80,7 @@ class TrainingRun {
   Progress progress_;
   Clock::time_point started_ = Clock::now();
   const Compute& compute_;
+  const TrialSettings* trial_;
 
   DataSource data_;
   data::Split split_;

@@ -140,6 +140,7 @@ void TrainingRun::validate(int64_t epoch) {
   });
   const uint32_t patience = config_.evaluation().patience();
   state_.stopped_early = patience > 0 && state_.evaluations_without_improvement >= patience;
+  if (trial_) trial_->on_validation(row);
 }
 
 }  // namespace muster::training
