@@ -19,5 +19,6 @@ void add_submit_command(CLI::App& parent);
 void add_requeue_command(CLI::App& parent);
 void add_status_command(CLI::App& parent);
 void add_doctor_command(CLI::App& parent);
+void add_search_command(CLI::App& parent);
 
 }  // namespace muster::launcher

@@ -1,0 +1,228 @@
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "checkpoints/atomic_file.h"
+#include "core/config/resolved_text.h"
+#include "core/training/same_job.h"
+#include "core/training/stop.h"
+#include "core/training/trainer.h"
+#include "distributed/watchdog.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/job.h"
+#include "launcher/search/scheduler.h"
+#include "launcher/search/search_directory.h"
+#include "launcher/search/spec.h"
+#include "launcher/search/trials.h"
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+using nlohmann::json;
+
+struct SearchArguments {
+  std::string spec;       // run
+  std::string directory;  // the others; of run: --search-dir
+  std::string output;     // best, export
+  bool json = false;      // status
+};
+
+json opening_of(const SearchDirectory& directory) {
+  const Search& search = directory.spec().search;
+  return {{"storage", directory.storage()},
+          {"study", search.name()},
+          {"direction", search.objective().direction() == Objective::MAXIMIZE ? "maximize" : "minimize"},
+          {"metric", search.objective().metric()},
+          {"sampler", brain_sampler(search)},
+          {"pruner", brain_pruner(search)},
+          {"seed", search.seed()},
+          {"space", brain_space(search)}};
+}
+
+void say(const std::string& text) {
+  std::fprintf(stderr, "%s\n", text.c_str());
+  std::fflush(stderr);
+}
+
+void run(const SearchArguments& arguments) {
+  training::catch_stop_signals();
+  run_job([&](distributed::Communicator& world) {
+    std::optional<SearchDirectory> directory;
+    const bool is_main = world.rank() == 0;
+    const std::string command_line = "muster search run " + arguments.spec;
+    std::string path;
+    distributed::together(world, [&] {
+      const SearchSpec spec = load_search(arguments.spec);
+      path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
+      if (world.size() % spec.search.ranks_per_trial() != 0)
+        throw Error(ExitCode::kUsage, "the search trains each trial on " + std::to_string(spec.search.ranks_per_trial()) + " ranks (ranks_per_trial), and the job's " +
+                                          std::to_string(world.size()) + " cannot be parted into such groups: start a multiple of it");
+      if (is_main) directory.emplace(path, spec);
+    });
+    distributed::together(world, [&] {
+      if (!is_main) directory.emplace(path);
+    });
+    const SearchSpec& spec = directory->spec();
+    training::require_same_job(world, resolved_text(spec.search) + config::resolved_text(spec.base) + command_line);
+
+    const int per_trial = static_cast<int>(spec.search.ranks_per_trial()), groups = world.size() / per_trial;
+    const auto group = world.split(world.rank() / per_trial);
+    training::TrialTrainer trainer(spec.base.training(), world, *group);
+
+    std::optional<Scheduler> scheduler;
+    std::unique_ptr<RemoteScheduler> remote;
+    std::string address;
+    distributed::together(world, [&] {
+      if (!is_main) return;
+      scheduler.emplace(*directory, opening_of(*directory), say);
+      if (groups > 1) address = scheduler->listen(world.size(), world.local_size() == world.size());
+      if (groups > 1 && address.empty()) throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen for the other ranks of the search (TCP)");
+    });
+    address = world.all_gather_bytes(address)[0];
+    const bool leads = group->rank() == 0;
+    distributed::together(world, [&] {
+      if (leads && !is_main) remote = std::make_unique<RemoteScheduler>(world.rank(), world.size(), address);
+    });
+    if (is_main)
+      say(path + ": " + std::to_string(groups) + (groups == 1 ? " group of " : " groups of ") + std::to_string(per_trial) + (per_trial == 1 ? " rank" : " ranks") + ", " +
+          std::to_string(spec.search.budget().trials()) + " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
+    WorkSource* source = !leads ? nullptr : is_main ? static_cast<WorkSource*>(&*scheduler) : remote.get();
+    const bool stopped = run_trials(*directory, source, trainer, *group, command_line);
+
+    // Whether the search is done is rank 0's to say; the others may have left on its word.
+    const bool any_stopped = [&] {
+      for (const auto& word : world.all_gather_bytes(stopped ? "stopped" : ""))
+        if (!word.empty()) return true;
+      return false;
+    }();
+    if (is_main) {
+      const json standing = scheduler->standing();
+      const auto& counts = standing["counts"];
+      std::printf("%ld trials: %ld complete, %ld given up, %ld failed, %ld running\n",
+                  counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>() + counts["FAIL"].get<int64_t>() + counts["RUNNING"].get<int64_t>(),
+                  counts["COMPLETE"].get<int64_t>(), counts["PRUNED"].get<int64_t>(), counts["FAIL"].get<int64_t>(), counts["RUNNING"].get<int64_t>());
+      if (!standing["best"].empty()) {
+        const auto& best = standing["best"][0];
+        std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), spec.search.objective().metric().c_str(), best["value"].get<double>());
+        for (const auto& text : overrides_of(best["params"])) std::printf("  --set %s\n", text.c_str());
+      }
+      std::fflush(stdout);
+    }
+    scheduler.reset();
+    if (any_stopped) throw distributed::SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: muster search run " + arguments.spec);
+  });
+}
+
+}  // namespace
+
+namespace {
+
+// Of a search that may be running: reads only.
+Brain look_into(const SearchDirectory& directory) {
+  json opening = opening_of(directory);
+  opening["read_only"] = true;
+  return Brain(std::move(opening));
+}
+
+std::string values_text(const json& values) {
+  std::string text;
+  for (const auto& word : overrides_of(values)) text += (text.empty() ? "" : "  ") + word;
+  return text;
+}
+
+void print_status(const SearchArguments& arguments) {
+  const SearchDirectory directory(arguments.directory);
+  Brain brain = look_into(directory);
+  const json standing = brain.request({{"op", "counts"}, {"best", 5}});
+  if (arguments.json) {
+    std::printf("%s\n", json{{"counts", standing["counts"]}, {"running", standing["running"]}, {"best", standing["best"]}, {"budget", directory.spec().search.budget().trials()}}.dump(2).c_str());
+    return;
+  }
+  const Search& search = directory.spec().search;
+  std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(), Objective::Direction_Name(search.objective().direction()).c_str());
+  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
+  std::printf("  %ld of %u trials ended: %ld complete, %ld given up, %ld failed; %ld running\n", count("COMPLETE") + count("PRUNED") + count("FAIL"),
+              search.budget().trials(), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
+  for (const auto& best : standing["best"]) std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(), values_text(best["params"]).c_str());
+}
+
+void print_best(const SearchArguments& arguments) {
+  const SearchDirectory directory(arguments.directory);
+  const json standing = look_into(directory).request({{"op", "counts"}, {"best", 1}});
+  if (standing["best"].empty()) throw Error(ExitCode::kUsage, arguments.directory + ": no trial is complete yet");
+  const auto& best = standing["best"][0];
+  auto overrides = overrides_of(best["params"]);
+  overrides.push_back("name=" + directory.spec().search.name() + "-best");
+  const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
+  const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
+  checkpoints::write_file_atomically(output, config::resolved_text(loaded.experiment));
+  std::printf("trial %ld: %s %.6g\n", best["number"].get<int64_t>(), directory.spec().search.objective().metric().c_str(), best["value"].get<double>());
+  for (const auto& text : overrides_of(best["params"])) std::printf("  %s\n", text.c_str());
+  std::printf("train it with: muster train %s\n", output.c_str());
+}
+
+// A field of CSV.
+std::string field(const json& value) {
+  if (value.is_null()) return "";
+  const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+void export_all(const SearchArguments& arguments) {
+  const SearchDirectory directory(arguments.directory);
+  Brain brain = look_into(directory);
+  const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
+  std::filesystem::create_directories(folder);
+  const Search& search = directory.spec().search;
+  std::string csv = "trial,state,value,seconds,start,end,reason";
+  for (const auto& parameter : search.parameters()) csv += "," + field(parameter.path());
+  csv += "\n";
+  const json all = brain.request({{"op", "trials"}});
+  for (const auto& trial : all["trials"]) {
+    csv += field(trial["number"]) + "," + field(trial["state"]) + "," + field(trial["value"]) + "," + field(trial["seconds"]) + "," + field(trial["start"]) + "," + field(trial["end"]) + "," + field(trial["reason"]);
+    for (const auto& parameter : search.parameters()) csv += "," + field(trial["params"].value(parameter.path(), json()));
+    csv += "\n";
+  }
+  checkpoints::write_file_atomically(folder + "/trials.csv", csv);
+  std::printf("%s/trials.csv\n", folder.c_str());
+  const json importance = brain.request({{"op", "importance"}});
+  std::string shares = "parameter,importance\n";
+  for (const auto& [path, share] : importance["importance"].items()) shares += field(path) + "," + field(share) + "\n";
+  checkpoints::write_file_atomically(folder + "/importance.csv", shares);
+  std::printf("%s/importance.csv%s\n", folder.c_str(), importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
+  const json plots = brain.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
+  for (const auto& file : plots["files"]) std::printf("%s/%s\n", folder.c_str(), std::filesystem::path(file.get<std::string>()).filename().c_str());
+  for (const auto& [file, why] : plots["skipped"].items()) std::fprintf(stderr, "no %s: %s\n", file.c_str(), why.get<std::string>().c_str());
+}
+
+}  // namespace
+
+void add_search_command(CLI::App& parent) {
+  auto* command = parent.add_subcommand("search", "Search for good hyperparameters, many trials in one job");
+  command->require_subcommand(1);
+  auto arguments = std::make_shared<SearchArguments>();
+  auto* start = command->add_subcommand("run", "Begin a search or go on with it: alone, or as each rank under mpirun or srun");
+  start->add_option("SPEC", arguments->spec, "Search file (.txtpb)")->required();
+  start->add_option("--search-dir", arguments->directory, "Where it is kept (default: runs/<search's name>)");
+  start->callback([arguments] { run(*arguments); });
+  const auto reader = [&](const char* name, const char* help, void (*work)(const SearchArguments&)) {
+    auto* one = command->add_subcommand(name, help);
+    one->add_option("SEARCH_DIR", arguments->directory, "The search's directory")->required();
+    one->callback([arguments, work] { work(*arguments); });
+    return one;
+  };
+  reader("status", "How far it is, and its best trials; also while it runs", print_status)->add_flag("--json", arguments->json, "For programs");
+  reader("best", "The best trial, and an experiment file to train it", print_best)
+      ->add_option("-o,--output", arguments->output, "That file (default: best.txtpb in the search's directory)");
+  reader("export", "All trials as CSV, importance of the parameters, plots", export_all)
+      ->add_option("-o,--output", arguments->output, "Folder for the files (default: export in the search's directory)");
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,13 @@
+"""Runs brain.py from text: the program carries these files within itself, so that there is no path to lose.
+
+python -u -c BOOT JOURNAL SAMPLING BRAIN, each the text of a file.
+"""
+import contextlib
+import sys
+import types
+
+for name, text in (("journal", sys.argv[1]), ("sampling", sys.argv[2])):
+    sys.modules[name] = types.ModuleType(name)
+    with contextlib.suppress(ImportError):  # brain.py meets the same one, and answers it
+        exec(compile(text, name + ".py", "exec"), sys.modules[name].__dict__)
+exec(compile(sys.argv[3], "brain.py", "exec"))

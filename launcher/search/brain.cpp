@@ -1,0 +1,159 @@
+#include "launcher/search/brain.h"
+
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+
+#include "distributed/error.h"
+
+extern char** environ;
+
+namespace muster::embedded {
+extern const std::string_view search_boot_py, search_journal_py, search_sampling_py, search_brain_py;
+}
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+using nlohmann::json;
+
+constexpr int kPatienceSeconds = 600;  // a storage on a busy file server may be slow; longer than that it hangs
+constexpr int kMostDeaths = 5;         // in a row
+
+std::string python() {
+  const char* own = std::getenv("MUSTER_PYTHON");
+  return own && *own ? own : MUSTER_PYTHON;
+}
+
+Error failure(const json& answer) {
+  const std::string kind = answer.value("kind", "internal");
+  const auto code = kind == "config" ? ExitCode::kBadConfig : kind == "storage" ? ExitCode::kIo : ExitCode::kInternal;
+  return Error(code, "the search's study: " + answer.value("error", "no reason given"));
+}
+
+}  // namespace
+
+Brain::Brain(json opening) : opening_(std::move(opening)) {
+  opening_["op"] = "open";
+  start();
+}
+
+Brain::~Brain() { stop(false); }
+
+void Brain::start() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw Error(ExitCode::kInternal, std::string("no socket for Optuna's process: ") + std::strerror(errno));
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], 0);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
+  posix_spawn_file_actions_addclosefrom_np(&actions, 3);  // what MPI and this process have open is none of its business
+  const std::string program = python();
+  std::vector<std::string> words{program, "-u", "-c"};
+  for (const auto text : {embedded::search_boot_py, embedded::search_journal_py, embedded::search_sampling_py, embedded::search_brain_py}) words.emplace_back(text);
+  std::vector<char*> arguments;
+  for (auto& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  const int error = ::posix_spawnp(&process_, program.c_str(), &actions, nullptr, arguments.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  ::close(ends[1]);
+  socket_ = ends[0];
+  unread_.clear();
+  if (error != 0) {
+    process_ = -1;
+    throw Error(ExitCode::kBadConfig, "cannot run Python for Optuna (" + program + "): " + std::strerror(error) + ". It is set up by ./setup.sh; MUSTER_PYTHON names another one");
+  }
+  json answer;
+  if (!exchange(opening_, answer))
+    throw Error(ExitCode::kBadConfig, "Optuna's process (" + program + ") ended before it answered; what it wrote is above");
+  if (!answer.value("ok", false)) throw failure(answer);
+  opened_ = std::move(answer);
+}
+
+void Brain::stop(bool kill) {
+  if (socket_ >= 0) ::close(socket_);  // the end of its input ends it
+  socket_ = -1;
+  if (process_ <= 0) return;
+  for (int tries = 0; !kill && tries < 50; ++tries) {
+    if (::waitpid(process_, nullptr, WNOHANG) == process_) {
+      process_ = -1;
+      return;
+    }
+    ::usleep(20000);
+  }
+  ::kill(process_, SIGKILL);
+  ::waitpid(process_, nullptr, 0);
+  process_ = -1;
+}
+
+// False when the process is gone or hangs.
+bool Brain::exchange(const json& request, json& answer) {
+  const std::string line = request.dump() + "\n";
+  for (size_t sent = 0; sent < line.size();) {
+    const ssize_t count = ::send(socket_, line.data() + sent, line.size() - sent, MSG_NOSIGNAL);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    sent += static_cast<size_t>(count);
+  }
+  for (int waited = 0; waited < kPatienceSeconds;) {
+    if (const auto end = unread_.find('\n'); end != std::string::npos) {
+      const std::string text = unread_.substr(0, end);
+      unread_.erase(0, end + 1);
+      answer = json::parse(text, nullptr, false);
+      return answer.is_object();
+    }
+    pollfd wait{socket_, POLLIN, 0};
+    const int ready = ::poll(&wait, 1, 1000);
+    if (ready == 0) ++waited;
+    if (ready <= 0) continue;
+    char bytes[65536];
+    const ssize_t count = ::recv(socket_, bytes, sizeof bytes, 0);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
+    unread_.append(bytes, static_cast<size_t>(count));
+  }
+  return false;
+}
+
+json Brain::request(const json& request) {
+  for (int deaths = 0;; ++deaths) {
+    json answer;
+    if (exchange(request, answer)) {
+      if (!answer.value("ok", false)) throw failure(answer);
+      return answer;
+    }
+    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row at: " + request.dump().substr(0, 200));
+    stop(true);
+    start();
+  }
+}
+
+json Brain::ask(int64_t limit, const std::vector<int64_t>& known) {
+  for (int deaths = 0;; ++deaths) {
+    json answer;
+    if (exchange({{"op", "ask"}, {"limit", limit}}, answer)) {
+      if (!answer.value("ok", false)) throw failure(answer);
+      return answer;
+    }
+    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row while it chose a trial's values");
+    stop(true);
+    start();
+    // It may have begun the trial before it died.
+    for (const auto& trial : opened_["running"])
+      if (trial.value("job", "") == opening_["job"] && std::find(known.begin(), known.end(), trial["number"].get<int64_t>()) == known.end())
+        return request({{"op", "adopt"}, {"number", trial["number"]}});
+  }
+}
+
+}  // namespace muster::launcher

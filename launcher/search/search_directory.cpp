@@ -1,0 +1,130 @@
+#include "launcher/search/search_directory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <set>
+
+#include "checkpoints/atomic_file.h"
+#include "core/config/compare.h"
+#include "core/config/resolved_text.h"
+#include "core/config/text_file.h"
+#include "distributed/error.h"
+
+namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+using distributed::Error;
+using distributed::ExitCode;
+
+// What may differ between jobs on one search: how long, and what is kept.
+Search comparable(Search search) {
+  search.clear_budget();
+  search.clear_keep_weights();
+  search.clear_ranks_per_trial();
+  search.clear_base();
+  search.clear_set();
+  return search;
+}
+
+}  // namespace
+
+SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec) : path_(path) {
+  std::error_code error;
+  if (fs::exists(path, error) && !fs::is_empty(path, error)) {
+    join(spec);
+    return;
+  }
+  // It appears whole: two jobs may begin at once.
+  const fs::path whole = fs::absolute(path).lexically_normal();
+  const fs::path building = whole.parent_path() / ("." + whole.filename().string() + ".new-" + std::to_string(::getpid()));
+  fs::create_directories(building / "trials", error);
+  if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
+  checkpoints::write_file_atomically((building / "base.txtpb").string(), config::resolved_text(spec.base));
+  checkpoints::write_file_atomically((building / "search.txtpb").string(), resolved_text(spec.search));
+  fs::rename(building, whole, error);
+  if (!error) {
+    spec_ = spec;
+    return;
+  }
+  fs::remove_all(building);
+  if (!fs::exists(file("search.txtpb"))) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
+  join(spec);
+}
+
+void SearchDirectory::join(const SearchSpec& spec) {
+  *this = SearchDirectory(path_);
+  std::string differences;
+  if (resolved_text(comparable(spec_.search)) != resolved_text(comparable(spec.search))) differences += "\n  the space, objective, sampler or pruner (search.txtpb there)";
+  for (const auto& difference : config::differences(spec_.base, spec.base))
+    differences += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
+  if (!differences.empty())
+    throw Error(ExitCode::kBadConfig, path_ + " holds another search; its trials could not be compared with these:" + differences + "\nGive another --search-dir, or undo the change.");
+  // These may change.
+  *spec_.search.mutable_budget() = spec.search.budget();
+  spec_.search.set_keep_weights(spec.search.keep_weights());
+  spec_.search.set_ranks_per_trial(spec.search.ranks_per_trial());
+  checkpoints::write_file_atomically(file("search.txtpb"), resolved_text(spec_.search));
+}
+
+SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
+  if (!fs::is_regular_file(file("search.txtpb")) || !fs::is_regular_file(file("base.txtpb")))
+    throw Error(ExitCode::kUsage, path + " is not the directory of a search: it has no search.txtpb and base.txtpb. `muster search run SPEC` makes one");
+  spec_.search = parse_search(config::read_text_file(file("search.txtpb")), file("search.txtpb"));
+  spec_.base = config::parse_resolved(config::read_text_file(file("base.txtpb")), file("base.txtpb"));
+}
+
+std::string SearchDirectory::storage() const { return spec_.search.storage().empty() ? file("journal.log") : spec_.search.storage(); }
+
+std::unique_ptr<training::RunLock> SearchDirectory::claim_job(const std::string& name) const {
+  std::error_code error;
+  fs::create_directories(file("jobs/" + name), error);
+  if (error) throw Error(ExitCode::kIo, file("jobs/" + name) + " cannot be made: " + error.message());
+  return std::make_unique<training::RunLock>(file("jobs/" + name));
+}
+
+std::unique_ptr<training::RunLock> SearchDirectory::take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const {
+  try {
+    std::error_code error;
+    fs::create_directories(file("jobs/" + name), error);  // a job that was asked to stop has forgotten it
+    training::LockSettings settings;
+    settings.tell = tell;
+    return std::make_unique<training::RunLock>(file("jobs/" + name), training::scheduler_job(), settings);
+  } catch (const Error& held) {
+    if (held.code() != ExitCode::kUsage) throw;
+    return nullptr;
+  }
+}
+
+void SearchDirectory::forget_job(const std::string& name) const {
+  std::error_code ignored;
+  fs::remove_all(file("jobs/" + name), ignored);
+}
+
+std::string SearchDirectory::trial(int64_t number) const {
+  char name[32];
+  std::snprintf(name, sizeof name, "trials/%06ld", number);
+  return file(name);
+}
+
+void SearchDirectory::tidy(int64_t number, bool keep_weights) const {
+  const std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "result.json"};
+  std::error_code ignored;
+  const auto tidy_run = [&](const fs::path& run) {
+    for (const auto& entry : fs::directory_iterator(run, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (kept.count(name)) continue;
+      if (name == "weights" && keep_weights) fs::remove(entry.path() / "last.safetensors", ignored);
+      else fs::remove_all(entry.path(), ignored);
+    }
+  };
+  // A trial that is trained several times has a run for each.
+  for (const auto& entry : fs::directory_iterator(trial(number), ignored))
+    if (entry.path().filename().string().rfind("repeat-", 0) == 0) tidy_run(entry.path());
+  if (fs::exists(trial(number) + "/config.txtpb", ignored)) tidy_run(trial(number));
+}
+
+}  // namespace muster::launcher

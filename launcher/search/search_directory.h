@@ -1,0 +1,50 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "core/training/run_lock.h"
+#include "launcher/search/spec.h"
+
+namespace muster::launcher {
+
+// The folder of a search: search.txtpb and base.txtpb as they were resolved, Optuna's journal.log, trials/<number>/, each the directory of a run, and jobs/<name>/
+// of the jobs at work. There may be several at once.
+class SearchDirectory {
+ public:
+  // Makes it, or joins one that is there. Throws Error(kBadConfig) when that is of another search (naming what differs), Error(kUsage) when it is something else,
+  // Error(kIo).
+  SearchDirectory(const std::string& path, const SearchSpec& spec);
+  // One that is there. Throws Error(kUsage) when it is none.
+  explicit SearchDirectory(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  // What it was made for. Every job trains what stands here, not what the spec's file or the base experiment has become since.
+  const SearchSpec& spec() const { return spec_; }
+  // Any Optuna storage: the spec's, or the journal in here.
+  std::string storage() const;
+
+  // Makes jobs/<name>, which shows to other jobs that the one of this name is at work while the result lives. Throws as RunLock.
+  std::unique_ptr<training::RunLock> claim_job(const std::string& name) const;
+  // The same folder of a job that is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings.
+  std::unique_ptr<training::RunLock> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
+  // This job has ended and left nothing to take over.
+  void forget_job(const std::string& name) const;
+
+  // trials/000012.
+  std::string trial(int64_t number) const;
+  // Takes away from a trial that has ended what it needed to go on: all but config.txtpb, metrics.jsonl, result.json and, where they are to be kept, weights/best.safetensors.
+  void tidy(int64_t number, bool keep_weights) const;
+
+ private:
+  void join(const SearchSpec& spec);
+
+  std::string path_;
+  SearchSpec spec_;
+};
+
+}  // namespace muster::launcher

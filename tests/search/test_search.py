@@ -1,0 +1,229 @@
+"""`muster search`: what its journal says, read by Optuna itself, and that every trial is the run that a user would get."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+import muster_program as mp  # noqa: E402
+
+BASE = mp.SMALL_FOAL_NET + mp.CLASSIFICATION + "training { epochs: 3 batch_size: 16 }\n"
+SPEC = """
+base: "base.txtpb"
+parameters { path: "optimizer.learning_rate" real { low: 1e-4 high: 1e-1 log: true } }
+parameters { path: "training.batch_size" integer { low: 8 high: 32 step: 8 } }
+parameters { path: "foal_net.temperature_mode" categorical { values: ["EXP_SCALE", "FIXED_TEMPERATURE"] } }
+parameters {
+  path: "foal_net.fixed_temperature" real { low: 0.05 high: 0.5 }
+  when { path: "foal_net.temperature_mode" values: ["FIXED_TEMPERATURE"] }
+}
+objective { metric: "loss" }
+"""
+BUDGET = "budget { trials: %d epochs: %d }\n"
+
+
+def write_search(folder, trials=8, epochs=2, more="", base=BASE, spec=SPEC):
+    mp.write_config(folder / "base.txtpb", base)
+    path = folder / "small.txtpb"
+    path.write_text("# proto-message: muster.launcher.Search\n" + spec + BUDGET % (trials, epochs) + more)
+    return path
+
+
+def command(spec, directory, ranks=1):
+    words = [mp.built("muster"), "search", "run", str(spec), "--search-dir", str(directory)]
+    return words if ranks == 1 else ["mpirun", "--oversubscribe", "-n", str(ranks), *words]
+
+
+def search(spec, directory, ranks=1, code=0):
+    result = mp.execute(command(spec, directory, ranks), None, {})
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def study(directory, name="small"):
+    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(JournalFileBackend(str(directory / "journal.log"))))
+
+
+def run_of(directory, number):
+    return directory / "trials" / f"{number:06d}"
+
+
+def fingerprint(path):
+    return mp.muster("checkpoints", "fingerprint", path).stdout.split()[0]
+
+
+def result_of(directory, number):
+    return mp.read_json(run_of(directory, number) / "result.json")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_trial_is_in_the_journal_once(ranks, tmp_path):
+    directory = tmp_path / "search"
+    result = search(write_search(tmp_path), directory, ranks)
+    trials = study(directory).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 8
+    for trial in trials:
+        assert trial.value == result_of(directory, trial.number)["best"]["value"]
+        assert set(trial.intermediate_values) == {1, 2} and trial.value == min(trial.intermediate_values.values())
+        assert ("foal_net.fixed_temperature" in trial.params) == (trial.params["foal_net.temperature_mode"] == "FIXED_TEMPERATURE")
+        assert "test" not in result_of(directory, trial.number)  # a search never looks there
+    if ranks > 1:
+        overlaps = sum(a.datetime_start < b.datetime_complete and b.datetime_start < a.datetime_complete for a in trials for b in trials if a.number < b.number)
+        assert overlaps >= 3
+    assert f"trial {study(directory).best_trial.number}," in result.stdout
+
+
+def test_the_best_trial_can_be_trained_again(tmp_path):
+    directory = tmp_path / "search"
+    search(write_search(tmp_path), directory, 2)
+    best = study(directory).best_trial.number
+    mp.muster("search", "best", directory)
+    mp.muster("train", directory / "best.txtpb", "--run-dir", tmp_path / "again")
+    assert fingerprint(tmp_path / "again" / "weights/best.safetensors") == result_of(directory, best)["best"]["fingerprint"]
+    # Of the others nothing is left but a few small files.
+    for number in range(8):
+        names = {str(path.relative_to(run_of(directory, number))) for path in run_of(directory, number).rglob("*") if path.is_file()}
+        assert names == {"config.txtpb", "metrics.jsonl", "result.json"} | ({"weights/best.safetensors"} if number == best else set())
+
+
+def test_a_trial_does_not_depend_on_where_it_ran(tmp_path):
+    spec = write_search(tmp_path, more="sampler { kind: RANDOM }\n")
+    prints = []
+    for ranks in (1, 2):
+        search(spec, tmp_path / f"on{ranks}", ranks)
+        prints.append([result_of(tmp_path / f"on{ranks}", number)["best"]["fingerprint"] for number in range(8)])
+    assert prints[0] == prints[1]
+
+
+def test_kills_lose_and_repeat_nothing(tmp_path):
+    """The whole job, one rank, or Optuna's process, at random moments."""
+    directory = tmp_path / "search"
+    spec = write_search(tmp_path, trials=24, epochs=2)
+    chance = random.Random(5)
+    for victim in ["job", "rank", "python", "job", "rank", "python"]:
+        process = subprocess.Popen(command(spec, directory, 2), env=mp.environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        time.sleep(1.5 + 3 * chance.random())
+        children = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
+        ranks = [int(line.split()[0]) for line in children if "search run" in line and not line.split(None, 1)[1].startswith("mpirun")]
+        pythons = [int(line.split()[0]) for line in children if " -u -c " in line]
+        if victim == "job":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            for pid in (ranks[-1:] if victim == "rank" else pythons):
+                os.kill(pid, signal.SIGKILL)
+        errors = process.communicate(timeout=120)[1]
+        if victim == "python" and process.returncode == 0:
+            assert pythons == [] or study(directory).trials
+        if victim == "rank" and ranks:
+            assert process.returncode in (0, 76, 137), errors
+    search(spec, directory, 2)
+    trials = study(directory).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 24
+    for trial in trials:
+        assert trial.value == result_of(directory, trial.number)["best"]["value"] and set(trial.intermediate_values) == {1, 2}
+
+
+def test_failures_have_reasons_and_the_search_goes_on(tmp_path):
+    """A rate so high that training diverges."""
+    spec = SPEC.replace("low: 1e-4 high: 1e-1", "low: 1e-3 high: 1e30")
+    directory = tmp_path / "search"
+    search(write_search(tmp_path, trials=12, spec=spec, more="sampler { kind: RANDOM }\n"), directory, 2)
+    trials = study(directory).trials
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert len(trials) == 12 and 0 < len(failed) < 12
+    assert all("finite" in trial.user_attrs["muster:reason"] for trial in failed)
+
+
+def test_asha_gives_up_what_optuna_would(tmp_path):
+    directory = tmp_path / "search"
+    search(write_search(tmp_path, trials=16, epochs=4, more="pruner { kind: ASHA reduction: 2 }\nsampler { kind: RANDOM }\n"), directory)
+    trials = study(directory).trials
+    assert {TrialState.COMPLETE, TrialState.PRUNED} == {trial.state for trial in trials}
+    # The same reports in the same order, by Optuna alone.
+    other = optuna.create_study(direction="minimize", pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2, min_early_stopping_rate=0))
+    for trial in trials:
+        twin = other.ask()
+        pruned = False
+        for step, value in sorted(trial.intermediate_values.items()):
+            assert not pruned
+            twin.report(value, step)
+            pruned = twin.should_prune()
+        other.tell(twin, None if pruned else trial.value, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        assert pruned == (trial.state == TrialState.PRUNED)
+
+
+def test_two_jobs_on_one_search(tmp_path):
+    directory = tmp_path / "search"
+    spec = write_search(tmp_path, trials=14)
+    jobs = [subprocess.Popen(command(spec, directory), env=mp.environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    for job in jobs:
+        output = job.communicate(timeout=200)[0]
+        assert job.returncode == 0, output
+    trials = study(directory).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 14
+    assert len({trial.user_attrs["muster:job"] for trial in trials}) == 2
+    assert not list((directory / "jobs").iterdir())
+
+
+def test_a_stop_saves_and_the_search_goes_on(tmp_path):
+    directory = tmp_path / "search"
+    spec = write_search(tmp_path, trials=4, epochs=40)
+    process = subprocess.Popen(command(spec, directory, 2), env=mp.environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 60
+    while not list(directory.glob("trials/*/checkpoints/step-*")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75 and "muster search run" in output, output
+    search(spec, directory, 2)
+    assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 4
+
+
+def test_all_mistakes_of_a_spec_at_once(tmp_path):
+    spec = """
+base: "base.txtpb"
+parameters { path: "optimizer.learningrate" real { low: 1e-4 high: 1e-1 } }
+parameters { path: "training.batch_size" integer { low: 64 high: 8 } }
+parameters { path: "foal_net.avel_targets" categorical { values: ["ROW_MEAN", "ROW_MEDIAN"] } }
+parameters { path: "training.epochs" integer { low: 1 high: 3 } }
+objective { metric: "test_WA" }
+"""
+    path = write_search(tmp_path, spec=spec)
+    text = search(path, tmp_path / "search", 2, code=78).stderr
+    for line, words in {4: "learning_rate", 5: "low", 6: "ROW_MEDIAN", 7: "budget.epochs", 8: "never looks at the test split"}.items():
+        found = [row for row in text.splitlines() if f"small.txtpb:{line}:" in row]
+        assert found and words in " ".join(found), text
+    assert not (tmp_path / "search").exists() and text.count("muster: ") == 1
+
+
+def test_another_search_in_the_same_place_is_refused(tmp_path):
+    directory = tmp_path / "search"
+    search(write_search(tmp_path, trials=2), directory)
+    text = search(write_search(tmp_path, trials=2, base=BASE + "optimizer { weight_decay: 0.5 }\n"), directory, code=78).stderr
+    assert "optimizer.weight_decay: 0.01 -> 0.5" in text
+    search(write_search(tmp_path, trials=4), directory)  # the budget may grow
+    assert len(study(directory).trials) == 4
+
+
+def test_status_and_export(tmp_path):
+    directory = tmp_path / "search"
+    search(write_search(tmp_path), directory)
+    seen = json.loads(mp.muster("search", "status", directory, "--json").stdout)
+    assert seen["counts"]["COMPLETE"] == 8 and seen["best"][0]["value"] == study(directory).best_value
+    mp.muster("search", "export", directory)
+    rows = (directory / "export/trials.csv").read_text().splitlines()
+    assert len(rows) == 9 and rows[0].startswith("trial,state,value") and "optimizer.learning_rate" in rows[0]
+    assert (directory / "export/history.svg").read_text().lstrip().startswith("<?xml")
