@@ -119,6 +119,9 @@ class Checker {
     require(synthetic.samples() >= fewest && synthetic.samples() <= most, "data.synthetic.samples",
             "from " + std::to_string(fewest) + " to " + std::to_string(most));
     require(synthetic.noise() >= 0 && synthetic.noise() <= 1000, "data.synthetic.noise", "from 0 to 1000");
+    require(synthetic.agreement() >= 0 && synthetic.agreement() <= 1, "data.synthetic.agreement", "from 0 to 1");
+    require(synthetic.text_encoders() >= 1 && synthetic.text_encoders() <= 3, "data.synthetic.text_encoders", "from 1 to 3");
+    if (synthetic.has_kind()) signal(synthetic);
     if (all().has_foal_net() && synthetic.kind() == Synthetic::REGRESSION) {
       fail({"data.synthetic.kind", "foal_net"},
            "data.synthetic.kind is REGRESSION, but foal_net only classifies; use CLASSIFICATION, or miar instead of "
@@ -128,6 +131,30 @@ class Checker {
       fail({"training.sampling", "data.synthetic.kind"},
            "training.sampling is CLASS_BALANCED, but data.synthetic.kind is REGRESSION, which has no classes; use "
            "SHUFFLE");
+    }
+  }
+
+  // What is planted fits the kind. The names are those of core/data/synthetic.h, which refuses others as well.
+  void signal(const Synthetic& synthetic) {
+    const bool classification = synthetic.kind() == Synthetic::CLASSIFICATION;
+    std::vector<std::string> names{"audio", "vision"};
+    if (!classification) names.push_back("text");
+    if (!classification && synthetic.text_encoders() > 1) names.push_back("text_b");
+    if (!classification && synthetic.text_encoders() > 2) names.push_back("text_c");
+    for (int i = 0; i < synthetic.without_signal_size(); ++i) {
+      const std::string &name = synthetic.without_signal(i), path = "data.synthetic.without_signal[" + std::to_string(i) + "]";
+      if (unusable_.count("data.synthetic.without_signal") != 0) break;
+      if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+      fail({path}, "data.synthetic.without_signal names \"" + name + "\", but this data has " + either(names));
+    }
+    if (!classification && synthetic.agreement() != 0) {
+      fail({"data.synthetic.agreement", "data.synthetic.kind"},
+           "data.synthetic.agreement is " + value("data.synthetic.agreement") + ", but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION");
+    }
+    if (classification && synthetic.text_encoders() != 1) {
+      fail({"data.synthetic.text_encoders", "data.synthetic.kind"},
+           "data.synthetic.text_encoders is " + value("data.synthetic.text_encoders") +
+               ", but data.synthetic.kind is CLASSIFICATION, which has no text; it is for REGRESSION");
     }
   }
 

@@ -34,37 +34,50 @@ struct ModalityShape {
   const char* name;
   int64_t dim;
   int64_t shortest, longest;
+  uint32_t key;     // in the counters of what is its own: directions, noise, offsets
+  uint32_t source;  // in those of what encoders of the same thing share: lengths, places of the signal; its place in hidden_values()
+  double gain;      // regression: amplitude of the hidden value
 };
 
-constexpr std::array<ModalityShape, 2> classification_modalities{{{"audio", 32, 20, 60}, {"vision", 24, 10, 30}}};
 // In the order of names, as in a file.
-constexpr std::array<ModalityShape, 3> regression_modalities{
-    {{"audio", 12, 10, 50}, {"text", 24, 5, 25}, {"vision", 16, 10, 40}}};
+const std::vector<ModalityShape> classification_modalities{{"audio", 32, 20, 60, 0, 0, 0}, {"vision", 24, 10, 30, 1, 1, 0}};
+const std::vector<ModalityShape> regression_modalities{{"audio", 12, 10, 50, 0, 0, 3},
+                                                       {"text", 24, 5, 25, 1, 1, 3},
+                                                       {"text_b", 32, 5, 25, 3, 1, 2.7},
+                                                       {"text_c", 16, 5, 25, 4, 1, 2.4},
+                                                       {"vision", 16, 10, 40, 2, 2, 3}};
 
-constexpr double strong = 2.6;         // amplitude of a modality's own bit
+constexpr double strong = 2.6;         // amplitude of a modality's own bit, without agreement
 constexpr double weak = 0.5;           // amplitude of the other bit
 constexpr double sample_offset = 0.3;  // standard deviation per column
 constexpr double group_offset = 0.15;  // standard deviation per column
-constexpr double regression_gain = 3;
 constexpr double label_noise = 0.25;
+
+// Of the encoders of text only the first so many.
+std::vector<ModalityShape> shapes_of(SyntheticKind kind, int64_t text_encoders) {
+  if (kind == SyntheticKind::kClassification) return classification_modalities;
+  std::vector<ModalityShape> shapes = regression_modalities;
+  shapes.erase(shapes.begin() + 1 + text_encoders, shapes.end() - 1);
+  return shapes;
+}
 
 class Synthetic : public Dataset {
  public:
-  Synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed)
-      : kind_(kind), noise_(noise), seed_(seed) {
+  Synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed, const SyntheticSignal& signal)
+      : kind_(kind), noise_(noise), seed_(seed), signal_(signal), shapes_(shapes_of(kind, signal.text_encoders)) {
     index_.name = classification() ? "synthetic-iemocap" : "synthetic-mosi";
     index_.task = classification() ? Task::kClassification : Task::kRegression;
-    if (classification()) {
-      add_modalities(classification_modalities, samples);
-      fill_classification(samples);
-    } else {
-      add_modalities(regression_modalities, samples);
-      fill_regression(samples);
-    }
-    for (uint32_t modality = 0; modality < index_.modalities.size(); ++modality) {
+    // By squares, which sum to the same whatever the agreement; without any, the square roots are exact.
+    const double shared = signal.agreement * (strong * strong + weak * weak) / 2;
+    own_ = std::sqrt((1 - signal.agreement) * strong * strong + shared);
+    other_ = std::sqrt((1 - signal.agreement) * weak * weak + shared);
+    for (const ModalityShape& shape : shapes_) {
+      add_modality(shape, samples);
       // Two directions each; regression uses the first.
-      for (uint32_t which = 0; which < 2; ++which) directions_.push_back(direction(modality, which));
+      for (uint32_t which = 0; which < 2; ++which) directions_.push_back(direction(shape, which));
     }
+    if (classification()) fill_classification(samples);
+    else fill_regression(samples);
   }
 
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
@@ -77,7 +90,7 @@ class Synthetic : public Dataset {
     for (int64_t row = first; row < first + count; ++sample) {
       const int64_t begin = row - table.offsets[sample];
       const int64_t end = std::min(first + count, table.offsets[sample + 1]) - table.offsets[sample];
-      fill_sample(static_cast<uint32_t>(modality), sample, begin, end, out + (row - first) * table.dim);
+      fill_sample(static_cast<size_t>(modality), sample, begin, end, out + (row - first) * table.dim);
       row += end - begin;
     }
   }
@@ -87,7 +100,15 @@ class Synthetic : public Dataset {
     const int length = std::snprintf(text, sizeof(text), "muster synthetic 1 %s samples=%lld noise=%.17g seed=%llu",
                                      index_.name.c_str(), static_cast<long long>(index_.size()), noise_,
                                      static_cast<unsigned long long>(seed_));
-    return checkpoints::sha256_of({text, static_cast<size_t>(length)});
+    std::string description(text, static_cast<size_t>(length));
+    // What is not asked for is not named: the hash of data is older than these.
+    if (signal_.agreement != 0) {
+      std::snprintf(text, sizeof(text), " agreement=%.17g", signal_.agreement);
+      description += text;
+    }
+    if (signal_.text_encoders != 1) description += " text_encoders=" + std::to_string(signal_.text_encoders);
+    for (const std::string& name : signal_.without) description += " without=" + name;
+    return checkpoints::sha256_of(description);
   }
 
   std::string source() const override { return "synthetic"; }
@@ -104,22 +125,17 @@ class Synthetic : public Dataset {
     return static_cast<int64_t>((uint64_t{word} * static_cast<uint64_t>(count)) >> 32);
   }
 
-  template <typename Shapes>
-  void add_modalities(const Shapes& shapes, int64_t samples) {
-    uint32_t position = 0;
-    for (const ModalityShape& shape : shapes) {
-      Modality modality;
-      modality.name = shape.name;
-      modality.dim = shape.dim;
-      modality.offsets.push_back(0);
-      for (int64_t sample = 0; sample < samples; ++sample) {
-        const auto words = draw(kSampleDraws, static_cast<uint32_t>(sample), position);
-        modality.offsets.push_back(modality.offsets.back() + shape.shortest +
-                                   below(words[0], shape.longest - shape.shortest + 1));
-      }
-      index_.modalities.push_back(std::move(modality));
-      ++position;
+  void add_modality(const ModalityShape& shape, int64_t samples) {
+    Modality modality;
+    modality.name = shape.name;
+    modality.dim = shape.dim;
+    modality.offsets.push_back(0);
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      const auto words = draw(kSampleDraws, static_cast<uint32_t>(sample), shape.source);
+      modality.offsets.push_back(modality.offsets.back() + shape.shortest +
+                                 below(words[0], shape.longest - shape.shortest + 1));
     }
+    index_.modalities.push_back(std::move(modality));
   }
 
   // 0, 1, .. count - 1 in random order.
@@ -195,7 +211,7 @@ class Synthetic : public Dataset {
     }
   }
 
-  // z of each modality, then the label's noise.
+  // z of audio, text and vision, then the label's noise.
   std::array<double, 4> hidden_values(int64_t sample) const {
     const auto words = draw(kHidden, static_cast<uint32_t>(sample));
     const auto first = random::normal_pair(words[0], words[1]);
@@ -216,8 +232,8 @@ class Synthetic : public Dataset {
     return values;
   }
 
-  std::vector<double> direction(uint32_t modality, uint32_t which) const {
-    auto values = normals(kDirections, index_.modalities[modality].dim, modality, which);
+  std::vector<double> direction(const ModalityShape& shape, uint32_t which) const {
+    auto values = normals(kDirections, shape.dim, shape.key, which);
     double square = 0;
     for (const double value : values) square += value * value;
     for (double& value : values) value /= std::sqrt(square);
@@ -225,49 +241,50 @@ class Synthetic : public Dataset {
   }
 
   // What the signal frames of a sample hold more than the others.
-  std::vector<double> signal(uint32_t modality, int64_t sample) const {
+  std::vector<double> signal(size_t modality, int64_t sample) const {
     const auto& first = directions_[2 * modality];
     const auto& second = directions_[2 * modality + 1];
     std::vector<double> values(first.size());
+    const ModalityShape& shape = shapes_[modality];
+    if (signal_.without.count(shape.name) != 0) return values;
     double first_weight = 0, second_weight = 0;
     if (classification()) {
       const int label = static_cast<int>(index_.labels[sample]);
       const double a = (label & 2) ? 1 : -1;
       const double b = (label & 1) ? 1 : -1;
       const bool audio = modality == 0;
-      first_weight = (audio ? strong : weak) * a;
-      second_weight = (audio ? weak : strong) * b;
+      first_weight = (audio ? own_ : other_) * a;
+      second_weight = (audio ? other_ : own_) * b;
     } else {
-      first_weight = regression_gain * hidden_values(sample)[modality];
+      first_weight = shape.gain * hidden_values(sample)[shape.source];
     }
     for (size_t i = 0; i < values.size(); ++i) values[i] = first_weight * first[i] + second_weight * second[i];
     return values;
   }
 
   // What all frames of a sample share, whatever its label.
-  std::vector<double> nuisance(uint32_t modality, int64_t sample) const {
-    const int64_t dim = index_.modalities[modality].dim;
-    if (!classification()) return std::vector<double>(static_cast<size_t>(dim), 0.0);
-    auto values = normals(kSampleOffset, dim, static_cast<uint32_t>(sample), modality);
-    const auto shared = normals(kGroupOffset, dim, group_of_[sample], modality);
+  std::vector<double> nuisance(const ModalityShape& shape, int64_t sample) const {
+    if (!classification()) return std::vector<double>(static_cast<size_t>(shape.dim), 0.0);
+    auto values = normals(kSampleOffset, shape.dim, static_cast<uint32_t>(sample), shape.key);
+    const auto shared = normals(kGroupOffset, shape.dim, group_of_[sample], shape.key);
     for (size_t i = 0; i < values.size(); ++i) values[i] = sample_offset * values[i] + group_offset * shared[i];
     return values;
   }
 
   // Frames [begin, end) of one sample.
-  void fill_sample(uint32_t modality, int64_t sample, int64_t begin, int64_t end, float* out) const {
-    const int64_t dim = index_.modalities[modality].dim;
+  void fill_sample(size_t modality, int64_t sample, int64_t begin, int64_t end, float* out) const {
+    const ModalityShape& shape = shapes_[modality];
     const int64_t length = index_.modalities[modality].length(sample);
     const int64_t signal_frames = (length + 2) / 3;
     const int64_t signal_begin =
-        below(draw(kSampleDraws, static_cast<uint32_t>(sample), modality)[1], length - signal_frames + 1);
+        below(draw(kSampleDraws, static_cast<uint32_t>(sample), shape.source)[1], length - signal_frames + 1);
     const auto extra = signal(modality, sample);
-    const auto base = nuisance(modality, sample);
+    const auto base = nuisance(shape, sample);
     for (int64_t frame = begin; frame < end; ++frame) {
       const bool has_signal = frame >= signal_begin && frame < signal_begin + signal_frames;
-      for (int64_t column = 0; column < dim; column += 4) {  // every width is a multiple of four
+      for (int64_t column = 0; column < shape.dim; column += 4) {  // every width is a multiple of four
         const auto words = draw(kFrameNoise, static_cast<uint32_t>(column / 4), static_cast<uint32_t>(sample),
-                                (modality << 16) | static_cast<uint32_t>(frame));
+                                (shape.key << 16) | static_cast<uint32_t>(frame));
         const auto first = random::normal_pair(words[0], words[1]);
         const auto second = random::normal_pair(words[2], words[3]);
         const double values[4] = {first[0], first[1], second[0], second[1]};
@@ -280,20 +297,40 @@ class Synthetic : public Dataset {
   const SyntheticKind kind_;
   const double noise_;
   const uint64_t seed_;
+  const SyntheticSignal signal_;
+  const std::vector<ModalityShape> shapes_;  // as index_.modalities
+  double own_ = 0, other_ = 0;               // classification: amplitudes of a modality's own bit and of the other
   std::vector<uint32_t> group_of_;
   std::vector<std::vector<double>> directions_;
 };
 
 }  // namespace
 
-std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed) {
-  if (samples < 1 || samples > max_samples)
-    throw Error(ExitCode::kBadConfig, "synthetic data: samples is " + std::to_string(samples) +
-                                          "; it must be from 1 to " + std::to_string(max_samples) + ".");
-  if (!(noise >= 0 && noise <= max_noise))
-    throw Error(ExitCode::kBadConfig,
-                "synthetic data: noise is " + std::to_string(noise) + "; it must be from 0 to 1000.");
-  return std::make_unique<Synthetic>(kind, samples, noise, seed);
+std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed,
+                                        const SyntheticSignal& signal) {
+  const auto require = [](bool right, const std::string& wrong) {
+    if (!right) throw Error(ExitCode::kBadConfig, "synthetic data: " + wrong + ".");
+  };
+  const bool classification = kind == SyntheticKind::kClassification;
+  require(samples >= 1 && samples <= max_samples,
+          "samples is " + std::to_string(samples) + "; it must be from 1 to " + std::to_string(max_samples));
+  require(noise >= 0 && noise <= max_noise, "noise is " + std::to_string(noise) + "; it must be from 0 to 1000");
+  require(signal.agreement >= 0 && signal.agreement <= 1,
+          "agreement is " + std::to_string(signal.agreement) + "; it must be from 0 to 1");
+  require(classification || signal.agreement == 0, "agreement is for classification; for regression it must be 0");
+  require(signal.text_encoders >= 1 && signal.text_encoders <= 3,
+          "text_encoders is " + std::to_string(signal.text_encoders) + "; it must be from 1 to 3");
+  require(!classification || signal.text_encoders == 1,
+          "text_encoders is for regression; classification has no text, so it must be 1");
+  std::set<std::string> names;
+  std::string list;
+  for (const ModalityShape& shape : shapes_of(kind, signal.text_encoders)) {
+    names.insert(shape.name);
+    list += (list.empty() ? "\"" : ", \"") + std::string(shape.name) + "\"";
+  }
+  for (const std::string& name : signal.without)
+    require(names.count(name) != 0, "without_signal names \"" + name + "\", which is not among its modalities: " + list);
+  return std::make_unique<Synthetic>(kind, samples, noise, seed, signal);
 }
 
 }  // namespace muster::data

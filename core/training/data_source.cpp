@@ -19,7 +19,11 @@ std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const st
     const auto& synthetic = config.synthetic();
     const auto kind = synthetic.kind() == config::Synthetic::REGRESSION ? data::SyntheticKind::kRegression
                                                                          : data::SyntheticKind::kClassification;
-    return data::make_synthetic(kind, synthetic.samples(), synthetic.noise(), synthetic.seed());
+    data::SyntheticSignal signal;
+    signal.without.insert(synthetic.without_signal().begin(), synthetic.without_signal().end());
+    signal.agreement = synthetic.agreement();
+    signal.text_encoders = synthetic.text_encoders();
+    return data::make_synthetic(kind, synthetic.samples(), synthetic.noise(), synthetic.seed(), signal);
   }
   return data::open_container(path.empty() ? config.path() : path, {config.target(), labels_required});
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "core/data/container.h"
 #include "core/data/inspect.h"
@@ -61,6 +62,8 @@ void add_synth(CLI::App& data) {
     int64_t samples = 600;
     double noise = 1;
     uint64_t seed = 1;
+    std::vector<std::string> without_signal;
+    data::SyntheticSignal signal;
   };
   const auto options = std::make_shared<Options>();
   CLI::App* command = data.add_subcommand("synth", "Write a dataset with a known structure, for trying muster");
@@ -71,11 +74,17 @@ void add_synth(CLI::App& data) {
   command->add_option("--noise", options->noise, "Standard deviation of the noise on every feature")
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Seed of the generator")->capture_default_str();
+  command->add_option("--without-signal", options->without_signal, "Modalities that show nothing of the label");
+  command->add_option("--agreement", options->signal.agreement, "classification: how far audio and vision show the same, 0 to 1")
+      ->capture_default_str();
+  command->add_option("--text-encoders", options->signal.text_encoders, "regression: 1 to 3: text, text_b, text_c")
+      ->capture_default_str();
   command->add_option("-o,--output", options->path, "File to write (.h5)")->required();
   command->callback([options] {
     const auto kind =
         options->kind == "regression" ? data::SyntheticKind::kRegression : data::SyntheticKind::kClassification;
-    const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed);
+    options->signal.without.insert(options->without_signal.begin(), options->without_signal.end());
+    const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed, options->signal);
     data::write_container(options->path, *dataset);
     std::cout << options->path << ": " << dataset->index().name << ", " << dataset->index().size() << " samples\n";
   });

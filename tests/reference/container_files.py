@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 MUSTER = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "data_probe")  # `muster data` without its start-up time
-BAD_DATA, IO = 65, 74
+BAD_DATA, IO, BAD_CONFIG = 65, 74, 78
 TEXT = h5py.string_dtype("utf-8")
 LENGTHS = {"audio": [3, 1, 0, 4, 2, 5], "vision": [2, 2, 2, 0, 1, 3]}
 SAMPLES = 6

@@ -20,7 +20,7 @@ std::vector<float> read_all(const Dataset& data, int64_t modality) {
 
 TEST(Synthetic, AnyRangeGivesTheSameFrames) {
   for (const auto kind : {SyntheticKind::kClassification, SyntheticKind::kRegression}) {
-    const auto data = make_synthetic(kind, 30, 1, 5);
+    const auto data = make_synthetic(kind, 30, 1, 5, {{}, 0, kind == SyntheticKind::kRegression ? 3 : 1});
     for (int64_t modality = 0; modality < static_cast<int64_t>(data->index().modalities.size()); ++modality) {
       const std::vector<float> whole = read_all(*data, modality);
       const Modality& table = data->index().modalities[modality];
@@ -43,6 +43,18 @@ TEST(Synthetic, DependsOnSeedAndNoise) {
   EXPECT_NE(base->index().labels, other->index().labels);
   EXPECT_NE(base->content_hash(), other->content_hash());
   EXPECT_NE(base->content_hash(), make_synthetic(SyntheticKind::kRegression, 20, 2, 5)->content_hash());
+}
+
+TEST(Synthetic, HashNamesWhatIsPlanted) {
+  const auto hash = [](SyntheticKind kind, const SyntheticSignal& signal) { return make_synthetic(kind, 20, 1, 5, signal)->content_hash(); };
+  // As it was before there were any of these.
+  EXPECT_EQ(hash(SyntheticKind::kRegression, {}), "81a5d993183be66e5016108b59566ecbe7c9bfc6927bd1da63654b326222b86c");
+  EXPECT_EQ(hash(SyntheticKind::kClassification, {}), "e1567a2382d0ad5582f936ea556eb6f49cca32811eb68ec66513a555ca993ea2");
+  const std::set<std::string> hashes{hash(SyntheticKind::kRegression, {}), hash(SyntheticKind::kRegression, {{"text"}, 0, 1}),
+                                     hash(SyntheticKind::kRegression, {{"audio", "text"}, 0, 1}), hash(SyntheticKind::kRegression, {{}, 0, 2}),
+                                     hash(SyntheticKind::kRegression, {{}, 0, 3}), hash(SyntheticKind::kClassification, {}),
+                                     hash(SyntheticKind::kClassification, {{}, 0.5, 1}), hash(SyntheticKind::kClassification, {{"audio"}, 0.5, 1})};
+  EXPECT_EQ(hashes.size(), 8u);
 }
 
 TEST(Synthetic, NoiseHasTheStatedDeviation) {
@@ -100,6 +112,8 @@ TEST(Synthetic, RefusesImpossibleSettings) {
   EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 0, 1, 1), distributed::Error);
   EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, -1, 1), distributed::Error);
   EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, NAN, 1), distributed::Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{}, NAN, 1}), distributed::Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{"text"}, 0, 1}), distributed::Error);
 }
 
 }  // namespace
