@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   muster::launcher::add_status_command(app);
   muster::launcher::add_doctor_command(app);
   muster::launcher::add_search_command(app);
+  muster::launcher::add_study_command(app);
   try {
     app.parse(argc, argv);
     require_written_output(app);

@@ -1,6 +1,7 @@
 #include "core/kernels/attention.h"
 
 #include <ATen/OpMathType.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
@@ -23,6 +24,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query, const at::Tensor& key_value,
                             const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
                             int64_t heads) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // whose care for each of the many views costs more than the view
     const int64_t dim = query.size(1);
     const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
     // Autocast has done its work when it chose the inputs' dtype; in here it would make forward and backward differ.
@@ -55,6 +57,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const at::Tensor &query = saved[0], &key_value = saved[1];
     const auto probabilities = context->saved_data["probabilities"].toTensorVector();
     const auto query_offsets = context->saved_data["query_offsets"].toIntVector();

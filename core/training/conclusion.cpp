@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "checkpoints/fingerprint.h"
 #include "core/training/evaluation.h"
 #include "core/training/report.h"
 #include "core/training/results.h"
@@ -20,22 +21,24 @@ std::optional<double> temperature_of(const models::Model& model) {
 void conclude(const TrainedRun& run, TrainingState& state, const std::string& select_by, const at::Tensor& best, nlohmann::json facts) {
   auto& parameters = run.model.parameters();
   const auto& index = run.data.index();
+  const auto tensors = [&] { return weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities); };
+  const auto write = [&](const std::string& name, uint64_t step) {
+    return write_weights(run.directory->file(name), tensors(), weights_metadata(run.config.name(), step, index));
+  };
   std::string last_fingerprint;
   distributed::together(run.communicator, [&] {
     if (!run.directory) return;
     run.directory->require_held();
-    const auto metadata = weights_metadata(run.config.name(), state.steps_done, index);
-    const auto write = [&](const std::string& name) {
-      return write_weights(run.directory->file(name), weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities),
-                           metadata);
-    };
-    last_fingerprint = write("weights/last.safetensors");
+    last_fingerprint = run.is_trial ? checkpoints::fingerprint(tensors()) : write("weights/last.safetensors", state.steps_done);
     // Without a validation split nothing says which weights are best: the last ones.
-    if (!best.defined()) state.best_fingerprint = write("weights/best.safetensors");
+    if (!best.defined()) state.best_fingerprint = write("weights/best.safetensors", state.steps_done);
   });
   if (best.defined()) {
     const at::NoGradGuard no_gradient;
     parameters.values().copy_(best);
+    distributed::together(run.communicator, [&] {
+      if (run.directory && run.is_trial) state.best_fingerprint = write("weights/best.safetensors", state.best_step);
+    });
   } else {
     state.best_step = state.steps_done;
   }
@@ -44,7 +47,9 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
   nlohmann::json result;
   for (const auto& [name, samples] : {std::pair{std::string("valid"), run.split.valid}, std::pair{std::string("test"), run.split.test}}) {
     if (samples.empty()) continue;
-    const auto evaluation = evaluate(run.step, run.reader, run.communicator, samples, run.config.evaluation().batch_size(), run.config.seed(), true);
+    const bool known = name == "valid" && run.best_evaluation;
+    const auto evaluation = known ? *run.best_evaluation
+                                  : evaluate(run.step, run.reader, run.communicator, samples, run.config.evaluation().batch_size(), run.config.seed(), true);
     const auto floor = floor_metrics(index, run.split.train, samples);
     result[name] = to_json(evaluation);
     result["floors"][name] = to_json(floor);
@@ -52,7 +57,8 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
     report.columns.push_back({name + " floor", floor});
     report.confusion = evaluation.confusion;
     distributed::together(run.communicator, [&, &name = name] {
-      if (run.directory) run.directory->write("predictions-" + name + ".csv", predictions_csv(index, evaluation.predictions));
+      if (!run.directory || (run.is_trial && name == "valid")) return;
+      run.directory->write("predictions-" + name + ".csv", predictions_csv(index, evaluation.predictions));
     });
   }
   result["best"] = {{"step", state.best_step}, {"epoch", state.best_epoch}, {"selected_by", "valid/" + select_by},
@@ -69,7 +75,7 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
   distributed::together(run.communicator, [&] {
     if (run.directory) run.directory->write("result.json", result.dump(2) + "\n");
   });
-  if (!run.directory || !run.prints) return;
+  if (!run.directory || run.is_trial) return;
 
   report.name = run.config.name();
   report.best_step = state.best_step;

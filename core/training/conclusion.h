@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/training/data_source.h"
+#include "core/training/evaluation.h"
 #include "core/training/run_directory.h"
 #include "core/training/step.h"
 #include "core/training/training_state.h"
@@ -22,7 +23,8 @@ struct TrainedRun {
   Step& step;
   distributed::Communicator& communicator;
   RunDirectory* directory;  // rank 0; otherwise nullptr
-  bool prints;              // the table of results
+  const Evaluation* best_evaluation;  // of the best weights on the validation split, where it is known; otherwise nullptr
+  bool is_trial;            // quiet, without weights/last and predictions-valid.csv; weights/best is written now
 };
 
 // Foal-Net's learnt temperature, where the model has one.

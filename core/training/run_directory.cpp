@@ -109,6 +109,8 @@ void make_whole(const std::string& path, const std::function<void(const std::str
     checkpoints::sync_folder(final_path.parent_path().string());
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
+    if (failure.code() == std::errc::directory_not_empty || failure.code() == std::errc::file_exists)
+      throw Error(ExitCode::kUsage, path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
     fail(path, "cannot create the run directory", failure.code().message());
   } catch (...) {
     fs::remove_all(building, error);
@@ -159,8 +161,8 @@ void prepare_run_directory(const std::string& path, const std::vector<std::pair<
 }
 
 RunDirectory::RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
-                           const std::function<void(const std::string&)>& tell)
-    : path_(path) {
+                           const std::function<void(const std::string&)>& tell, bool keeps_events)
+    : path_(path), keeps_events_(keeps_events) {
   require_new_run_directory(path);
   LockSettings settings;
   settings.tell = tell;
@@ -176,7 +178,7 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
     lock_.emplace(path_, scheduler_job(), settings);
     begin_in_prepared(config_text, environment);
   }
-  events_.emplace(path_);
+  if (keeps_events_) events_.emplace(path_);
   open_metrics();
 }
 
@@ -190,7 +192,7 @@ void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohm
   write("config.txtpb", config_text);
 }
 
-RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell) : path_(path) {
+RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell, bool keeps_events) : path_(path), keeps_events_(keeps_events) {
   for (const char* name : {"config.txtpb", "environment.json"})
     if (!fs::is_regular_file(fs::path(path) / name))
       throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
@@ -216,12 +218,13 @@ void RunDirectory::continue_after(uint64_t step) {
   const std::string text = contents(path);
   const size_t end = end_of_rows(text, step, path);
   if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0) fail(path, "cannot take away the rows of later steps", std::strerror(errno));
-  events_.emplace(path_, step);
+  if (keeps_events_) events_.emplace(path_, step);
 }
 
 void RunDirectory::append_metrics(const nlohmann::json& row) {
   require_not_lost();
   append(metrics_, dumped(row) + "\n", file("metrics.jsonl"));
+  if (!events_) return;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   events_->append(row["step"].get<uint64_t>(), std::chrono::duration<double>(now).count(), scalars_of(row));
 }
@@ -239,7 +242,7 @@ void RunDirectory::append_log(const std::string& name, const nlohmann::json& row
 
 void RunDirectory::sync() {
   if (::fsync(metrics_) != 0) fail(file("metrics.jsonl"), "cannot be flushed to the device", std::strerror(errno));
-  events_->sync();
+  if (events_) events_->sync();
 }
 
 void RunDirectory::require_not_lost() {

@@ -18,12 +18,12 @@ class RunDirectory {
  public:
   // A new one, whole or not at all: it appears with its first files in it, or, where a prepared one waits, config.txtpb appears there last.
   // Throws Error(kUsage) when there is something else (a run is never overwritten) or another job has begun in it, Error(kIo) when it cannot be
-  // written. tell: as below.
+  // written. tell, keeps_events: as below.
   RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
-               const std::function<void(const std::string&)>& tell = {});
+               const std::function<void(const std::string&)>& tell = {}, bool keeps_events = true);
   // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory or another job holds it.
-  // tell: gets a sentence when a lock that was left behind has to be waited for or is taken over.
-  explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {});
+  // tell: gets a sentence when a lock that was left behind has to be waited for or is taken over. keeps_events: for TensorBoard.
+  explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {}, bool keeps_events = true);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
@@ -33,7 +33,7 @@ class RunDirectory {
   // Throws Error(kBadData) when metrics.jsonl holds something else than rows.
   void continue_after(uint64_t step);
 
-  // One row of metrics.jsonl, written at once; its numbers go to TensorBoard too. Numbers that JSON cannot hold (NaN, infinity) become null. "step" never decreases.
+  // One row of metrics.jsonl, written at once; its numbers go to TensorBoard too, if events are kept. Numbers that JSON cannot hold (NaN, infinity) become null. "step" never decreases.
   void append_metrics(const nlohmann::json& row);
   // One line of another JSON-lines file, which nothing is ever taken away from.
   void append_log(const std::string& name, const nlohmann::json& row);
@@ -57,6 +57,7 @@ class RunDirectory {
 
   std::string path_;
   std::optional<RunLock> lock_;
+  const bool keeps_events_;
   std::optional<EventFile> events_;
   int metrics_ = -1;
 };

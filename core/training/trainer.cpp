@@ -23,7 +23,7 @@ TrialTrainer::TrialTrainer(const config::Training& training, distributed::Commun
 
 TrialTrainer::~TrialTrainer() = default;
 
-void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, const std::function<void(const nlohmann::json&)>& on_validation) {
+void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits, const std::function<void(const nlohmann::json&)>& on_validation) {
   const auto& deadlines = loaded.experiment.deadlines();
   distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
   const auto& training = loaded.experiment.training();
@@ -32,7 +32,7 @@ void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOpti
     config::with_places(loaded, [&] { compute.microbatches = microbatches_of(training, group_.size()); });
   });
   compute.bf16 = training.precision() == config::Training::BF16;
-  const TrialSettings trial{datasets_, on_validation};
+  const TrialSettings trial{datasets_, splits == Splits::kValidationAndTest, on_validation};
   TrainingRun(loaded, options, gpus_ ? *gpus_ : group_, compute, &trial).run();
 }
 

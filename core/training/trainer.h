@@ -33,10 +33,13 @@ struct TrainOptions {
 // to stop (stop.h) or its time was up: it is saved then, and goes on by Begin::kResume. Collective.
 void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator);
 
-// Trains one experiment after another in the same process, as trials that judge a configuration by the validation split alone: quiet, and without a look at
-// the test split. Otherwise as train(): the same weights and files.
+// Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but without the files that nobody
+// looks for in a trial: TensorBoard events, weights/last, predictions-valid.csv and the checkpoint at the end. weights/best comes with the result.
 class TrialTrainer {
  public:
+  // A trial of a search judges a configuration by the validation split alone, and never sees the test split.
+  enum class Splits { kValidation, kValidationAndTest };
+
   // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world: all ranks of the process's job;
   // group: the ranks that train together here. Both must outlive it. Collective over world.
   TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
@@ -44,7 +47,7 @@ class TrialTrainer {
 
   // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial by an exception, the same on every rank; the run directory stays unfinished then.
   // Throws as train(). Collective over the group.
-  void train(const config::LoadedExperiment& loaded, const TrainOptions& options, const std::function<void(const nlohmann::json& row)>& on_validation);
+  void train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits, const std::function<void(const nlohmann::json& row)>& on_validation);
 
  private:
   distributed::Communicator& group_;

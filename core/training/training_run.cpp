@@ -6,6 +6,7 @@
 
 #include "checkpoints/sha256.h"
 #include "core/config/resolved_text.h"
+#include "core/config/text_file.h"
 #include "core/models/make_model.h"
 #include "core/training/conclusion.h"
 #include "core/training/environment.h"
@@ -32,7 +33,7 @@ void TrainingRun::open_run_directory() {
       if (is_new) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
       word = "resume";
       if (options_.dry_run) return;
-      directory_.emplace(path, [&](const std::string& text) { progress_.line(text); });
+      directory_.emplace(path, [&](const std::string& text) { progress_.line(text); }, !trial_);
       checkpoints::sweep_leftovers(directory_->file("checkpoints"));
     } else if (!options_.dry_run) {
       require_new_run_directory(path);
@@ -47,7 +48,7 @@ void TrainingRun::prepare() {
     config::with_places(loaded_, [&] {
       data_ = open_data(config_, "", true, trial_ ? &trial_->datasets : nullptr);
       split_ = split_data(config_, data_, true);
-      if (trial_) split_.test.clear();
+      if (trial_ && !trial_->sees_test_split) split_.test.clear();
       model_ = models::make_model(config_, data_.shape);
     });
   });
@@ -138,7 +139,7 @@ void TrainingRun::begin_run() {
     if (!resumes_) {
       job["data"] = description();
       if (!init_from_.path.empty()) job["init_from"] = {{"path", init_from_.path}, {"sha256", init_from_.sha256}};
-      directory_.emplace(options_.run_directory, config_text, job, [&](const std::string& text) { progress_.line(text); });
+      directory_.emplace(options_.run_directory, config_text, job, [&](const std::string& text) { progress_.line(text); }, !trial_);
       return;
     }
     // Those of later steps were found damaged: they must not count as the newest ones any more.
@@ -153,7 +154,7 @@ void TrainingRun::begin_run() {
     directory_->write("config.txtpb", config_text);
     directory_->remove("result.json");
     // The file may be newer than the checkpoint. What comes after may be something else this time.
-    if (best_values_.defined()) write_best_weights(best_values_, state_.best_step);
+    if (best_values_.defined() && !trial_) write_best_weights(best_values_, state_.best_step);
   });
   distributed::keep_flight_records_in(options_.run_directory + "/logs");
   const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(), options_.time_limit, started_};
@@ -194,8 +195,10 @@ void TrainingRun::restore_progress() {
 }
 
 bool TrainingRun::nothing_is_left() const {
-  if (!resumes_ || !is_finished()) return false;
-  const bool concluded = is_main() && std::filesystem::exists(directory_->file("result.json"));
+  if (!resumes_ || !(is_finished() || trial_)) return false;
+  // A trial makes no checkpoint at its end: its result alone says that there is one, if it is of this experiment.
+  const auto is_of_this_experiment = [&] { return config::read_text_file(directory_->file("config.txtpb")) == config::resolved_text(config_); };
+  const bool concluded = is_main() && std::filesystem::exists(directory_->file("result.json")) && (is_finished() || is_of_this_experiment());
   return communicator_.all_gather_bytes(concluded ? "concluded" : "")[0] == "concluded";
 }
 
@@ -275,11 +278,11 @@ void TrainingRun::run() {
   // The last step is always evaluated, also when an earlier job of a longer run has made it.
   if (!state_.stopped_early) validate(plan_->epoch_of(state_.steps_done - 1));
   progress_.clear();
-  save();
+  if (!trial_) save();
   settle();
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);
-  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_, directory_ ? &*directory_ : nullptr, !trial_}, state_, select_by_,
-           best_values_, {{"seconds", seconds()}, {"checkpoints", checkpointing_->summary()}, {"resumed", resumes_}});
+  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_, directory_ ? &*directory_ : nullptr,
+            best_evaluation_ ? &*best_evaluation_ : nullptr, trial_ != nullptr}, state_, select_by_, best_values_, {{"seconds", seconds()}, {"checkpoints", checkpointing_->summary()}, {"resumed", resumes_}});
 }
 
 }  // namespace muster::training

@@ -11,6 +11,7 @@
 #include "core/training/checkpointing.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
+#include "core/training/evaluation.h"
 #include "core/training/finite_guard.h"
 #include "core/training/progress.h"
 #include "core/training/resume.h"
@@ -25,6 +26,7 @@ namespace muster::training {
 // What makes a run a trial (TrialTrainer).
 struct TrialSettings {
   DatasetCache& datasets;
+  bool sees_test_split;
   const std::function<void(const nlohmann::json& row)>& on_validation;
 };
 
@@ -106,6 +108,7 @@ class TrainingRun {
   std::string select_by_;
   checkpoints::Score score_;  // of the weights as they are
   at::Tensor best_values_;    // flat copy of the parameters; undefined until the first validation
+  std::optional<Evaluation> best_evaluation_;  // of the validation split; none when an earlier job made it
 };
 
 }  // namespace muster::training

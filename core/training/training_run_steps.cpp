@@ -121,6 +121,7 @@ void TrainingRun::validate(int64_t epoch) {
     state_.best_step = state_.steps_done;
     state_.best_epoch = epoch;
     best_values_ = model_->parameters().values().clone();
+    best_evaluation_ = evaluation;
     state_.has_best = true;
     state_.evaluations_without_improvement = 0;
   } else {
@@ -136,7 +137,7 @@ void TrainingRun::validate(int64_t epoch) {
   distributed::together(communicator_, [&] {
     if (!is_main()) return;
     directory_->append_metrics(row);
-    if (row["best"]) write_best_weights(model_->parameters().values(), state_.steps_done);
+    if (row["best"] && !trial_) write_best_weights(model_->parameters().values(), state_.steps_done);
   });
   const uint32_t patience = config_.evaluation().patience();
   state_.stopped_early = patience > 0 && state_.evaluations_without_improvement >= patience;

@@ -20,5 +20,6 @@ void add_requeue_command(CLI::App& parent);
 void add_status_command(CLI::App& parent);
 void add_doctor_command(CLI::App& parent);
 void add_search_command(CLI::App& parent);
+void add_study_command(CLI::App& parent);
 
 }  // namespace muster::launcher

@@ -25,7 +25,7 @@ void add_launch_command(CLI::App& parent) {
   command->add_option("--starter", options->starter, "auto (default: srun inside a Slurm allocation, else mpirun), mpirun or srun")
       ->check(CLI::IsMember({"auto", "mpirun", "srun"}));
   command->add_option("--max-restarts", options->max_restarts,
-                      "train, resume: start again up to N times after a crash, a lost rank or a failed disk, from the newest checkpoint (default: 0)")
+                      "train, resume, search run, study: start again up to N times after a crash, a lost rank or a failed disk, from the newest checkpoint (default: 0)")
       ->check(CLI::Range(0, 1000000));
   command->add_flag("--dry-run", options->dry_run, "Print the command and stop");
   command->prefix_command();

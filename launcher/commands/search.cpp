@@ -43,9 +43,20 @@ json opening_of(const SearchDirectory& directory) {
           {"space", brain_space(search)}};
 }
 
-void say(const std::string& text) {
-  std::fprintf(stderr, "%s\n", text.c_str());
-  std::fflush(stderr);
+// why: there is no more to do although trials are left; may be empty.
+void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
+  const Search& search = directory.spec().search;
+  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
+  const int64_t ended = count("COMPLETE") + count("PRUNED") + count("FAIL");
+  std::printf("%ld trials: %ld complete, %ld given up, %ld failed, %ld running\n", ended + count("RUNNING"), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
+  if (ended < search.budget().trials() && !why.empty())
+    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - ended, search.budget().trials(), why.c_str());
+  if (!standing["best"].empty()) {
+    const auto& best = standing["best"][0];
+    std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), search.objective().metric().c_str(), best["value"].get<double>());
+    for (const auto& text : overrides_of(best["params"])) std::printf("  --set %s\n", text.c_str());
+  }
+  std::fflush(stdout);
 }
 
 void run(const SearchArguments& arguments) {
@@ -58,9 +69,7 @@ void run(const SearchArguments& arguments) {
     distributed::together(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
-      if (world.size() % spec.search.ranks_per_trial() != 0)
-        throw Error(ExitCode::kUsage, "the search trains each trial on " + std::to_string(spec.search.ranks_per_trial()) + " ranks (ranks_per_trial), and the job's " +
-                                          std::to_string(world.size()) + " cannot be parted into such groups: start a multiple of it");
+      require_whole_groups(world.size(), static_cast<int>(spec.search.ranks_per_trial()), "ranks_per_trial");
       if (is_main) directory.emplace(path, spec);
     });
     distributed::together(world, [&] {
@@ -69,50 +78,23 @@ void run(const SearchArguments& arguments) {
     const SearchSpec& spec = directory->spec();
     training::require_same_job(world, resolved_text(spec.search) + config::resolved_text(spec.base) + command_line);
 
-    const int per_trial = static_cast<int>(spec.search.ranks_per_trial()), groups = world.size() / per_trial;
-    const auto group = world.split(world.rank() / per_trial);
-    training::TrialTrainer trainer(spec.base.training(), world, *group);
-
+    ProgressLine progress;
     std::optional<Scheduler> scheduler;
-    std::unique_ptr<RemoteScheduler> remote;
-    std::string address;
     distributed::together(world, [&] {
-      if (!is_main) return;
-      scheduler.emplace(*directory, opening_of(*directory), say);
-      if (groups > 1) address = scheduler->listen(world.size(), world.local_size() == world.size());
-      if (groups > 1 && address.empty()) throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen for the other ranks of the search (TCP)");
+      if (is_main) scheduler.emplace(*directory, opening_of(*directory), progress);
     });
-    address = world.all_gather_bytes(address)[0];
-    const bool leads = group->rank() == 0;
-    distributed::together(world, [&] {
-      if (leads && !is_main) remote = std::make_unique<RemoteScheduler>(world.rank(), world.size(), address);
-    });
+    const int per_trial = static_cast<int>(spec.search.ranks_per_trial());
+    WorkGroup group(world, per_trial, is_main ? &*scheduler : nullptr);
+    training::TrialTrainer trainer(spec.base.training(), world, group.ranks());
     if (is_main)
-      say(path + ": " + std::to_string(groups) + (groups == 1 ? " group of " : " groups of ") + std::to_string(per_trial) + (per_trial == 1 ? " rank" : " ranks") + ", " +
+      progress.note(path + ": " + std::to_string(group.groups()) + (group.groups() == 1 ? " group of " : " groups of ") + std::to_string(per_trial) + (per_trial == 1 ? " rank" : " ranks") + ", " +
           std::to_string(spec.search.budget().trials()) + " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
-    WorkSource* source = !leads ? nullptr : is_main ? static_cast<WorkSource*>(&*scheduler) : remote.get();
-    const bool stopped = run_trials(*directory, source, trainer, *group, command_line);
-
-    // Whether the search is done is rank 0's to say; the others may have left on its word.
-    const bool any_stopped = [&] {
-      for (const auto& word : world.all_gather_bytes(stopped ? "stopped" : ""))
-        if (!word.empty()) return true;
-      return false;
-    }();
+    const bool any_stopped = run_trials(*directory, group, trainer, command_line);
     if (is_main) {
-      const json standing = scheduler->standing();
-      const auto& counts = standing["counts"];
-      std::printf("%ld trials: %ld complete, %ld given up, %ld failed, %ld running\n",
-                  counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>() + counts["FAIL"].get<int64_t>() + counts["RUNNING"].get<int64_t>(),
-                  counts["COMPLETE"].get<int64_t>(), counts["PRUNED"].get<int64_t>(), counts["FAIL"].get<int64_t>(), counts["RUNNING"].get<int64_t>());
-      if (!standing["best"].empty()) {
-        const auto& best = standing["best"][0];
-        std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), spec.search.objective().metric().c_str(), best["value"].get<double>());
-        for (const auto& text : overrides_of(best["params"])) std::printf("  --set %s\n", text.c_str());
-      }
-      std::fflush(stdout);
+      progress.end();
+      scheduler->tidy();
+      print_end(*directory, scheduler->standing(), any_stopped ? "" : scheduler->ended_early());
     }
-    scheduler.reset();
     if (any_stopped) throw distributed::SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: muster search run " + arguments.spec);
   });
 }

@@ -20,15 +20,11 @@ using distributed::Error;
 using distributed::ExitCode;
 using Clock = std::chrono::system_clock;
 
-std::string step_text(int64_t step) { return step < 0 ? "no checkpoint yet" : "newest checkpoint: step " + std::to_string(step); }
-
-bool has_run_directory(const std::vector<std::string>& command) { return command[0] == "train" || command[0] == "resume"; }
-
-// Empty where there is none, or where the ranks will say why it cannot be told.
-std::string run_directory_for_logs(const std::vector<std::string>& command) {
-  if (!has_run_directory(command) || std::count(command.begin(), command.end(), "--dry-run")) return "";
+// Empty where there is none, or where the ranks will say why it cannot be told. A study is nothing but its runs.
+std::string directory_for_logs(const std::vector<std::string>& command) {
+  if (!can_go_on(command) || command[0] == "study" || std::count(command.begin(), command.end(), "--dry-run")) return "";
   try {
-    return run_directory_of(command);
+    return directory_of(command);
   } catch (const Error&) {
     return "";
   }
@@ -49,13 +45,12 @@ std::string end_text(const JobCommand& job, int code, Clock::time_point begin) {
 }
 
 void check(const LaunchOptions& options) {
-  static const std::vector<std::string> commands{"train", "resume", "evaluate", "predict"};
   const auto& command = options.job.command;
-  if (command.empty() || std::find(commands.begin(), commands.end(), command[0]) == commands.end())
+  if (command.empty() || !(can_go_on(command) || command[0] == "evaluate" || command[0] == "predict"))
     throw Error(ExitCode::kUsage, "launch: " + (command.empty() ? std::string("what shall the ranks run?") : "\"" + command[0] + "\" is not for several ranks.") +
-                                      " Give train, resume, evaluate or predict with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
-  if (options.max_restarts > 0 && !has_run_directory(command))
-    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train and resume: " + command[0] + " has nothing to go on with");
+                                      " Give train, resume, evaluate, predict, search run or study with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
+  if (options.max_restarts > 0 && !can_go_on(command))
+    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train, resume, search run and study: " + command[0] + " has nothing to go on with");
 }
 
 // Exit code of a starter as it is, and what it said of why it could not start the ranks.
@@ -95,8 +90,8 @@ void launch(const LaunchOptions& options) {
     std::printf("%s\n", shell_line(job).c_str());
     return;
   }
-  const std::string run_directory = run_directory_for_logs(request.command);
-  int64_t step_at_last_failure = 0;
+  const std::string run_directory = directory_for_logs(request.command);
+  int64_t at_last_failure = 0;
   bool has_run = false;
   for (int restarts = 0;; ++restarts) {
     std::fprintf(stderr, "%s\n", shell_line(job).c_str());
@@ -113,11 +108,11 @@ void launch(const LaunchOptions& options) {
     const int code = end.child.told_to_stop ? stopped : failed;
     if (restarts == options.max_restarts || end.child.told_to_stop || !is_worth_a_restart(code))
       throw LaunchedJobFailed(code, end_text(job, code, begin));
-    const int64_t step = newest_step(run_directory_of(options.job.command));
-    if (restarts > 0 && step <= step_at_last_failure)
-      throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + step_text(step) + "), so it is not started again");
-    step_at_last_failure = step;
-    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code, step_text(step).c_str());
+    const Advance advance = advance_of(options.job.command);
+    if (restarts > 0 && advance.amount <= at_last_failure)
+      throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + advance.text + "), so it is not started again");
+    at_last_failure = advance.amount;
+    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code, advance.text.c_str());
     request.command = continued(options.job.command);
     job = job_command(request, here);
   }

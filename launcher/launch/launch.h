@@ -8,9 +8,9 @@
 namespace muster::launcher {
 
 struct LaunchOptions {
-  JobRequest job;        // its command: train, resume, evaluate or predict with arguments
+  JobRequest job;        // its command: train, resume, evaluate, predict, search run or study with arguments
   bool dry_run = false;  // print the command instead
-  int max_restarts = 0;  // after failures that a restart may help; for train and resume
+  int max_restarts = 0;  // after failures that a restart may help; not for evaluate and predict
 };
 
 // Name of the environment variable by which restarted jobs learn when the first of them was started (seconds since 1970).

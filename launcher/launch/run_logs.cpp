@@ -36,12 +36,13 @@ bool write_whole(int descriptor, const std::string& text) {
 
 RunLogs::RunLogs(const std::string& run_directory, const std::string& header, bool is_ours)
     : run_directory_(run_directory), header_(header), begun_(is_ours) {
-  before_ = environment_file();
+  before_ = newest_file();
 }
 
-std::optional<RunLogs::Identity> RunLogs::environment_file() const {
+std::optional<RunLogs::Identity> RunLogs::newest_file() const {
   struct stat info;
-  if (run_directory_.empty() || stat((run_directory_ + "/environment.json").c_str(), &info) != 0) return std::nullopt;
+  if (run_directory_.empty()) return std::nullopt;
+  if (stat((run_directory_ + "/environment.json").c_str(), &info) != 0 && stat((run_directory_ + "/search.txtpb").c_str(), &info) != 0) return std::nullopt;
   return Identity{info.st_ino, info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
 }
 
@@ -65,7 +66,7 @@ void RunLogs::write(bool now) {
   if (!now && time - looked_ < std::chrono::milliseconds(100)) return;
   looked_ = time;
   if (!begun_) {
-    const auto found = environment_file();
+    const auto found = newest_file();
     begun_ = found && (!before_ || found->file != before_->file || found->seconds != before_->seconds ||
                        found->nanoseconds != before_->nanoseconds);
     if (!begun_) return;

@@ -12,8 +12,8 @@
 
 namespace muster::launcher {
 
-// RUN/logs/rank-<r>.log of one start of a job. The run directory is made by the ranks; until they have it (its environment.json is new) the first megabytes
-// are kept in memory. A start that never gets so far leaves nothing in it.
+// RUN/logs/rank-<r>.log of one start of a job; RUN may also be the directory of a search. It is made by the ranks; until they have it (its environment.json or
+// search.txtpb is new) the first megabytes are kept in memory. A start that never gets so far leaves nothing in it.
 class RunLogs {
  public:
   // run_directory: empty for commands without one. header: a line that begins every log. is_ours: an earlier start of this launcher has had the run.
@@ -31,7 +31,7 @@ class RunLogs {
     time_t seconds;
     long nanoseconds;
   };
-  std::optional<Identity> environment_file() const;
+  std::optional<Identity> newest_file() const;  // the one that every start of a job writes anew
 
   std::string run_directory_;
   std::string header_;

@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
 #include <string_view>
 
 #include "distributed/error.h"
+#include "launcher/work/python.h"
 
 extern char** environ;
 
@@ -30,11 +30,6 @@ using nlohmann::json;
 
 constexpr int kPatienceSeconds = 600;  // a storage on a busy file server may be slow; longer than that it hangs
 constexpr int kMostDeaths = 5;         // in a row
-
-std::string python() {
-  const char* own = std::getenv("MUSTER_PYTHON");
-  return own && *own ? own : MUSTER_PYTHON;
-}
 
 Error failure(const json& answer) {
   const std::string kind = answer.value("kind", "internal");
@@ -59,7 +54,7 @@ void Brain::start() {
   posix_spawn_file_actions_adddup2(&actions, ends[1], 0);
   posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
   posix_spawn_file_actions_addclosefrom_np(&actions, 3);  // what MPI and this process have open is none of its business
-  const std::string program = python();
+  const std::string program = python_program();
   std::vector<std::string> words{program, "-u", "-c"};
   for (const auto text : {embedded::search_boot_py, embedded::search_journal_py, embedded::search_sampling_py, embedded::search_brain_py}) words.emplace_back(text);
   std::vector<char*> arguments;

@@ -10,7 +10,8 @@ open    {storage, study, direction, metric, sampler{name, ...}, pruner{name, ...
         -> what counts answers, repaired (what a torn end of the journal has lost, or ""), points (of a grid, else null)
 ask     {limit}    a new trial, unless there are `limit` trials already (optional; waiting ones do not count) or the grid has no point left
         -> {number, params{path: value}} in the order of the space, conditional ones where their condition holds; or {full: true, why}
-adopt   {number} -> {number, params, reported [[step, value]], prune}: a running trial goes on here; what it lacks of its parameters is drawn
+adopt   {number, lost} -> {number, params, reported [[step, value]], prune, losses}: a running trial goes on here; what it lacks of its parameters is drawn.
+        lost (default false): its job did not end in good order. losses: how often that was so since it has reported something
 report  {number, step, value} -> {prune}. The first value of a step stays; one that is not finite is kept and prunes nothing.
 tell    {number, state "COMPLETE" | "PRUNED" | "FAIL", value, reason, attrs{}} -> {state, already}
         COMPLETE without a finite value is recorded as FAIL. Telling the same state again changes nothing ("already": true).
@@ -22,7 +23,7 @@ plots   {folder} -> {files, skipped{file: why}}: SVG files
 close   {} -> {}, and the process ends
 
 Space: [{path, float{low, high, log, step} | int{low, high, log, step} | categorical{values}, when{path of an earlier one, in [values]}}].
-Trials carry the user attributes muster:job, muster:reason and muster:pruned_at; the study carries muster:search.
+Trials carry the user attributes muster:job, muster:reason, muster:pruned_at and muster:losses; the study carries muster:search.
 report and tell need no adopt: after a crash of this process, open once more and go on.
 """
 import contextlib
@@ -66,7 +67,7 @@ except ImportError as error:
         answer(missing(error))
     sys.exit(0)
 
-SEARCH, JOB, REASON, PRUNED_AT = "muster:search", "muster:job", "muster:reason", "muster:pruned_at"
+SEARCH, JOB, REASON, PRUNED_AT, LOSSES = "muster:search", "muster:job", "muster:reason", "muster:pruned_at", "muster:losses"
 
 
 class Refusal(Exception):
@@ -192,6 +193,19 @@ class Brain:
                     params[p.path] = p.draw(trial)
         return params
 
+    def begin(self, trials):
+        """As study.ask(), but a trial says from its first record on whose it is: one that is nobody's would be lost with this process."""
+        waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
+        if waiting:
+            self.storage.set_trial_user_attr(waiting._trial_id, JOB, self.job)
+        number = self.study._pop_waiting_trial_id()
+        if number is None:
+            number = self.storage.create_new_trial(self.study_id, optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={JOB: self.job}))
+        trial = Trial(self.study, number)
+        if trial.user_attrs.get(JOB) != self.job:  # in a database another job may have been quicker
+            trial.set_user_attr(JOB, self.job)
+        return trial
+
     def ask(self, limit=None):
         while True:
             with self.transaction():
@@ -201,8 +215,7 @@ class Brain:
                     return {"full": True, "why": f"all {limit} trials have been started"}
                 if self.grid and not waiting and self.grid.taken(trials) >= len(self.grid.points):
                     return {"full": True, "why": f"all {len(self.grid.points)} points of the grid have been taken"}
-                trial = self.study.ask()
-                trial.set_user_attr(JOB, self.job)
+                trial = self.begin(trials)
             try:
                 return {"number": trial.number, "params": self.draw(trial)}
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
@@ -210,12 +223,18 @@ class Brain:
                 if "fixed_params" not in self.find(trial.number).system_attrs:
                     raise  # the sampler's fault, not that of somebody who enqueued a trial
 
-    def adopt(self, number):
+    def adopt(self, number, lost=False):
         known = self.find(number, running=True)
         trial = Trial(self.study, known._trial_id)
+        losses, reported = known.user_attrs.get(LOSSES, [0, 0])
+        if reported < len(known.intermediate_values):
+            losses = 0
+        if lost:
+            losses += 1
+            trial.set_user_attr(LOSSES, [losses, len(known.intermediate_values)])
         if known.user_attrs.get(JOB) != self.job:
             trial.set_user_attr(JOB, self.job)
-        return {"number": number, "params": self.draw(trial), "reported": series(known), "prune": PRUNED_AT in known.user_attrs}
+        return {"number": number, "params": self.draw(trial), "reported": series(known), "prune": PRUNED_AT in known.user_attrs, "losses": losses}
 
     def report(self, number, step, value):
         with self.transaction():

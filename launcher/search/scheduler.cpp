@@ -1,15 +1,13 @@
 #include "launcher/search/scheduler.h"
 
-#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <ctime>
 
 #include "distributed/error.h"
-#include "distributed/watchdog.h"
+#include "launcher/work/duration.h"
 
 namespace muster::launcher {
 namespace {
@@ -20,17 +18,13 @@ using nlohmann::json;
 
 // So many failures before any success mean that the search itself is wrong, not some of its points.
 constexpr int64_t kHopeless = 10;
+// A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason (the system's own killer of processes that take too much memory).
+constexpr int64_t kMostLosses = 3;
+constexpr size_t kMostReasons = 20;  // shown on lines of their own
 
 std::string number_text(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
-}
-
-std::string duration_text(double seconds) {
-  char text[32];
-  const auto minutes = static_cast<int64_t>(seconds / 60 + 0.5);
-  std::snprintf(text, sizeof text, "%ldh%02ldm", minutes / 60, minutes % 60);
   return text;
 }
 
@@ -47,72 +41,55 @@ json with_job(json opening, const std::string& job) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SearchDirectory& directory, json opening, std::function<void(const std::string&)> line)
-    : directory_(directory), search_(directory.spec().search), line_(std::move(line)), job_(name_of_this_job()), claim_(directory.claim_job(job_)),
+Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLine& progress)
+    : directory_(directory), search_(directory.spec().search), progress_(progress), job_(name_of_this_job()), claim_(directory.claim_job(job_)),
       brain_(with_job(std::move(opening), job_)) {
   const auto& opened = brain_.opened();
-  if (const std::string text = opened.value("repaired", ""); !text.empty()) line_("the journal of the search was torn by a job that died: " + text);
-  for (const auto& note : opened.value("notes", json::array())) line_("note: " + note.get<std::string>());
-  adopt_orphans();
+  if (const std::string text = opened.value("repaired", ""); !text.empty()) progress_.note("the journal of the search was torn by a job that died: " + text);
+  for (const auto& note : opened.value("notes", json::array())) progress_.note("note: " + note.get<std::string>());
+  adopt_orphans(opened["running"]);
+  tidy();
 }
 
 Scheduler::~Scheduler() {
-  over_ = true;
-  if (thread_.joinable()) thread_.join();
-  for (auto& [name, lock] : taken_over_) {
-    lock.reset();
+  for (auto& [name, gone] : taken_over_) {
+    gone.lock.reset();
     directory_.forget_job(name);
   }
   claim_.reset();
   directory_.forget_job(job_);
 }
 
-void Scheduler::adopt_orphans() {
-  for (const auto& trial : brain_.opened()["running"]) {
-    const std::string job = trial.value("job", "");
-    if (job.empty()) continue;  // a user's own script has begun it
-    if (!taken_over_.count(job)) {
-      auto lock = directory_.take_over(job, line_);
-      if (!lock) continue;
-      taken_over_[job] = std::move(lock);
-    }
-    orphans_.push_back(trial["number"]);
+// running: Optuna's running trials.
+void Scheduler::adopt_orphans(const json& running) {
+  const auto is_gone = [&](const std::string& job, bool was_lost) {
+    if (taken_over_.count(job)) return true;
+    auto lock = job == job_ ? nullptr : directory_.take_over(job, [&](const std::string& text) { progress_.note(text); });
+    if (!lock) return false;
+    taken_over_[job] = {std::move(lock), was_lost};
+    return true;
+  };
+  for (const auto& job : directory_.jobs()) is_gone(job, true);
+  for (const auto& trial : running) {
+    const std::string job = trial.value("job", "");  // none: a user's own script has begun it
+    if (job.empty() || !is_gone(job, false)) continue;
+    orphans_.push_back({trial["number"], taken_over_[job].was_lost});
   }
-  if (!orphans_.empty()) line_("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") + " that an earlier job has left");
-  std::reverse(orphans_.begin(), orphans_.end());  // taken from the end, oldest first
+  if (!orphans_.empty()) progress_.note("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") + " that an earlier job has left");
+  std::reverse(orphans_.begin(), orphans_.end());
 }
 
-std::string Scheduler::listen(int ranks, bool loopback) {
-  line_to_groups_ = std::make_unique<distributed::Lifeline>(0, ranks);
-  const std::string address = line_to_groups_->listen(loopback);
-  if (!address.empty()) thread_ = std::thread([this] { serve(); });
-  return address;
-}
-
-void Scheduler::serve() {
-  while (!over_) {
-    std::vector<pollfd> waits;
-    line_to_groups_->add_to(waits);
-    ::poll(waits.data(), waits.size(), 100);
-    for (const auto& event : line_to_groups_->receive()) {
-      if (event.kind != distributed::Lifeline::Kind::kMessage) continue;
-      json answer;
-      try {
-        answer = ask(json::parse(event.payload));
-      } catch (const Error& error) {
-        const std::lock_guard guard(mutex_);
-        trouble_ = error.what();
-        trouble_code_ = error.code();
-        answer = {{"trouble", trouble_}, {"code", static_cast<int>(trouble_code_)}};
-      }
-      line_to_groups_->send(event.rank, distributed::Lifeline::Kind::kMessage, answer.dump());
-    }
+void Scheduler::tidy() {
+  const json trials = brain_.request({{"op", "trials"}}), standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights()}});
+  std::set<int64_t> best;
+  for (const auto& trial : standing["best"]) best.insert(trial["number"].get<int64_t>());
+  for (const auto& trial : trials["trials"]) {
+    const int64_t number = trial["number"];
+    if (trial["state"] != "RUNNING" && trial["state"] != "WAITING") directory_.tidy(number, best.count(number) > 0);
   }
 }
 
 json Scheduler::ask(const json& request) {
-  const std::lock_guard guard(mutex_);
-  if (!trouble_.empty()) throw Error(trouble_code_, trouble_);
   const std::string op = request["op"];
   if (op == "next") return next();
   if (op == "report") return report(request);
@@ -125,38 +102,50 @@ json Scheduler::ask(const json& request) {
 json Scheduler::next() {
   const json nothing_to_do = {{"do", active_.empty() ? "end" : "wait"}};
   if (stopping_) return nothing_to_do;
-  const double hours = search_.budget().hours();
-  if (hours > 0 && std::chrono::duration<double>(Clock::now() - started_).count() > hours * 3600) return nothing_to_do;
-  const bool resume = !orphans_.empty();
-  json trial;
-  if (resume) {
-    trial = brain_.request({{"op", "adopt"}, {"number", orphans_.back()}});
-    orphans_.pop_back();
-  } else {
-    std::vector<int64_t> known;
-    for (const auto& [number, since] : active_) known.push_back(number);
-    trial = brain_.ask(search_.budget().trials(), known);
-    if (trial.value("full", false)) return nothing_to_do;
+  if (const double hours = search_.budget().hours(); hours > 0 && seconds() > hours * 3600) {
+    ended_early_ = "the " + number_text(hours) + " hours of a job (budget.hours) are over; the same command goes on";
+    return nothing_to_do;
   }
-  active_[trial["number"]] = Clock::now();
+  json trial;
+  const bool resume = adopt(trial);
+  if (!resume) {
+    trial = brain_.ask(search_.budget().trials(), {active_.begin(), active_.end()});
+    if (trial.value("full", false)) {
+      ended_early_ = trial.value("why", "");
+      // Another job may have been lost since this one began.
+      if (active_.empty()) adopt_orphans(brain_.request({{"op", "counts"}, {"best", 0}})["running"]);
+      return orphans_.empty() ? nothing_to_do : json{{"do", "wait"}};
+    }
+  }
+  active_.insert(trial["number"].get<int64_t>());
   return {{"do", "train"}, {"number", trial["number"]}, {"values", trial["params"]}, {"resume", resume}};
 }
 
+// A trial that an earlier job has left.
+bool Scheduler::adopt(json& trial) {
+  while (!orphans_.empty()) {
+    const Orphan orphan = orphans_.back();
+    orphans_.pop_back();
+    trial = brain_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
+    if (trial.value("losses", int64_t{0}) < kMostLosses) return true;
+    tell({{"number", orphan.number}, {"state", "FAIL"}, {"value", nullptr},
+          {"reason", "the job was lost " + std::to_string(kMostLosses) + " times while it was trained, without a validation in between (killed for want of memory?)"}});
+    directory_.tidy(orphan.number, false);
+  }
+  return false;
+}
+
 json Scheduler::report(const json& request) {
+  if (!request.contains("step")) return {{"prune", false}, {"stop", stopping_}};
   const json answer = brain_.request({{"op", "report"}, {"number", request["number"]}, {"step", request["step"]}, {"value", request["value"]}});
   return {{"prune", answer.value("prune", false)}, {"stop", stopping_}};
 }
 
 json Scheduler::tell(const json& request) {
   const int64_t number = request["number"];
-  const json answer = brain_.request({{"op", "tell"}, {"number", number}, {"state", request["state"]}, {"value", request["value"]}, {"reason", request["reason"]}});
+  brain_.request({{"op", "tell"}, {"number", number}, {"state", request["state"]}, {"value", request["value"]}, {"reason", request["reason"]}});
   active_.erase(number);
   ++ended_;
-  const bool failed = request["state"] == "FAIL";
-  failed_in_a_row_ = failed ? failed_in_a_row_ + 1 : 0;
-  if (failed_in_a_row_ == ended_ && ended_ == kHopeless)
-    throw Error(ExitCode::kBadConfig, "the first " + std::to_string(kHopeless) + " trials have all failed, so the search was stopped; the last one: " + request["reason"].get<std::string>());
-
   // Which trials have the best weights now.
   const auto standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights() + 1}});
   json result = {{"keep_weights", false}, {"drop_weights", json::array()}};
@@ -168,44 +157,33 @@ json Scheduler::tell(const json& request) {
       result["drop_weights"].push_back(best["number"]);
     }
   }
+  show(request, standing);
   const auto& counts = standing["counts"];
-  std::string text = "trial " + std::to_string(number) + ": ";
-  if (failed) text += "failed: " + request["reason"].get<std::string>();
-  else text += (request["state"] == "PRUNED" ? "given up, " : "") + search_.objective().metric() + " " + (request["value"].is_number() ? number_text(request["value"]) : "none");
-  const int64_t done = counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>() + counts["FAIL"].get<int64_t>();
-  text += "  (" + std::to_string(done) + "/" + std::to_string(search_.budget().trials()) + " ended, " + std::to_string(counts["PRUNED"].get<int64_t>()) + " given up, " +
-          std::to_string(counts["FAIL"].get<int64_t>()) + " failed, " + std::to_string(active_.size()) + " running";
-  if (!standing["best"].empty()) text += "; best " + number_text(standing["best"][0]["value"]) + " of trial " + std::to_string(standing["best"][0]["number"].get<int64_t>());
-  const double per_trial = std::chrono::duration<double>(Clock::now() - started_).count() / static_cast<double>(ended_);
-  text += "; left " + duration_text(per_trial * static_cast<double>(std::max<int64_t>(0, search_.budget().trials() - done))) + ")";
-  line_(text);
+  if (request["state"] == "FAIL" && ended_ >= kHopeless && counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>() == 0)
+    throw Error(ExitCode::kBadConfig, "the first " + std::to_string(counts["FAIL"].get<int64_t>()) + " trials have all failed, so the search was stopped; the last one: " +
+                                          request["reason"].get<std::string>());
   return result;
 }
 
+// request: of a trial that has ended.
+void Scheduler::show(const json& request, const json& standing) {
+  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
+  const int64_t ended = count("COMPLETE") + count("PRUNED") + count("FAIL"), trials = search_.budget().trials();
+  const std::string name = "trial " + std::to_string(request["number"].get<int64_t>());
+  const bool failed = request["state"] == "FAIL";
+  if (const std::string reason = request["reason"]; failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second) progress_.note(name + " failed: " + reason);
+  std::string text = "[" + std::to_string(ended) + "/" + std::to_string(trials) + "] ";
+  if (!standing["best"].empty())
+    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (trial " + std::to_string(standing["best"][0]["number"].get<int64_t>()) + ")  ";
+  text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - ended))) + "  " + std::to_string(active_.size()) + " running, " +
+          std::to_string(count("FAIL")) + " failed, " + std::to_string(count("PRUNED")) + " given up; " + name + ": ";
+  if (failed) text += "failed";
+  else text += std::string(request["state"] == "PRUNED" ? "given up at " : "") + (request["value"].is_number() ? number_text(request["value"]) : "no value");
+  progress_.show(text);
+}
+
 json Scheduler::standing() {
-  const std::lock_guard guard(mutex_);
   return brain_.request({{"op", "counts"}, {"best", 1}});
-}
-
-RemoteScheduler::RemoteScheduler(int rank, int ranks, const std::string& address) : line_(rank, ranks) {
-  if (!line_.connect(address)) throw Error(ExitCode::kPeerFailed, "rank " + std::to_string(rank) + " cannot reach rank 0 by TCP to ask it for trials: is there a firewall between the hosts?");
-}
-
-json RemoteScheduler::ask(const json& request) {
-  line_.send(0, distributed::Lifeline::Kind::kMessage, request.dump());
-  while (true) {
-    std::vector<pollfd> waits;
-    line_.add_to(waits);
-    ::poll(waits.data(), waits.size(), 1000);
-    distributed::report_progress();
-    for (const auto& event : line_.receive()) {
-      if (event.kind == distributed::Lifeline::Kind::kEnd) throw Error(ExitCode::kPeerFailed, "rank 0, which hands out the trials, is gone");
-      if (event.kind != distributed::Lifeline::Kind::kMessage) continue;
-      json answer = json::parse(event.payload);
-      if (answer.contains("trouble")) throw Error(static_cast<ExitCode>(answer["code"].get<int>()), answer["trouble"].get<std::string>());
-      return answer;
-    }
-  }
 }
 
 }  // namespace muster::launcher

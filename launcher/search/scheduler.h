@@ -1,91 +1,74 @@
 #pragma once
 
-#include <atomic>
 #include <chrono>
-#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "distributed/communicator.h"
-#include "distributed/lifeline.h"
 #include "launcher/search/brain.h"
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
+#include "launcher/work/progress_line.h"
+#include "launcher/work/work_source.h"
 
 namespace muster::launcher {
 
-// Where a group's first rank gets its work from and tells how it went. Requests and answers:
-//   {"op": "next"}                                    -> {"do": "train", "number", "values", "resume"}, {"do": "wait"} (ask again), {"do": "end"}
-//   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}
-//   {"op": "tell", "number", "state", "value", "reason", "seconds"} -> {"keep_weights": bool, "drop_weights": [numbers]}
+// Hands out trials to the groups, on rank 0, and alone speaks with Optuna. Besides what every source knows:
+//   "next"'s {"do": "train"} has "number", "values" and "resume"
+//   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}    without a step: only asks whether to stop
+//   {"op": "tell", "number", "state", "value", "reason"} -> {"keep_weights": bool, "drop_weights": [numbers]}
 //   {"op": "leave", "number"}                         -> {}    the group has not finished it: asked to stop, or another job works on it
-//   {"op": "stopping"}                                -> {}    the job was asked to stop: no group begins another trial
-class WorkSource {
- public:
-  virtual ~WorkSource() = default;
-  // Throws an Error that ends the job.
-  virtual nlohmann::json ask(const nlohmann::json& request) = 0;
-};
-
-// Rank 0's: hands out trials to the groups, and alone speaks with Optuna. A thread of it answers the groups of other ranks, so nobody waits for another's trial.
 class Scheduler final : public WorkSource {
  public:
-  // opening: the request that opens the study, without this job's name. line: gets what a person should see. Goes on with the trials that jobs which are gone have left running.
-  Scheduler(const SearchDirectory& directory, nlohmann::json opening, std::function<void(const std::string&)> line);
+  // opening: the request that opens the study, without this job's name. progress: gets what a person should see, and must outlive this. Goes on with the trials that jobs which
+  // are gone have left running, and finishes what they have left of files.
+  Scheduler(const SearchDirectory& directory, nlohmann::json opening, ProgressLine& progress);
   ~Scheduler() override;
-
-  // Answers the first ranks of other groups that connect by what this returns, until the destructor.
-  std::string listen(int ranks, bool loopback);
 
   nlohmann::json ask(const nlohmann::json& request) override;
 
   // How the search stands: Optuna's counts and best trial.
   nlohmann::json standing();
+  // Why there is no more to do although the budget has trials left; empty where there is no such reason.
+  const std::string& ended_early() const { return ended_early_; }
+  // Takes away from all trials that have ended what is not to be kept.
+  void tidy();
 
  private:
   using Clock = std::chrono::steady_clock;
   nlohmann::json next();
   nlohmann::json report(const nlohmann::json& request);
   nlohmann::json tell(const nlohmann::json& request);
-  void serve();
-
-  void adopt_orphans();
+  void adopt_orphans(const nlohmann::json& running);
+  bool adopt(nlohmann::json& trial);
+  void show(const nlohmann::json& request, const nlohmann::json& standing);
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 
   const SearchDirectory& directory_;
   const Search& search_;
-  std::function<void(const std::string&)> line_;
-  std::mutex mutex_;  // of all below but what the thread alone uses
+  ProgressLine& progress_;
   std::string job_;  // this one's name
   std::unique_ptr<training::RunLock> claim_;
   Brain brain_;
-  std::map<std::string, std::unique_ptr<training::RunLock>> taken_over_;  // jobs that are gone
-  std::vector<int64_t> orphans_;                                           // trials that they left running
-  std::map<int64_t, Clock::time_point> active_;  // trials that groups of this job train
+  struct Gone {
+    std::unique_ptr<training::RunLock> lock;
+    bool was_lost;  // it did not end in good order
+  };
+  std::map<std::string, Gone> taken_over_;  // jobs that are gone
+  struct Orphan {
+    int64_t number;
+    bool was_lost;
+  };
+  std::vector<Orphan> orphans_;  // trials that they left running, the next one last
+  std::set<int64_t> active_;     // trials that groups of this job train
+  std::set<std::string> reasons_shown_;
+  std::string ended_early_;
   bool stopping_ = false;
-  int64_t ended_ = 0, failed_in_a_row_ = 0;
+  int64_t ended_ = 0;
   Clock::time_point started_ = Clock::now();
-
-  std::unique_ptr<distributed::Lifeline> line_to_groups_;
-  std::thread thread_;
-  std::atomic<bool> over_{false};
-  std::string trouble_;  // an error that the thread met: the next ask() of rank 0 throws it
-  distributed::ExitCode trouble_code_ = distributed::ExitCode::kInternal;
-};
-
-// Another group's first rank: asks rank 0.
-class RemoteScheduler final : public WorkSource {
- public:
-  // address: what Scheduler::listen() returned. Throws Error(kPeerFailed) when rank 0 cannot be reached.
-  RemoteScheduler(int rank, int ranks, const std::string& address);
-  nlohmann::json ask(const nlohmann::json& request) override;
-
- private:
-  distributed::Lifeline line_;
 };
 
 }  // namespace muster::launcher

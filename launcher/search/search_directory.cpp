@@ -12,6 +12,7 @@
 #include "core/config/resolved_text.h"
 #include "core/config/text_file.h"
 #include "distributed/error.h"
+#include "launcher/work/tidy_run.h"
 
 namespace muster::launcher {
 namespace {
@@ -42,6 +43,7 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
   const fs::path whole = fs::absolute(path).lexically_normal();
   const fs::path building = whole.parent_path() / ("." + whole.filename().string() + ".new-" + std::to_string(::getpid()));
   fs::create_directories(building / "trials", error);
+  if (!error) fs::create_directories(building / "logs", error);
   if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
   checkpoints::write_file_atomically((building / "base.txtpb").string(), config::resolved_text(spec.base));
   checkpoints::write_file_atomically((building / "search.txtpb").string(), resolved_text(spec.search));
@@ -73,7 +75,7 @@ void SearchDirectory::join(const SearchSpec& spec) {
 SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
   if (!fs::is_regular_file(file("search.txtpb")) || !fs::is_regular_file(file("base.txtpb")))
     throw Error(ExitCode::kUsage, path + " is not the directory of a search: it has no search.txtpb and base.txtpb. `muster search run SPEC` makes one");
-  spec_.search = parse_search(config::read_text_file(file("search.txtpb")), file("search.txtpb"));
+  spec_.search = parse_search(file("search.txtpb"));
   spec_.base = config::parse_resolved(config::read_text_file(file("base.txtpb")), file("base.txtpb"));
 }
 
@@ -99,6 +101,13 @@ std::unique_ptr<training::RunLock> SearchDirectory::take_over(const std::string&
   }
 }
 
+std::vector<std::string> SearchDirectory::jobs() const {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(file("jobs"), ignored)) names.push_back(entry.path().filename().string());
+  return names;
+}
+
 void SearchDirectory::forget_job(const std::string& name) const {
   std::error_code ignored;
   fs::remove_all(file("jobs/" + name), ignored);
@@ -113,18 +122,10 @@ std::string SearchDirectory::trial(int64_t number) const {
 void SearchDirectory::tidy(int64_t number, bool keep_weights) const {
   const std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "result.json"};
   std::error_code ignored;
-  const auto tidy_run = [&](const fs::path& run) {
-    for (const auto& entry : fs::directory_iterator(run, ignored)) {
-      const std::string name = entry.path().filename().string();
-      if (kept.count(name)) continue;
-      if (name == "weights" && keep_weights) fs::remove(entry.path() / "last.safetensors", ignored);
-      else fs::remove_all(entry.path(), ignored);
-    }
-  };
   // A trial that is trained several times has a run for each.
   for (const auto& entry : fs::directory_iterator(trial(number), ignored))
-    if (entry.path().filename().string().rfind("repeat-", 0) == 0) tidy_run(entry.path());
-  if (fs::exists(trial(number) + "/config.txtpb", ignored)) tidy_run(trial(number));
+    if (entry.path().filename().string().rfind("repeat-", 0) == 0) tidy_run(entry.path(), kept, keep_weights);
+  if (fs::exists(trial(number) + "/config.txtpb", ignored)) tidy_run(trial(number), kept, keep_weights);
 }
 
 }  // namespace muster::launcher

@@ -32,6 +32,8 @@ class SearchDirectory {
   std::unique_ptr<training::RunLock> claim_job(const std::string& name) const;
   // The same folder of a job that is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings.
   std::unique_ptr<training::RunLock> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
+  // All that have made one: those at work, and those that were lost.
+  std::vector<std::string> jobs() const;
   // This job has ended and left nothing to take over.
   void forget_job(const std::string& name) const;
 

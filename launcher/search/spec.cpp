@@ -1,7 +1,5 @@
 #include "launcher/search/spec.h"
 
-#include <google/protobuf/text_format.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -10,19 +8,14 @@
 
 #include "core/config/check.h"
 #include "core/config/fields.h"
-#include "core/config/outline.h"
-#include "core/config/problems.h"
-#include "core/config/reader.h"
 #include "core/config/suggest.h"
-#include "core/config/text_file.h"
 #include "core/metrics/metrics.h"
-#include "distributed/error.h"
+#include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
 using nlohmann::json;
 
 // What a trial cannot choose: who it is, how its process computes, or what is compared.
@@ -35,72 +28,27 @@ std::string text_of(const json& value) {
 
 class SpecReader {
  public:
-  explicit SpecReader(const std::string& path) : path_(path), problems_(path) {}
+  explicit SpecReader(const std::string& path) : path_(path), file_(path, search_) {}
 
   SearchSpec read() {
-    const std::string text = config::read_text_file(path_);
-    config::require_proto_message(text, path_, "muster.launcher.Search");
-    const auto statements = config::outline(text, [&](int line, const std::string& message) { problems_.at_line(line, message); });
-    config::StatementReader(parsed_, problems_, [&](int line) { return path_ + ":" + std::to_string(line); }).read(statements, search_, "");
-    check_base();
+    file_.resolve_paths(*search_.mutable_set());
+    file_.read_base(*search_.mutable_base(), {search_.set().begin(), search_.set().end()});
+    for (const auto& text : search_.set()) set_.insert(path_of_override(text));
+    if (file_.base_is_good() && refusal({search_.set().begin(), search_.set().end()}).empty()) base_ = file_.varied({search_.set().begin(), search_.set().end()});
     check_parameters();
     check_numbers();
-    problems_.throw_if_any();
+    file_.throw_if_any();
     set_defaults();
     // All of it together once more, for what the parts do not show.
-    base_ = config::load_experiment(base_path_, fixed_overrides()).experiment;
-    return {search_, base_};
+    return {search_, file_.varied(fixed_overrides())};
   }
 
  private:
-  std::string place(const std::string& field) const {
-    for (std::string path = field; !path.empty(); path = path.substr(0, path.rfind('.') == std::string::npos ? 0 : path.rfind('.')))
-      if (const auto found = parsed_.origins.find(path); found != parsed_.origins.end()) return found->second;
-    return path_ + ":1";
-  }
-  void problem(const std::string& field, const std::string& message) { problems_.at(place(field), message); }
-
-  // The experiment with these overrides, or what is wrong with it in one line.
-  std::string refusal(const std::vector<std::string>& overrides) const {
-    try {
-      config::load_experiment(base_path_, overrides);
-      return "";
-    } catch (const Error& error) {
-      // "PATH: N problems:\n  --set a=b: what is wrong\n ...": the first is enough, the rest follows from it.
-      const std::string text = error.what();
-      const auto line = text.find('\n');
-      std::string first = line == std::string::npos ? text : text.substr(line + 1, text.find('\n', line + 1) - line - 1);
-      first.erase(0, first.find_first_not_of(' '));
-      if (const std::string own = "--set " + overrides.back() + ": "; first.rfind(own, 0) == 0) first.erase(0, own.size());
-      return first;
-    }
-  }
-
-  void check_base() {
-    if (search_.base().empty()) {
-      problem("base", "base is missing: the experiment file that every trial varies, e.g. base: \"../quickstart.txtpb\"");
-      return;
-    }
-    base_path_ = fs::absolute(fs::path(path_).parent_path() / search_.base()).lexically_normal().string();
-    search_.set_base(base_path_);
-    std::vector<std::string> overrides;
-    try {
-      base_ = config::load_experiment(base_path_, {}).experiment;
-      base_is_good_ = true;
-    } catch (const Error& error) {
-      problem("base", error.what());
-      return;
-    }
-    for (int i = 0; i < search_.set_size(); ++i) {
-      const std::string why = refusal({search_.set(i)});
-      const std::string path = search_.set(i).substr(0, search_.set(i).find('='));
-      if (!why.empty()) problem("set[" + std::to_string(i) + "]", why);
-      set_.insert(path);
-    }
-  }
+  void problem(const std::string& field, const std::string& message) { file_.problem(field, message); }
+  std::string refusal(const std::vector<std::string>& overrides) const { return file_.refusal(overrides); }
 
   void check_parameters() {
-    if (search_.parameters_size() == 0 && parsed_.complete) problem("parameters", "there are no parameters to search over");
+    if (search_.parameters_size() == 0 && file_.is_whole()) problem("parameters", "there are no parameters to search over");
     std::set<std::string> seen;
     for (int i = 0; i < search_.parameters_size(); ++i) {
       const Parameter& parameter = search_.parameters(i);
@@ -122,7 +70,9 @@ class SpecReader {
       if (parameter.has_real()) check_range(parameter.real(), at + ".real", name, 0.0);
       if (parameter.has_integer()) check_range(parameter.integer(), at + ".integer", name, int64_t{1});
       check_condition(i, at);
-      if (base_is_good_) check_values(parameter, at);
+      if (name == "data.path")  // as `base` is: by the spec's folder
+        for (auto& value : *search_.mutable_parameters(i)->mutable_categorical()->mutable_values()) value = fs::absolute(fs::path(path_).parent_path() / value).lexically_normal().string();
+      if (file_.base_is_good()) check_values(parameter, at);
     }
   }
 
@@ -174,14 +124,14 @@ class SpecReader {
 
   void check_numbers() {
     if (search_.has_budget() && search_.budget().has_trials() && search_.budget().trials() == 0) problem("budget.trials", "budget.trials must be at least 1");
-    if (!search_.budget().has_trials() && parsed_.complete) problem("budget", "budget.trials is missing: how many trials there are to be in all");
+    if (!search_.budget().has_trials() && file_.is_whole()) problem("budget", "budget.trials is missing: how many trials there are to be in all");
     if (search_.budget().has_epochs() && search_.budget().epochs() == 0) problem("budget.epochs", "budget.epochs must be at least 1");
     for (const auto& [field, value] : {std::pair{"budget.hours", search_.budget().hours()}, {"budget.trial_minutes", search_.budget().trial_minutes()}})
       if (!(value >= 0) || std::isinf(value)) problem(field, std::string(field) + " must be 0 (no limit) or more");
     if (search_.has_ranks_per_trial() && search_.ranks_per_trial() == 0) problem("ranks_per_trial", "ranks_per_trial must be at least 1");
     if (search_.repeats().seeds() > 1 && search_.repeats().folds() > 0) problem("repeats", "repeats: seeds and folds exclude each other; a study has both");
     if (search_.has_pruner() && search_.pruner().has_reduction() && search_.pruner().reduction() < 2) problem("pruner.reduction", "pruner.reduction must be at least 2");
-    if (base_is_good_ && search_.repeats().folds() > 0) {
+    if (file_.base_is_good() && search_.repeats().folds() > 0) {
       const auto& split = base_.data().split();
       if (split.kind() == config::Split::FIXED) problem("repeats.folds", "repeats.folds needs a base experiment with folds (data.split.kind)");
       if (split.kind() == config::Split::K_FOLD && search_.repeats().folds() > split.folds())
@@ -193,10 +143,10 @@ class SpecReader {
 
   void check_objective() {
     metric_ = search_.objective().metric();
-    if (metric_.empty() && base_is_good_) metric_ = base_.evaluation().select_by();
-    if (metric_.empty() && base_is_good_ && base_.has_foal_net()) metric_ = "WA";
+    if (metric_.empty() && file_.base_is_good()) metric_ = base_.evaluation().select_by();
+    if (metric_.empty() && file_.base_is_good() && base_.has_foal_net()) metric_ = "WA";
     if (metric_.empty()) {
-      if (base_is_good_) problem("objective", "objective.metric is missing, e.g. objective { metric: \"MAE\" }; the base experiment names none (evaluation.select_by)");
+      if (file_.base_is_good()) problem("objective", "objective.metric is missing, e.g. objective { metric: \"MAE\" }; the base experiment names none (evaluation.select_by)");
       return;
     }
     auto names = config::regression_metrics();
@@ -207,7 +157,7 @@ class SpecReader {
       problem("objective.metric", "\"" + metric_ + "\" is no metric of the validation split; there are " + config::either(names) +
                                       (test ? ". A search never looks at the test split: a model chosen by it cannot be judged by it" : ""));
       metric_.clear();
-    } else if (const std::string why = base_is_good_ ? refusal({"evaluation.select_by=" + metric_}) : ""; !why.empty()) {
+    } else if (const std::string why = file_.base_is_good() ? refusal({"evaluation.select_by=" + metric_}) : ""; !why.empty()) {
       problem("objective.metric", why);
     }
   }
@@ -257,12 +207,10 @@ class SpecReader {
   }
 
   const std::string path_;
-  config::Problems problems_;
-  config::Parsed parsed_;  // where each field of the spec stands
   Search search_;
-  std::string base_path_, metric_;
-  config::Experiment base_;
-  bool base_is_good_ = false;
+  SpecFile file_;
+  config::Experiment base_;  // with `set`
+  std::string metric_;
   std::set<std::string> set_;  // paths in `set`
 };
 
@@ -272,24 +220,13 @@ json range_of(double low, double high, bool log, json step) { return {{"low", lo
 
 SearchSpec load_search(const std::string& path) { return SpecReader(path).read(); }
 
-Search parse_search(const std::string& text, const std::string& path) {
-  config::require_proto_message(text, path, "muster.launcher.Search");
-  config::Problems problems(path);
-  config::Parsed parsed;  // for its bookkeeping
+Search parse_search(const std::string& path) {
   Search search;
-  const auto statements = config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
-  config::StatementReader(parsed, problems, [&](int line) { return path + ":" + std::to_string(line); }).read(statements, search, "");
-  problems.throw_if_any();
+  SpecFile(path, search).throw_if_any();
   return search;
 }
 
-std::string resolved_text(const Search& search) {
-  google::protobuf::TextFormat::Printer printer;
-  printer.SetUseUtf8StringEscaping(true);
-  std::string body;
-  printer.PrintToString(search, &body);
-  return "# proto-file: launcher/search/search.proto\n# proto-message: muster.launcher.Search\n" + body;
-}
+std::string resolved_text(const Search& search) { return spec_text(search, "launcher/search/search.proto"); }
 
 std::vector<std::string> overrides_of(const json& values) {
   std::vector<std::string> overrides;

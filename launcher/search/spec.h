@@ -20,7 +20,7 @@ struct SearchSpec {
 SearchSpec load_search(const std::string& path);
 
 // Reads a search directory's search.txtpb back. Throws likewise.
-Search parse_search(const std::string& text, const std::string& path);
+Search parse_search(const std::string& path);
 
 // The search in text format, as its directory keeps it; equal searches give equal bytes.
 std::string resolved_text(const Search& search);

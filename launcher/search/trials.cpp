@@ -1,108 +1,69 @@
 #include "launcher/search/trials.h"
 
-#include <unistd.h>
-
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
-#include <new>
 
 #include "core/config/load.h"
 #include "core/training/stop.h"
-#include "distributed/error.h"
-#include "distributed/watchdog.h"
 
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 // Thrown on every rank of a group when Optuna gives the trial up.
 struct Pruned {};
 
-enum class End { kTold, kLeft, kStopped };
-
-class Group {
+class Trials {
  public:
-  Group(const SearchDirectory& directory, WorkSource* source, training::TrialTrainer& trainer, distributed::Communicator& group, const std::string& command_line)
-      : directory_(directory), search_(directory.spec().search), source_(source), trainer_(trainer), group_(group), command_line_(command_line) {}
-
-  bool run() {
-    while (true) {
-      const json task = ask({{"op", "next"}});
-      if (task["do"] == "end") return training::stop_signal() != 0 || stopped_;
-      if (task["do"] == "wait") {
-        ::usleep(200000);
-        distributed::report_progress();
-        continue;
-      }
-      train(task["number"], task["values"]);
-    }
-  }
-
- private:
-  // Asks on the first rank; every rank gets the answer, or the error.
-  json ask(const json& request) {
-    json answer;
-    distributed::together(group_, [&] {
-      if (source_) answer = source_->ask(request);
-    });
-    return json::parse(group_.all_gather_bytes(source_ ? answer.dump() : "")[0]);
-  }
+  Trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line)
+      : directory_(directory), search_(directory.spec().search), trainer_(trainer), group_(group), command_line_(command_line) {}
 
   void train(int64_t number, const json& values) {
-    const auto begun = std::chrono::steady_clock::now();
+    begun_ = std::chrono::steady_clock::now();
+    double value = std::nan("");
+    bool pruned = false;
+    const auto work = [&] {
+      try {
+        value = train_repeats(number, values);
+      } catch (const Pruned&) {
+        pruned = true;
+      }
+    };
+    const Ending ending = group_.attempt(work, "it took longer than budget.trial_minutes (" + json(search_.budget().trial_minutes()).dump() + ")");
+    if (ending.kind == Ending::kStopped || ending.kind == Ending::kElsewhere) {
+      group_.ask({{"op", "leave"}, {"number", number}});
+      return;
+    }
     json told = {{"op", "tell"}, {"number", number}, {"state", "COMPLETE"}, {"value", nullptr}, {"reason", ""}};
     const auto fails = [&](const std::string& reason) {
       told["state"] = "FAIL";
       told["reason"] = reason;
     };
-    try {
-      const double value = train_repeats(number, values);
-      if (std::isfinite(value)) told["value"] = value;
-      else fails(search_.objective().metric() + " is not a finite number");
-    } catch (const Pruned&) {
+    if (ending.kind == Ending::kFailed) {
+      fails(ending.reason);
+    } else if (pruned) {
       told["state"] = "PRUNED";
-      told["value"] = std::isfinite(last_value_) ? json(last_value_) : json();
-    } catch (const Error& error) {
-      switch (error.code()) {
-        case ExitCode::kRequeue:
-          if (training::stop_signal() != 0) {
-            stopped_ = true;
-            ask({{"op", "stopping"}});
-            ask({{"op", "leave"}, {"number", number}});
-            return;
-          }
-          fails("it took longer than budget.trial_minutes");
-          break;
-        case ExitCode::kUsage:  // another job has its directory
-          ask({{"op", "leave"}, {"number", number}});
-          return;
-        case ExitCode::kIo:
-        case ExitCode::kPeerFailed: throw;
-        default:
-          if (group_.size() > 1 && !dynamic_cast<const distributed::SharedError*>(&error)) throw;
-          fails(error.what());
-      }
-    } catch (const std::exception& error) {
-      if (group_.size() > 1) throw;  // the group's other ranks know nothing of it
-      fails(dynamic_cast<const std::bad_alloc*>(&error) ? "out of memory" : first_line(error.what()));
+      if (std::isfinite(last_value_)) told["value"] = last_value_;
+    } else if (std::isfinite(value)) {
+      told["value"] = value;
+    } else {
+      fails(search_.objective().metric() + " is not a finite number");
     }
-    told["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-    const json answer = ask(told);
-    if (!source_) return;
+    const json answer = group_.ask(told);
+    if (!group_.leads()) return;
     directory_.tidy(number, answer["keep_weights"]);
     for (const auto& other : answer["drop_weights"]) directory_.tidy(other, false);
   }
 
-  static std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-  // Mean over the repeats of the objective of the best weights.
+ private:
+  // Mean over the repeats of the objective of the best weights. Optuna is told of each validation of the first repeat, and at the end of each further one of the mean
+  // so far, by the epochs trained until then: at any step it compares trials that have been trained equally often, and never what a repeat is worth half way.
   double train_repeats(int64_t number, const json& values) {
     const bool by_fold = search_.repeats().folds() > 0;
     const uint32_t count = by_fold ? search_.repeats().folds() : search_.repeats().seeds();
@@ -111,7 +72,7 @@ class Group {
     for (uint32_t repeat = 0; repeat < count; ++repeat) {
       config::LoadedExperiment loaded;
       const std::string run = directory_.trial(number) + (count > 1 ? "/repeat-" + std::to_string(repeat) : "");
-      distributed::together(group_, [&] {
+      distributed::together(group_.ranks(), [&] {
         auto overrides = overrides_of(values);
         overrides.push_back("name=" + search_.name() + "-" + fs::path(directory_.trial(number)).filename().string());
         const auto& base = directory_.spec().base;
@@ -122,11 +83,14 @@ class Group {
       training::TrainOptions options;
       options.run_directory = run;
       options.begin = training::Begin::kAuto;
-      options.time_limit = search_.budget().trial_minutes() * 60;
       options.command_line = command_line_;
-      trainer_.train(loaded, options, [&](const json& row) { validated(number, repeat, sum, row); });
-      const json value = json::parse(group_.all_gather_bytes(group_.rank() == 0 ? result_of(run).dump() : "")[0]);
+      const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+      if (const double minutes = search_.budget().trial_minutes(); minutes > 0) options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
+      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
+      const json value = json::parse(group_.ranks().all_gather_bytes(group_.leads() ? result_of(run).dump() : "")[0]);
       sum += value.is_number() ? value.get<double>() : std::nan("");
+      if (!std::isfinite(sum)) return sum;
+      if (repeat > 0) report(number, (repeat + 1) * static_cast<int64_t>(search_.budget().epochs()), sum / (repeat + 1));
     }
     return sum / count;
   }
@@ -137,31 +101,40 @@ class Group {
     return result.is_object() ? result["best"]["value"] : json();
   }
 
-  // Tells Optuna, and ends the trial if it says so. `sum`: of the repeats before.
-  void validated(int64_t number, uint32_t repeat, double sum, const json& row) {
+  void validated(int64_t number, uint32_t repeat, const json& row) {
     const std::string& metric = search_.objective().metric();
     const json& value = metric == "loss" ? row["loss"] : row["metrics"][metric];
-    last_value_ = value.is_number() ? (sum + value.get<double>()) / (repeat + 1) : std::nan("");
-    const int64_t step = static_cast<int64_t>(repeat) * search_.budget().epochs() + row["epoch"].get<int64_t>();
-    const json answer = ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(last_value_) ? json(last_value_) : json()}});
+    if (repeat == 0) report(number, row["epoch"], value.is_number() ? value.get<double>() : std::nan(""));
+    else heed(group_.ask({{"op", "report"}}));
+  }
+
+  // Tells Optuna, and ends the trial if it says so.
+  void report(int64_t number, int64_t step, double value) {
+    last_value_ = value;
+    const json answer = group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
     if (answer["prune"]) throw Pruned{};
-    if (answer["stop"] && source_ && training::stop_signal() == 0) std::raise(SIGUSR2);  // as if this rank had been asked: the run saves and stops
+    heed(answer);
+  }
+
+  // As if this rank had been asked to stop, when another one has: the run saves and stops.
+  void heed(const json& answer) {
+    if (answer["stop"] && group_.leads() && training::stop_signal() == 0) std::raise(SIGUSR2);
   }
 
   const SearchDirectory& directory_;
   const Search& search_;
-  WorkSource* source_;
   training::TrialTrainer& trainer_;
-  distributed::Communicator& group_;
+  WorkGroup& group_;
   const std::string& command_line_;
+  std::chrono::steady_clock::time_point begun_;  // of the trial, in this job
   double last_value_ = 0;
-  bool stopped_ = false;
 };
 
 }  // namespace
 
-bool run_trials(const SearchDirectory& directory, WorkSource* source, training::TrialTrainer& trainer, distributed::Communicator& group, const std::string& command_line) {
-  return Group(directory, source, trainer, group, command_line).run();
+bool run_trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line) {
+  Trials trials(directory, group, trainer, command_line);
+  return group.run([&](const json& task) { trials.train(task["number"], task["values"]); });
 }
 
 }  // namespace muster::launcher

@@ -12,7 +12,7 @@
 #include "launcher/launch/restarts.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/submission.h"
-#include "launcher/slurm/tool.h"
+#include "launcher/work/tool.h"
 
 namespace muster::launcher {
 namespace {

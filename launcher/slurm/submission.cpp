@@ -26,7 +26,7 @@
 #include "launcher/slurm/batch_script.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/site.h"
-#include "launcher/slurm/tool.h"
+#include "launcher/work/tool.h"
 
 namespace muster::launcher {
 namespace {

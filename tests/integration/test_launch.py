@@ -76,7 +76,7 @@ def test_exit_codes_pass_through(config, tmp_path):
 
 def test_only_what_ranks_can_share(config):
     for words in (["config", config], ["launch", "train", config], []):
-        assert "Give train, resume, evaluate or predict" in mp.muster("launch", "-n", 1, *words, code=2).stderr
+        assert "Give train, resume, evaluate, predict, search run or study" in mp.muster("launch", "-n", 1, *words, code=2).stderr
 
 
 def test_options_that_make_no_sense(config):

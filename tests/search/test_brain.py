@@ -61,7 +61,7 @@ def test_protocol(fresh, folder):
     assert [row["number"] for row in running] == [0, 1, 2, 3] and running[0]["values"] == [[1, 0.75]] and running[0]["last_step"] == 1
     assert all(row["job"] == "1" and row["complete_params"] and 0 <= row["seconds_since_start"] < 60 for row in running)
     assert running[2]["params"] == asked[2]["params"]
-    assert brain("adopt", number=0) == {"ok": True, "number": 0, "params": asked[0]["params"], "reported": [[1, 0.75]], "prune": False}
+    assert brain("adopt", number=0) == {"ok": True, "number": 0, "params": asked[0]["params"], "reported": [[1, 0.75]], "prune": False, "losses": 0}
 
     assert brain("tell", number=0, state="COMPLETE", value=0.5, attrs={"fingerprint": "ab", "epochs": 3}) == {"ok": True, "state": "COMPLETE", "already": False}
     assert brain("tell", number=0, state="COMPLETE", value=0.5)["already"] is True
@@ -357,3 +357,30 @@ def test_tpe_beats_random(brain, folder):
         wins += best < study.best_value
     print(wins)
     assert wins >= 8
+
+
+def test_a_trial_is_never_nobodys(fresh, folder):
+    """Killed after any record: what runs says whose it is, so that another job can go on with it."""
+    path = folder / "journal.log"
+    fresh("open", **search(path, space=SPACE))
+    fresh("ask")
+    study = optuna.load_study(study_name="mosi", storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))))
+    study.enqueue_trial({"training.batch_size": 16})
+    assert fresh("ask")["params"]["training.batch_size"] == 16
+    fresh("ask")
+    lines = path.read_text().splitlines(keepends=True)
+    running = 0
+    for end in range(2, len(lines) + 1):
+        (folder / "cut.log").write_text("".join(lines[:end]))
+        for trial in read(folder / "cut.log"):
+            running += trial.state.name == "RUNNING"
+            assert trial.state.name == "WAITING" or trial.user_attrs["muster:job"] == "1"
+    assert running > 10
+
+
+def test_losses_are_counted_until_something_is_reported(fresh, folder):
+    fresh("open", **search(folder / "journal.log"))
+    fresh("ask")
+    assert [fresh("adopt", number=0, lost=lost)["losses"] for lost in (True, False, True)] == [1, 1, 2]
+    fresh("report", number=0, step=1, value=1)
+    assert [fresh("adopt", number=0, lost=lost)["losses"] for lost in (False, True, True)] == [0, 1, 2]

@@ -1,69 +1,16 @@
 """`muster search`: what its journal says, read by Optuna itself, and that every trial is the run that a user would get."""
 import json
 import os
-import random
+import pty
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages.journal import JournalFileBackend
+import searching as s
 from optuna.trial import TrialState
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
-import muster_program as mp  # noqa: E402
-
-BASE = mp.SMALL_FOAL_NET + mp.CLASSIFICATION + "training { epochs: 3 batch_size: 16 }\n"
-SPEC = """
-base: "base.txtpb"
-parameters { path: "optimizer.learning_rate" real { low: 1e-4 high: 1e-1 log: true } }
-parameters { path: "training.batch_size" integer { low: 8 high: 32 step: 8 } }
-parameters { path: "foal_net.temperature_mode" categorical { values: ["EXP_SCALE", "FIXED_TEMPERATURE"] } }
-parameters {
-  path: "foal_net.fixed_temperature" real { low: 0.05 high: 0.5 }
-  when { path: "foal_net.temperature_mode" values: ["FIXED_TEMPERATURE"] }
-}
-objective { metric: "loss" }
-"""
-BUDGET = "budget { trials: %d epochs: %d }\n"
-
-
-def write_search(folder, trials=8, epochs=2, more="", base=BASE, spec=SPEC):
-    mp.write_config(folder / "base.txtpb", base)
-    path = folder / "small.txtpb"
-    path.write_text("# proto-message: muster.launcher.Search\n" + spec + BUDGET % (trials, epochs) + more)
-    return path
-
-
-def command(spec, directory, ranks=1):
-    words = [mp.built("muster"), "search", "run", str(spec), "--search-dir", str(directory)]
-    return words if ranks == 1 else ["mpirun", "--oversubscribe", "-n", str(ranks), *words]
-
-
-def search(spec, directory, ranks=1, code=0):
-    result = mp.execute(command(spec, directory, ranks), None, {})
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
-
-
-def study(directory, name="small"):
-    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(JournalFileBackend(str(directory / "journal.log"))))
-
-
-def run_of(directory, number):
-    return directory / "trials" / f"{number:06d}"
-
-
-def fingerprint(path):
-    return mp.muster("checkpoints", "fingerprint", path).stdout.split()[0]
-
-
-def result_of(directory, number):
-    return mp.read_json(run_of(directory, number) / "result.json")
+from searching import BASE, SPEC, command, fingerprint, mp, result_of, run_of, search, study, write_search
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -106,46 +53,6 @@ def test_a_trial_does_not_depend_on_where_it_ran(tmp_path):
     assert prints[0] == prints[1]
 
 
-def test_kills_lose_and_repeat_nothing(tmp_path):
-    """The whole job, one rank, or Optuna's process, at random moments."""
-    directory = tmp_path / "search"
-    spec = write_search(tmp_path, trials=24, epochs=2)
-    chance = random.Random(5)
-    for victim in ["job", "rank", "python", "job", "rank", "python"]:
-        process = subprocess.Popen(command(spec, directory, 2), env=mp.environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        time.sleep(1.5 + 3 * chance.random())
-        children = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines()
-        ranks = [int(line.split()[0]) for line in children if "search run" in line and not line.split(None, 1)[1].startswith("mpirun")]
-        pythons = [int(line.split()[0]) for line in children if " -u -c " in line]
-        if victim == "job":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            for pid in (ranks[-1:] if victim == "rank" else pythons):
-                os.kill(pid, signal.SIGKILL)
-        errors = process.communicate(timeout=120)[1]
-        if victim == "python" and process.returncode == 0:
-            assert pythons == [] or study(directory).trials
-        if victim == "rank" and ranks:
-            assert process.returncode in (0, 76, 137), errors
-    search(spec, directory, 2)
-    trials = study(directory).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
-    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == 24
-    for trial in trials:
-        assert trial.value == result_of(directory, trial.number)["best"]["value"] and set(trial.intermediate_values) == {1, 2}
-
-
-def test_failures_have_reasons_and_the_search_goes_on(tmp_path):
-    """A rate so high that training diverges."""
-    spec = SPEC.replace("low: 1e-4 high: 1e-1", "low: 1e-3 high: 1e30")
-    directory = tmp_path / "search"
-    search(write_search(tmp_path, trials=12, spec=spec, more="sampler { kind: RANDOM }\n"), directory, 2)
-    trials = study(directory).trials
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    assert len(trials) == 12 and 0 < len(failed) < 12
-    assert all("finite" in trial.user_attrs["muster:reason"] for trial in failed)
-
-
 def test_asha_gives_up_what_optuna_would(tmp_path):
     directory = tmp_path / "search"
     search(write_search(tmp_path, trials=16, epochs=4, more="pruner { kind: ASHA reduction: 2 }\nsampler { kind: RANDOM }\n"), directory)
@@ -179,7 +86,7 @@ def test_two_jobs_on_one_search(tmp_path):
 
 def test_a_stop_saves_and_the_search_goes_on(tmp_path):
     directory = tmp_path / "search"
-    spec = write_search(tmp_path, trials=4, epochs=40)
+    spec = write_search(tmp_path, trials=2, epochs=40)
     process = subprocess.Popen(command(spec, directory, 2), env=mp.environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 60
     while not list(directory.glob("trials/*/checkpoints/step-*")):
@@ -189,7 +96,7 @@ def test_a_stop_saves_and_the_search_goes_on(tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75 and "muster search run" in output, output
     search(spec, directory, 2)
-    assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 4
+    assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 2
 
 
 def test_all_mistakes_of_a_spec_at_once(tmp_path):
@@ -227,3 +134,41 @@ def test_status_and_export(tmp_path):
     rows = (directory / "export/trials.csv").read_text().splitlines()
     assert len(rows) == 9 and rows[0].startswith("trial,state,value") and "optimizer.learning_rate" in rows[0]
     assert (directory / "export/history.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_what_is_kept_of_trials(tmp_path):
+    """Three files of each; the weights of the best. Of those given up, those that failed, and when fewer are to be kept than before."""
+    directory = tmp_path / "search"
+    spec = s.space(s.RATE, s.choices("foal_net.classes", 0, 4, 7))
+    more = "pruner { kind: ASHA reduction: 2 } sampler { kind: RANDOM } ranks_per_trial: 2 keep_weights: %d\n"
+    for keep in (3, 1, 0):
+        search(write_search(tmp_path, trials=14, epochs=2, spec=spec, more=more % keep), directory, 2)
+        trials = study(directory).trials
+        assert {"COMPLETE", "PRUNED", "FAIL"} == {trial.state.name for trial in trials} and len(trials) == 14
+        best = sorted((trial.value, trial.number) for trial in trials if trial.state == TrialState.COMPLETE)[:keep]
+        for trial in trials:
+            files = {TrialState.COMPLETE: s.SMALL_FILES, TrialState.PRUNED: s.SMALL_FILES - {"result.json"}, TrialState.FAIL: set()}[trial.state]
+            kept = {"weights", "weights/best.safetensors"} if trial.number in {number for _, number in best} else set()
+            assert s.files_of(directory, trial.number) == files | kept, trial
+    assert {path.name for path in directory.iterdir()} == {"search.txtpb", "base.txtpb", "journal.log", "trials", "jobs", "logs"}
+
+
+def test_the_progress_of_a_search(tmp_path):
+    spec = write_search(tmp_path, trials=6, epochs=1)
+    said = search(spec, tmp_path / "plain").stderr.splitlines()
+    assert 2 <= len(said) <= 7 and "\r" not in "".join(said) and said[-1].startswith("[6/6] best loss "), said
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command(spec, tmp_path / "terminal"), env=mp.environment({}), stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                text += chunk
+        except OSError:  # a terminal's end
+            pass
+        assert process.wait() == 0
+    os.close(ours)
+    first, rest = text.decode().split("\r\n", 1)
+    assert "6 trials of 1 epochs" in first and rest.count("\n") == 1 and rest.count("\r\033[K") == 0
+    shown = rest.rstrip().split("\r")
+    assert all(len(line) <= 80 + len("\033[K") for line in shown) and "[6/6] best loss " in shown[-1] and "0 running, 0 failed" in shown[-1]

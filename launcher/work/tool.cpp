@@ -1,4 +1,4 @@
-#include "launcher/slurm/tool.h"
+#include "launcher/work/tool.h"
 
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -30,12 +30,14 @@ std::string contents(std::FILE* file) {
 
 }  // namespace
 
-ToolEnd run_tool(const std::vector<std::string>& words) {
-  const File out(std::tmpfile()), errors(std::tmpfile());
+ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input) {
+  const File in(std::tmpfile()), out(std::tmpfile()), errors(std::tmpfile());
+  const bool ready = in && out && errors && std::fwrite(input.data(), 1, input.size(), in.get()) == input.size() && std::fflush(in.get()) == 0;
   std::fflush(nullptr);
-  const pid_t child = out && errors ? fork() : -1;
+  const pid_t child = ready ? fork() : -1;
   if (child < 0) throw distributed::Error(distributed::ExitCode::kIo, "cannot start " + words[0] + ": " + std::strerror(errno));
   if (child == 0) {
+    if (!input.empty() && lseek(fileno(in.get()), 0, SEEK_SET) == 0) dup2(fileno(in.get()), STDIN_FILENO);
     dup2(fileno(out.get()), STDOUT_FILENO);
     dup2(fileno(errors.get()), STDERR_FILENO);
     std::vector<char*> arguments;

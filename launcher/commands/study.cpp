@@ -1,0 +1,145 @@
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "checkpoints/atomic_file.h"
+#include "core/config/resolved_text.h"
+#include "core/training/same_job.h"
+#include "core/training/stop.h"
+#include "core/training/trainer.h"
+#include "distributed/watchdog.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/job.h"
+#include "launcher/study/grid.h"
+#include "launcher/study/report.h"
+#include "launcher/study/results.h"
+#include "launcher/study/study_directory.h"
+#include "launcher/work/spec_file.h"
+#include "launcher/work/work_group.h"
+
+namespace muster::launcher {
+namespace {
+
+using distributed::Error;
+using distributed::ExitCode;
+using nlohmann::json;
+
+struct StudyArguments {
+  std::string spec, directory;
+  std::vector<std::string> set;
+  bool only_tables = false;
+};
+
+// Prints the tables of what is trained, and writes them.
+void report(const StudyDirectory& directory) {
+  const StudyResults results = read_results(directory);
+  if (results.metrics.empty()) throw Error(ExitCode::kUsage, directory.path() + ": nothing is trained yet, so there is no table");
+  std::string text, markdown, latex;
+  for (const auto& table : study_tables(directory.spec(), results)) {
+    const char* between = text.empty() ? "" : "\n";
+    text += between + as_text(table);
+    markdown += between + as_markdown(table);
+    latex += between + as_latex(table);
+  }
+  std::printf("%s", text.c_str());
+  checkpoints::write_file_atomically(directory.file("table.txt"), text);
+  checkpoints::write_file_atomically(directory.file("table.md"), markdown);
+  checkpoints::write_file_atomically(directory.file("table.tex"), latex);
+  checkpoints::write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
+  checkpoints::write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
+  std::printf("\n%s/table.{txt,md,tex,csv}, cells.csv\n", directory.path().c_str());
+  std::fflush(stdout);
+}
+
+class Training {
+ public:
+  Training(const StudyDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, std::string command_line)
+      : directory_(directory), group_(group), trainer_(trainer), command_line_(std::move(command_line)) {}
+
+  void train(size_t index) {
+    const Cell& cell = directory_.spec().cells[index];
+    const auto work = [&] {
+      config::LoadedExperiment loaded;
+      distributed::together(group_.ranks(), [&] { loaded = directory_.spec().experiment(cell); });
+      training::TrainOptions options;
+      options.run_directory = directory_.run(cell);
+      options.begin = training::Begin::kAuto;
+      options.command_line = command_line_;
+      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [](const json&) {});
+    };
+    const Ending ending = group_.attempt(work, "");
+    distributed::together(group_.ranks(), [&] {
+      if (ending.kind == Ending::kDone && group_.leads()) directory_.tidy(cell);
+    });
+    constexpr const char* states[] = {"done", "failed", "stopped", "elsewhere"};
+    group_.ask({{"op", "ended"}, {"cell", index}, {"state", states[ending.kind]}, {"reason", ending.reason}});
+  }
+
+ private:
+  const StudyDirectory& directory_;
+  WorkGroup& group_;
+  training::TrialTrainer& trainer_;
+  const std::string command_line_;
+};
+
+void run(const StudyArguments& arguments) {
+  if (arguments.only_tables) {
+    StudySpec spec = load_study(arguments.spec, arguments.set);
+    const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
+    report(StudyDirectory(path, std::move(spec)));
+    return;
+  }
+  training::catch_stop_signals();
+  run_job([&](distributed::Communicator& world) {
+    const bool is_main = world.rank() == 0;
+    std::string command_line = "muster study " + arguments.spec;
+    for (const auto& text : arguments.set) command_line += " --set " + text;
+    std::optional<StudyDirectory> directory;
+    distributed::together(world, [&] {
+      StudySpec spec = load_study(arguments.spec, arguments.set);
+      require_whole_groups(world.size(), static_cast<int>(spec.study.ranks_per_run()), "ranks_per_run");
+      const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
+      directory.emplace(path, std::move(spec));
+    });
+    const StudySpec& spec = directory->spec();
+    const config::Experiment base = spec.experiment(spec.cells[0]).experiment;
+    training::require_same_job(world, spec_text(spec.study, "launcher/study/study.proto") + config::resolved_text(base) + command_line);
+    std::optional<ProgressLine> progress;
+    std::optional<Grid> grid;
+    if (is_main) {
+      progress.emplace();
+      progress->note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " + std::to_string(spec.study.seeds()) + " seeds" +
+          (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
+      grid.emplace(*directory, *progress);
+    }
+    WorkGroup group(world, static_cast<int>(spec.study.ranks_per_run()), is_main ? &*grid : nullptr);
+    training::TrialTrainer trainer(base.training(), world, group.ranks());
+    Training training(*directory, group, trainer, command_line);
+    const bool stopped = group.run([&](const json& task) { training.train(task["cell"]); });
+    if (stopped) throw distributed::SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command_line);
+    distributed::together(world, [&] {
+      if (!is_main) return;
+      progress->end();
+      if (grid->failures().size() < spec.cells.size()) report(*directory);
+      if (grid->failures().empty()) return;
+      const auto& first = grid->failures()[0];
+      throw Error(ExitCode::kInternal, std::to_string(grid->failures().size()) + " of " + std::to_string(spec.cells.size()) + " trainings failed. The same command tries them again. The first, " +
+                                           spec.cells[first.cell].folder + ": " + first.reason);
+    });
+  });
+}
+
+}  // namespace
+
+void add_study_command(CLI::App& parent) {
+  auto* command = parent.add_subcommand("study", "Train variants x seeds x folds and compare them: alone, or as each rank under mpirun or srun. Begins, or goes on");
+  auto arguments = std::make_shared<StudyArguments>();
+  command->add_option("SPEC", arguments->spec, "Study file (.txtpb)")->required();
+  command->add_option("--study-dir", arguments->directory, "Where it is kept (default: runs/<study's name>)");
+  command->add_option("--set", arguments->set, "Change a value of base and variants alike, e.g. training.epochs=20; may be repeated")->allow_extra_args(false);
+  command->add_flag("--only-tables", arguments->only_tables, "Train nothing: the tables of what is trained so far");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,125 @@
+#include "launcher/study/results.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "core/metrics/metrics.h"
+#include "distributed/error.h"
+#include "launcher/study/predictions.h"
+#include "launcher/study/significance.h"
+
+namespace muster::launcher {
+
+using distributed::Error;
+using distributed::ExitCode;
+using nlohmann::json;
+
+namespace {
+
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+double value_of(const json& metrics, const std::string& name) {
+  const json value = metrics.value(name, json());
+  return value.is_number() ? value.get<double>() : kNone;
+}
+
+// Which metrics, from a first result: the study's, or all, the one that chooses the weights first.
+std::vector<std::string> shown_metrics(const Study& study, const CellResult& result) {
+  std::vector<std::string> there;
+  for (const auto& [name, value] : result.test.items()) there.push_back(name);
+  if (study.metrics_size() == 0) {
+    const std::string first = result.selected_by.substr(result.selected_by.find('/') + 1);
+    const auto found = std::find(there.begin(), there.end(), first);
+    if (found != there.end()) std::rotate(there.begin(), found, found + 1);
+    return there;
+  }
+  for (const auto& name : study.metrics())
+    if (std::find(there.begin(), there.end(), name) == there.end()) {
+      std::string all;
+      for (const auto& other : there) all += " " + other;
+      throw Error(ExitCode::kBadConfig, "metrics: \"" + name + "\" is no metric of this data; there are" + all);
+    }
+  return {study.metrics().begin(), study.metrics().end()};
+}
+
+int best_variant(const StudyResults& results, bool by_test) {
+  const bool high = metrics::higher_is_better(results.metrics[0]);
+  int best = -1;
+  double best_value = 0;
+  for (size_t variant = 0; variant < results.variants.size(); ++variant) {
+    const auto& one = results.variants[variant];
+    const double value = spread(by_test ? one.pooled[0] : one.validation).mean;
+    if (!std::isfinite(value) || (best >= 0 && (high ? value <= best_value : value >= best_value))) continue;
+    best = static_cast<int>(variant);
+    best_value = value;
+  }
+  return best;
+}
+
+}  // namespace
+
+Spread spread(const Values& values) {
+  Spread result{0, 0, kNone};
+  for (const double value : values)
+    if (std::isfinite(value)) result.mean += value, ++result.n;
+  if (result.n == 0) return {0, kNone, kNone};
+  result.mean /= result.n;
+  if (result.n < 2) return result;
+  double squares = 0;
+  for (const double value : values)
+    if (std::isfinite(value)) squares += (value - result.mean) * (value - result.mean);
+  result.std = std::sqrt(squares / (result.n - 1));
+  return result;
+}
+
+StudyResults read_results(const StudyDirectory& directory) {
+  directory.require_same_data();
+  const StudySpec& spec = directory.spec();
+  StudyResults results;
+  results.folds = static_cast<int>(spec.study.folds());
+  const size_t folds = std::max(1, results.folds), seeds = spec.study.seeds(), variants = spec.variants.size();
+  results.cells_each = static_cast<int>(folds * seeds);
+  results.variants.resize(variants);
+  for (size_t seed = 0; seed < seeds; ++seed) results.seeds.push_back(spec.cells[seed * folds * variants].seed);
+
+  std::vector<std::vector<std::vector<std::string>>> files(variants, std::vector<std::vector<std::string>>(seeds));
+  for (size_t i = 0; i < spec.cells.size(); ++i) {
+    const Cell& cell = spec.cells[i];
+    if (!directory.is_trained(cell)) continue;
+    const CellResult result = directory.result(cell);
+    if (results.metrics.empty()) {
+      results.metrics = shown_metrics(spec.study, result);
+      for (auto& one : results.variants) {
+        one.pooled.assign(results.metrics.size(), Values(seeds, kNone));
+        one.folds.assign(results.metrics.size(), std::vector<Values>(folds, Values(seeds, kNone)));
+        one.validation.assign(seeds, 0);
+      }
+    }
+    results.is_miar = results.is_miar || result.is_miar;
+    auto& one = results.variants[static_cast<size_t>(cell.variant)];
+    const size_t seed = i / variants / folds, fold = i / variants % folds;
+    for (size_t metric = 0; metric < results.metrics.size(); ++metric) one.folds[metric][fold][seed] = value_of(result.test, results.metrics[metric]);
+    one.validation[seed] += value_of(result.validation, results.metrics[0]) / static_cast<double>(folds);
+    ++one.trained;
+    files[static_cast<size_t>(cell.variant)][seed].push_back(directory.run(cell) + "/predictions-test.csv");
+  }
+  if (results.metrics.empty()) return results;
+
+  for (size_t variant = 0; variant < variants; ++variant)
+    for (size_t seed = 0; seed < seeds; ++seed) {
+      auto& one = results.variants[variant];
+      const bool is_whole = files[variant][seed].size() == folds;
+      if (!is_whole) one.validation[seed] = kNone;
+      if (!is_whole) continue;
+      const auto pooled = folds > 1 ? pooled_metrics(files[variant][seed]) : metrics::Metrics();
+      for (size_t metric = 0; metric < results.metrics.size(); ++metric)
+        one.pooled[metric][seed] = folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];
+    }
+  results.comparisons = compare_with_base(results, spec.study);
+  results.best = best_variant(results, spec.study.select_on() == Study::TEST);
+  return results;
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launcher/study/study_directory.h"
+
+namespace muster::launcher {
+
+// One per seed or fold; NaN where there is none.
+using Values = std::vector<double>;
+
+struct VariantResults {
+  std::vector<Values> pooled;              // [metric][seed]: over the test samples of all folds together
+  std::vector<std::vector<Values>> folds;  // [metric][fold][seed]; one fold where the study has none
+  Values validation;                       // [seed]: of the first metric, mean over folds
+  int trained = 0;                         // cells
+};
+
+// What a comparison with the base has found, for one metric. NaN: not known.
+struct Comparison {
+  int n = 0;  // pairs
+  double difference, low, high, p, p_holm;
+};
+
+struct StudyResults {
+  std::vector<std::string> metrics;
+  std::vector<int64_t> seeds;
+  int folds = 0;  // 0: the study has none
+  int cells_each = 0;
+  std::vector<VariantResults> variants;              // as StudySpec::variants
+  std::vector<std::vector<Comparison>> comparisons;  // [metric][variant - 1]
+  int best = -1;       // the variant that is best by select_on; -1: nothing is trained
+  bool is_miar = false;
+};
+
+// Reads what is trained. Throws Error(kBadData) when files contradict each other, Error(kBadConfig) when a metric is not there.
+StudyResults read_results(const StudyDirectory& directory);
+
+// Mean and standard deviation (n - 1) of the values that are there; std is NaN below two.
+struct Spread {
+  int n;
+  double mean, std;
+};
+Spread spread(const Values& values);
+
+}  // namespace muster::launcher

@@ -1,0 +1,4 @@
+# What `muster study` brings along: its schema, and the Python program that compares.
+muster_proto(study_sources launcher/study/study.proto)
+muster_embed(significance study_significance_py "${CMAKE_SOURCE_DIR}/launcher/study/significance.py")
+target_sources(muster PRIVATE ${study_sources} ${significance})

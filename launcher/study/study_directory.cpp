@@ -1,0 +1,89 @@
+#include "launcher/study/study_directory.h"
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/config/compare.h"
+#include "core/config/text_file.h"
+#include "core/training/run_lock.h"
+#include "distributed/error.h"
+#include "launcher/work/tidy_run.h"
+
+namespace muster::launcher {
+
+namespace fs = std::filesystem;
+using distributed::Error;
+using distributed::ExitCode;
+using nlohmann::json;
+
+namespace {
+
+json read_json(const std::string& path) {
+  std::ifstream file(path);
+  json value = json::parse(file, nullptr, false);
+  if (!value.is_object()) throw Error(ExitCode::kBadData, path + ": cannot be read as JSON; remove that run's folder to have it trained again");
+  return value;
+}
+
+}  // namespace
+
+StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(path), spec_(std::move(spec)) {
+  std::error_code error;
+  fs::create_directories(path_, error);
+  if (error) throw Error(ExitCode::kIo, path_ + " cannot be made: " + error.message());
+  require_same_settings();
+}
+
+void StudyDirectory::require_same_settings() const {
+  for (const auto& cell : spec_.cells) {
+    const std::string config = run(cell) + "/config.txtpb";
+    if (!fs::exists(config)) continue;
+    const auto differences = config::differences(config::parse_stored(config::read_text_file(config), config), spec_.experiment(cell).experiment);
+    if (differences.empty()) continue;
+    std::string text = run(cell) + " was trained with other settings than the study now asks for, so its numbers could not be compared:";
+    for (const auto& difference : differences) text += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
+    throw Error(ExitCode::kBadConfig, text + "\nGive another --study-dir, undo the change, or remove that folder to have it trained again.");
+  }
+}
+
+bool StudyDirectory::is_trained(const Cell& cell) const { return fs::exists(run(cell) + "/result.json"); }
+
+CellResult StudyDirectory::result(const Cell& cell) const {
+  const std::string path = run(cell) + "/result.json";
+  const json all = read_json(path);
+  const auto part = [&](const char* name) { return all.value(json::json_pointer("/" + std::string(name) + "/metrics"), json::object()); };
+  CellResult result{part("valid"), part("test"), all.value(json::json_pointer("/best/selected_by"), ""), all.contains("model_note")};
+  if (result.test.empty()) throw Error(ExitCode::kBadData, path + ": there is no test split, and a study compares by it (data.split, docs/data.md)");
+  return result;
+}
+
+void StudyDirectory::tidy(const Cell& cell) const {
+  try {
+    const training::RunLock lock(run(cell));
+    tidy_run(run(cell), {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"}, spec_.study.keep_weights());
+  } catch (const Error& held) {
+    if (held.code() != ExitCode::kUsage) throw;  // another job looks at it, and will tidy it
+  }
+}
+
+void StudyDirectory::require_same_data() const {
+  struct First {
+    std::string hash, run;
+  };
+  std::map<std::string, First> seen;  // by data.path
+  for (const auto& cell : spec_.cells) {
+    if (!is_trained(cell)) continue;
+    const std::string path = run(cell) + "/environment.json";
+    const std::string hash = read_json(path).value(json::json_pointer("/data/sha256"), "");
+    const auto config = config::parse_stored(config::read_text_file(run(cell) + "/config.txtpb"), run(cell) + "/config.txtpb");
+    if (!config.data().has_path()) continue;  // built-in data is what its settings say
+    const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;
+    if (first.hash != hash)
+      throw Error(ExitCode::kBadData, config.data().path() + " has changed during the study: " + first.run + " and " + run(cell) +
+                                          " were trained on different data (data.sha256 in environment.json). Remove the folders of the older ones to have them trained again.");
+  }
+}
+
+}  // namespace muster::launcher

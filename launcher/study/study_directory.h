@@ -1,0 +1,46 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "launcher/study/spec.h"
+
+namespace muster::launcher {
+
+// What a finished training of a study has left.
+struct CellResult {
+  nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
+  std::string selected_by;          // "valid/WA"
+  bool is_miar = false;
+};
+
+// The folder of a study: cells/<variant>/seed-<s>[-fold-<f>], each the directory of a run; the tables beside them. It is nothing but its runs: a cell is done when its run is, and
+// several jobs may work in it at once.
+class StudyDirectory {
+ public:
+  // Makes the folder where it is not there. Throws Error(kBadConfig) when runs in it were trained with other settings than the study now asks for, naming one and what differs; Error(kIo).
+  StudyDirectory(const std::string& path, StudySpec spec);
+
+  const std::string& path() const { return path_; }
+  const StudySpec& spec() const { return spec_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string run(const Cell& cell) const { return path_ + "/" + cell.folder; }
+
+  bool is_trained(const Cell& cell) const;
+  // Throws Error(kBadData) when its files cannot be understood.
+  CellResult result(const Cell& cell) const;
+  // Takes away from a finished run what it needed to go on.
+  void tidy(const Cell& cell) const;
+
+  // Throws Error(kBadData) when finished runs on the same data path were trained on different data, naming two.
+  void require_same_data() const;
+
+ private:
+  void require_same_settings() const;
+
+  std::string path_;
+  StudySpec spec_;
+};
+
+}  // namespace muster::launcher

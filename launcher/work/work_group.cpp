@@ -1,0 +1,161 @@
+#include "launcher/work/work_group.h"
+
+#include <malloc.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <regex>
+
+#include "core/training/stop.h"
+#include "distributed/collective_call.h"
+#include "distributed/watchdog.h"
+
+namespace muster::launcher {
+
+using distributed::Error;
+using distributed::ExitCode;
+using distributed::SharedError;
+using nlohmann::json;
+
+namespace {
+
+// Whether it is so on any of the ranks.
+bool any(distributed::Communicator& ranks, bool here) {
+  for (const auto& word : ranks.all_gather_bytes(here ? "yes" : ""))
+    if (!word.empty()) return true;
+  return false;
+}
+
+}  // namespace
+
+void require_whole_groups(int ranks, int ranks_per_group, const std::string& field) {
+  if (ranks % ranks_per_group == 0) return;
+  throw Error(ExitCode::kUsage, field + " is " + std::to_string(ranks_per_group) + ", and the job's " + std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks") +
+                                    " cannot be parted into such groups: start a multiple of " + std::to_string(ranks_per_group) + ", or set another " + field);
+}
+
+WorkGroup::WorkGroup(distributed::Communicator& world, int ranks_per_group, WorkSource* source) : world_(world), source_(source) {
+  ranks_ = world.split(world.rank() / ranks_per_group);
+  if (groups() == 1) return;
+  std::string address;
+  distributed::together(world, [&] {
+    if (world.rank() != 0) return;
+    auto server = std::make_unique<WorkServer>(*source, world.size(), world.local_size() == world.size());
+    address = server->address();
+    connection_ = std::move(server);
+  });
+  address = world.all_gather_bytes(address)[0];
+  distributed::together(world, [&] {
+    if (leads() && world.rank() != 0) connection_ = std::make_unique<RemoteWorkSource>(world.rank(), world.size(), address);
+  });
+  source_ = connection_.get();
+}
+
+json WorkGroup::ask(const json& request) {
+  json answer;
+  distributed::together(*ranks_, [&] {
+    if (source_) answer = source_->ask(request);
+  });
+  return json::parse(ranks_->all_gather_bytes(source_ ? answer.dump() : "")[0]);
+}
+
+// A signal that came while nothing was trained.
+void WorkGroup::heed_signals() {
+  if (stopped_ || !any(*ranks_, training::stop_signal() != 0)) return;
+  stopped_ = true;
+  ask({{"op", "stopping"}});
+}
+
+void WorkGroup::work(const std::function<void(const json& task)>& train) {
+  while (true) {
+    heed_signals();
+    const json task = ask({{"op", "next"}});
+    if (task["do"] == "end") break;
+    if (task["do"] == "wait") {
+      ::usleep(200000);
+      distributed::report_progress();
+      continue;
+    }
+    train(task);
+  }
+}
+
+bool WorkGroup::run(const std::function<void(const json& task)>& train) {
+  try {
+    work(train);
+  } catch (const SharedError& error) {
+    // Shared by the group only: the others would wait for this one for ever. One rank says it and takes the job down.
+    if (groups() > 1 && leads()) throw Error(error.code(), error.what());
+    throw;
+  }
+  return any(world_, stopped_ || training::stop_signal() != 0);
+}
+
+// What is thrown on some ranks only: the others are in a collective, or come to one. It does not fit the one that is called here, which is an error on
+// every rank (communicator.h) and brings them here too.
+SharedError WorkGroup::shared(const std::exception& own) {
+  const auto* known = dynamic_cast<const Error*>(&own);
+  const std::string outcome = std::string(1, static_cast<char>(known ? known->code() : ExitCode::kInternal)) + own.what();
+  const distributed::CollectiveLabel label("what has failed");
+  while (true) {
+    try {
+      const auto outcomes = ranks_->all_gather_bytes(outcome);
+      const auto is_cause = [](const std::string& text) { return text.find("Ranks disagree about") == std::string::npos; };
+      const auto cause = std::find_if(outcomes.begin(), outcomes.end(), is_cause);
+      const std::string& first = cause == outcomes.end() ? outcomes[0] : *cause;
+      return SharedError(static_cast<ExitCode>(first[0]), first.substr(1));
+    } catch (const Error& error) {
+      if (error.code() == ExitCode::kPeerFailed) throw;
+    }
+  }
+}
+
+Ending WorkGroup::attempt(const std::function<void()>& training, const std::string& too_long) {
+  std::optional<SharedError> failure;
+  try {
+    training();
+    return {};
+  } catch (const SharedError& error) {
+    failure = error;
+  } catch (const std::exception& error) {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    if (known && known->code() == ExitCode::kPeerFailed) throw;
+    failure = shared(error);
+  }
+  switch (failure->code()) {
+    case ExitCode::kRequeue:
+      if (!any(*ranks_, training::stop_signal() != 0)) return {Ending::kFailed, too_long};
+      stopped_ = true;
+      ask({{"op", "stopping"}});
+      return {Ending::kStopped, ""};
+    case ExitCode::kUsage: return {Ending::kElsewhere, reason_of(failure->what())};
+    case ExitCode::kIo:
+    case ExitCode::kPeerFailed: throw *failure;
+    default:
+      ::malloc_trim(0);  // what a trial of another size has left in pieces (main.cpp keeps freed memory) may be what the next one lacks
+      return {Ending::kFailed, reason_of(failure->what())};
+  }
+}
+
+std::string reason_of(const std::string& message) {
+  constexpr size_t kLongest = 300;
+  std::smatch found;
+  if (message.find("std::bad_alloc") != std::string::npos) return "out of memory";
+  if (std::regex_search(message, found, std::regex("can't allocate memory: you tried to allocate (\\d+) bytes"))) {
+    char text[64];
+    std::snprintf(text, sizeof text, "out of memory (%.3g GB at once)", std::stod(found[1]) / 1e9);
+    return text;
+  }
+  if (std::regex_search(message, found, std::regex("out of memory\\. Tried to allocate ([0-9.]+ \\w+)"))) return "out of memory (" + found[1].str() + " at once)";
+  std::string reason;
+  const std::string text = message.substr(0, std::min(message.find("\nframe #"), message.find("\nException raised from")));  // what Torch's exceptions say of the stack
+  for (const char c : text)
+    if (c != '\n' && (c != ' ' || reason.empty() || reason.back() != ' ')) reason += c;
+    else if (c == '\n') reason += ' ';
+  while (!reason.empty() && reason.back() == ' ') reason.pop_back();
+  return reason.size() > kLongest ? reason.substr(0, kLongest - 3) + "..." : reason;
+}
+
+}  // namespace muster::launcher

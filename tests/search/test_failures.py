@@ -1,0 +1,151 @@
+"""Trials that fail have failed with their reason and the search goes on; what ends the whole job ends it with one message."""
+import os
+import signal
+
+import pytest
+import searching as s
+
+mp = s.mp
+
+
+def limited(words):
+    """Runs a search whose processes get 1.5 GB of addresses each."""
+    result = mp.execute(["bash", "-c", 'ulimit -v 1500000; exec "$@"', "limited", *words])
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def reason_wanted(params):
+    """What must have become of a trial of the mixed space, "" if it is complete."""
+    if params["foal_net.classes"] == "7":
+        return "it is 7, but synthetic has 4 classes"
+    if params["foal_net.projection_dim"] != "16":
+        return "out of memory (34"  # GB at once: the projections' matrices
+    return "finite" if params["optimizer.learning_rate"] == "1e30" else ""
+
+
+MIXED = s.space(s.choices("optimizer.learning_rate", "1e-3", "1e30"), s.choices("foal_net.projection_dim", 16, 65536), s.choices("foal_net.classes", 0, 7))
+
+
+@pytest.mark.parametrize("ranks, per_trial", [(2, 1), (2, 2)])
+def test_a_trial_fails_for_its_own_reason(ranks, per_trial, tmp_path):
+    """Diverges, does not fit the data, needs 34 GB: in one process, and in two that train together."""
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=20, spec=MIXED, more=f"sampler {{ kind: GRID }} ranks_per_trial: {per_trial} keep_weights: 0\n")
+    limited(s.command(spec, directory, ranks))
+    trials = s.study(directory).trials
+    assert len(trials) == 8  # the grid's end
+    for trial, reason in zip(trials, s.reasons(directory)):
+        wanted = reason_wanted(trial.params)
+        assert trial.state.name == ("FAIL" if wanted else "COMPLETE"), (trial.params, reason)
+        assert wanted in reason and "\n" not in reason and len(reason) <= 300, reason
+        assert s.files_of(directory, trial.number) <= s.SMALL_FILES
+
+
+def test_memory_that_the_standard_library_does_not_get(tmp_path):
+    """std::bad_alloc, while the data's index is made."""
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=2, epochs=1, spec=s.space(s.choices("data.synthetic.samples", 60, 10000000)), more="sampler { kind: GRID }\n")
+    limited(s.command(spec, directory))
+    found = {trial.params["data.synthetic.samples"]: (trial.state.name, reason) for trial, reason in zip(s.study(directory).trials, s.reasons(directory))}
+    assert found["60"] == ("COMPLETE", "") and found["10000000"][0] == "FAIL" and found["10000000"][1].startswith("out of memory")
+
+
+def test_a_correlation_of_what_is_constant(tmp_path):
+    """All matrices decay to nothing in the first step, and nothing is learnt: each sample gets the same prediction."""
+    directory = tmp_path / "search"
+    base = mp.SMALL_MIAR + mp.REGRESSION + "optimizer { learning_rate: 1 epsilon: 1e30 } training { batch_size: 16 }\n"
+    s.search(s.write_search(tmp_path, trials=2, base=base, spec=s.space(s.choices("optimizer.weight_decay", 0, 1), metric="Corr"), more="sampler { kind: GRID }\n"), directory)
+    found = {trial.params["optimizer.weight_decay"]: (trial.state.name, reason) for trial, reason in zip(s.study(directory).trials, s.reasons(directory))}
+    assert found == {"0": ("COMPLETE", ""), "1": ("FAIL", "Corr is not a finite number")}
+
+
+@pytest.mark.parametrize("ranks, per_trial, repeats", [(2, 1, 1), (2, 2, 2)])
+def test_a_trial_that_takes_too_long(ranks, per_trial, repeats, tmp_path):
+    directory = tmp_path / "search"
+    more = f"repeats {{ seeds: {repeats} }} ranks_per_trial: {per_trial}\n"
+    s.search(s.write_search(tmp_path, trials=3, epochs=1000000, budget="trial_minutes: 0.005", more=more), directory, ranks)
+    assert s.states(directory) == ["FAIL"] * 3
+    assert set(s.reasons(directory)) == {"it took longer than budget.trial_minutes (0.005)"}
+    for number in range(3):
+        assert {name for name in s.files_of(directory, number) if "repeat-1" not in name} <= s.SMALL_FILES | {"repeat-0"} | {"repeat-0/" + name for name in s.SMALL_FILES}
+
+
+def test_a_job_whose_hours_are_over_begins_nothing_more(tmp_path):
+    directory = tmp_path / "search"
+    result = s.search(s.write_search(tmp_path, trials=100000, budget="hours: 0.0008"), directory, 2)
+    states = s.states(directory)
+    assert 0 < len(states) < 100000 and set(states) == {"COMPLETE"}
+    assert "budget.hours" in result.stdout and "the same command goes on" in result.stdout
+    assert f"{len(states)} of 100000 trials ended" in mp.muster("search", "status", directory).stdout
+    result = s.search(s.write_search(tmp_path, trials=len(states) + 2), directory, 2)
+    assert s.states(directory) == ["COMPLETE"] * (len(states) + 2) and "budget.hours" not in result.stdout
+
+
+def test_a_search_in_which_all_fails_ends(tmp_path):
+    spec = s.write_search(tmp_path, trials=40, spec=s.space(s.one("optimizer.learning_rate", "1e30"), s.RATE.replace("learning_rate", "beta1").replace("1e-1", "0.9")))
+    text = s.search(spec, tmp_path / "search", 2, code=78).stderr
+    assert text.count("muster: ") == 1 and "the first 10 trials have all failed" in text and "non-finite" in text, text
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_that_cannot_be_parted_into_groups(ranks, tmp_path):
+    text = s.search(s.write_search(tmp_path, more="ranks_per_trial: 2\n"), tmp_path / "search", ranks, code=2).stderr
+    assert text.count("muster: ") == 1 and "ranks_per_trial" in text and "multiple of 2" in text, text
+    assert not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_ends_the_job_with_one_message(victim, tmp_path):
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=2, epochs=60)
+    with s.Disturbed([mp.built("muster"), "launch", "-n", "2", *s.command(spec, directory)[1:]]) as job:
+        job.wait_for(lambda: len(list(directory.glob("trials/*/checkpoints/step-*"))) >= 1)
+        os.kill(job.processes()[0][victim], signal.SIGKILL)
+        code, said = job.end()
+    assert code == 76 and said.count(f"rank {victim} of 2 ") == said.count("is lost") == 1, said
+    s.search(s.write_search(tmp_path, trials=2, epochs=60), directory, 2)
+    assert s.states(directory) == ["COMPLETE"] * 2
+
+
+def test_a_trial_that_takes_its_jobs_down_is_given_up(tmp_path):
+    """As a trial does that takes more memory than there is: the system kills a process that says nothing."""
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=2, epochs=1, spec=s.space(s.choices("data.synthetic.samples", 60, 3000000)), more="sampler { kind: GRID }\n")
+    large = lambda: [trial for trial in s.study(directory).trials if trial.params.get("data.synthetic.samples") == "3000000" and trial.state.name == "RUNNING"]
+    for _ in range(4):  # the first begins it
+        with s.start(spec, directory) as job:
+            job.wait_for(lambda: (directory / "journal.log").exists() and large() and large()[0].user_attrs["muster:job"].split("-")[-2] == str(job.process.pid))
+            job.kill_all()
+        if len(large()) == 1 and large()[0].user_attrs.get("muster:losses", [0])[0] == 2:
+            break
+    s.search(spec, directory)
+    found = {trial.params["data.synthetic.samples"]: (trial.state.name, reason) for trial, reason in zip(s.study(directory).trials, s.reasons(directory))}
+    assert found["60"] == ("COMPLETE", "")
+    assert found["3000000"] == ("FAIL", "the job was lost 3 times while it was trained, without a validation in between (killed for want of memory?)")
+
+
+@pytest.mark.parametrize("restarts, code", [(2, 0), (0, 76)])
+def test_launch_starts_a_search_again(restarts, code, tmp_path):
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=2, epochs=60)
+    with s.Disturbed([mp.built("muster"), "launch", "-n", "2", "--max-restarts", str(restarts), *s.command(spec, directory)[1:]]) as job:
+        job.wait_for(lambda: len(list(directory.glob("trials/*/checkpoints/step-*"))) >= 1)
+        os.kill(job.processes()[0][1], signal.SIGKILL)
+        ended, said = job.end()
+    assert ended == code and ("restart 1 of 2: exit code 76" in said) == (restarts > 0), said
+    assert "runs begun" in said or not restarts
+    assert s.states(directory).count("COMPLETE") == (2 if restarts else 0)
+    log = (directory / "logs/rank-0.log").read_text()
+    assert log.count("==== ") == 1 + (restarts > 0) and "search: 2 groups" in log
+
+
+def test_only_one_rank_of_a_trial_has_no_memory(tmp_path):
+    """In the middle of a step, while the other one waits in a collective."""
+    directory = tmp_path / "search"
+    base = mp.SMALL_FOAL_NET + "data { synthetic { kind: CLASSIFICATION samples: 10000 } }\n"
+    spec = s.write_search(tmp_path, trials=3, epochs=1, base=base, spec=s.space(s.choices("training.batch_size", 500, 1000, 10000)), more="sampler { kind: GRID } ranks_per_trial: 2\n")
+    words = s.command(spec, directory)
+    result = mp.execute(["mpirun", "--oversubscribe", "-n", "1", *words, ":", "-n", "1", "bash", "-c", f'ulimit -v 1300000; exec "$@"', "limited", *words])
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = {trial.params["training.batch_size"]: (trial.state.name, reason[:13]) for trial, reason in zip(s.study(directory).trials, s.reasons(directory))}
+    assert found == {"500": ("COMPLETE", ""), "1000": ("COMPLETE", ""), "10000": ("FAIL", "out of memory")}

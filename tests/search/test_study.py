@@ -1,0 +1,293 @@
+"""`muster study`: tables checked by scikit-learn, NumPy and SciPy from the predictions that the runs leave behind; kills; planted effects."""
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+import muster_program as mp  # noqa: E402
+
+HEADER = "# proto-file: launcher/study/study.proto\n# proto-message: muster.launcher.Study\n"
+SMALL = mp.SMALL_FOAL_NET + "data { synthetic { kind: CLASSIFICATION samples: 150 } split { kind: LEAVE_ONE_GROUP_OUT } }\ntraining { epochs: 2 batch_size: 16 }\n"
+VARIANTS = """
+base: "base.txtpb"
+base_label: "whole_model"
+variants { name: "no_avel" label: "without AVEL & co" set: "foal_net.avel_weight=0" }
+variants { name: "slow" set: "optimizer.learning_rate=1e-6" }
+"""
+STUDY = VARIANTS + "seeds: 3\nfolds: 2\nmetrics: \"UA\"\nmetrics: \"WA\"\n"
+
+
+def write_study(folder, text=STUDY, base=SMALL):
+    mp.write_config(folder / "base.txtpb", base)
+    (folder / "small.txtpb").write_text(HEADER + text)
+    return folder / "small.txtpb"
+
+
+def run(spec, directory, *more, ranks=1, code=0):
+    return mp.muster("study", spec, "--study-dir", directory, *more, ranks=ranks, code=code)
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def predictions(directory, variant, seed, fold=None):
+    name = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}")
+    return rows(directory / "cells" / variant / name / "predictions-test.csv")
+
+
+def ua(samples):
+    return balanced_accuracy_score([row["label"] for row in samples], [row["prediction"] for row in samples])
+
+
+def wa(samples):
+    return accuracy_score([row["label"] for row in samples], [row["prediction"] for row in samples])
+
+
+def holm(values):
+    order = np.argsort(values)
+    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1)))
+    return dict(zip(order, corrected))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole study, trained by two ranks."""
+    folder = tmp_path_factory.mktemp("study")
+    directory = folder / "study"
+    result = run(write_study(folder), directory, ranks=2)
+    return directory, result.stdout, result.stderr
+
+
+def tables_by(finished, folder, more):
+    """The finished study's trainings, compared in another way; where the tables are, and what was printed."""
+    directory = folder / "study"
+    shutil.copytree(finished[0], directory)
+    (folder / "base.txtpb").write_text((finished[0].parent / "base.txtpb").read_text())
+    (folder / "small.txtpb").write_text(HEADER + STUDY + more)
+    return directory, run(folder / "small.txtpb", directory, "--only-tables").stdout
+
+
+def compared_by_scipy(units):
+    """Of values by variant and unit: p of each variant against base, and corrected."""
+    differences = [np.round(np.array(units[name]) - np.array(units["base"]), 12) for name in ("no_avel", "slow")]
+    p = [stats.wilcoxon(values).pvalue if values.any() else 1.0 for values in differences]
+    return differences, p, holm(p)
+
+
+@pytest.mark.parametrize("metric, value_of", [("UA", ua), ("WA", wa)])
+def test_the_table_is_what_the_predictions_say(finished, metric, value_of):
+    directory, *_ = finished
+    table = {(row["variant"], row["fold"]): row for row in rows(directory / "table.csv") if row["metric"] == metric}
+    pooled = {}
+    for variant in ("base", "no_avel", "slow"):
+        by_fold = np.array([[value_of(predictions(directory, variant, seed, fold)) for seed in (1, 2, 3)] for fold in (0, 1)])
+        pooled[variant] = [value_of(predictions(directory, variant, seed, 0) + predictions(directory, variant, seed, 1)) for seed in (1, 2, 3)]
+        expected = {"pooled": pooled[variant], "0": by_fold[0], "1": by_fold[1], "mean of folds": by_fold.mean(axis=1)}
+        for fold, values in expected.items():
+            row = table[variant, fold]
+            assert int(row["n"]) == len(values)
+            assert float(row["mean"]) == pytest.approx(np.mean(values), abs=1e-14)
+            assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-14)
+    differences, p, corrected = compared_by_scipy(pooled)
+    for place, variant in enumerate(("no_avel", "slow")):
+        row = table[variant, "pooled"]
+        assert int(row["pairs"]) == 3
+        assert float(row["difference"]) == pytest.approx(differences[place].mean(), abs=1e-12)
+        assert float(row["p"]) == pytest.approx(p[place], abs=1e-12) and float(row["p_holm"]) == pytest.approx(corrected[place], abs=1e-12)
+        interval = stats.bootstrap((differences[place],), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
+        assert (float(row["low"]), float(row["high"])) == pytest.approx(tuple(interval), abs=1e-12)
+
+
+@pytest.mark.parametrize("pairs", ["FOLDS", "SEEDS_AND_FOLDS"])
+def test_what_is_paired(finished, tmp_path, pairs):
+    directory, printed = tables_by(finished, tmp_path, f"pairs: {pairs}\n")
+    units = {}
+    for variant in ("base", "no_avel", "slow"):
+        values = np.array([[ua(predictions(directory, variant, seed, fold)) for seed in (1, 2, 3)] for fold in (0, 1)])
+        units[variant] = values.mean(axis=1) if pairs == "FOLDS" else values.flatten()
+    _, p, corrected = compared_by_scipy(units)
+    table = {row["variant"]: row for row in rows(directory / "table.csv") if row["metric"] == "UA" and row["fold"] == "pooled"}
+    for place, variant in enumerate(("no_avel", "slow")):
+        assert float(table[variant]["p"]) == pytest.approx(p[place], abs=1e-12) and float(table[variant]["p_holm"]) == pytest.approx(corrected[place], abs=1e-12)
+    assert ("not independent" in printed) == (pairs == "SEEDS_AND_FOLDS")
+
+
+def test_tables_for_people(finished):
+    directory, printed, progress = finished
+    for name in ("table.txt", "table.md", "table.tex"):
+        text = (directory / name).read_text()
+        for row in rows(directory / "table.csv"):
+            if row["fold"] == "pooled":
+                assert f"{float(row['mean']):.4f}" in text and f"{float(row['std']):.4f}" in text
+    assert (directory / "table.txt").read_text() in printed
+    assert "cannot come below 0.5000" in printed  # 3 pairs, two comparisons: 2 * 2 / 2^3
+    latex = (directory / "table.tex").read_text()
+    assert "whole\\_model" in latex and "without AVEL \\& co" in latex and latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
+    markdown = [line for line in (directory / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in markdown[:5]}) == 1
+    assert "18/18" in progress
+    best = max(("base", "no_avel", "slow"), key=lambda variant: np.mean([float(row["value"]) for row in rows(directory / "cells.csv") if
+                                                                         (row["variant"], row["split"], row["metric"]) == (variant, "validation", "UA")]))
+    label = {"base": "whole_model", "no_avel": "without AVEL & co", "slow": "slow"}[best]
+    assert f"{label} (best)" in printed and f"best: {label}, by UA on the validation split" in printed and "!!!" not in printed
+    # Of each training a few small files stay.
+    names = {str(path.relative_to(directory / "cells/slow/seed-3-fold-1")) for path in (directory / "cells/slow/seed-3-fold-1").rglob("*")}
+    assert names == {"config.txtpb", "environment.json", "metrics.jsonl", "predictions-test.csv", "result.json"}
+
+
+def test_choosing_on_the_test_split_is_marked_loudly(finished, tmp_path):
+    directory, printed = tables_by(finished, tmp_path, "select_on: TEST\n")
+    assert "!!! SELECTED ON THE TEST SPLIT" in printed and "on the TEST split" in printed
+    for name in ("table.txt", "table.md", "table.tex", "table.csv"):
+        assert "SELECTED ON THE TEST SPLIT" in (directory / name).read_text(), name
+
+
+def test_a_cell_is_the_run_that_a_user_would_get(finished, tmp_path):
+    directory, *_ = finished
+    mp.muster("train", directory.parent / "base.txtpb", "--run-dir", tmp_path / "run", "--set", "foal_net.avel_weight=0", "--set", "seed=2", "--set", "data.split.fold=1")
+    again, cell = (json.loads((path / "result.json").read_text()) for path in (tmp_path / "run", directory / "cells/no_avel/seed-2-fold-1"))
+    assert again["best"]["fingerprint"] == cell["best"]["fingerprint"] and again["test"] == cell["test"]
+
+
+def test_a_study_that_is_done_trains_nothing(finished, tmp_path):
+    directory, *_ = finished
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("cells/*/*/result.json")}
+    assert "0 to do" in run(directory.parent / "small.txtpb", directory, ranks=2).stderr
+    assert before == {path: path.stat().st_mtime_ns for path in directory.glob("cells/*/*/result.json")}
+    # Other settings are not mixed with these.
+    result = run(directory.parent / "small.txtpb", directory, "--set", "training.epochs=3", code=78)
+    assert "training.epochs: 2 -> 3" in result.stderr and "--study-dir" in result.stderr
+
+
+def begin(spec, directory):
+    return subprocess.Popen(["mpirun", "--oversubscribe", "-n", "2", mp.built("muster"), "study", str(spec), "--study-dir", str(directory)], env=mp.environment(), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_cells(directory, count):
+    end = time.monotonic() + 60
+    while len(list(directory.glob("cells/*/*/result.json"))) < count:
+        assert time.monotonic() < end, "no cell was trained"
+        time.sleep(0.02)
+
+
+def test_kills_and_stops_change_nothing(finished, tmp_path):
+    spec, directory = write_study(tmp_path), tmp_path / "study"
+    job = begin(spec, directory)
+    wait_for_cells(directory, 3)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    subprocess.run(["pkill", "-KILL", "-f", str(directory)], check=False)
+    done = {path: path.stat().st_mtime_ns for path in directory.glob("cells/*/*/result.json")}
+    result = run(spec, directory, "--only-tables")
+    assert "!!! NOT COMPLETE" in result.stdout
+    job = begin(spec, directory)
+    wait_for_cells(directory, len(done) + 3)
+    os.kill(job.pid, signal.SIGUSR1)  # mpirun hands it on to the ranks
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 75 and "Go on with: muster study" in said
+    run(spec, directory, ranks=2)
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert (directory / "cells.csv").read_bytes() == (finished[0] / "cells.csv").read_bytes()
+    assert (directory / "table.txt").read_text() == run(spec, directory, "--only-tables").stdout.rsplit("\n\n", 1)[0] + "\n"
+
+
+def test_two_jobs_on_one_study(finished, tmp_path):
+    spec, directory = write_study(tmp_path), tmp_path / "study"
+    jobs = [begin(spec, directory), begin(spec, directory)]
+    for job in jobs:
+        _, said = job.communicate(timeout=100)
+        assert job.returncode == 0, said
+    assert (directory / "cells.csv").read_bytes() == (finished[0] / "cells.csv").read_bytes()
+
+
+def test_several_ranks_train_together(finished, tmp_path):
+    directory = tmp_path / "study"
+    same = "set: \"training.reproducible=true\"\n"
+    run(write_study(tmp_path, VARIANTS + same + "seeds: 1\nfolds: 2\n"), directory)
+    run(write_study(tmp_path, VARIANTS + same + "seeds: 1\nfolds: 2\nranks_per_run: 2\n"), tmp_path / "together", ranks=4)
+    assert (directory / "cells.csv").read_bytes() == (tmp_path / "together" / "cells.csv").read_bytes()
+    assert "start a multiple of 2" in run(tmp_path / "small.txtpb", tmp_path / "other", ranks=3, code=2).stderr
+
+
+def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
+    directory = tmp_path / "study"
+    spec = write_study(tmp_path, VARIANTS + 'variants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 2\n')
+    result = run(spec, directory, code=70)
+    assert "2 of 8 trainings failed" in result.stderr and "finite" in result.stderr and "cells/wild/seed-1: failed" in result.stderr
+    assert "!!! NOT COMPLETE: 6 of 8" in result.stdout
+    table = {(row["variant"], row["metric"]): row for row in rows(directory / "table.csv")}
+    assert table["wild", "UA"]["n"] == "0" and table["wild", "UA"]["mean"] == "" and table["slow", "UA"]["n"] == "2"
+    # Folds that the data does not have: nothing can succeed.
+    hopeless = write_study(tmp_path, VARIANTS + "seeds: 20\n", SMALL.replace("LEAVE_ONE_GROUP_OUT", "LEAVE_ONE_GROUP_OUT fold: 7"))
+    assert "have all failed" in run(hopeless, tmp_path / "hopeless", code=78).stderr
+
+
+def test_data_that_changed_in_between_is_refused(tmp_path):
+    text = VARIANTS + "seeds: 1\n"
+    mp.muster("data", "synth", "--kind", "classification", "--samples", "60", "--seed", "1", "-o", tmp_path / "data.h5")
+    spec = write_study(tmp_path, text, mp.SMALL_FOAL_NET + 'data { path: "data.h5" }\ntraining { epochs: 1 batch_size: 16 }\n')
+    run(spec, tmp_path / "study")
+    (tmp_path / "data.h5").unlink()
+    mp.muster("data", "synth", "--kind", "classification", "--samples", "60", "--seed", "2", "-o", tmp_path / "data.h5")
+    spec.write_text(HEADER + text.replace("seeds: 1", "seeds: 2"))
+    result = run(spec, tmp_path / "study", code=65)
+    assert "has changed during the study" in result.stderr and "seed-1" in result.stderr and "seed-2" in result.stderr
+
+
+def test_all_mistakes_of_a_spec_at_once(tmp_path):
+    spec = write_study(tmp_path, """
+base: "base.txtpb"
+set: "training.epoch=3"
+variants { name: "no avel" set: "foal_net.avel_weight=0" }
+variants { name: "twice" set: "foal_net.avel_wait=0" }
+variants { name: "twice" set: "seed=3" }
+variants { name: "empty" }
+seeds: 0
+folds: 3
+metrics: "MAX"
+significance_level: 5
+wrong: 1
+""", mp.SMALL_FOAL_NET + mp.CLASSIFICATION)
+    result = run(spec, tmp_path / "study", code=78)
+    for line, text in ((5, "training.epoch"), (6, "letters, digits"), (7, "foal_net.avel_wait"), (8, "two variants are called twice"), (8, "seeds"), (9, "at least one `set`"), (10, "seeds must be"),
+                       (12, "MAX"), (13, "significance_level"), (14, "wrong")):
+        assert any(f"small.txtpb:{line}:" in one and text in one for one in result.stderr.splitlines()), (line, text, result.stderr)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("name", ["foal_net_ablation", "miar_ablation"])
+def test_the_shipped_studies_can_begin(name, tmp_path):
+    result = run(mp.ROOT / f"experiments/studies/{name}.txtpb", tmp_path / "study", "--only-tables", code=2)
+    assert "nothing is trained yet" in result.stderr
+
+
+def test_a_planted_effect_is_found_and_none_where_there_is_none(tmp_path):
+    # Vision holds a third of the label, or nothing at all: 10 seeds, 6 trainings' worth of steps each.
+    base = ('preset: "miar_recommended"\ndata { synthetic { kind: REGRESSION samples: 300 %s } standardize: true }\nmiar { dim: 16 layers: 1 heads: 2 ffn_dim: 32 alignment_dim: 16 }\n'
+            "optimizer { learning_rate: 3e-3 }\ntraining { epochs: 8 }\nevaluation { select_by: \"MAE\" }\n")
+    text = 'base: "base.txtpb"\nvariants { name: "no_vision" set: "data.modalities=text,audio" }\nseeds: 10\nmetrics: "MAE"\n'
+    found = {}
+    for name, planted in (("vision", ""), ("nothing", 'without_signal: "vision"')):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = run(write_study(folder, text, base % planted), folder / "study", ranks=2)
+        row = next(row for row in rows(folder / "study/table.csv") if row["variant"] == "no_vision" and row["fold"] == "pooled")
+        found[name] = float(row["p_holm"]), float(row["difference"])
+        assert (" *" in result.stdout.split("p:")[0]) == (name == "vision")
+    assert found["vision"][0] < 0.01 and found["vision"][1] > 0.1
+    assert found["nothing"][0] > 0.05
