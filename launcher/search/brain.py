@@ -195,12 +195,13 @@ class Brain:
 
     def begin(self, trials):
         """As study.ask(), but a trial says from its first record on whose it is: one that is nobody's would be lost with this process."""
+        storage = self.study._storage  # which keeps a copy of a database's running trials
         waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
         if waiting:
-            self.storage.set_trial_user_attr(waiting._trial_id, JOB, self.job)
+            storage.set_trial_user_attr(waiting._trial_id, JOB, self.job)
         number = self.study._pop_waiting_trial_id()
         if number is None:
-            number = self.storage.create_new_trial(self.study_id, optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={JOB: self.job}))
+            number = storage.create_new_trial(self.study_id, optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={JOB: self.job}))
         trial = Trial(self.study, number)
         if trial.user_attrs.get(JOB) != self.job:  # in a database another job may have been quicker
             trial.set_user_attr(JOB, self.job)

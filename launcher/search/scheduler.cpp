@@ -19,7 +19,7 @@ using nlohmann::json;
 // So many failures before any success mean that the search itself is wrong, not some of its points.
 constexpr int64_t kHopeless = 10;
 // A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason (the system's own killer of processes that take too much memory).
-constexpr int64_t kMostLosses = 3;
+constexpr int64_t kMostLosses = 5;
 constexpr size_t kMostReasons = 20;  // shown on lines of their own
 
 std::string number_text(double value) {

@@ -134,7 +134,9 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
     case ExitCode::kIo:
     case ExitCode::kPeerFailed: throw *failure;
     default:
+#if defined(__GLIBC__)
       ::malloc_trim(0);  // what a trial of another size has left in pieces (main.cpp keeps freed memory) may be what the next one lacks
+#endif
       return {Ending::kFailed, reason_of(failure->what())};
   }
 }

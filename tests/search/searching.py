@@ -124,6 +124,11 @@ def study(directory, name="small", storage=None):
     return optuna.load_study(study_name=name, storage=storage)
 
 
+def is_begun(directory):
+    """Whether there is a study yet that Optuna can read."""
+    return (directory / "journal.log").exists() and '"muster:search"' in (directory / "journal.log").read_text()
+
+
 def states(directory):
     return [trial.state.name for trial in study(directory).trials]
 

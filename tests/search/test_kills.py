@@ -31,8 +31,10 @@ def disturb(job, victim, directory, chance):
     if victim == "job":
         job.kill_all()
         return True
-    ranks, pythons = job.processes()
-    targets = pythons if victim == "python" else [pid for rank, pid in ranks.items() if rank == chance.randrange(2)]
+    rank, targets = chance.randrange(2), []
+    while not targets and job.process.poll() is None:
+        ranks, pythons = job.processes()
+        targets = pythons if victim == "python" else [pid for number, pid in ranks.items() if number == rank]
     for pid in targets:
         os.kill(pid, signal.SIGKILL)
     return bool(targets)

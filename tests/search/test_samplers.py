@@ -71,7 +71,7 @@ def test_a_users_script_on_the_same_study(tmp_path):
     wanted = {"optimizer.learning_rate": 0.0123, "foal_net.avel_weight": 0.75, "training.batch_size": 16}
     spec = s.write_search(tmp_path, trials=6, epochs=2, spec=REALS)
     with s.start(spec, directory, 2) as job:
-        job.wait_for(lambda: (directory / "journal.log").exists() and "muster:search" in (directory / "journal.log").read_text())
+        job.wait_for(lambda: s.is_begun(directory))
         study = s.study(directory)
         study.enqueue_trial(wanted)
         job.wait_for(lambda: any(trial.state.name == "COMPLETE" for trial in s.study(directory).trials))
