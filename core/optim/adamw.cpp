@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <array>
 #include <cmath>
 
 namespace muster::optim {
@@ -32,20 +31,17 @@ void AdamW::step(double learning_rate, const at::Tensor& skip) {
 
 at::Tensor l2_norm(const at::Tensor& flat) {
   if (!flat.device().is_cpu()) return at::linalg_vector_norm(flat, 2, std::nullopt, false, at::kDouble);
-  constexpr int64_t kBlock = 1 << 15, kLanes = 16;  // lanes: additions that need not wait for each other
+  constexpr int64_t kBlock = 1 << 15;
   const int64_t blocks = (flat.numel() + kBlock - 1) / kBlock;
   std::vector<double> sums(blocks, 0);
   AT_DISPATCH_FLOATING_TYPES(flat.scalar_type(), "l2_norm", [&] {
     const scalar_t* data = flat.const_data_ptr<scalar_t>();
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        const int64_t end_of_block = std::min(flat.numel(), (block + 1) * kBlock);
-        std::array<double, kLanes> lanes{};
-        int64_t i = block * kBlock;
-        for (; i + kLanes <= end_of_block; i += kLanes)
-          for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(data[i + lane]) * static_cast<double>(data[i + lane]);
-        for (; i < end_of_block; ++i) lanes[0] += static_cast<double>(data[i]) * static_cast<double>(data[i]);
-        for (const double lane : lanes) sums[block] += lane;
+        double sum = 0;
+        for (int64_t i = block * kBlock; i < std::min(flat.numel(), (block + 1) * kBlock); ++i)
+          sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
+        sums[block] = sum;
       }
     });
   });

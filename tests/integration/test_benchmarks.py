@@ -58,3 +58,14 @@ def test_checkpoint(ranks, tmp_path):
     assert [row[:2] for row in rows] == [[program, mode] for program in ("muster", "pytorch") for mode in ("async", "sync")]
     assert all(float(number) > 0 for row in rows for number in row[2:5])
     assert "of PyTorch's async_save" in run.stdout.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+def test_search(tmp_path):
+    run = mp.execute([sys.executable, mp.ROOT / "benchmarks" / "search.py", mp.built("muster").rsplit("/", 1)[0], "--trials", 1, "--rounds", 1, "--samples", 9, "--epochs", 1,
+                      "--shortest", 3, "--folder", tmp_path])
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = table(run.stdout, "program")[:4]
+    assert [row[:2] for row in rows] == [[program, count] for count in "12" for program in ("muster", "pytorch")] and all(float(row[3]) > 0 for row in rows)
+    # The PyTorch model is the same model.
+    ours, _, theirs, *_, error, _, peer_error = run.stdout.splitlines()[-1].replace(",", "").split()[3:]
+    assert ours == theirs and float(error) == pytest.approx(float(peer_error), abs=1e-4) and not list(tmp_path.iterdir())
