@@ -119,6 +119,7 @@ DataSource open_data(const config::Experiment& experiment, const std::string& pa
   DataSource source;
   const auto& data = experiment.data();
   const std::string key = path + "|" + data.path() + "|" + data.synthetic().SerializeAsString() + "|" + data.target() + (labels_required ? "|labels" : "");
+  if (cache && cache->key != key) *cache = {};  // never two at once; and where opening fails on one rank only, no rank keeps the old one
   if (cache && cache->key == key) source.dataset = cache->dataset;
   else source.dataset = open_dataset(data, path, labels_required);
   if (cache && cache->key != key) *cache = {key, source.dataset, {}, {}};

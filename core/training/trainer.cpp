@@ -1,5 +1,7 @@
 #include "core/training/trainer.h"
 
+#include <algorithm>
+
 #include "core/training/training_run.h"
 #include "distributed/watchdog.h"
 
@@ -17,7 +19,9 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options, 
 }
 
 TrialTrainer::TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group) : group_(group) {
-  compute_ = prepare_compute(training, world);
+  config::Training whole = training;
+  whole.set_microbatches(std::max(training.microbatches(), static_cast<uint32_t>(world.size())));  // each group has its own, which train() sets
+  compute_ = prepare_compute(whole, world);
   gpus_ = join_gpus(compute_, group);
 }
 

@@ -66,7 +66,7 @@ class Training {
       options.run_directory = directory_.run(cell);
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
-      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [](const json&) {});
+      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) { group_.heed(group_.ask({{"op", "report"}})); });
     };
     const Ending ending = group_.attempt(work, "");
     distributed::together(group_.ranks(), [&] {

@@ -94,7 +94,7 @@ void Brain::stop(bool kill) {
 
 // False when the process is gone or hangs.
 bool Brain::exchange(const json& request, json& answer) {
-  const std::string line = request.dump() + "\n";
+  const std::string line = request.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";  // what users call their files need not be UTF-8
   for (size_t sent = 0; sent < line.size();) {
     const ssize_t count = ::send(socket_, line.data() + sent, line.size() - sent, MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;

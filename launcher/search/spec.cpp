@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 // What a trial cannot choose: who it is, how its process computes, or what is compared.
-constexpr const char* kFixed[] = {"name", "preset", "evaluation.select_by", "training.epochs", "training.threads", "training.device", "training.share_device"};
+constexpr const char* kFixed[] = {"name", "preset", "evaluation.select_by", "training.epochs", "training.threads", "training.device", "training.share_device", "training.reproducible", "training.tf32"};
 
 std::string text_of(const json& value) {
   if (value.is_string()) return value;
@@ -136,7 +136,13 @@ class SpecReader {
       if (split.kind() == config::Split::FIXED) problem("repeats.folds", "repeats.folds needs a base experiment with folds (data.split.kind)");
       if (split.kind() == config::Split::K_FOLD && search_.repeats().folds() > split.folds())
         problem("repeats.folds", "the base experiment has " + std::to_string(split.folds()) + " folds (data.split.folds)");
+      if (!split.test_group().empty()) problem("repeats.folds", "the base experiment names its test group (data.split.test_group), which leaves nothing for folds to choose");
     }
+    for (int i = 0; i < search_.parameters_size(); ++i)
+      if (const std::string& path = search_.parameters(i).path(); (path == "seed" && search_.repeats().seeds() > 1) || (path.rfind("data.split.", 0) == 0 && search_.repeats().folds() > 0))
+        problem("parameters[" + std::to_string(i) + "].path", path + " is chosen by `repeats`");
+    if (search_.pruner().kind() > Pruner::NONE && file_.base_is_good() && base_.evaluation().every_steps() > 0)
+      problem("pruner", "a pruner compares trials after equal epochs: set evaluation.every_steps=0, which the base experiment has otherwise");
     check_objective();
     check_sampler();
   }

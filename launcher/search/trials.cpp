@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -105,7 +104,7 @@ class Trials {
     const std::string& metric = search_.objective().metric();
     const json& value = metric == "loss" ? row["loss"] : row["metrics"][metric];
     if (repeat == 0) report(number, row["epoch"], value.is_number() ? value.get<double>() : std::nan(""));
-    else heed(group_.ask({{"op", "report"}}));
+    else group_.heed(group_.ask({{"op", "report"}}));
   }
 
   // Tells Optuna, and ends the trial if it says so.
@@ -113,12 +112,7 @@ class Trials {
     last_value_ = value;
     const json answer = group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
     if (answer["prune"]) throw Pruned{};
-    heed(answer);
-  }
-
-  // As if this rank had been asked to stop, when another one has: the run saves and stops.
-  void heed(const json& answer) {
-    if (answer["stop"] && group_.leads() && training::stop_signal() == 0) std::raise(SIGUSR2);
+    group_.heed(answer);
   }
 
   const SearchDirectory& directory_;

@@ -29,12 +29,13 @@ json Grid::ask(const json& request) {
   const std::string op = request["op"];
   if (op == "next") return next();
   if (op == "ended") ended(request["cell"], request["state"], request["reason"]);
+  if (op == "report") return {{"stop", stopping_}};
   if (op == "stopping") stopping_ = true;
   return json::object();
 }
 
 json Grid::next() {
-  if (stopping_) return {{"do", "end"}};
+  if (stopping_) return {{"do", running_ ? "wait" : "end"}};
   if (open_.empty() && !elsewhere_.empty() && Clock::now() - looked_ > kLookAgain) {
     looked_ = Clock::now();
     for (const size_t cell : elsewhere_)
@@ -64,9 +65,9 @@ void Grid::ended(size_t cell, const std::string& state, const std::string& reaso
   }
   ++here_;
   if (state == "failed") failures_.push_back({cell, reason});
+  else ++done_;
   if (static_cast<size_t>(here_) == kHopeless && failures_.size() == kHopeless)
     throw distributed::Error(distributed::ExitCode::kBadConfig, "the first " + std::to_string(kHopeless) + " trainings have all failed, so the study was stopped; the last one, " + name + ": " + reason);
-  else ++done_;
   const auto left = static_cast<double>(open_.size()) + static_cast<double>(running_) / 2;
   const double each = std::chrono::duration<double>(Clock::now() - started_).count() / static_cast<double>(here_);
   if (state == "failed") progress_.note(name + ": failed: " + reason);

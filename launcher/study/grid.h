@@ -13,6 +13,7 @@ namespace muster::launcher {
 
 // Hands out a study's cells to the groups, on rank 0. Besides what every source knows:
 //   "next"'s {"do": "train"} has "cell", an index into StudySpec::cells
+//   {"op": "report"} -> {"stop": bool}    at each validation
 //   {"op": "ended", "cell", "state": "done" | "failed" | "stopped" | "elsewhere", "reason"} -> {}
 class Grid final : public WorkSource {
  public:

@@ -61,11 +61,14 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
   char interval[64];
   std::snprintf(interval, sizeof interval, " [%g %% interval]", 100 * (1 - study.significance_level()));
   for (const auto& name : {"Δ" + first + interval, std::string("p"), std::string("p (Holm)")}) table.header.push_back(name);
-  double least_p = 0;  // that the corrected test can give, if every pair differs in the same direction
+  int tested = 0, most_pairs = 0;
   for (size_t variant = 0; variant < results.variants.size(); ++variant) {
     const auto& one = results.variants[variant];
     std::vector<std::string> row{spec.variants[variant].label() + (static_cast<int>(variant) == results.best ? " (best)" : "")};
-    for (const auto& values : one.pooled) row.push_back(spread_text(spread(values)));
+    for (const auto& values : one.pooled) {
+      const Spread all = spread(values);
+      row.push_back(spread_text(all) + (all.n > 0 && all.n < static_cast<int>(values.size()) ? " (n=" + std::to_string(all.n) + ")" : ""));
+    }
     if (variant == 0) {
       row.insert(row.end(), {"", "", ""});
     } else {
@@ -74,16 +77,18 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
       row.push_back(std::isfinite(found.low) ? fixed(found.difference, "%+.4f") + " [" + fixed(found.low, "%+.4f") + ", " + fixed(found.high, "%+.4f") + "]" : fixed(found.difference, "%+.4f"));
       row.push_back(p_text(found.p));
       row.push_back(p_text(found.p_holm) + (marked ? " *" : ""));
-      least_p = std::max(least_p, std::pow(2, 1 - found.n) * (static_cast<double>(results.variants.size()) - 1));
+      if (std::isfinite(found.p)) tested += 1, most_pairs = std::max(most_pairs, found.n);
     }
     table.rows.push_back(std::move(row));
   }
   char level[32];
   std::snprintf(level, sizeof level, "%g", study.significance_level());
   table.notes.push_back("p: Wilcoxon signed-rank test against " + study.base_label() + ", two-sided, on " + first + ", paired by " + what_is_paired(study) + "; Holm: corrected for " +
-                        times(static_cast<int>(results.variants.size()) - 1, "comparison") + "; * below " + level + ".");
-  if (least_p >= study.significance_level())
-    table.notes.push_back("With so few pairs p (Holm) cannot come below " + fixed(std::min(1.0, least_p)) + " whatever the numbers are (n pairs: 2 / 2^n for one comparison); more seeds are needed to show anything.");
+                        times(tested, "comparison") + "; * below " + level + ".");
+  // What the corrected test can give, if every pair differs in the same direction.
+  if (const double least_p = std::min(1.0, std::pow(2, 1 - most_pairs) * tested); tested > 0 && least_p >= study.significance_level())
+    table.notes.push_back("With so few pairs p (Holm) cannot come below " + fixed(least_p) + " whatever the numbers are (n pairs: 2 / 2^n for one comparison); more " +
+                          (study.pairs() == Study::FOLDS ? "folds" : "seeds") + " are needed to show anything.");
   if (study.pairs() == Study::SEEDS_AND_FOLDS) table.notes.push_back("Folds of one seed share most of their training samples, so these pairs are not independent and p is too small.");
   if (results.best >= 0)
     table.notes.push_back("best: " + spec.variants[static_cast<size_t>(results.best)].label() + ", by " + first + " on the " + (study.select_on() == Study::TEST ? "TEST" : "validation") + " split" +

@@ -11,10 +11,13 @@ namespace muster::launcher {
 namespace {
 
 // What the study itself decides, or what is no part of a model.
-constexpr const char* kFixed[] = {"name", "seed", "data.split.fold", "data.split.test_group", "training.threads", "training.device", "training.share_device"};
+constexpr const char* kOwn[] = {"name", "seed", "data.split.fold", "data.split.test_group"};
+// How a process computes: the same for all that it trains.
+constexpr const char* kOfProcess[] = {"training.threads", "training.device", "training.share_device", "training.reproducible", "training.tf32"};
 
-bool is_fixed(const std::string& path) {
-  return std::find(std::begin(kFixed), std::end(kFixed), path) != std::end(kFixed) || path.rfind("checkpoints.", 0) == 0 || path.rfind("deadlines.", 0) == 0;
+template <size_t count>
+bool is_one_of(const char* const (&paths)[count], const std::string& path) {
+  return std::find(std::begin(paths), std::end(paths), path) != std::end(paths);
 }
 
 class StudyReader {
@@ -27,7 +30,7 @@ class StudyReader {
     for (const auto& text : overrides_) study_.add_set(text);
     const std::vector<std::string> set(study_.set().begin(), study_.set().end());
     file_.read_base(*study_.mutable_base(), set);
-    for (int i = 0; i < study_.set_size(); ++i) check_override(study_.set(i), "set[" + std::to_string(i) + "]");
+    for (int i = 0; i < study_.set_size(); ++i) check_override(study_.set(i), "set[" + std::to_string(i) + "]", false);
     check_variants(set);
     check_numbers(set);
     file_.throw_if_any();
@@ -36,11 +39,12 @@ class StudyReader {
   }
 
  private:
-  void check_override(const std::string& text, const std::string& field) {
+  void check_override(const std::string& text, const std::string& field, bool of_variant) {
     const std::string path = path_of_override(text);
-    if (!is_fixed(path)) return;
-    file_.problem(field, path + " cannot be set here: " + (path == "seed" ? "a study has its own `seeds`" : path.rfind("data.split", 0) == 0 ? "a study has its own `folds`"
-                                                                            : "it belongs into the base experiment"));
+    const std::string no = path + " cannot be set here: ";
+    if (is_one_of(kOwn, path)) file_.problem(field, no + (path == "seed" ? "a study has its own `seeds`" : path == "name" ? "a study names what it trains" : "a study has its own `folds`"));
+    if (of_variant && (is_one_of(kOfProcess, path) || path.rfind("checkpoints.", 0) == 0 || path.rfind("deadlines.", 0) == 0))
+      file_.problem(field, no + "it is the same for base and variants; the study's own `set` takes it");
   }
 
   void check_variants(const std::vector<std::string>& set) {
@@ -57,7 +61,7 @@ class StudyReader {
       if (variant.set_size() == 0) file_.problem(at, "variant " + variant.name() + " needs at least one `set`: it would be the base");
       for (int j = 0; j < variant.set_size(); ++j) {
         const std::string field = at + ".set[" + std::to_string(j) + "]";
-        check_override(variant.set(j), field);
+        check_override(variant.set(j), field, true);
         if (!file_.base_is_good()) continue;
         auto overrides = set;
         overrides.insert(overrides.end(), variant.set().begin(), variant.set().begin() + j + 1);

@@ -1,4 +1,3 @@
-# What `muster study` brings along: its schema, and the Python program that compares.
-muster_proto(study_sources launcher/study/study.proto)
+# What `muster study` brings along: the Python program that compares.
 muster_embed(significance study_significance_py "${CMAKE_SOURCE_DIR}/launcher/study/significance.py")
-target_sources(muster PRIVATE ${study_sources} ${significance})
+target_sources(muster PRIVATE ${significance})

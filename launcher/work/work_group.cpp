@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <optional>
 #include <regex>
@@ -25,6 +26,13 @@ namespace {
 bool any(distributed::Communicator& ranks, bool here) {
   for (const auto& word : ranks.all_gather_bytes(here ? "yes" : ""))
     if (!word.empty()) return true;
+  return false;
+}
+
+// Whether a run directory was refused because another job has it, or has just begun it (run_lock.cpp, run_directory.cpp).
+bool is_taken(const std::string& refusal) {
+  for (const char* words : {" is in use by ", "another job has begun this run", "holds an unfinished run"})
+    if (refusal.find(words) != std::string::npos) return true;
   return false;
 }
 
@@ -58,7 +66,7 @@ json WorkGroup::ask(const json& request) {
   distributed::together(*ranks_, [&] {
     if (source_) answer = source_->ask(request);
   });
-  return json::parse(ranks_->all_gather_bytes(source_ ? answer.dump() : "")[0]);
+  return json::parse(ranks_->all_gather_bytes(source_ ? text_of(answer) : "")[0]);
 }
 
 // A signal that came while nothing was trained.
@@ -66,6 +74,10 @@ void WorkGroup::heed_signals() {
   if (stopped_ || !any(*ranks_, training::stop_signal() != 0)) return;
   stopped_ = true;
   ask({{"op", "stopping"}});
+}
+
+void WorkGroup::heed(const json& answer) {
+  if (answer["stop"] && leads() && training::stop_signal() == 0) std::raise(SIGUSR2);
 }
 
 void WorkGroup::work(const std::function<void(const json& task)>& train) {
@@ -130,7 +142,7 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
       stopped_ = true;
       ask({{"op", "stopping"}});
       return {Ending::kStopped, ""};
-    case ExitCode::kUsage: return {Ending::kElsewhere, reason_of(failure->what())};
+    case ExitCode::kUsage: return {is_taken(failure->what()) ? Ending::kElsewhere : Ending::kFailed, reason_of(failure->what())};
     case ExitCode::kIo:
     case ExitCode::kPeerFailed: throw *failure;
     default:
@@ -157,7 +169,10 @@ std::string reason_of(const std::string& message) {
     if (c != '\n' && (c != ' ' || reason.empty() || reason.back() != ' ')) reason += c;
     else if (c == '\n') reason += ' ';
   while (!reason.empty() && reason.back() == ' ') reason.pop_back();
-  return reason.size() > kLongest ? reason.substr(0, kLongest - 3) + "..." : reason;
+  if (reason.size() <= kLongest) return reason;
+  size_t end = kLongest - 3;
+  while ((reason[end] & 0xC0) == 0x80) --end;  // not within a character of UTF-8
+  return reason.substr(0, end) + "...";
 }
 
 }  // namespace muster::launcher

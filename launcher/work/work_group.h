@@ -36,6 +36,9 @@ class WorkGroup {
   // The source's answer, on every rank of the group; or the error that its first rank met. Collective over the group.
   nlohmann::json ask(const nlohmann::json& request);
 
+  // As if this rank had been asked to stop, when the answer says that another one has: the run saves and stops.
+  void heed(const nlohmann::json& answer);
+
   // Gets work and gives it to `train`, a collective of the group, until there is none left or the job is asked to stop. True, on every rank, when one was asked to stop. Collective over world.
   bool run(const std::function<void(const nlohmann::json& task)>& train);
 

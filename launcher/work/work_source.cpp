@@ -13,6 +13,8 @@ using distributed::ExitCode;
 using distributed::Lifeline;
 using nlohmann::json;
 
+std::string text_of(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
+
 WorkServer::WorkServer(WorkSource& source, int ranks, bool loopback) : source_(source), line_(0, ranks), address_(line_.listen(loopback)) {
   if (address_.empty()) throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen (TCP) for the other ranks, which ask it for work");
   thread_ = std::thread([this] { serve(); });
@@ -46,7 +48,7 @@ void WorkServer::serve() {
         trouble_code_ = known ? known->code() : ExitCode::kInternal;
         answer = {{"trouble", trouble_}, {"code", static_cast<int>(trouble_code_)}};
       }
-      line_.send(event.rank, Lifeline::Kind::kMessage, answer.dump());
+      line_.send(event.rank, Lifeline::Kind::kMessage, text_of(answer));
     }
   }
 }
@@ -57,7 +59,7 @@ RemoteWorkSource::RemoteWorkSource(int rank, int ranks, const std::string& addre
 }
 
 json RemoteWorkSource::ask(const json& request) {
-  line_.send(0, Lifeline::Kind::kMessage, request.dump());
+  line_.send(0, Lifeline::Kind::kMessage, text_of(request));
   while (true) {
     std::vector<pollfd> waits;
     line_.add_to(waits);

@@ -11,6 +11,9 @@
 
 namespace muster::launcher {
 
+// A request or answer as it is sent. Bytes that are no UTF-8, as in a file's name, are replaced.
+std::string text_of(const nlohmann::json& message);
+
 // Where a group's first rank gets its work from and tells how it went. Every source knows:
 //   {"op": "next"}      -> {"do": "train", and what}, {"do": "wait"} (ask again), {"do": "end"}
 //   {"op": "stopping"}  -> {}    the job was asked to stop: no group begins anything more

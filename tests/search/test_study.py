@@ -224,6 +224,21 @@ def test_several_ranks_train_together(finished, tmp_path):
     assert "start a multiple of 2" in run(tmp_path / "small.txtpb", tmp_path / "other", ranks=3, code=2).stderr
 
 
+def test_what_is_in_the_way_fails_with_its_reason(tmp_path):
+    """A folder that is no run: nobody will ever finish it."""
+    directory = tmp_path / "study"
+    (directory / "cells/slow/seed-1").mkdir(parents=True)
+    (directory / "cells/slow/seed-1/notes.txt").write_text("mine")
+    result = run(write_study(tmp_path, VARIANTS + "seeds: 1\n"), directory, code=70)
+    assert "1 of 3 trainings failed" in result.stderr and "cells/slow/seed-1: failed" in result.stderr and "2/3 done, 1 failed" in result.stderr
+
+
+def test_launch_starts_a_study(finished, tmp_path):
+    spec = write_study(tmp_path)
+    mp.muster("launch", "-n", "2", "study", spec, "--study-dir", tmp_path / "study", changes={"OMPI_MCA_rmaps_base_oversubscribe": "1"})
+    assert (tmp_path / "study" / "cells.csv").read_bytes() == (finished[0] / "cells.csv").read_bytes()
+
+
 def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     directory = tmp_path / "study"
     spec = write_study(tmp_path, VARIANTS + 'variants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 2\n')
