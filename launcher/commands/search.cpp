@@ -48,7 +48,7 @@ void print_end(const SearchDirectory& directory, const json& standing, const std
   const Search& search = directory.spec().search;
   const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
   const int64_t ended = count("COMPLETE") + count("PRUNED") + count("FAIL");
-  std::printf("%ld trials: %ld complete, %ld given up, %ld failed, %ld running\n", ended + count("RUNNING"), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
+  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", ended + count("RUNNING"), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
   if (ended < search.budget().trials() && !why.empty())
     std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - ended, search.budget().trials(), why.c_str());
   if (!standing["best"].empty()) {
@@ -99,10 +99,6 @@ void run(const SearchArguments& arguments) {
   });
 }
 
-}  // namespace
-
-namespace {
-
 // Of a search that may be running: reads only.
 Brain look_into(const SearchDirectory& directory) {
   json opening = opening_of(directory);
@@ -127,7 +123,7 @@ void print_status(const SearchArguments& arguments) {
   const Search& search = directory.spec().search;
   std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(), Objective::Direction_Name(search.objective().direction()).c_str());
   const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
-  std::printf("  %ld of %u trials ended: %ld complete, %ld given up, %ld failed; %ld running\n", count("COMPLETE") + count("PRUNED") + count("FAIL"),
+  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", count("COMPLETE") + count("PRUNED") + count("FAIL"),
               search.budget().trials(), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
   for (const auto& best : standing["best"]) std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(), values_text(best["params"]).c_str());
 }

@@ -22,8 +22,7 @@ class Brain {
   // What the study held when it was opened last: counts, trials that run, notes.
   const nlohmann::json& opened() const { return opened_; }
 
-  // The answer to a request, which is sent again after a death, but for `ask`: there died() says that a trial may have been begun that
-  // nobody was told of. Throws as the constructor; Error(kInternal) when it keeps dying.
+  // The answer to a request, which is sent again after a death. Not for `ask`. Throws as the constructor; Error(kInternal) when it keeps dying.
   nlohmann::json request(const nlohmann::json& request);
   // A new trial's {number, values}, or {"full": true} when so many trials exist. After a death: one of this job's that is not in `known`, if there is one.
   nlohmann::json ask(int64_t limit, const std::vector<int64_t>& known);

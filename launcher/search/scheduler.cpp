@@ -107,8 +107,7 @@ json Scheduler::next() {
     return nothing_to_do;
   }
   json trial;
-  const bool resume = adopt(trial);
-  if (!resume) {
+  if (!adopt(trial)) {
     trial = brain_.ask(search_.budget().trials(), {active_.begin(), active_.end()});
     if (trial.value("full", false)) {
       ended_early_ = trial.value("why", "");
@@ -118,7 +117,7 @@ json Scheduler::next() {
     }
   }
   active_.insert(trial["number"].get<int64_t>());
-  return {{"do", "train"}, {"number", trial["number"]}, {"values", trial["params"]}, {"resume", resume}};
+  return {{"do", "train"}, {"number", trial["number"]}, {"values", trial["params"]}};
 }
 
 // A trial that an earlier job has left.
@@ -176,9 +175,9 @@ void Scheduler::show(const json& request, const json& standing) {
   if (!standing["best"].empty())
     text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (trial " + std::to_string(standing["best"][0]["number"].get<int64_t>()) + ")  ";
   text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - ended))) + "  " + std::to_string(active_.size()) + " running, " +
-          std::to_string(count("FAIL")) + " failed, " + std::to_string(count("PRUNED")) + " given up; " + name + ": ";
+          std::to_string(count("FAIL")) + " failed, " + std::to_string(count("PRUNED")) + " pruned; " + name + ": ";
   if (failed) text += "failed";
-  else text += std::string(request["state"] == "PRUNED" ? "given up at " : "") + (request["value"].is_number() ? number_text(request["value"]) : "no value");
+  else text += std::string(request["state"] == "PRUNED" ? "pruned at " : "") + (request["value"].is_number() ? number_text(request["value"]) : "no value");
   progress_.show(text);
 }
 

@@ -17,7 +17,7 @@
 namespace muster::launcher {
 
 // Hands out trials to the groups, on rank 0, and alone speaks with Optuna. Besides what every source knows:
-//   "next"'s {"do": "train"} has "number", "values" and "resume"
+//   "next"'s {"do": "train"} has "number" and "values"
 //   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}    without a step: only asks whether to stop
 //   {"op": "tell", "number", "state", "value", "reason"} -> {"keep_weights": bool, "drop_weights": [numbers]}
 //   {"op": "leave", "number"}                         -> {}    the group has not finished it: asked to stop, or another job works on it

@@ -80,9 +80,7 @@ StudyResults read_results(const StudyDirectory& directory) {
   StudyResults results;
   results.folds = static_cast<int>(spec.study.folds());
   const size_t folds = std::max(1, results.folds), seeds = spec.study.seeds(), variants = spec.variants.size();
-  results.cells_each = static_cast<int>(folds * seeds);
   results.variants.resize(variants);
-  for (size_t seed = 0; seed < seeds; ++seed) results.seeds.push_back(spec.cells[seed * folds * variants].seed);
 
   std::vector<std::vector<std::vector<std::string>>> files(variants, std::vector<std::vector<std::string>>(seeds));
   for (size_t i = 0; i < spec.cells.size(); ++i) {

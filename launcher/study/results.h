@@ -25,9 +25,7 @@ struct Comparison {
 
 struct StudyResults {
   std::vector<std::string> metrics;
-  std::vector<int64_t> seeds;
   int folds = 0;  // 0: the study has none
-  int cells_each = 0;
   std::vector<VariantResults> variants;              // as StudySpec::variants
   std::vector<std::vector<Comparison>> comparisons;  // [metric][variant - 1]
   int best = -1;       // the variant that is best by select_on; -1: nothing is trained

@@ -18,13 +18,16 @@ namespace {
 
 using nlohmann::json;
 
-// What is paired, in the same order for every variant.
-Values units(const VariantResults& results, size_t metric, Study::Pairs pairs) {
+// What is paired, in the same order for every variant. Of seeds that are averaged those that both have.
+Values units(const VariantResults& results, const VariantResults& partner, size_t metric, Study::Pairs pairs) {
   if (pairs == Study::SEEDS) return results.pooled[metric];
   Values values;
-  for (const auto& fold : results.folds[metric]) {
-    if (pairs == Study::FOLDS) values.push_back(spread(fold).mean);
-    else values.insert(values.end(), fold.begin(), fold.end());
+  for (size_t fold = 0; fold < results.folds[metric].size(); ++fold) {
+    Values seeds = results.folds[metric][fold];
+    for (size_t seed = 0; seed < seeds.size(); ++seed)
+      if (!std::isfinite(partner.folds[metric][fold][seed])) seeds[seed] = std::numeric_limits<double>::quiet_NaN();
+    if (pairs == Study::FOLDS) values.push_back(spread(seeds).mean);
+    else values.insert(values.end(), seeds.begin(), seeds.end());
   }
   return values;
 }
@@ -35,9 +38,9 @@ std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& resul
   json request{{"level", study.significance_level()}, {"families", json::array()}};
   for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
     json family = json::array();
-    const Values base = units(results.variants[0], metric, study.pairs());
     for (size_t variant = 1; variant < results.variants.size(); ++variant) {
-      const Values other = units(results.variants[variant], metric, study.pairs());
+      const Values base = units(results.variants[0], results.variants[variant], metric, study.pairs());
+      const Values other = units(results.variants[variant], results.variants[0], metric, study.pairs());
       json comparison{{"base", json::array()}, {"variant", json::array()}};
       for (size_t i = 0; i < base.size(); ++i) {
         if (!std::isfinite(base[i]) || !std::isfinite(other[i])) continue;

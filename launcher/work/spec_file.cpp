@@ -55,9 +55,9 @@ void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& ov
 
 std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
   try {
-    const auto& data = config::load_experiment(base_path_, overrides).experiment.data();
+    const std::string data = varied(overrides).data().path();
     const bool names_data = !overrides.empty() && path_of_override(overrides.back()) == "data.path";
-    return names_data && !fs::exists(data.path()) ? "there is no file " + data.path() : "";
+    return names_data && !fs::exists(data) ? "there is no file " + data : "";
   } catch (const Error& error) {
     // "PATH: N problems:\n  --set a=b: what is wrong\n ...": the first is enough, the rest follows from it.
     const std::string text = error.what();

