@@ -47,13 +47,6 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
                                      "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
 }
 
-std::string csv_field(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
-}
-
 std::string number(double value) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g", value);
@@ -108,6 +101,13 @@ metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vecto
     return metrics::regression_floor(value_labels(index, train), value_labels(index, samples));
   return metrics::classification_floor(class_labels(index, train), class_labels(index, samples),
                                        static_cast<int64_t>(index.class_names.size())).metrics;
+}
+
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
 }
 
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions) {

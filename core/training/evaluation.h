@@ -41,4 +41,7 @@ metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vecto
 // names; no label column when the data has none. 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
+// A field of CSV (RFC 4180): quoted where it must be.
+std::string csv_field(const std::string& text);
+
 }  // namespace muster::training

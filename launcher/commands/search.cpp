@@ -6,6 +6,7 @@
 
 #include "checkpoints/atomic_file.h"
 #include "core/config/resolved_text.h"
+#include "core/training/evaluation.h"
 #include "core/training/same_job.h"
 #include "core/training/stop.h"
 #include "core/training/trainer.h"
@@ -146,11 +147,7 @@ void print_best(const SearchArguments& arguments) {
 // A field of CSV.
 std::string field(const json& value) {
   if (value.is_null()) return "";
-  const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
+  return training::csv_field(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
 void export_all(const SearchArguments& arguments) {

@@ -114,13 +114,6 @@ Table fold_table(const StudySpec& spec, const StudyResults& results) {
   return table;
 }
 
-std::string field(const std::string& text) {
-  if (text.find_first_of(",\"\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
-}
-
 }  // namespace
 
 std::vector<Table> study_tables(const StudySpec& spec, const StudyResults& results) {
@@ -136,7 +129,7 @@ std::string table_csv(const StudySpec& spec, const StudyResults& results) {
   for (size_t variant = 0; variant < results.variants.size(); ++variant)
     for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
       const auto& one = results.variants[variant];
-      const std::string start = field(spec.variants[variant].name()) + "," + field(spec.variants[variant].label()) + "," + field(results.metrics[metric]) + ",";
+      const std::string start = training::csv_field(spec.variants[variant].name()) + "," + training::csv_field(spec.variants[variant].label()) + "," + training::csv_field(results.metrics[metric]) + ",";
       const auto row = [&](const std::string& fold, const Spread& values) { return start + fold + "," + std::to_string(values.n) + "," + exact(values.mean) + "," + exact(values.std) + ","; };
       csv += row("pooled", spread(one.pooled[metric]));
       if (variant == 0) {
@@ -160,7 +153,7 @@ std::string cells_csv(const StudyDirectory& directory) {
     const CellResult result = directory.result(cell);
     const std::string start = spec.variants[static_cast<size_t>(cell.variant)].name() + "," + std::to_string(cell.seed) + "," + (cell.fold < 0 ? "" : std::to_string(cell.fold)) + ",";
     for (const auto& [split, metrics] : {std::pair{"validation", &result.validation}, {"test", &result.test}})
-      for (const auto& [name, value] : metrics->items()) csv += start + split + "," + field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";
+      for (const auto& [name, value] : metrics->items()) csv += start + split + "," + training::csv_field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";
   }
   return csv;
 }
