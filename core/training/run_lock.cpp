@@ -124,7 +124,9 @@ RunLock::Implementation::~Implementation() {
 }
 
 void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
-  throw Error(ExitCode::kIo, "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".");
+  const std::string message = "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
+  if (error_number == ENOENT) throw NoRunDirectory(ExitCode::kIo, message);
+  throw Error(ExitCode::kIo, message);
 }
 
 // Makes our file, under its private name.

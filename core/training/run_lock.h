@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 
+#include "distributed/error.h"
+
 namespace muster::training {
 
 // The job that this process belongs to, as its scheduler calls it.
@@ -25,6 +27,12 @@ struct LockSettings {
   std::string boot_id;
 };
 
+// There is no such run directory, or it was removed while its lock was taken.
+class NoRunDirectory : public distributed::Error {
+ public:
+  using Error::Error;
+};
+
 // The right to write a run directory: a file `lock` in it, which says who has it. For one process of a job, rank 0, as long as it writes there.
 // Works on NFS: a lock appears by link(), and the holder renews its modification time. A lock whose holder is gone is taken
 // over: at once when that can be known (a process of this machine, an earlier start of the same Slurm job), otherwise after nobody has
@@ -32,7 +40,7 @@ struct LockSettings {
 class RunLock {
  public:
   // Waits while it has to find out if a holder on another machine lives, by default up to 75 s. Throws Error(kUsage) that names the holder when it does, Error(kIo)
-  // when the file system does not do what it must.
+  // when the file system does not do what it must, as NoRunDirectory where there is no directory.
   explicit RunLock(const std::string& run_directory, const SchedulerJob& job = scheduler_job(), const LockSettings& settings = {});
   // Removes the lock if it is still ours.
   ~RunLock();

@@ -42,39 +42,31 @@ json with_job(json opening, const std::string& job) {
 }  // namespace
 
 Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLine& progress)
-    : directory_(directory), search_(directory.spec().search), progress_(progress), job_(name_of_this_job()), claim_(directory.claim_job(job_)),
+    : directory_(directory), search_(directory.spec().search), progress_(progress), job_(name_of_this_job()), claim_(directory.jobs().claim(job_)),
       brain_(with_job(std::move(opening), job_)) {
   const auto& opened = brain_.opened();
   if (const std::string text = opened.value("repaired", ""); !text.empty()) progress_.note("the journal of the search was torn by a job that died: " + text);
   for (const auto& note : opened.value("notes", json::array())) progress_.note("note: " + note.get<std::string>());
-  adopt_orphans(opened["running"]);
+  find_orphans();
   tidy();
 }
 
-Scheduler::~Scheduler() {
-  for (auto& [name, gone] : taken_over_) {
-    gone.lock.reset();
-    directory_.forget_job(name);
-  }
-  claim_.reset();
-  directory_.forget_job(job_);
-}
-
-// running: Optuna's running trials.
-void Scheduler::adopt_orphans(const json& running) {
-  const auto is_gone = [&](const std::string& job, bool was_lost) {
-    if (taken_over_.count(job)) return true;
-    auto lock = job == job_ ? nullptr : directory_.take_over(job, [&](const std::string& text) { progress_.note(text); });
-    if (!lock) return false;
-    taken_over_[job] = {std::move(lock), was_lost};
-    return true;
+// What jobs that are gone have left running. Until a job is held here another one may go on with its trials: what is running is asked once more after the last was taken over.
+void Scheduler::find_orphans() {
+  const auto take_over = [&](const std::string& job) {
+    if (job.empty() || job == job_ || taken_over_.count(job)) return false;  // empty: a user's own script has begun it
+    auto claim = directory_.jobs().take_over(job, [&](const std::string& text) { progress_.note(text); });
+    return claim && taken_over_.emplace(job, std::move(claim)).second;
   };
-  for (const auto& job : directory_.jobs()) is_gone(job, true);
-  for (const auto& trial : running) {
-    const std::string job = trial.value("job", "");  // none: a user's own script has begun it
-    if (job.empty() || !is_gone(job, false)) continue;
-    orphans_.push_back({trial["number"], taken_over_[job].was_lost});
+  json running;
+  for (bool is_known = false; !is_known;) {
+    is_known = true;
+    running = brain_.request({{"op", "counts"}, {"best", 0}})["running"];
+    for (const auto& job : directory_.jobs().names()) is_known = !take_over(job) && is_known;
+    for (const auto& trial : running) is_known = !take_over(trial.value("job", "")) && is_known;
   }
+  for (const auto& trial : running)
+    if (const auto gone = taken_over_.find(trial.value("job", "")); gone != taken_over_.end()) orphans_.push_back({trial["number"], gone->second->was_lost()});
   if (!orphans_.empty()) progress_.note("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") + " that an earlier job has left");
   std::reverse(orphans_.begin(), orphans_.end());
 }
@@ -112,7 +104,7 @@ json Scheduler::next() {
     if (trial.value("full", false)) {
       ended_early_ = trial.value("why", "");
       // Another job may have been lost since this one began.
-      if (active_.empty()) adopt_orphans(brain_.request({{"op", "counts"}, {"best", 0}})["running"]);
+      if (active_.empty()) find_orphans();
       return orphans_.empty() ? nothing_to_do : json{{"do", "wait"}};
     }
   }

@@ -26,7 +26,6 @@ class Scheduler final : public WorkSource {
   // opening: the request that opens the study, without this job's name. progress: gets what a person should see, and must outlive this. Goes on with the trials that jobs which
   // are gone have left running, and finishes what they have left of files.
   Scheduler(const SearchDirectory& directory, nlohmann::json opening, ProgressLine& progress);
-  ~Scheduler() override;
 
   nlohmann::json ask(const nlohmann::json& request) override;
 
@@ -42,7 +41,7 @@ class Scheduler final : public WorkSource {
   nlohmann::json next();
   nlohmann::json report(const nlohmann::json& request);
   nlohmann::json tell(const nlohmann::json& request);
-  void adopt_orphans(const nlohmann::json& running);
+  void find_orphans();
   bool adopt(nlohmann::json& trial);
   void show(const nlohmann::json& request, const nlohmann::json& standing);
   double seconds() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
@@ -51,13 +50,9 @@ class Scheduler final : public WorkSource {
   const Search& search_;
   ProgressLine& progress_;
   std::string job_;  // this one's name
-  std::unique_ptr<training::RunLock> claim_;
+  std::unique_ptr<Jobs::Claim> claim_;
   Brain brain_;
-  struct Gone {
-    std::unique_ptr<training::RunLock> lock;
-    bool was_lost;  // it did not end in good order
-  };
-  std::map<std::string, Gone> taken_over_;  // jobs that are gone
+  std::map<std::string, std::unique_ptr<Jobs::Claim>> taken_over_;  // of jobs that are gone
   struct Orphan {
     int64_t number;
     bool was_lost;

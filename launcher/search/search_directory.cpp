@@ -81,38 +81,6 @@ SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
 
 std::string SearchDirectory::storage() const { return spec_.search.storage().empty() ? file("journal.log") : spec_.search.storage(); }
 
-std::unique_ptr<training::RunLock> SearchDirectory::claim_job(const std::string& name) const {
-  std::error_code error;
-  fs::create_directories(file("jobs/" + name), error);
-  if (error) throw Error(ExitCode::kIo, file("jobs/" + name) + " cannot be made: " + error.message());
-  return std::make_unique<training::RunLock>(file("jobs/" + name));
-}
-
-std::unique_ptr<training::RunLock> SearchDirectory::take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const {
-  try {
-    std::error_code error;
-    fs::create_directories(file("jobs/" + name), error);  // a job that was asked to stop has forgotten it
-    training::LockSettings settings;
-    settings.tell = tell;
-    return std::make_unique<training::RunLock>(file("jobs/" + name), training::scheduler_job(), settings);
-  } catch (const Error& held) {
-    if (held.code() != ExitCode::kUsage) throw;
-    return nullptr;
-  }
-}
-
-std::vector<std::string> SearchDirectory::jobs() const {
-  std::vector<std::string> names;
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(file("jobs"), ignored)) names.push_back(entry.path().filename().string());
-  return names;
-}
-
-void SearchDirectory::forget_job(const std::string& name) const {
-  std::error_code ignored;
-  fs::remove_all(file("jobs/" + name), ignored);
-}
-
 std::string SearchDirectory::trial(int64_t number) const {
   char name[32];
   std::snprintf(name, sizeof name, "trials/%06ld", number);

@@ -1,18 +1,14 @@
 #pragma once
 
-#include <functional>
-#include <memory>
-#include <nlohmann/json.hpp>
+#include <cstdint>
 #include <string>
-#include <vector>
 
-#include "core/training/run_lock.h"
+#include "launcher/search/jobs.h"
 #include "launcher/search/spec.h"
 
 namespace muster::launcher {
 
-// The folder of a search: search.txtpb and base.txtpb as they were resolved, Optuna's journal.log, trials/<number>/, each the directory of a run, and jobs/<name>/
-// of the jobs at work. There may be several at once.
+// The folder of a search: search.txtpb and base.txtpb as they were resolved, Optuna's journal.log, trials/<number>/, each the directory of a run, and jobs/ (jobs.h).
 class SearchDirectory {
  public:
   // Makes it, or joins one that is there. Throws Error(kBadConfig) when that is of another search (naming what differs), Error(kUsage) when it is something else,
@@ -28,14 +24,8 @@ class SearchDirectory {
   // Any Optuna storage: the spec's, or the journal in here.
   std::string storage() const;
 
-  // Makes jobs/<name>, which shows to other jobs that the one of this name is at work while the result lives. Throws as RunLock.
-  std::unique_ptr<training::RunLock> claim_job(const std::string& name) const;
-  // The same folder of a job that is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings.
-  std::unique_ptr<training::RunLock> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
-  // All that have made one: those at work, and those that were lost.
-  std::vector<std::string> jobs() const;
-  // This job has ended and left nothing to take over.
-  void forget_job(const std::string& name) const;
+  // The jobs at work on it, of which there may be several.
+  Jobs jobs() const { return Jobs(file("jobs")); }
 
   // trials/000012.
   std::string trial(int64_t number) const;

@@ -1,0 +1,76 @@
+#include "launcher/search/jobs.h"
+
+#include <filesystem>
+
+#include "distributed/error.h"
+
+namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+using distributed::Error;
+using distributed::ExitCode;
+
+constexpr const char* kOver = ".over-";  // the folder of a job that has ended, until it is removed
+constexpr int kMostTries = 100;
+
+// True if it was not there.
+bool make(const std::string& folder) {
+  std::error_code error;
+  const bool made = fs::create_directories(folder, error);
+  if (error) throw Error(ExitCode::kIo, folder + " cannot be made: " + error.message());
+  return made;
+}
+
+}  // namespace
+
+Jobs::Claim::Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost)
+    : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
+
+// Renamed while the lock is held, so that nobody can take the folder over in the meantime and lose it.
+Jobs::Claim::~Claim() {
+  const fs::path folder = folder_, over = folder.parent_path() / (std::string(kOver) + folder.filename().string());
+  std::error_code ignored;
+  try {
+    lock_->check();
+    fs::rename(folder, over, ignored);
+  } catch (const Error&) {
+    // Another job has taken it over.
+  }
+  lock_.reset();
+  fs::remove_all(over, ignored);
+}
+
+std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
+  const std::string folder = folder_ + "/" + name;
+  make(folder);
+  return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder), false);
+}
+
+std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const {
+  const std::string folder = folder_ + "/" + name;
+  training::LockSettings settings;
+  settings.tell = tell;
+  for (int tries = 1;; ++tries) {
+    const bool made = make(folder);  // a job that was asked to stop has left none, but trials
+    try {
+      return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), !made);
+    } catch (const training::NoRunDirectory&) {
+      if (tries == kMostTries) throw;  // until then: whoever had it has just ended
+    } catch (const Error& held) {
+      if (held.code() != ExitCode::kUsage) throw;
+      return nullptr;
+    }
+  }
+}
+
+std::vector<std::string> Jobs::names() const {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  // Without a lock: a job that is about to begin, and has no trials yet.
+  for (const auto& entry : fs::directory_iterator(folder_, ignored))
+    if (const std::string name = entry.path().filename().string(); name.rfind(kOver, 0) != 0 && fs::exists(entry.path() / "lock", ignored)) names.push_back(name);
+  return names;
+}
+
+}  // namespace muster::launcher

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/training/run_lock.h"
+
+namespace muster::launcher {
+
+// jobs/ of a search's directory: a folder for each job at work on it, with a lock in it, and for each that was lost. One that ends in good order leaves none.
+class Jobs {
+ public:
+  // While it lives, other jobs see that this one is at work, and keep off its trials. Its folder goes with it, at once with the lock.
+  class Claim {
+   public:
+    Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost);
+    ~Claim();
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+    // Of a job that was taken over: whether it did not end in good order.
+    bool was_lost() const { return was_lost_; }
+
+   private:
+    const std::string folder_;
+    std::unique_ptr<training::RunLock> lock_;
+    const bool was_lost_;
+  };
+
+  explicit Jobs(std::string folder) : folder_(std::move(folder)) {}
+
+  // This job's, whose name no other has. Throws as RunLock.
+  std::unique_ptr<Claim> claim(const std::string& name) const;
+  // That of a job which is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings. Throws
+  // Error(kIo).
+  std::unique_ptr<Claim> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
+  // Those at work, and those that were lost.
+  std::vector<std::string> names() const;
+
+ private:
+  const std::string folder_;
+};
+
+}  // namespace muster::launcher
