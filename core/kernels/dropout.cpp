@@ -7,12 +7,25 @@
 #include <numeric>
 
 #include "core/kernels/cuda.h"
+#include "core/random/cpu_versions.h"
 #include "core/random/philox_lanes.h"
 
 namespace muster::kernels {
 namespace {
 
 constexpr int64_t kChunk = 4 * random::kLanes;  // elements that one call of philox_lanes covers
+
+template <typename Scalar, typename Compute>
+__attribute__((always_inline)) inline void drop(const Scalar* in, Scalar* out, const uint32_t* words, int64_t count, uint32_t threshold, Compute scale) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Compute kept = static_cast<Compute>(in[i]) * scale;
+    // A select, not a product with 0: a dropped infinity must become 0, not NaN.
+    out[i] = (words[i] >> 8) >= threshold ? static_cast<Scalar>(kept) : Scalar(0);
+  }
+}
+
+MUSTER_CPU_VERSIONS
+void drop_chunk(const float* in, float* out, const uint32_t* words, uint32_t threshold, float scale) { drop(in, out, words, kChunk, threshold, scale); }
 
 template <typename Scalar>
 void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint32_t row, const DropoutKey& key) {
@@ -23,11 +36,12 @@ void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint
   for (int64_t start = 0; start < elements; start += kChunk) {
     random::philox_lanes(key.seed, static_cast<uint32_t>(start / 4), row, key.site, key.step, words);
     const int64_t count = std::min(kChunk, elements - start);
-    for (int64_t i = 0; i < count; ++i) {
-      const Compute kept = static_cast<Compute>(in[start + i]) * scale;
-      // A select, not a product with 0: a dropped infinity must become 0, not NaN.
-      out[start + i] = (words[i] >> 8) >= threshold ? static_cast<Scalar>(kept) : Scalar(0);
-    }
+    if constexpr (std::is_same_v<Scalar, float>)
+      if (count == kChunk) {
+        drop_chunk(in + start, out + start, words, threshold, scale);
+        continue;
+      }
+    drop(in + start, out + start, words, count, threshold, scale);
   }
 }
 

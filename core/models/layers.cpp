@@ -1,10 +1,11 @@
 #include "core/models/layers.h"
 
+#include "core/kernels/linear.h"
+
 namespace muster::models {
 
 at::Tensor linear(const Parameters& parameters, const std::string& name, const at::Tensor& x, bool bias) {
-  return bias ? at::linear(x, parameters[name + ".weight"], parameters[name + ".bias"])
-              : at::linear(x, parameters[name + ".weight"]);
+  return kernels::linear(x, parameters[name + ".weight"], bias ? std::optional<at::Tensor>(parameters[name + ".bias"]) : std::nullopt);
 }
 
 at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x) {

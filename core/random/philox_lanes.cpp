@@ -1,12 +1,6 @@
 #include "core/random/philox_lanes.h"
 
-// The compiler makes one version per instruction set and the loader picks: integers only, so all give the same bits. Sanitizers
-// cannot instrument the loader's choice.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
-#define MUSTER_CPU_VERSIONS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define MUSTER_CPU_VERSIONS
-#endif
+#include "core/random/cpu_versions.h"
 
 namespace muster::random {
 namespace {

@@ -88,7 +88,11 @@ INSTANTIATE_TEST_SUITE_P(Lengths, Attention,
                          ::testing::Values(Case{{3, 5, 2}, {4, 1, 7}, 1, 6}, Case{{3, 5, 2}, {4, 1, 7}, 2, 6}, Case{{1}, {1}, 4, 8},
                                            Case{{1, 1, 1}, {1, 1, 1}, 2, 4}, Case{{2, 3, 1}, {0, 4, 0}, 2, 4},
                                            Case{{2, 3}, {0, 0}, 2, 4}, Case{{0, 3, 0}, {2, 0, 5}, 2, 4}, Case{{0, 2}, {3, 3}, 2, 4},
-                                           Case{{40, 1, 17}, {63, 90, 2}, 4, 32}, Case{{2}, {3}, 6, 6}));
+                                           Case{{40, 1, 17}, {63, 90, 2}, 4, 32}, Case{{2}, {3}, 6, 6},
+                                           // Runs of equal lengths, which end where either length changes, or where there would be too many scores at once.
+                                           Case{{3, 3, 3, 2, 2, 0, 2, 2}, {4, 4, 5, 5, 5, 5, 5, 5}, 2, 8}, Case{{60, 60, 60, 60, 60}, {300, 300, 300, 300, 300}, 4, 16},
+                                           // One query each.
+                                           Case{{1, 1, 1, 1}, {0, 3, 200, 3}, 4, 24}, Case{{1, 1}, {70, 9}, 3, 33}));
 
 TEST(Attention, OfNoSamples) {
   const at::Tensor output = attention(at::zeros({0, 4}), at::zeros({0, 8}), {0}, {0}, 2);
