@@ -20,8 +20,8 @@ struct Pruned {};
 
 class Trials {
  public:
-  Trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line)
-      : directory_(directory), search_(directory.spec().search), trainer_(trainer), group_(group), command_line_(command_line) {}
+  Trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line)
+      : directory_(directory), search_(directory.spec().search), group_(group), command_line_(command_line) {}
 
   void train(int64_t number, const json& values) {
     begun_ = std::chrono::steady_clock::now();
@@ -85,7 +85,7 @@ class Trials {
       options.command_line = command_line_;
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
       if (const double minutes = search_.budget().trial_minutes(); minutes > 0) options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
-      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
+      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
       const json value = json::parse(group_.ranks().all_gather_bytes(group_.leads() ? result_of(run).dump() : "")[0]);
       sum += value.is_number() ? value.get<double>() : std::nan("");
       if (!std::isfinite(sum)) return sum;
@@ -117,7 +117,6 @@ class Trials {
 
   const SearchDirectory& directory_;
   const Search& search_;
-  training::TrialTrainer& trainer_;
   WorkGroup& group_;
   const std::string& command_line_;
   std::chrono::steady_clock::time_point begun_;  // of the trial, in this job
@@ -126,9 +125,9 @@ class Trials {
 
 }  // namespace
 
-bool run_trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line) {
-  Trials trials(directory, group, trainer, command_line);
-  return group.run([&](const json& task) { trials.train(task["number"], task["values"]); });
+void run_trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line, const std::function<void(bool stopped)>& conclude) {
+  Trials trials(directory, group, command_line);
+  group.run([&](const json& task) { trials.train(task["number"], task["values"]); }, conclude, command_line);
 }
 
 }  // namespace muster::launcher

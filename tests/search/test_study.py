@@ -252,6 +252,14 @@ def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     assert "have all failed" in run(hopeless, tmp_path / "hopeless", code=78).stderr
 
 
+def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
+    """Nor one that goes on and has only those left that fail."""
+    spec = write_study(tmp_path, 'base: "base.txtpb"\nvariants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 10\n', SMALL.replace("epochs: 2", "epochs: 1"))
+    for _ in range(2):
+        result = run(spec, tmp_path / "study", code=70)
+        assert "10 of 20 trainings failed" in result.stderr and "!!! NOT COMPLETE: 10 of 20" in result.stdout
+
+
 def test_data_that_changed_in_between_is_refused(tmp_path):
     text = VARIANTS + "seeds: 1\n"
     mp.muster("data", "synth", "--kind", "classification", "--samples", "60", "--seed", "1", "-o", tmp_path / "data.h5")
