@@ -121,6 +121,9 @@ def test_another_search_in_the_same_place_is_refused(tmp_path):
     search(write_search(tmp_path, trials=2), directory)
     text = search(write_search(tmp_path, trials=2, base=BASE + "optimizer { weight_decay: 0.5 }\n"), directory, code=78).stderr
     assert "optimizer.weight_decay: 0.01 -> 0.5" in text
+    for spec, more, said in ((SPEC.replace("1e-1", "0.5"), "", "parameters[0].real.high: 0.1 -> 0.5"), (SPEC, "pruner { kind: ASHA }\n", "pruner.kind: NONE -> ASHA")):
+        text = search(write_search(tmp_path, trials=2, spec=spec, more=more), directory, code=78).stderr
+        assert said in text and text.count("->") == 1, text
     search(write_search(tmp_path, trials=4), directory)  # the budget may grow
     assert len(study(directory).trials) == 4
 
