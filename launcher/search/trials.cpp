@@ -4,9 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 
 #include "core/config/load.h"
+#include "core/training/results.h"
 #include "core/training/stop.h"
 
 namespace muster::launcher {
@@ -86,18 +86,16 @@ class Trials {
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
       if (const double minutes = search_.budget().trial_minutes(); minutes > 0) options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
       group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
-      const json value = json::parse(group_.ranks().all_gather_bytes(group_.leads() ? result_of(run).dump() : "")[0]);
-      sum += value.is_number() ? value.get<double>() : std::nan("");
+      std::string value;  // read by one rank: a file server may show it to others later
+      distributed::together(group_.ranks(), [&] {
+        if (group_.leads()) value = json(training::read_result(run).best_value).dump();
+      });
+      const json best = json::parse(group_.ranks().all_gather_bytes(value)[0]);
+      sum += best.is_null() ? std::nan("") : best.get<double>();
       if (!std::isfinite(sum)) return sum;
       if (repeat > 0) report(number, (repeat + 1) * static_cast<int64_t>(search_.budget().epochs()), sum / (repeat + 1));
     }
     return sum / count;
-  }
-
-  static json result_of(const std::string& run) {
-    std::ifstream file(run + "/result.json");
-    const json result = json::parse(file, nullptr, false);
-    return result.is_object() ? result["best"]["value"] : json();
   }
 
   void validated(int64_t number, uint32_t repeat, const json& row) {
