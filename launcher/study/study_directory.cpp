@@ -49,8 +49,8 @@ void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const training::RunLock lock(run(cell));
     tidy_run(run(cell), {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"}, spec_.study.keep_weights());
-  } catch (const Error& held) {
-    if (held.code() != ExitCode::kUsage) throw;  // another job looks at it, and will tidy it
+  } catch (const training::RunTaken&) {
+    // Another job looks at it, and will tidy it.
   }
 }
 

@@ -29,13 +29,6 @@ bool any(distributed::Communicator& ranks, bool here) {
   return false;
 }
 
-// Whether a run directory was refused because another job has it, or has just begun it (run_lock.cpp, run_directory.cpp).
-bool is_taken(const std::string& refusal) {
-  for (const char* words : {" is in use by ", "another job has begun this run", "holds an unfinished run"})
-    if (refusal.find(words) != std::string::npos) return true;
-  return false;
-}
-
 }  // namespace
 
 void require_whole_groups(int ranks, uint32_t ranks_per_group, const std::string& field) {
@@ -134,6 +127,8 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
   try {
     training();
     return {};
+  } catch (const training::SharedRunTaken& taken) {
+    return {Ending::kElsewhere, reason_of(taken.what())};
   } catch (const SharedError& error) {
     failure = error;
   } catch (const std::exception& error) {
@@ -147,7 +142,6 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
       stopped_ = true;
       ask({{"op", "stopping"}});
       return {Ending::kStopped, ""};
-    case ExitCode::kUsage: return {is_taken(failure->what()) ? Ending::kElsewhere : Ending::kFailed, reason_of(failure->what())};
     case ExitCode::kIo:
     case ExitCode::kPeerFailed: throw *failure;
     default:

@@ -224,9 +224,10 @@ def test_several_ranks_train_together(finished, tmp_path):
     assert "start a multiple of 2" in run(tmp_path / "small.txtpb", tmp_path / "other", ranks=3, code=2).stderr
 
 
-def test_what_is_in_the_way_fails_with_its_reason(tmp_path):
-    """A folder that is no run: nobody will ever finish it."""
-    directory = tmp_path / "study"
+@pytest.mark.parametrize("name", ["study", "GPU 0 is in use by me"])
+def test_what_is_in_the_way_fails_with_its_reason(name, tmp_path):
+    """A folder that is no run: nobody will ever finish it. Whatever it is called: that another job is at it is not told by words."""
+    directory = tmp_path / name
     (directory / "cells/slow/seed-1").mkdir(parents=True)
     (directory / "cells/slow/seed-1/notes.txt").write_text("mine")
     result = run(write_study(tmp_path, VARIANTS + "seeds: 1\n"), directory, code=70)
