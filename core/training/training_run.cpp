@@ -61,7 +61,10 @@ void TrainingRun::prepare() {
     config::with_places(loaded_, [&] {
       data_ = open_data(config_, "", true, trial_ ? &trial_->datasets : nullptr);
       split_ = split_data(config_, data_, true);
-      if (trial_ && !trial_->sees_test_split) split_.test.clear();
+      if (trial_ && !trial_->sees_test_split) {
+        split_.test.clear();
+        require_validation_split(config_, data_, split_);  // it is judged by nothing else
+      }
       model_ = models::make_model(config_, data_.shape);
     });
   });

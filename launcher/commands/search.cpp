@@ -6,6 +6,7 @@
 
 #include "checkpoints/atomic_file.h"
 #include "core/config/resolved_text.h"
+#include "core/training/data_source.h"
 #include "core/training/evaluation.h"
 #include "core/training/same_job.h"
 #include "core/training/stop.h"
@@ -42,6 +43,21 @@ json opening_of(const SearchDirectory& directory) {
           {"space", brain_space(search)}};
 }
 
+// Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for itself.
+void require_validation_split(const SearchSpec& spec) {
+  for (const auto& parameter : spec.search.parameters())
+    if (parameter.path().rfind("data.", 0) == 0) return;
+  training::DataSource data;
+  data::Split split;
+  try {
+    data = training::open_data(spec.base, "", true);
+    split = training::split_data(spec.base, data, true);
+  } catch (const Error&) {
+    return;  // a trial's values may mend it; otherwise this is why trials fail
+  }
+  training::require_validation_split(spec.base, data, split);
+}
+
 // why: there is no more to do although trials are left; may be empty.
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
@@ -69,7 +85,9 @@ void run(const SearchArguments& arguments) {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
       require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
-      if (is_main) directory.emplace(path, spec);
+      if (!is_main) return;
+      require_validation_split(spec);
+      directory.emplace(path, spec);
     });
     distributed::together(world, [&] {
       if (!is_main) directory.emplace(path);

@@ -103,6 +103,26 @@ def test_a_small_search_in_which_all_fails_says_why(ranks, tmp_path):
     assert sorted(s.states(tmp_path / "mixed")) == ["COMPLETE", "FAIL"]
 
 
+@pytest.mark.parametrize("split, said", [("", "data.split.kind: is FIXED"), ("split { kind: K_FOLD folds: 3 validation_share: 0 }", "data.split.validation_share")])
+def test_no_validation_split_is_said_before_anything_is_trained(split, said, tmp_path):
+    mp.tiny_data(tmp_path / "data.h5", splits=["train", "train", "test"] * 8)
+    base = mp.SMALL_FOAL_NET + f'data {{ path: "data.h5" {split} }}\ntraining {{ batch_size: 8 }}\n'
+    text = s.search(s.write_search(tmp_path, base=base, spec=s.space(s.RATE)), tmp_path / "search", 2, code=78).stderr
+    assert text.count("muster: ") == 1 and said in text and "data.h5" in text and "validation" in text, text
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_trial_without_a_validation_split_says_so(tmp_path):
+    """Its data is chosen by the search; so is that of one that has the split."""
+    for name, splits in (("without", ["train", "train", "test"] * 8), ("whole", ["train", "valid", "test"] * 8)):
+        mp.tiny_data(tmp_path / f"{name}.h5", splits=splits)
+    base = mp.SMALL_FOAL_NET + 'data { path: "without.h5" }\ntraining { batch_size: 8 }\n'
+    s.search(s.write_search(tmp_path, base=base, spec=s.space(s.choices("data.path", "without.h5", "whole.h5")), more="sampler { kind: GRID }\n"), tmp_path / "search")
+    found = {trial.params["data.path"].split("/")[-1]: (trial.state.name, reason) for trial, reason in zip(s.study(tmp_path / "search").trials, s.reasons(tmp_path / "search"))}
+    assert found["whole.h5"] == ("COMPLETE", "")
+    assert found["without.h5"][0] == "FAIL" and "data.split.kind: is FIXED" in found["without.h5"][1] and "without.h5 has no usable sample" in found["without.h5"][1]
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_ranks_that_cannot_be_parted_into_groups(ranks, tmp_path):
     text = s.search(s.write_search(tmp_path, more="ranks_per_trial: 2\n"), tmp_path / "search", ranks, code=2).stderr
