@@ -166,6 +166,14 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   return split;
 }
 
+void require_validation_split(const config::Experiment& experiment, const DataSource& source, const data::Split& split) {
+  if (!split.valid.empty()) return;
+  if (experiment.data().split().kind() == config::Split::FIXED)
+    throw Error(ExitCode::kBadConfig, "data.split.kind: is FIXED, and " + source.dataset->source() + " has no usable sample of split \"valid\": mark some in /samples/split, or set " +
+                                          "K_FOLD or LEAVE_ONE_GROUP_OUT, which draw validation samples (data.split.validation_share)");
+  throw Error(ExitCode::kBadConfig, "data.split.validation_share: leaves no sample of " + source.dataset->source() + " for validation; set more, e.g. 0.1");
+}
+
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
                              const std::function<void(int64_t done, int64_t total)>& progress) {
   distributed::together(communicator, [&] {

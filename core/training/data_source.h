@@ -42,6 +42,9 @@ DataSource open_data(const config::Experiment& experiment, const std::string& pa
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);
 
+// Throws Error(kBadConfig) that says what to set when `split`, of that experiment and data, has no validation samples.
+void require_validation_split(const config::Experiment& experiment, const DataSource& source, const data::Split& split);
+
 // Looks through all features of the used modalities for NaN and infinities, each rank at its share. Throws Error(kBadData) on every rank.
 // `progress` is called now and then with how many of its samples this rank has looked at. Collective.
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,

@@ -2,6 +2,10 @@
 
 #include <cmath>
 #include <cstdio>
+#include <fstream>
+#include <limits>
+
+#include "distributed/error.h"
 
 namespace muster::training {
 namespace {
@@ -26,6 +30,20 @@ nlohmann::json to_json(const Evaluation& evaluation) {
                            {"samples", evaluation.predictions.samples.size()}};
   if (!evaluation.confusion.empty()) object["confusion"] = evaluation.confusion;
   return object;
+}
+
+RunResult read_result(const std::string& run_directory) {
+  using nlohmann::json;
+  const std::string path = run_directory + "/result.json";
+  try {
+    std::ifstream file(path);
+    const json all = json::parse(file);
+    const auto metrics = [&](const char* split) { return all.contains(split) ? all[split].at("metrics") : json::object(); };
+    const json& value = all.at("best").at("value");
+    return {metrics("valid"), metrics("test"), all["best"].at("selected_by"), value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(), all.contains("model_note")};
+  } catch (const json::exception&) {
+    throw distributed::Error(distributed::ExitCode::kBadData, path + ": is not what a finished run leaves there; remove that run's folder to have it trained again");
+  }
 }
 
 std::string results_table(const std::vector<ResultColumn>& columns) {

@@ -110,7 +110,7 @@ void make_whole(const std::string& path, const std::function<void(const std::str
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
     if (failure.code() == std::errc::directory_not_empty || failure.code() == std::errc::file_exists)
-      throw Error(ExitCode::kUsage, path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
+      throw RunTaken(path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
     fail(path, "cannot create the run directory", failure.code().message());
   } catch (...) {
     fs::remove_all(building, error);
@@ -145,11 +145,12 @@ RunPlace run_place(const std::string& path) {
 void require_new_run_directory(const std::string& path) {
   const RunPlace place = run_place(path);
   if (place == RunPlace::kNothing || place == RunPlace::kPrepared) return;
-  throw Error(ExitCode::kUsage, path + " exists already" +
-                                    (place == RunPlace::kFinished ? " and holds a finished run. A run is never overwritten: choose another --run-dir, or remove that one first"
-                                     : place == RunPlace::kBegun  ? " and holds an unfinished run. To go on with it: muster resume " + path +
-                                                                       ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first"
-                                                                  : ". A run is never overwritten: choose another --run-dir, or remove that one first"));
+  if (place == RunPlace::kBegun)
+    throw RunTaken(path + " exists already and holds an unfinished run. To go on with it: muster resume " + path +
+                   ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first");
+  constexpr const char* kNever = ". A run is never overwritten: choose another --run-dir, or remove that one first";
+  if (place == RunPlace::kFinished) throw RunTaken(path + " exists already and holds a finished run" + kNever);
+  throw Error(ExitCode::kUsage, path + " exists already" + kNever);
 }
 
 void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files) {

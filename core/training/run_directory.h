@@ -17,11 +17,11 @@ namespace muster::training {
 class RunDirectory {
  public:
   // A new one, whole or not at all: it appears with its first files in it, or, where a prepared one waits, config.txtpb appears there last.
-  // Throws Error(kUsage) when there is something else (a run is never overwritten) or another job has begun in it, Error(kIo) when it cannot be
+  // Throws Error(kUsage) when there is something else (a run is never overwritten), as RunTaken when that is a run, Error(kIo) when it cannot be
   // written. tell, keeps_events: as below.
   RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
                const std::function<void(const std::string&)>& tell = {}, bool keeps_events = true);
-  // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory or another job holds it.
+  // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory, as RunTaken when another job holds it.
   // tell: gets a sentence when a lock that was left behind has to be waited for or is taken over. keeps_events: for TensorBoard.
   explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {}, bool keeps_events = true);
   ~RunDirectory();
@@ -72,7 +72,7 @@ enum class RunPlace {
 };
 RunPlace run_place(const std::string& path);
 
-// Throws Error(kUsage), saying what to do, unless `path` is nothing yet or a prepared run directory.
+// Throws Error(kUsage), saying what to do, unless `path` is nothing yet or a prepared run directory; as RunTaken when there is a run.
 void require_new_run_directory(const std::string& path);
 
 // Makes `path` a prepared run directory that holds these files ({name, bytes}; submission.json among them), or, where it is one or a run already,

@@ -223,9 +223,9 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
 
 void RunLock::Implementation::refuse(const LockHolder& holder) const {
   const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
-  throw Error(ExitCode::kUsage, folder_ + " is in use by " + holder.name() + ", id " + holder.id + ", which last gave a sign of life " +
-                                    seconds_text(std::chrono::duration<double>(silent).count()) + " ago.\nIts command: " + holder.command +
-                                    "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that it is over, remove " + lock_);
+  throw RunTaken(folder_ + " is in use by " + holder.name() + ", id " + holder.id + ", which last gave a sign of life " +
+                 seconds_text(std::chrono::duration<double>(silent).count()) + " ago.\nIts command: " + holder.command +
+                 "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that it is over, remove " + lock_);
 }
 
 // Files of jobs that died while they wanted the lock.

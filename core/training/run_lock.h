@@ -33,13 +33,24 @@ class NoRunDirectory : public distributed::Error {
   using Error::Error;
 };
 
+// Another job has the run directory, or has begun a run there.
+class RunTaken : public distributed::Error {
+ public:
+  explicit RunTaken(const std::string& message) : Error(distributed::ExitCode::kUsage, message) {}
+};
+// The same, thrown by every rank.
+class SharedRunTaken : public distributed::SharedError {
+ public:
+  explicit SharedRunTaken(const std::string& message) : SharedError(distributed::ExitCode::kUsage, message) {}
+};
+
 // The right to write a run directory: a file `lock` in it, which says who has it. For one process of a job, rank 0, as long as it writes there.
 // Works on NFS: a lock appears by link(), and the holder renews its modification time. A lock whose holder is gone is taken
 // over: at once when that can be known (a process of this machine, an earlier start of the same Slurm job), otherwise after nobody has
 // renewed it for five intervals by the file server's own clock. Of several that want a lock left behind, one gets it.
 class RunLock {
  public:
-  // Waits while it has to find out if a holder on another machine lives, by default up to 75 s. Throws Error(kUsage) that names the holder when it does, Error(kIo)
+  // Waits while it has to find out if a holder on another machine lives, by default up to 75 s. Throws RunTaken that names the holder when it does, Error(kIo)
   // when the file system does not do what it must, as NoRunDirectory where there is no directory.
   explicit RunLock(const std::string& run_directory, const SchedulerJob& job = scheduler_job(), const LockSettings& settings = {});
   // Removes the lock if it is still ours.

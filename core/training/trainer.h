@@ -7,6 +7,7 @@
 #include "core/config/load.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
+#include "core/training/run_lock.h"
 #include "distributed/communicator.h"
 
 namespace muster::training {
@@ -46,7 +47,7 @@ class TrialTrainer {
   ~TrialTrainer();
 
   // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial by an exception, the same on every rank; the run directory stays unfinished then.
-  // Throws as train(). Collective over the group.
+  // Throws as train(), and as SharedRunTaken when another job is at it. Collective over the group.
   void train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits, const std::function<void(const nlohmann::json& row)>& on_validation);
 
  private:

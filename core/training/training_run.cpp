@@ -21,11 +21,24 @@ namespace muster::training {
 using distributed::ExitCode;
 using distributed::SharedError;
 
+// What rank 0 does with the run directory. As together(), but that another job has it is a type of its own.
+void TrainingRun::at_run_directory(const std::function<void()>& work) {
+  std::string taken;
+  distributed::together(communicator_, [&] {
+    try {
+      if (is_main()) work();
+    } catch (const RunTaken& error) {
+      taken = error.what();
+    }
+  });
+  taken = communicator_.all_gather_bytes(taken)[0];
+  if (!taken.empty()) throw SharedRunTaken(taken);
+}
+
 // Decides between a new run and one that goes on; a run that goes on is held from here.
 void TrainingRun::open_run_directory() {
   std::string word = "new";
-  distributed::together(communicator_, [&] {
-    if (!is_main()) return;
+  at_run_directory([&] {
     const std::string& path = options_.run_directory;
     const RunPlace place = run_place(path);
     const bool is_new = place == RunPlace::kNothing || place == RunPlace::kPrepared;
@@ -48,7 +61,10 @@ void TrainingRun::prepare() {
     config::with_places(loaded_, [&] {
       data_ = open_data(config_, "", true, trial_ ? &trial_->datasets : nullptr);
       split_ = split_data(config_, data_, true);
-      if (trial_ && !trial_->sees_test_split) split_.test.clear();
+      if (trial_ && !trial_->sees_test_split) {
+        split_.test.clear();
+        require_validation_split(config_, data_, split_);  // it is judged by nothing else
+      }
       model_ = models::make_model(config_, data_.shape);
     });
   });
@@ -133,8 +149,7 @@ void TrainingRun::begin_run() {
   nlohmann::json job = describe_environment(communicator_, options_.command_line, compute_);
   if (communicator_.size() > 1) progress_.line(rank_table(job["ranks"]));
   job["steps"] = {{"total", plan_->total_steps()}, {"per_epoch", plan_->steps_per_epoch()}};
-  distributed::together(communicator_, [&] {
-    if (!is_main()) return;
+  at_run_directory([&] {
     const std::string config_text = config::resolved_text(config_);
     if (!resumes_) {
       job["data"] = description();

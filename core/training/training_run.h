@@ -45,6 +45,7 @@ class TrainingRun {
  private:
   using Clock = std::chrono::steady_clock;
   bool is_main() const { return communicator_.rank() == 0; }
+  void at_run_directory(const std::function<void()>& work);
   void open_run_directory();
   void prepare();
   void look_through_data();

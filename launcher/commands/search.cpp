@@ -6,11 +6,10 @@
 
 #include "checkpoints/atomic_file.h"
 #include "core/config/resolved_text.h"
+#include "core/training/data_source.h"
 #include "core/training/evaluation.h"
 #include "core/training/same_job.h"
 #include "core/training/stop.h"
-#include "core/training/trainer.h"
-#include "distributed/watchdog.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/search/scheduler.h"
@@ -44,6 +43,21 @@ json opening_of(const SearchDirectory& directory) {
           {"space", brain_space(search)}};
 }
 
+// Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for itself.
+void require_validation_split(const SearchSpec& spec) {
+  for (const auto& parameter : spec.search.parameters())
+    if (parameter.path().rfind("data.", 0) == 0) return;
+  training::DataSource data;
+  data::Split split;
+  try {
+    data = training::open_data(spec.base, "", true);
+    split = training::split_data(spec.base, data, true);
+  } catch (const Error&) {
+    return;  // a trial's values may mend it; otherwise this is why trials fail
+  }
+  training::require_validation_split(spec.base, data, split);
+}
+
 // why: there is no more to do although trials are left; may be empty.
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
@@ -65,13 +79,15 @@ void run(const SearchArguments& arguments) {
   run_job([&](distributed::Communicator& world) {
     std::optional<SearchDirectory> directory;
     const bool is_main = world.rank() == 0;
-    const std::string command_line = "muster search run " + arguments.spec;
+    const std::string command_line = "muster search run " + arguments.spec + (arguments.directory.empty() ? "" : " --search-dir " + arguments.directory);
     std::string path;
     distributed::together(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
-      require_whole_groups(world.size(), static_cast<int>(spec.search.ranks_per_trial()), "ranks_per_trial");
-      if (is_main) directory.emplace(path, spec);
+      require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
+      if (!is_main) return;
+      require_validation_split(spec);
+      directory.emplace(path, spec);
     });
     distributed::together(world, [&] {
       if (!is_main) directory.emplace(path);
@@ -84,19 +100,17 @@ void run(const SearchArguments& arguments) {
     distributed::together(world, [&] {
       if (is_main) scheduler.emplace(*directory, opening_of(*directory), progress);
     });
-    const int per_trial = static_cast<int>(spec.search.ranks_per_trial());
-    WorkGroup group(world, per_trial, is_main ? &*scheduler : nullptr);
-    training::TrialTrainer trainer(spec.base.training(), world, group.ranks());
+    const uint32_t per_trial = spec.search.ranks_per_trial();
+    WorkGroup group(world, per_trial, spec.base.training(), is_main ? &*scheduler : nullptr);
     if (is_main)
       progress.note(path + ": " + std::to_string(group.groups()) + (group.groups() == 1 ? " group of " : " groups of ") + std::to_string(per_trial) + (per_trial == 1 ? " rank" : " ranks") + ", " +
           std::to_string(spec.search.budget().trials()) + " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
-    const bool any_stopped = run_trials(*directory, group, trainer, command_line);
-    if (is_main) {
+    run_trials(*directory, group, command_line, [&](bool stopped) {
       progress.end();
       scheduler->tidy();
-      print_end(*directory, scheduler->standing(), any_stopped ? "" : scheduler->ended_early());
-    }
-    if (any_stopped) throw distributed::SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: muster search run " + arguments.spec);
+      print_end(*directory, scheduler->standing(), stopped ? "" : scheduler->ended_early());
+      if (!stopped) scheduler->require_any_success();
+    });
   });
 }
 

@@ -7,8 +7,6 @@
 #include "core/config/resolved_text.h"
 #include "core/training/same_job.h"
 #include "core/training/stop.h"
-#include "core/training/trainer.h"
-#include "distributed/watchdog.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/study/grid.h"
@@ -54,8 +52,7 @@ void report(const StudyDirectory& directory) {
 
 class Training {
  public:
-  Training(const StudyDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, std::string command_line)
-      : directory_(directory), group_(group), trainer_(trainer), command_line_(std::move(command_line)) {}
+  Training(const StudyDirectory& directory, WorkGroup& group, std::string command_line) : directory_(directory), group_(group), command_line_(std::move(command_line)) {}
 
   void train(size_t index) {
     const Cell& cell = directory_.spec().cells[index];
@@ -66,7 +63,7 @@ class Training {
       options.run_directory = directory_.run(cell);
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
-      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) { group_.heed(group_.ask({{"op", "report"}})); });
+      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) { group_.heed(group_.ask({{"op", "report"}})); });
     };
     const Ending ending = group_.attempt(work, "");
     distributed::together(group_.ranks(), [&] {
@@ -79,7 +76,6 @@ class Training {
  private:
   const StudyDirectory& directory_;
   WorkGroup& group_;
-  training::TrialTrainer& trainer_;
   const std::string command_line_;
 };
 
@@ -93,40 +89,38 @@ void run(const StudyArguments& arguments) {
   training::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     const bool is_main = world.rank() == 0;
-    std::string command_line = "muster study " + arguments.spec;
+    std::string command_line = "muster study " + arguments.spec + (arguments.directory.empty() ? "" : " --study-dir " + arguments.directory);
     for (const auto& text : arguments.set) command_line += " --set " + text;
     std::optional<StudyDirectory> directory;
     distributed::together(world, [&] {
       StudySpec spec = load_study(arguments.spec, arguments.set);
-      require_whole_groups(world.size(), static_cast<int>(spec.study.ranks_per_run()), "ranks_per_run");
+      require_whole_groups(world.size(), spec.study.ranks_per_run(), "ranks_per_run");
       const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
       directory.emplace(path, std::move(spec));
     });
     const StudySpec& spec = directory->spec();
     const config::Experiment base = spec.experiment(spec.cells[0]).experiment;
     training::require_same_job(world, spec_text(spec.study, "launcher/study/study.proto") + config::resolved_text(base) + command_line);
-    std::optional<ProgressLine> progress;
+    ProgressLine progress;
     std::optional<Grid> grid;
-    if (is_main) {
-      progress.emplace();
-      progress->note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " + std::to_string(spec.study.seeds()) + " seeds" +
-          (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
-      grid.emplace(*directory, *progress);
-    }
-    WorkGroup group(world, static_cast<int>(spec.study.ranks_per_run()), is_main ? &*grid : nullptr);
-    training::TrialTrainer trainer(base.training(), world, group.ranks());
-    Training training(*directory, group, trainer, command_line);
-    const bool stopped = group.run([&](const json& task) { training.train(task["cell"]); });
-    if (stopped) throw distributed::SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command_line);
     distributed::together(world, [&] {
       if (!is_main) return;
-      progress->end();
+      progress.note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " + std::to_string(spec.study.seeds()) + " seeds" +
+          (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
+      grid.emplace(*directory, progress);
+    });
+    WorkGroup group(world, spec.study.ranks_per_run(), base.training(), is_main ? &*grid : nullptr);
+    Training training(*directory, group, command_line);
+    const auto conclude = [&](bool stopped) {
+      progress.end();
+      if (stopped) return;
       if (grid->failures().size() < spec.cells.size()) report(*directory);
       if (grid->failures().empty()) return;
       const auto& first = grid->failures()[0];
       throw Error(ExitCode::kInternal, std::to_string(grid->failures().size()) + " of " + std::to_string(spec.cells.size()) + " trainings failed. The same command tries them again. The first, " +
                                            spec.cells[first.cell].folder + ": " + first.reason);
-    });
+    };
+    group.run([&](const json& task) { training.train(task["cell"]); }, conclude, command_line);
   });
 }
 

@@ -14,6 +14,7 @@
 
 #include "distributed/error.h"
 #include "launcher/work/python.h"
+#include "launcher/work/work_source.h"
 
 extern char** environ;
 
@@ -94,7 +95,7 @@ void Brain::stop(bool kill) {
 
 // False when the process is gone or hangs.
 bool Brain::exchange(const json& request, json& answer) {
-  const std::string line = request.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";  // what users call their files need not be UTF-8
+  const std::string line = text_of(request) + "\n";
   for (size_t sent = 0; sent < line.size();) {
     const ssize_t count = ::send(socket_, line.data() + sent, line.size() - sent, MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;
@@ -128,7 +129,7 @@ json Brain::request(const json& request) {
       if (!answer.value("ok", false)) throw failure(answer);
       return answer;
     }
-    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row at: " + request.dump().substr(0, 200));
+    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row at: " + text_of(request).substr(0, 200));
     stop(true);
     start();
   }

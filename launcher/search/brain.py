@@ -5,13 +5,13 @@ A request is {"op": NAME, ...}. Its answer is {"ok": true, ...}, or {"ok": false
 Standard error is for people. The end of standard input ends the process; SIGINT does not.
 
 open    {storage, study, direction, metric, sampler{name, ...}, pruner{name, ...}, seed, space[...], job, read_only}
-        Makes or joins the study, leaving the one before, if any; refused, with the differences, if it was made with another direction, metric, sampler, seed or space.
+        Makes or joins the study, leaving the one before, if any; refused, with the differences, if it was made with another direction, metric, sampler, pruner, seed or space.
         storage: path of a journal file, or a URL that Optuna knows. read_only (default false): only looks, makes and repairs nothing.
         -> what counts answers, repaired (what a torn end of the journal has lost, or ""), points (of a grid, else null)
 ask     {limit}    a new trial, unless there are `limit` trials already (optional; waiting ones do not count) or the grid has no point left
         -> {number, params{path: value}} in the order of the space, conditional ones where their condition holds; or {full: true, why}
 adopt   {number, lost} -> {number, params, reported [[step, value]], prune, losses}: a running trial goes on here; what it lacks of its parameters is drawn.
-        lost (default false): its job did not end in good order. losses: how often that was so since it has reported something
+        lost (default false): its job did not end in good order; counted once, however often this is asked. losses: how often that was so since it has reported something
 report  {number, step, value} -> {prune}. The first value of a step stays; one that is not finite is kept and prunes nothing.
 tell    {number, state "COMPLETE" | "PRUNED" | "FAIL", value, reason, attrs{}} -> {state, already}
         COMPLETE without a finite value is recorded as FAIL. Telling the same state again changes nothing ("already": true).
@@ -78,7 +78,7 @@ class Refusal(Exception):
 
 def differences(there, here):
     """What a study was made with against what a search says, for a person."""
-    found = [f"{what} {json.dumps(there[what])} there, {json.dumps(here[what])} here" for what in ("direction", "metric", "seed", "sampler")
+    found = [f"{what} {json.dumps(there[what])} there, {json.dumps(here[what])} here" for what in ("direction", "metric", "seed", "sampler", "pruner")
              if there[what] != here[what]]
     old, new = there["space"], here["space"]
     found += [f"{path} is not searched any more" for path in old if path not in new] + [f"{path} is new" for path in new if path not in old]
@@ -144,8 +144,6 @@ class Brain:
             study.set_user_attr(SEARCH, search)
         elif different := differences(known, search):
             raise Refusal("config", f'the study "{name}" exists and differs: {"; ".join(different)}. Take another name for another search')
-        elif known["pruner"] != search["pruner"]:
-            self.notes.append(f"the study began with the pruner {json.dumps(known['pruner'])}; from now on it is {json.dumps(search['pruner'])}")
         return study
 
     def repairs(self):
@@ -227,13 +225,13 @@ class Brain:
     def adopt(self, number, lost=False):
         known = self.find(number, running=True)
         trial = Trial(self.study, known._trial_id)
-        losses, reported = known.user_attrs.get(LOSSES, [0, 0])
+        whose, (losses, reported, *counted) = known.user_attrs.get(JOB), known.user_attrs.get(LOSSES, [0, 0])
         if reported < len(known.intermediate_values):
             losses = 0
-        if lost:
+        if lost and whose not in (self.job, *counted):  # otherwise it is in the count: the answer got lost
             losses += 1
-            trial.set_user_attr(LOSSES, [losses, len(known.intermediate_values)])
-        if known.user_attrs.get(JOB) != self.job:
+            trial.set_user_attr(LOSSES, [losses, len(known.intermediate_values), whose])
+        if whose != self.job:
             trial.set_user_attr(JOB, self.job)
         return {"number": number, "params": self.draw(trial), "reported": series(known), "prune": PRUNED_AT in known.user_attrs, "losses": losses}
 

@@ -57,8 +57,7 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name, const std:
       return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), !made);
     } catch (const training::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended
-    } catch (const Error& held) {
-      if (held.code() != ExitCode::kUsage) throw;
+    } catch (const training::RunTaken&) {
       return nullptr;
     }
   }

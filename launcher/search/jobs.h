@@ -32,8 +32,8 @@ class Jobs {
 
   // This job's, whose name no other has. Throws as RunLock.
   std::unique_ptr<Claim> claim(const std::string& name) const;
-  // That of a job which is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings. Throws
-  // Error(kIo).
+  // That of a job which is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings. Otherwise
+  // throws as RunLock.
   std::unique_ptr<Claim> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
   // Those at work, and those that were lost.
   std::vector<std::string> names() const;

@@ -8,6 +8,7 @@
 
 #include "distributed/error.h"
 #include "launcher/work/duration.h"
+#include "launcher/work/failures.h"
 
 namespace muster::launcher {
 namespace {
@@ -16,8 +17,6 @@ using distributed::Error;
 using distributed::ExitCode;
 using nlohmann::json;
 
-// So many failures before any success mean that the search itself is wrong, not some of its points.
-constexpr int64_t kHopeless = 10;
 // A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason (the system's own killer of processes that take too much memory).
 constexpr int64_t kMostLosses = 5;
 constexpr size_t kMostReasons = 20;  // shown on lines of their own
@@ -27,6 +26,11 @@ std::string number_text(double value) {
   std::snprintf(text, sizeof text, "%.6g", value);
   return text;
 }
+
+std::string name_of(int64_t number) { return "trial " + std::to_string(number); }
+
+// Of Optuna's counts: trials that were worth something.
+int64_t succeeded(const json& counts) { return counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>(); }
 
 std::string name_of_this_job() {
   char host[256] = "";
@@ -149,23 +153,20 @@ json Scheduler::tell(const json& request) {
     }
   }
   show(request, standing);
-  const auto& counts = standing["counts"];
-  if (request["state"] == "FAIL" && ended_ >= kHopeless && counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>() == 0)
-    throw Error(ExitCode::kBadConfig, "the first " + std::to_string(counts["FAIL"].get<int64_t>()) + " trials have all failed, so the search was stopped; the last one: " +
-                                          request["reason"].get<std::string>());
+  if (request["state"] == "FAIL") stop_when_all_fail("search", "trials", ended_, succeeded(standing["counts"]), name_of(number), request["reason"]);
   return result;
 }
 
 // request: of a trial that has ended.
 void Scheduler::show(const json& request, const json& standing) {
   const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
-  const int64_t ended = count("COMPLETE") + count("PRUNED") + count("FAIL"), trials = search_.budget().trials();
-  const std::string name = "trial " + std::to_string(request["number"].get<int64_t>());
+  const int64_t ended = succeeded(standing["counts"]) + count("FAIL"), trials = search_.budget().trials();
+  const std::string name = name_of(request["number"]);
   const bool failed = request["state"] == "FAIL";
   if (const std::string reason = request["reason"]; failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second) progress_.note(name + " failed: " + reason);
   std::string text = "[" + std::to_string(ended) + "/" + std::to_string(trials) + "] ";
   if (!standing["best"].empty())
-    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (trial " + std::to_string(standing["best"][0]["number"].get<int64_t>()) + ")  ";
+    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (" + name_of(standing["best"][0]["number"]) + ")  ";
   text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - ended))) + "  " + std::to_string(active_.size()) + " running, " +
           std::to_string(count("FAIL")) + " failed, " + std::to_string(count("PRUNED")) + " pruned; " + name + ": ";
   if (failed) text += "failed";
@@ -173,8 +174,16 @@ void Scheduler::show(const json& request, const json& standing) {
   progress_.show(text);
 }
 
-json Scheduler::standing() {
-  return brain_.request({{"op", "counts"}, {"best", 1}});
+json Scheduler::standing() { return brain_.request({{"op", "counts"}, {"best", 1}}); }
+
+void Scheduler::require_any_success() {
+  const json counts = standing()["counts"];
+  if (counts["FAIL"] == 0 || counts["RUNNING"] != 0 || succeeded(counts) > 0) return;
+  const json trials = brain_.request({{"op", "trials"}})["trials"];
+  const json first = *std::find_if(trials.begin(), trials.end(), [](const json& trial) { return trial["state"] == "FAIL"; });
+  const json& reason = first["reason"];  // a user's own script may have given none
+  throw Error(ExitCode::kInternal, "all " + std::to_string(counts["FAIL"].get<int64_t>()) + " trials failed. They count in budget.trials: with the cause mended, begin anew in another --search-dir. The first, " +
+                                       name_of(first["number"]) + ": " + (reason.is_string() ? reason.get<std::string>() : "no reason given"));
 }
 
 }  // namespace muster::launcher

@@ -31,6 +31,8 @@ class Scheduler final : public WorkSource {
 
   // How the search stands: Optuna's counts and best trial.
   nlohmann::json standing();
+  // Throws Error(kInternal), with the first reason, when trials have ended, all have failed, and none runs.
+  void require_any_success();
   // Why there is no more to do although the budget has trials left; empty where there is no such reason.
   const std::string& ended_early() const { return ended_early_; }
   // Takes away from all trials that have ended what is not to be kept.

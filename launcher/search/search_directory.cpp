@@ -1,11 +1,12 @@
 #include "launcher/search/search_directory.h"
 
+#include <google/protobuf/util/message_differencer.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <set>
+#include <sstream>
 
 #include "checkpoints/atomic_file.h"
 #include "core/config/compare.h"
@@ -20,6 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 using distributed::Error;
 using distributed::ExitCode;
+using google::protobuf::util::MessageDifferencer;
 
 // What may differ between jobs on one search: how long, and what is kept.
 Search comparable(Search search) {
@@ -60,7 +62,11 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
 void SearchDirectory::join(const SearchSpec& spec) {
   *this = SearchDirectory(path_);
   std::string differences;
-  if (resolved_text(comparable(spec_.search)) != resolved_text(comparable(spec.search))) differences += "\n  the space, objective, sampler or pruner (search.txtpb there)";
+  std::string lines;  // "modified: objective.metric: "loss" -> "WA"", also where a value is there on one side only
+  MessageDifferencer comparison;
+  comparison.ReportDifferencesToString(&lines);
+  if (!comparison.Compare(comparable(spec_.search), comparable(spec.search)))
+    for (std::istringstream text(lines); std::getline(text, lines);) differences += "\n  " + lines;
   for (const auto& difference : config::differences(spec_.base, spec.base))
     differences += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
   if (!differences.empty())

@@ -4,9 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 
 #include "core/config/load.h"
+#include "core/training/results.h"
 #include "core/training/stop.h"
 
 namespace muster::launcher {
@@ -20,8 +20,8 @@ struct Pruned {};
 
 class Trials {
  public:
-  Trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line)
-      : directory_(directory), search_(directory.spec().search), trainer_(trainer), group_(group), command_line_(command_line) {}
+  Trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line)
+      : directory_(directory), search_(directory.spec().search), group_(group), command_line_(command_line) {}
 
   void train(int64_t number, const json& values) {
     begun_ = std::chrono::steady_clock::now();
@@ -85,19 +85,17 @@ class Trials {
       options.command_line = command_line_;
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
       if (const double minutes = search_.budget().trial_minutes(); minutes > 0) options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
-      trainer_.train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
-      const json value = json::parse(group_.ranks().all_gather_bytes(group_.leads() ? result_of(run).dump() : "")[0]);
-      sum += value.is_number() ? value.get<double>() : std::nan("");
+      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
+      std::string value;  // read by one rank: a file server may show it to others later
+      distributed::together(group_.ranks(), [&] {
+        if (group_.leads()) value = json(training::read_result(run).best_value).dump();
+      });
+      const json best = json::parse(group_.ranks().all_gather_bytes(value)[0]);
+      sum += best.is_null() ? std::nan("") : best.get<double>();
       if (!std::isfinite(sum)) return sum;
       if (repeat > 0) report(number, (repeat + 1) * static_cast<int64_t>(search_.budget().epochs()), sum / (repeat + 1));
     }
     return sum / count;
-  }
-
-  static json result_of(const std::string& run) {
-    std::ifstream file(run + "/result.json");
-    const json result = json::parse(file, nullptr, false);
-    return result.is_object() ? result["best"]["value"] : json();
   }
 
   void validated(int64_t number, uint32_t repeat, const json& row) {
@@ -117,7 +115,6 @@ class Trials {
 
   const SearchDirectory& directory_;
   const Search& search_;
-  training::TrialTrainer& trainer_;
   WorkGroup& group_;
   const std::string& command_line_;
   std::chrono::steady_clock::time_point begun_;  // of the trial, in this job
@@ -126,9 +123,9 @@ class Trials {
 
 }  // namespace
 
-bool run_trials(const SearchDirectory& directory, WorkGroup& group, training::TrialTrainer& trainer, const std::string& command_line) {
-  Trials trials(directory, group, trainer, command_line);
-  return group.run([&](const json& task) { trials.train(task["number"], task["values"]); });
+void run_trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line, const std::function<void(bool stopped)>& conclude) {
+  Trials trials(directory, group, command_line);
+  group.run([&](const json& task) { trials.train(task["number"], task["values"]); }, conclude, command_line);
 }
 
 }  // namespace muster::launcher

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/work/duration.h"
+#include "launcher/work/failures.h"
 
 namespace muster::launcher {
 
@@ -10,8 +11,6 @@ using nlohmann::json;
 
 namespace {
 
-// So many failures before any success mean that the study itself is wrong.
-constexpr size_t kHopeless = 10;
 // A cell of another job may end, or that job may die, at any time.
 constexpr auto kLookAgain = std::chrono::seconds(10);
 
@@ -64,10 +63,12 @@ void Grid::ended(size_t cell, const std::string& state, const std::string& reaso
     return;
   }
   ++here_;
-  if (state == "failed") failures_.push_back({cell, reason});
-  else ++done_;
-  if (static_cast<size_t>(here_) == kHopeless && failures_.size() == kHopeless)
-    throw distributed::Error(distributed::ExitCode::kBadConfig, "the first " + std::to_string(kHopeless) + " trainings have all failed, so the study was stopped; the last one, " + name + ": " + reason);
+  if (state == "failed") {
+    failures_.push_back({cell, reason});
+    stop_when_all_fail("study", "trainings", here_, done_, name, reason);
+  } else {
+    ++done_;
+  }
   const auto left = static_cast<double>(open_.size()) + static_cast<double>(running_) / 2;
   const double each = std::chrono::duration<double>(Clock::now() - started_).count() / static_cast<double>(here_);
   if (state == "failed") progress_.note(name + ": failed: " + reason);

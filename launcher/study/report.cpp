@@ -150,7 +150,7 @@ std::string cells_csv(const StudyDirectory& directory) {
   const StudySpec& spec = directory.spec();
   for (const auto& cell : spec.cells) {
     if (!directory.is_trained(cell)) continue;
-    const CellResult result = directory.result(cell);
+    const training::RunResult result = directory.result(cell);
     const std::string start = spec.variants[static_cast<size_t>(cell.variant)].name() + "," + std::to_string(cell.seed) + "," + (cell.fold < 0 ? "" : std::to_string(cell.fold)) + ",";
     for (const auto& [split, metrics] : {std::pair{"validation", &result.validation}, {"test", &result.test}})
       for (const auto& [name, value] : metrics->items()) csv += start + split + "," + training::csv_field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";

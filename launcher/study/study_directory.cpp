@@ -18,17 +18,6 @@ using distributed::Error;
 using distributed::ExitCode;
 using nlohmann::json;
 
-namespace {
-
-json read_json(const std::string& path) {
-  std::ifstream file(path);
-  json value = json::parse(file, nullptr, false);
-  if (!value.is_object()) throw Error(ExitCode::kBadData, path + ": cannot be read as JSON; remove that run's folder to have it trained again");
-  return value;
-}
-
-}  // namespace
-
 StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(path), spec_(std::move(spec)) {
   std::error_code error;
   fs::create_directories(path_, error);
@@ -50,12 +39,9 @@ void StudyDirectory::require_same_settings() const {
 
 bool StudyDirectory::is_trained(const Cell& cell) const { return fs::exists(run(cell) + "/result.json"); }
 
-CellResult StudyDirectory::result(const Cell& cell) const {
-  const std::string path = run(cell) + "/result.json";
-  const json all = read_json(path);
-  const auto part = [&](const char* name) { return all.value(json::json_pointer("/" + std::string(name) + "/metrics"), json::object()); };
-  CellResult result{part("valid"), part("test"), all.value(json::json_pointer("/best/selected_by"), ""), all.contains("model_note")};
-  if (result.test.empty()) throw Error(ExitCode::kBadData, path + ": there is no test split, and a study compares by it (data.split, docs/data.md)");
+training::RunResult StudyDirectory::result(const Cell& cell) const {
+  auto result = training::read_result(run(cell));
+  if (result.test.empty()) throw Error(ExitCode::kBadData, run(cell) + "/result.json: there is no test split, and a study compares by it (data.split, docs/data.md)");
   return result;
 }
 
@@ -63,8 +49,8 @@ void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const training::RunLock lock(run(cell));
     tidy_run(run(cell), {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"}, spec_.study.keep_weights());
-  } catch (const Error& held) {
-    if (held.code() != ExitCode::kUsage) throw;  // another job looks at it, and will tidy it
+  } catch (const training::RunTaken&) {
+    // Another job looks at it, and will tidy it.
   }
 }
 
@@ -76,7 +62,10 @@ void StudyDirectory::require_same_data() const {
   for (const auto& cell : spec_.cells) {
     if (!is_trained(cell)) continue;
     const std::string path = run(cell) + "/environment.json";
-    const std::string hash = read_json(path).value(json::json_pointer("/data/sha256"), "");
+    std::ifstream file(path);
+    const json environment = json::parse(file, nullptr, false);
+    if (!environment.is_object()) throw Error(ExitCode::kBadData, path + ": cannot be read as JSON; remove that run's folder to have it trained again");
+    const std::string hash = environment.value(json::json_pointer("/data/sha256"), "");
     const auto config = config::parse_stored(config::read_text_file(run(cell) + "/config.txtpb"), run(cell) + "/config.txtpb");
     if (!config.data().has_path()) continue;  // built-in data is what its settings say
     const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;

@@ -1,19 +1,11 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
+#include "core/training/results.h"
 #include "launcher/study/spec.h"
 
 namespace muster::launcher {
-
-// What a finished training of a study has left.
-struct CellResult {
-  nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
-  std::string selected_by;          // "valid/WA"
-  bool is_miar = false;
-};
 
 // The folder of a study: cells/<variant>/seed-<s>[-fold-<f>], each the directory of a run; the tables beside them. It is nothing but its runs: a cell is done when its run is, and
 // several jobs may work in it at once.
@@ -28,8 +20,8 @@ class StudyDirectory {
   std::string run(const Cell& cell) const { return path_ + "/" + cell.folder; }
 
   bool is_trained(const Cell& cell) const;
-  // Throws Error(kBadData) when its files cannot be understood.
-  CellResult result(const Cell& cell) const;
+  // Of a trained cell. Throws Error(kBadData) when it cannot be understood, or has no test split.
+  training::RunResult result(const Cell& cell) const;
   // Takes away from a finished run what it needed to go on.
   void tidy(const Cell& cell) const;
 

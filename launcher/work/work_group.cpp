@@ -29,23 +29,17 @@ bool any(distributed::Communicator& ranks, bool here) {
   return false;
 }
 
-// Whether a run directory was refused because another job has it, or has just begun it (run_lock.cpp, run_directory.cpp).
-bool is_taken(const std::string& refusal) {
-  for (const char* words : {" is in use by ", "another job has begun this run", "holds an unfinished run"})
-    if (refusal.find(words) != std::string::npos) return true;
-  return false;
-}
-
 }  // namespace
 
-void require_whole_groups(int ranks, int ranks_per_group, const std::string& field) {
-  if (ranks % ranks_per_group == 0) return;
+void require_whole_groups(int ranks, uint32_t ranks_per_group, const std::string& field) {
+  if (static_cast<uint32_t>(ranks) % ranks_per_group == 0) return;
   throw Error(ExitCode::kUsage, field + " is " + std::to_string(ranks_per_group) + ", and the job's " + std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks") +
                                     " cannot be parted into such groups: start a multiple of " + std::to_string(ranks_per_group) + ", or set another " + field);
 }
 
-WorkGroup::WorkGroup(distributed::Communicator& world, int ranks_per_group, WorkSource* source) : world_(world), source_(source) {
-  ranks_ = world.split(world.rank() / ranks_per_group);
+WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group, const config::Training& training, WorkSource* source) : world_(world), source_(source) {
+  ranks_ = world.split(world.rank() / static_cast<int>(ranks_per_group));
+  trainer_ = std::make_unique<training::TrialTrainer>(training, world, *ranks_);
   if (groups() == 1) return;
   std::string address;
   distributed::together(world, [&] {
@@ -94,7 +88,7 @@ void WorkGroup::work(const std::function<void(const json& task)>& train) {
   }
 }
 
-bool WorkGroup::run(const std::function<void(const json& task)>& train) {
+void WorkGroup::run(const std::function<void(const json& task)>& train, const std::function<void(bool stopped)>& conclude, const std::string& command) {
   try {
     work(train);
   } catch (const SharedError& error) {
@@ -102,7 +96,11 @@ bool WorkGroup::run(const std::function<void(const json& task)>& train) {
     if (groups() > 1 && leads()) throw Error(error.code(), error.what());
     throw;
   }
-  return any(world_, stopped_ || training::stop_signal() != 0);
+  const bool stopped = any(world_, stopped_ || training::stop_signal() != 0);
+  distributed::together(world_, [&] {
+    if (world_.rank() == 0) conclude(stopped);
+  });
+  if (stopped) throw SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command);
 }
 
 // What is thrown on some ranks only: the others are in a collective, or come to one. It does not fit the one that is called here, which is an error on
@@ -129,6 +127,8 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
   try {
     training();
     return {};
+  } catch (const training::SharedRunTaken& taken) {
+    return {Ending::kElsewhere, reason_of(taken.what())};
   } catch (const SharedError& error) {
     failure = error;
   } catch (const std::exception& error) {
@@ -142,7 +142,6 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
       stopped_ = true;
       ask({{"op", "stopping"}});
       return {Ending::kStopped, ""};
-    case ExitCode::kUsage: return {is_taken(failure->what()) ? Ending::kElsewhere : Ending::kFailed, reason_of(failure->what())};
     case ExitCode::kIo:
     case ExitCode::kPeerFailed: throw *failure;
     default:

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "core/training/trainer.h"
 #include "distributed/communicator.h"
 #include "launcher/work/work_source.h"
 
@@ -21,15 +22,17 @@ struct Ending {
 };
 
 // Throws Error(kUsage) unless `ranks` can be parted into groups of ranks_per_group; `field`: where that number is set.
-void require_whole_groups(int ranks, int ranks_per_group, const std::string& field);
+void require_whole_groups(int ranks, uint32_t ranks_per_group, const std::string& field);
 
 // The ranks of a job are parted into groups, each of which trains one thing after another at its own pace. This is the group of this rank.
 class WorkGroup {
  public:
-  // source: rank 0's, otherwise nullptr; must outlive it. The world is a multiple of ranks_per_group. Collective over world, as the destructor is.
-  WorkGroup(distributed::Communicator& world, int ranks_per_group, WorkSource* source);
+  // training: of the experiment that all work varies. source: rank 0's, otherwise nullptr; must outlive it. The world is a multiple of ranks_per_group. Collective over world, as the
+  // destructor is.
+  WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group, const config::Training& training, WorkSource* source);
 
   distributed::Communicator& ranks() { return *ranks_; }
+  training::TrialTrainer& trainer() { return *trainer_; }
   int groups() const { return world_.size() / ranks_->size(); }
   bool leads() const { return ranks_->rank() == 0; }
 
@@ -39,8 +42,9 @@ class WorkGroup {
   // As if this rank had been asked to stop, when the answer says that another one has: the run saves and stops.
   void heed(const nlohmann::json& answer);
 
-  // Gets work and gives it to `train`, a collective of the group, until there is none left or the job is asked to stop. True, on every rank, when one was asked to stop. Collective over world.
-  bool run(const std::function<void(const nlohmann::json& task)>& train);
+  // Gets work and gives it to `train`, a collective of the group, until there is none left or the job is asked to stop. Then rank 0 calls `conclude`, which is told whether one was asked to stop
+  // and may throw. Throws SharedError(kRequeue) in the end when one was; command: what goes on. Collective over world.
+  void run(const std::function<void(const nlohmann::json& task)>& train, const std::function<void(bool stopped)>& conclude, const std::string& command);
 
   // Trains, and says how it went. too_long: the reason when TrainOptions.time_limit ended it. An exception on some of the group's ranks only, wherever it was thrown, ends it on all. What
   // would end other work too (a disk that cannot be written, a lost rank) is thrown. Collective over the group.
@@ -50,6 +54,7 @@ class WorkGroup {
   void work(const std::function<void(const nlohmann::json& task)>& train);
   distributed::Communicator& world_;
   std::unique_ptr<distributed::Communicator> ranks_;
+  std::unique_ptr<training::TrialTrainer> trainer_;
   std::unique_ptr<WorkSource> connection_;
   WorkSource* source_;  // of the group's first rank, otherwise nullptr
   void heed_signals();

@@ -134,14 +134,15 @@ def test_another_search_is_refused(brain, folder, storage):
     assert brain.opened(storage, "tpe", space=SPACE)("ask")["number"] == 0
     narrow = json.loads(json.dumps(SPACE).replace("64", "32")) + LINE
     for other, words in (({"direction": "maximize"}, ["minimize", "maximize"]), ({"metric": "acc"}, ["mae", "acc"]), ({"seed": 8}, ["7", "8"]),
-                         ({"sampler": {"name": "tpe", "startup_trials": 3}}, ["10", "3"]), ({"space": SPACE[::4]}, ["foal_net.fusion", "any more"]),
+                         ({"sampler": {"name": "tpe", "startup_trials": 3}}, ["10", "3"]), ({"pruner": {"name": "median"}}, ["none", "median"]),
+                         ({"space": SPACE[::4]}, ["foal_net.fusion", "any more"]),
                          ({"space": narrow}, ["x is new", "training.batch_size", "8 to 64", "8 to 32"]),
                          ({"space": [SPACE[1], SPACE[0], *SPACE[2:]]}, ["order"])):
         kind, error = brain.refused("open", **{**search(storage, "tpe", space=SPACE), **other})
         assert kind == "config" and all(word in error for word in words), error
-    again = brain("open", **search(storage, "tpe", {"name": "median"}, SPACE, job="2"))
-    assert "median" in again["notes"][0] and again["counts"]["RUNNING"] == 1 and again["running"][0]["job"] == "1"
-    assert brain("ask")["number"] == 1 and "notes" not in brain("counts")
+    again = brain("open", **search(storage, "tpe", space=SPACE, job="2"))
+    assert again["counts"]["RUNNING"] == 1 and again["running"][0]["job"] == "1"
+    assert brain("ask")["number"] == 1
     assert [trial.user_attrs["muster:job"] for trial in read(storage)] == ["1", "2"]
     foreign = optuna.create_study(study_name="theirs", storage=storage if "://" in storage else optuna.storages.JournalStorage(JournalFileBackend(storage)))
     foreign.add_trial(optuna.trial.create_trial(value=1.0))
@@ -379,8 +380,10 @@ def test_a_trial_is_never_nobodys(fresh, folder):
 
 
 def test_losses_are_counted_until_something_is_reported(fresh, folder):
-    fresh("open", **search(folder / "journal.log"))
-    fresh("ask")
-    assert [fresh("adopt", number=0, lost=lost)["losses"] for lost in (True, False, True)] == [1, 1, 2]
+    def adopted(job, lost):
+        return fresh.opened(folder / "journal.log", job=job)("adopt", number=0, lost=lost)["losses"]
+
+    fresh.opened(folder / "journal.log", job="0")("ask")
+    assert [adopted(job, lost) for job, lost in (("1", True), ("2", False), ("3", True))] == [1, 1, 2]
     fresh("report", number=0, step=1, value=1)
-    assert [fresh("adopt", number=0, lost=lost)["losses"] for lost in (False, True, True)] == [0, 1, 2]
+    assert [adopted(job, lost) for job, lost in (("4", False), ("5", True), ("6", True))] == [0, 1, 2]

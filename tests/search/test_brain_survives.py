@@ -225,6 +225,21 @@ def test_prune_is_not_forgotten(tmp_path):
         assert brain("tell", number=1, state="PRUNED")["state"] == "PRUNED"
 
 
+def test_the_loss_of_a_job_counts_once(brain, tmp_path):
+    """Whatever gets lost between the loss and the answer: the request comes again, after a death of this process or from another job."""
+    path = tmp_path / "journal.log"
+    brain.opened(path, job="0")("ask")
+    assert brain.opened(path, job="1")("adopt", number=0, lost=True)["losses"] == 1
+    before = len(path.read_text().splitlines())
+    assert brain.opened(path, job="2")("adopt", number=0, lost=True)["losses"] == 2
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) > before + 1
+    for end in range(before, len(lines) + 1):
+        (tmp_path / "cut.log").write_text("".join(lines[:end]))
+        for job, losses in (("2", 2), ("2", 2), ("3", 3)):
+            assert brain.opened(tmp_path / "cut.log", job=job)("adopt", number=0, lost=True)["losses"] == losses, (end, job)
+
+
 def test_parameters_that_a_trial_lacks(tmp_path):
     """A process may die between any two parameters: whatever a trial has stays, the rest is drawn."""
     path = tmp_path / "journal.log"

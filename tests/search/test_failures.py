@@ -64,7 +64,7 @@ def test_a_correlation_of_what_is_constant(tmp_path):
 def test_a_trial_that_takes_too_long(ranks, per_trial, repeats, tmp_path):
     directory = tmp_path / "search"
     more = f"repeats {{ seeds: {repeats} }} ranks_per_trial: {per_trial}\n"
-    s.search(s.write_search(tmp_path, trials=3, epochs=1000000, budget="trial_minutes: 0.005", more=more), directory, ranks)
+    s.search(s.write_search(tmp_path, trials=3, epochs=1000000, budget="trial_minutes: 0.005", more=more), directory, ranks, code=70)
     assert s.states(directory) == ["FAIL"] * 3
     assert set(s.reasons(directory)) == {"it took longer than budget.trial_minutes (0.005)"}
     for number in range(3):
@@ -85,7 +85,42 @@ def test_a_job_whose_hours_are_over_begins_nothing_more(tmp_path):
 def test_a_search_in_which_all_fails_ends(tmp_path):
     spec = s.write_search(tmp_path, trials=40, spec=s.space(s.one("optimizer.learning_rate", "1e30"), s.RATE.replace("learning_rate", "beta1").replace("1e-1", "0.9")))
     text = s.search(spec, tmp_path / "search", 2, code=78).stderr
-    assert text.count("muster: ") == 1 and re.search(r"the first 1[01] trials have all failed", text) and "non-finite" in text, text
+    assert text.count("muster: ") == 1 and re.search(r"the first 1[01] trials have all failed, so the search was stopped; the last one, trial \d+: training became non-finite", text), text
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_small_search_in_which_all_fails_says_why(ranks, tmp_path):
+    """Fewer trials than it takes to see before the end that it is hopeless."""
+    directory = tmp_path / "search"
+    spec = s.write_search(tmp_path, trials=3, spec=s.space(s.RATE.replace("1e-4", "1e29").replace("1e-1", "1e30")))
+    for _ in range(2):  # the same command has nothing left to do, and the same to say
+        result = s.search(spec, directory, ranks, code=70)
+        assert "3 trials: 0 complete, 0 pruned, 3 failed, 0 running" in result.stdout
+        assert result.stderr.count("muster: ") == 1 and re.search(r"all 3 trials failed\. .*budget\.trials.*The first, trial 0: training became non-finite", result.stderr), result.stderr
+    # One that is worth something is enough.
+    mixed = s.write_search(tmp_path, trials=3, spec=s.space(s.choices("optimizer.learning_rate", "1e-3", "1e30")), more="sampler { kind: GRID }\n")
+    s.search(mixed, tmp_path / "mixed", ranks)
+    assert sorted(s.states(tmp_path / "mixed")) == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.parametrize("split, said", [("", "data.split.kind: is FIXED"), ("split { kind: K_FOLD folds: 3 validation_share: 0 }", "data.split.validation_share")])
+def test_no_validation_split_is_said_before_anything_is_trained(split, said, tmp_path):
+    mp.tiny_data(tmp_path / "data.h5", splits=["train", "train", "test"] * 8)
+    base = mp.SMALL_FOAL_NET + f'data {{ path: "data.h5" {split} }}\ntraining {{ batch_size: 8 }}\n'
+    text = s.search(s.write_search(tmp_path, base=base, spec=s.space(s.RATE)), tmp_path / "search", 2, code=78).stderr
+    assert text.count("muster: ") == 1 and said in text and "data.h5" in text and "validation" in text, text
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_trial_without_a_validation_split_says_so(tmp_path):
+    """Its data is chosen by the search; so is that of one that has the split."""
+    for name, splits in (("without", ["train", "train", "test"] * 8), ("whole", ["train", "valid", "test"] * 8)):
+        mp.tiny_data(tmp_path / f"{name}.h5", splits=splits)
+    base = mp.SMALL_FOAL_NET + 'data { path: "without.h5" }\ntraining { batch_size: 8 }\n'
+    s.search(s.write_search(tmp_path, base=base, spec=s.space(s.choices("data.path", "without.h5", "whole.h5")), more="sampler { kind: GRID }\n"), tmp_path / "search")
+    found = {trial.params["data.path"].split("/")[-1]: (trial.state.name, reason) for trial, reason in zip(s.study(tmp_path / "search").trials, s.reasons(tmp_path / "search"))}
+    assert found["whole.h5"] == ("COMPLETE", "")
+    assert found["without.h5"][0] == "FAIL" and "data.split.kind: is FIXED" in found["without.h5"][1] and "without.h5 has no usable sample" in found["without.h5"][1]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

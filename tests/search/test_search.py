@@ -94,7 +94,7 @@ def test_a_stop_saves_and_the_search_goes_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 75 and "muster search run" in output, output
+    assert process.returncode == 75 and f"Go on with: muster search run {spec} --search-dir {directory}\n" in output, output
     search(spec, directory, 2)
     assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 2
 
@@ -121,6 +121,9 @@ def test_another_search_in_the_same_place_is_refused(tmp_path):
     search(write_search(tmp_path, trials=2), directory)
     text = search(write_search(tmp_path, trials=2, base=BASE + "optimizer { weight_decay: 0.5 }\n"), directory, code=78).stderr
     assert "optimizer.weight_decay: 0.01 -> 0.5" in text
+    for spec, more, said in ((SPEC.replace("1e-1", "0.5"), "", "parameters[0].real.high: 0.1 -> 0.5"), (SPEC, "pruner { kind: ASHA }\n", "pruner.kind: NONE -> ASHA")):
+        text = search(write_search(tmp_path, trials=2, spec=spec, more=more), directory, code=78).stderr
+        assert said in text and text.count("->") == 1, text
     search(write_search(tmp_path, trials=4), directory)  # the budget may grow
     assert len(study(directory).trials) == 4
 

@@ -224,9 +224,10 @@ def test_several_ranks_train_together(finished, tmp_path):
     assert "start a multiple of 2" in run(tmp_path / "small.txtpb", tmp_path / "other", ranks=3, code=2).stderr
 
 
-def test_what_is_in_the_way_fails_with_its_reason(tmp_path):
-    """A folder that is no run: nobody will ever finish it."""
-    directory = tmp_path / "study"
+@pytest.mark.parametrize("name", ["study", "GPU 0 is in use by me"])
+def test_what_is_in_the_way_fails_with_its_reason(name, tmp_path):
+    """A folder that is no run: nobody will ever finish it. Whatever it is called: that another job is at it is not told by words."""
+    directory = tmp_path / name
     (directory / "cells/slow/seed-1").mkdir(parents=True)
     (directory / "cells/slow/seed-1/notes.txt").write_text("mine")
     result = run(write_study(tmp_path, VARIANTS + "seeds: 1\n"), directory, code=70)
@@ -250,6 +251,14 @@ def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     # Folds that the data does not have: nothing can succeed.
     hopeless = write_study(tmp_path, VARIANTS + "seeds: 20\n", SMALL.replace("LEAVE_ONE_GROUP_OUT", "LEAVE_ONE_GROUP_OUT fold: 7"))
     assert "have all failed" in run(hopeless, tmp_path / "hopeless", code=78).stderr
+
+
+def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
+    """Nor one that goes on and has only those left that fail."""
+    spec = write_study(tmp_path, 'base: "base.txtpb"\nvariants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 10\n', SMALL.replace("epochs: 2", "epochs: 1"))
+    for _ in range(2):
+        result = run(spec, tmp_path / "study", code=70)
+        assert "10 of 20 trainings failed" in result.stderr and "!!! NOT COMPLETE: 10 of 20" in result.stdout
 
 
 def test_data_that_changed_in_between_is_refused(tmp_path):

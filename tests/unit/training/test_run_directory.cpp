@@ -25,6 +25,8 @@ void expect_error(ExitCode code, Function function) {
   try {
     function();
     ADD_FAILURE() << "accepted";
+  } catch (const RunTaken& error) {
+    ADD_FAILURE() << "no job has it: " << error.what();
   } catch (const Error& error) {
     EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
   }
@@ -54,7 +56,7 @@ TEST(RunDirectory, TrailingSlashAndRelativePath) {
 TEST(RunDirectory, NeverOverwrites) {
   const TemporaryFolder folder;
   { const RunDirectory directory(folder / "run", "first", {}); }
-  expect_error(ExitCode::kUsage, [&] { RunDirectory(folder / "run", "second", {}); });
+  EXPECT_THROW(RunDirectory(folder / "run", "second", {}), RunTaken);
   EXPECT_EQ(contents(folder / "run/config.txtpb"), "first");
   fs::create_directory(folder / "empty");
   expect_error(ExitCode::kUsage, [&] { RunDirectory(folder / "empty", "x", {}); });
@@ -87,7 +89,7 @@ TEST(RunDirectory, BeginsInAPreparedOne) {
     EXPECT_EQ(contents(run + "/job.sbatch"), "two");
     EXPECT_FALSE(fs::exists(run + "/.config.txtpb.tmp-host-1-1"));
     EXPECT_EQ(run_place(run), RunPlace::kBegun);
-    expect_error(ExitCode::kUsage, [&] { RunDirectory(run, "second", {}); });
+    EXPECT_THROW(RunDirectory(run, "second", {}), RunTaken);
   }
   std::ofstream(run + "/result.json") << "{}";
   EXPECT_EQ(run_place(run), RunPlace::kFinished);
@@ -198,7 +200,7 @@ TEST_F(ContinuedRun, OnlyRunDirectoriesAndOneJobAtATime) {
   fs::create_directory(folder_ / "other");
   expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "other"); });
   RunDirectory first(folder_ / "run");
-  expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "run"); });
+  EXPECT_THROW(RunDirectory(folder_ / "run"), RunTaken);
 }
 
 TEST(RunDirectory, WritesWholeFiles) {
@@ -207,7 +209,9 @@ TEST(RunDirectory, WritesWholeFiles) {
   directory.write("result.json", "one");
   directory.write("result.json", "two");
   EXPECT_EQ(contents(directory.file("result.json")), "two");
-  expect_error(ExitCode::kUsage, [&] { require_new_run_directory(folder / "run"); });
+  EXPECT_THROW(require_new_run_directory(folder / "run"), RunTaken);
+  std::filesystem::remove(directory.file("result.json"));
+  EXPECT_THROW(require_new_run_directory(folder / "run"), RunTaken);
   EXPECT_NO_THROW(require_new_run_directory(folder / "new"));
 }
 

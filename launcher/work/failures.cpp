@@ -1,0 +1,14 @@
+#include "launcher/work/failures.h"
+
+#include "distributed/error.h"
+
+namespace muster::launcher {
+
+void stop_when_all_fail(const std::string& whole, const std::string& parts, int64_t ended, int64_t succeeded, const std::string& name, const std::string& reason) {
+  constexpr int64_t kHopeless = 10;
+  if (ended < kHopeless || succeeded > 0) return;
+  throw distributed::Error(distributed::ExitCode::kBadConfig,
+                           "the first " + std::to_string(ended) + " " + parts + " have all failed, so the " + whole + " was stopped; the last one, " + name + ": " + reason);
+}
+
+}  // namespace muster::launcher
