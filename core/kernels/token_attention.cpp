@@ -29,7 +29,7 @@ void add_scaled(Scalar* __restrict__ y, Scalar factor, const Scalar* __restrict_
   for (int64_t i = 0; i < count; ++i) y[i] += factor * x[i];
 }
 
-// One sample's: rows of keys and values [rows, 2 dim], weights [rows, heads].
+// One sample's: rows of keys and values [rows, 2 dim], of which there is one at least, weights [rows, heads].
 struct Shape {
   int64_t rows, dim, heads;
   int64_t width() const { return dim / heads; }
@@ -79,10 +79,12 @@ void attend_backward(const Shape& shape, const Scalar* query, const Scalar* key_
     }
 }
 
+// Whose context is not empty.
 template <class Work>
 void for_samples(const std::vector<int64_t>& offsets, const Work& work) {
   at::parallel_for(0, static_cast<int64_t>(offsets.size()) - 1, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t sample = begin; sample < end; ++sample) work(sample, offsets[sample], offsets[sample + 1] - offsets[sample]);
+    for (int64_t sample = begin; sample < end; ++sample)
+      if (const int64_t rows = offsets[sample + 1] - offsets[sample]; rows > 0) work(sample, offsets[sample], rows);
   });
 }
 

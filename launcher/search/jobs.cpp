@@ -1,6 +1,7 @@
 #include "launcher/search/jobs.h"
 
 #include <filesystem>
+#include <random>
 
 #include "distributed/error.h"
 
@@ -29,7 +30,8 @@ Jobs::Claim::Claim(std::string folder, std::unique_ptr<training::RunLock> lock, 
 
 // Renamed while the lock is held, so that nobody can take the folder over in the meantime and lose it.
 Jobs::Claim::~Claim() {
-  const fs::path folder = folder_, over = folder.parent_path() / (std::string(kOver) + folder.filename().string());
+  // A name of its own: another job may have been given this one's name, and still be at the removal.
+  const fs::path folder = folder_, over = folder.parent_path() / (kOver + std::to_string(std::random_device{}()) + "-" + folder.filename().string());
   std::error_code ignored;
   try {
     lock_->check();

@@ -92,7 +92,7 @@ INSTANTIATE_TEST_SUITE_P(Lengths, Attention,
                                            // Runs of equal lengths, which end where either length changes, or where there would be too many scores at once.
                                            Case{{3, 3, 3, 2, 2, 0, 2, 2}, {4, 4, 5, 5, 5, 5, 5, 5}, 2, 8}, Case{{60, 60, 60, 60, 60}, {300, 300, 300, 300, 300}, 4, 16},
                                            // One query each.
-                                           Case{{1, 1, 1, 1}, {0, 3, 200, 3}, 4, 24}, Case{{1, 1}, {70, 9}, 3, 33}));
+                                           Case{{1, 1, 1, 1}, {0, 3, 200, 3}, 4, 24}, Case{{1, 1}, {70, 9}, 3, 33}, Case{{1, 1}, {0, 0}, 2, 4}));
 
 TEST(Attention, OfNoSamples) {
   const at::Tensor output = attention(at::zeros({0, 4}), at::zeros({0, 8}), {0}, {0}, 2);
