@@ -61,8 +61,8 @@ void write(const at::Tensor& view, const at::Tensor& value) { view.copy_(value.v
 at::Tensor weights_of(const at::Tensor& a, const at::Tensor& b, double scale, at::ScalarType wide) {
   const at::Tensor b_t = b.transpose(1, 2);
   if (a.scalar_type() != wide) return at::_softmax(at::bmm(a, b_t).to(wide).mul_(scale), -1, false);
-  const at::Tensor scores = at::empty({a.size(0), a.size(1), b.size(1)}, a.options());
-  return at::_softmax(at::baddbmm(scores, a, b_t, /*beta=*/0, /*alpha=*/scale), -1, false);
+  at::Tensor scores = at::empty({a.size(0), a.size(1), b.size(1)}, a.options());
+  return at::_softmax(scores.baddbmm_(a, b_t, /*beta=*/0, /*alpha=*/scale), -1, false);
 }
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
@@ -154,6 +154,8 @@ struct SegmentMeanFunction : torch::autograd::Function<SegmentMeanFunction> {
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& query_offsets,
                      const std::vector<int64_t>& context_offsets, int64_t heads) {
+  TORCH_CHECK(query_offsets.back() == query.size(0) && context_offsets.back() == key_value.size(0), "attention: the offsets do not end with the rows");
+  TORCH_CHECK(query.size(1) % heads == 0 && key_value.size(1) == 2 * query.size(1), "attention: ", heads, " heads of ", query.size(1), " columns, beside ", key_value.size(1));
   if (can_fuse_attention(query, query_offsets, context_offsets, heads))
     return fused_attention(query, key_value, query_offsets, context_offsets, heads);
   if (is_token_attention(query, query_offsets)) return token_attention(query, key_value, context_offsets, heads);

@@ -3,8 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 
 #include "core/kernels/cuda.h"
 #include "core/random/cpu_versions.h"

@@ -5,8 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
-#include <vector>
+#include <iterator>
 
 namespace muster::kernels {
 namespace {
@@ -58,10 +57,13 @@ at::Tensor product_over_rows(const at::Tensor& a, const at::Tensor& b) {
   at::Tensor sum;
   for_blocks(a.size(0), a.size(1) * b.size(1), [&](int64_t begin, int64_t rows, bool large) {
     const at::Tensor left = a.narrow(0, begin, rows), right = b.narrow(0, begin, rows);
-    if (!large) sum = sum.defined() ? sum.addmm_(left.t(), right) : at::mm(left.t(), right);
-    // It copies its first factor to transpose it: the smaller one.
-    else if (const at::Tensor part = left.size(1) <= right.size(1) ? one_dnn_product(left.t(), right.t()) : one_dnn_product(right.t(), left.t()).t(); sum.defined()) sum.add_(part);
-    else sum = part;
+    if (!large) {
+      sum = sum.defined() ? sum.addmm_(left.t(), right) : at::mm(left.t(), right);
+      return;
+    }
+    // It copies its first factor to transpose it: the smaller one. So the sum may be a transposed view.
+    const at::Tensor part = left.size(1) <= right.size(1) ? one_dnn_product(left.t(), right.t()) : one_dnn_product(right.t(), left.t()).t();
+    sum = sum.defined() ? sum.add_(part) : part;
   });
   return sum;
 }
@@ -76,6 +78,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "kernels::linear has no second derivatives");
     const auto saved = context->get_saved_variables();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const at::Tensor &x = saved[0], &weight = saved[1], gradient = gradients[0].contiguous();

@@ -58,9 +58,9 @@ std::string processor() {
   return found.empty() ? "unknown processor" : found;
 }
 
-// cuBLAS picks its code by a workspace that it sizes itself unless told; other operations by whether equal bits are asked for.
-void fix_gpu_arithmetic() {
-  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+// Torch's operations and our own kernels choose their code by whether equal bits are asked for; cuBLAS by a workspace that it sizes itself unless told.
+void ask_for_equal_bits(bool gpu) {
+  if (gpu) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);  // for finding uses of it; there are none, and it costs a pass each
 }
@@ -116,7 +116,7 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
   if (!compute.reproducible) return compute;
   fix_matrix_products();
   distributed::together(communicator, [] { require_strict_products(); });
-  if (compute.device.is_cuda()) fix_gpu_arithmetic();
+  ask_for_equal_bits(compute.device.is_cuda());
   compute.arithmetic = arithmetic_of_this_process(compute.gpu);
   distributed::require_same(communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
                             "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "

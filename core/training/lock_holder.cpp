@@ -125,7 +125,7 @@ std::optional<LockHolder> read_lock(const std::string& path) {
     descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (descriptor < 0 && errno != ESTALE && errno != EINTR) break;
   }
-  if (descriptor < 0 && errno == ENOENT) return std::nullopt;
+  if (descriptor < 0 && (errno == ENOENT || errno == ESTALE)) return std::nullopt;
   if (descriptor < 0) fail("open", errno);
   char text[16384];
   struct stat status;

@@ -42,7 +42,7 @@ RunResult read_result(const std::string& run_directory) {
     const json& value = all.at("best").at("value");
     return {metrics("valid"), metrics("test"), all["best"].at("selected_by"), value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(), all.contains("model_note")};
   } catch (const json::exception&) {
-    throw distributed::Error(distributed::ExitCode::kBadData, path + ": is not what a finished run leaves there; remove that run's folder to have it trained again");
+    throw distributed::Error(distributed::ExitCode::kBadData, path + ": is missing, or is not what a finished run leaves there");
   }
 }
 

@@ -125,7 +125,8 @@ RunLock::Implementation::~Implementation() {
 
 void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
   const std::string message = "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
-  if (error_number == ENOENT) throw NoRunDirectory(ExitCode::kIo, message);
+  if (error_number == ENOENT || error_number == ESTALE) throw NoRunDirectory(  // ESTALE: NFS, removed by another machine
+      ExitCode::kIo, message);
   throw Error(ExitCode::kIo, message);
 }
 

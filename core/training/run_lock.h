@@ -33,7 +33,7 @@ class NoRunDirectory : public distributed::Error {
   using Error::Error;
 };
 
-// Another job has the run directory, or has begun a run there.
+// There is a run already, or another job is at it.
 class RunTaken : public distributed::Error {
  public:
   explicit RunTaken(const std::string& message) : Error(distributed::ExitCode::kUsage, message) {}

@@ -12,6 +12,7 @@
 #include "core/training/stop.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
+#include "launcher/launch/job_command.h"
 #include "launcher/search/scheduler.h"
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
@@ -44,9 +45,10 @@ json opening_of(const SearchDirectory& directory) {
 }
 
 // Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for itself.
-void require_validation_split(const SearchSpec& spec) {
+void refuse_without_validation(const SearchSpec& spec) {
+  if (spec.search.repeats().seeds() > 1) return;
   for (const auto& parameter : spec.search.parameters())
-    if (parameter.path().rfind("data.", 0) == 0) return;
+    if (parameter.path() == "seed" || parameter.path().rfind("data.", 0) == 0) return;
   training::DataSource data;
   data::Split split;
   try {
@@ -79,14 +81,14 @@ void run(const SearchArguments& arguments) {
   run_job([&](distributed::Communicator& world) {
     std::optional<SearchDirectory> directory;
     const bool is_main = world.rank() == 0;
-    const std::string command_line = "muster search run " + arguments.spec + (arguments.directory.empty() ? "" : " --search-dir " + arguments.directory);
+    const std::string command_line = "muster search run " + shell_quoted(arguments.spec) + (arguments.directory.empty() ? "" : " --search-dir " + shell_quoted(arguments.directory));
     std::string path;
     distributed::together(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
       require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
       if (!is_main) return;
-      require_validation_split(spec);
+      refuse_without_validation(spec);
       directory.emplace(path, spec);
     });
     distributed::together(world, [&] {

@@ -9,6 +9,7 @@
 #include "core/training/stop.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
+#include "launcher/launch/job_command.h"
 #include "launcher/study/grid.h"
 #include "launcher/study/report.h"
 #include "launcher/study/results.h"
@@ -89,8 +90,8 @@ void run(const StudyArguments& arguments) {
   training::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     const bool is_main = world.rank() == 0;
-    std::string command_line = "muster study " + arguments.spec + (arguments.directory.empty() ? "" : " --study-dir " + arguments.directory);
-    for (const auto& text : arguments.set) command_line += " --set " + text;
+    std::string command_line = "muster study " + shell_quoted(arguments.spec) + (arguments.directory.empty() ? "" : " --study-dir " + shell_quoted(arguments.directory));
+    for (const auto& text : arguments.set) command_line += " --set " + shell_quoted(text);
     std::optional<StudyDirectory> directory;
     distributed::together(world, [&] {
       StudySpec spec = load_study(arguments.spec, arguments.set);

@@ -15,12 +15,19 @@ using distributed::ExitCode;
 constexpr const char* kOver = ".over-";  // the folder of a job that has ended, until it is removed
 constexpr int kMostTries = 100;
 
-// True if it was not there.
-bool make(const std::string& folder) {
+void make(const std::string& folder) {
   std::error_code error;
-  const bool made = fs::create_directories(folder, error);
+  fs::create_directories(folder, error);
+  if (error == std::errc::file_exists) fs::create_directories(folder, error);  // another job has made it, and ended, in the same moment
   if (error) throw Error(ExitCode::kIo, folder + " cannot be made: " + error.message());
-  return made;
+}
+
+// Names in a folder that others change meanwhile; none if it is not there.
+std::vector<std::string> entries(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) names.push_back(entry->path().filename().string());
+  return names;
 }
 
 }  // namespace
@@ -28,7 +35,7 @@ bool make(const std::string& folder) {
 Jobs::Claim::Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost)
     : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
 
-// Renamed while the lock is held, so that nobody can take the folder over in the meantime and lose it.
+// Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process has stood still for so long that the lock was taken in between.
 Jobs::Claim::~Claim() {
   // A name of its own: another job may have been given this one's name, and still be at the removal.
   const fs::path folder = folder_, over = folder.parent_path() / (kOver + std::to_string(std::random_device{}()) + "-" + folder.filename().string());
@@ -44,6 +51,8 @@ Jobs::Claim::~Claim() {
 }
 
 std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
+  for (const auto& entry : entries(folder_))
+    if (std::error_code ignored; entry.rfind(kOver, 0) == 0) fs::remove_all(folder_ + "/" + entry, ignored);  // its job died over it
   const std::string folder = folder_ + "/" + name;
   make(folder);
   return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder), false);
@@ -54,9 +63,11 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name, const std:
   training::LockSettings settings;
   settings.tell = tell;
   for (int tries = 1;; ++tries) {
-    const bool made = make(folder);  // a job that was asked to stop has left none, but trials
+    make(folder);  // a job that was asked to stop has left none, but trials
+    std::error_code ignored;
+    const bool was_lost = fs::exists(folder + "/lock", ignored);
     try {
-      return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), !made);
+      return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), was_lost);
     } catch (const training::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended
     } catch (const training::RunTaken&) {
@@ -69,8 +80,8 @@ std::vector<std::string> Jobs::names() const {
   std::vector<std::string> names;
   std::error_code ignored;
   // Without a lock: a job that is about to begin, and has no trials yet.
-  for (const auto& entry : fs::directory_iterator(folder_, ignored))
-    if (const std::string name = entry.path().filename().string(); name.rfind(kOver, 0) != 0 && fs::exists(entry.path() / "lock", ignored)) names.push_back(name);
+  for (const auto& name : entries(folder_))
+    if (name.rfind(kOver, 0) != 0 && fs::exists(folder_ + "/" + name + "/lock", ignored)) names.push_back(name);
   return names;
 }
 

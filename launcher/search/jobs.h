@@ -10,6 +10,7 @@
 namespace muster::launcher {
 
 // jobs/ of a search's directory: a folder for each job at work on it, with a lock in it, and for each that was lost. One that ends in good order leaves none.
+// A file server may show another machine a folder that is gone for some seconds longer, so that two jobs hold one: then the locks of the trials' runs keep them apart.
 class Jobs {
  public:
   // While it lives, other jobs see that this one is at work, and keep off its trials. Its folder goes with it, at once with the lock.

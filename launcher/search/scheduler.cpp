@@ -57,9 +57,11 @@ Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLin
 
 // What jobs that are gone have left running. Until a job is held here another one may go on with its trials: what is running is asked once more after the last was taken over.
 void Scheduler::find_orphans() {
+  std::set<std::string> alive;  // to find that out of a job on another machine takes seconds
   const auto take_over = [&](const std::string& job) {
-    if (job.empty() || job == job_ || taken_over_.count(job)) return false;  // empty: a user's own script has begun it
+    if (job.empty() || job == job_ || taken_over_.count(job) || alive.count(job)) return false;  // empty: a user's own script has begun it
     auto claim = directory_.jobs().take_over(job, [&](const std::string& text) { progress_.note(text); });
+    if (!claim) alive.insert(job);
     return claim && taken_over_.emplace(job, std::move(claim)).second;
   };
   json running;
@@ -100,6 +102,7 @@ json Scheduler::next() {
   if (stopping_) return nothing_to_do;
   if (const double hours = search_.budget().hours(); hours > 0 && seconds() > hours * 3600) {
     ended_early_ = "the " + number_text(hours) + " hours of a job (budget.hours) are over; the same command goes on";
+    is_out_of_time_ = true;
     return nothing_to_do;
   }
   json trial;
@@ -177,6 +180,7 @@ void Scheduler::show(const json& request, const json& standing) {
 json Scheduler::standing() { return brain_.request({{"op", "counts"}, {"best", 1}}); }
 
 void Scheduler::require_any_success() {
+  if (is_out_of_time_) return;
   const json counts = standing()["counts"];
   if (counts["FAIL"] == 0 || counts["RUNNING"] != 0 || succeeded(counts) > 0) return;
   const json trials = brain_.request({{"op", "trials"}})["trials"];

@@ -31,7 +31,7 @@ class Scheduler final : public WorkSource {
 
   // How the search stands: Optuna's counts and best trial.
   nlohmann::json standing();
-  // Throws Error(kInternal), with the first reason, when trials have ended, all have failed, and none runs.
+  // Throws Error(kInternal), with the first reason, when trials have ended, all have failed, none runs, and there was time for more.
   void require_any_success();
   // Why there is no more to do although the budget has trials left; empty where there is no such reason.
   const std::string& ended_early() const { return ended_early_; }
@@ -63,6 +63,7 @@ class Scheduler final : public WorkSource {
   std::set<int64_t> active_;     // trials that groups of this job train
   std::set<std::string> reasons_shown_;
   std::string ended_early_;
+  bool is_out_of_time_ = false;  // budget.hours
   bool stopping_ = false;
   int64_t ended_ = 0;
   Clock::time_point started_ = Clock::now();

@@ -40,7 +40,12 @@ void StudyDirectory::require_same_settings() const {
 bool StudyDirectory::is_trained(const Cell& cell) const { return fs::exists(run(cell) + "/result.json"); }
 
 training::RunResult StudyDirectory::result(const Cell& cell) const {
-  auto result = training::read_result(run(cell));
+  training::RunResult result;
+  try {
+    result = training::read_result(run(cell));
+  } catch (const Error& damaged) {
+    throw Error(damaged.code(), std::string(damaged.what()) + "; remove that run's folder to have it trained again");
+  }
   if (result.test.empty()) throw Error(ExitCode::kBadData, run(cell) + "/result.json: there is no test split, and a study compares by it (data.split, docs/data.md)");
   return result;
 }
@@ -49,8 +54,8 @@ void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const training::RunLock lock(run(cell));
     tidy_run(run(cell), {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"}, spec_.study.keep_weights());
-  } catch (const training::RunTaken&) {
-    // Another job looks at it, and will tidy it.
+  } catch (const Error& held) {
+    if (held.code() != ExitCode::kUsage) throw;  // another job looks at it and will tidy it, or a file that is no lock lies in the way
   }
 }
 

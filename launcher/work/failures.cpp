@@ -8,7 +8,7 @@ void stop_when_all_fail(const std::string& whole, const std::string& parts, int6
   constexpr int64_t kHopeless = 10;
   if (ended < kHopeless || succeeded > 0) return;
   throw distributed::Error(distributed::ExitCode::kBadConfig,
-                           "the first " + std::to_string(ended) + " " + parts + " have all failed, so the " + whole + " was stopped; the last one, " + name + ": " + reason);
+                           "all " + std::to_string(ended) + " " + parts + " of this job have failed, and none has ever succeeded, so the " + whole + " was stopped; the last one, " + name + ": " + reason);
 }
 
 }  // namespace muster::launcher

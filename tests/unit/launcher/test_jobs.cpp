@@ -97,6 +97,19 @@ TEST_F(SearchJobs, AJobThatIsAboutToBeginIsLeftAlone) {
   EXPECT_TRUE(jobs.names().empty());
 }
 
+TEST_F(SearchJobs, OneThatAnotherHasJustLookedAtWasNotLost) {
+  std::filesystem::create_directories(folder + "/one");  // made by a job that is about to take it over as well
+  const auto claim = jobs.take_over("one", nothing);
+  ASSERT_NE(claim, nullptr);
+  EXPECT_FALSE(claim->was_lost());
+}
+
+TEST_F(SearchJobs, WhatADyingJobHasNotRemovedIsRemovedByTheNext) {
+  std::filesystem::create_directories(folder + "/.over-1-one");
+  jobs.claim("two").reset();
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+}
+
 TEST_F(SearchJobs, ManyBeginAndEndWhileOthersLookAtThem) {
   std::vector<pid_t> running;
   for (int i = 0; i < 4; ++i)
