@@ -135,7 +135,7 @@ def test_a_rank_that_dies_ends_the_job_with_one_message(victim, tmp_path):
     directory = tmp_path / "search"
     spec = s.write_search(tmp_path, trials=2, epochs=60)
     with s.Disturbed([mp.built("muster"), "launch", "-n", "2", *s.command(spec, directory)[1:]]) as job:
-        job.wait_for(lambda: len(list(directory.glob("trials/*/checkpoints/step-*"))) >= 1)
+        job.wait_for(lambda: len(list(directory.glob("trials/[0-9]*/checkpoints/step-*"))) >= 1)
         os.kill(job.processes()[0][victim], signal.SIGKILL)
         code, said = job.end()
     assert code == 76 and said.count(f"rank {victim} of 2 ") == said.count("is lost") == 1, said
@@ -170,7 +170,7 @@ def test_launch_starts_a_search_again(restarts, code, tmp_path):
     directory = tmp_path / "search"
     spec = s.write_search(tmp_path, trials=2, epochs=60)
     with s.Disturbed([mp.built("muster"), "launch", "-n", "2", "--max-restarts", str(restarts), *s.command(spec, directory)[1:]]) as job:
-        job.wait_for(lambda: len(list(directory.glob("trials/*/checkpoints/step-*"))) >= 1)
+        job.wait_for(lambda: len(list(directory.glob("trials/[0-9]*/checkpoints/step-*"))) >= 1)
         os.kill(job.processes()[0][1], signal.SIGKILL)
         ended, said = job.end()
     assert ended == code and ("restart 1 of 2: exit code 76" in said) == (restarts > 0), said

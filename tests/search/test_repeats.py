@@ -51,9 +51,9 @@ def test_a_repeat_that_was_killed_goes_on(repeated, tmp_path):
     directory = tmp_path / "search"
     spec = s.write_search(tmp_path, trials=2, epochs=20, spec=s.space(s.RATE), base=GROUPS, more=f"repeats {{ {kind}: 3 }} sampler {{ kind: RANDOM }}\n")
     with s.start(spec, directory, 2) as job:
-        job.wait_for(lambda: list(directory.glob("trials/*/repeat-1/checkpoints/step-*")))
+        job.wait_for(lambda: list(directory.glob("trials/[0-9]*/repeat-1/checkpoints/step-*")))
         job.kill_all()
-    first = {path: path.stat().st_mtime_ns for path in directory.glob("trials/*/repeat-0/result.json")}
+    first = {path: path.stat().st_mtime_ns for path in directory.glob("trials/[0-9]*/repeat-0/result.json")}
     assert first
     s.search(spec, directory, 2)
     trials = s.study(directory).trials
@@ -110,7 +110,7 @@ def test_a_stop_that_only_one_rank_of_a_group_has_heard(rank, tmp_path):
     directory = tmp_path / "search"
     spec = s.write_search(tmp_path, trials=2, epochs=40, more="ranks_per_trial: 2\n")
     with s.start(spec, directory, 2) as job:
-        job.wait_for(lambda: list(directory.glob("trials/*/checkpoints/step-*")))
+        job.wait_for(lambda: list(directory.glob("trials/[0-9]*/checkpoints/step-*")))
         os.kill(job.processes()[0][rank], signal.SIGUSR1)
         code, said = job.end()
     assert code == 75 and said.count("muster: ") == 1, said

@@ -89,7 +89,7 @@ def test_a_stop_saves_and_the_search_goes_on(tmp_path):
     spec = write_search(tmp_path, trials=2, epochs=40)
     process = subprocess.Popen(command(spec, directory, 2), env=mp.environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 60
-    while not list(directory.glob("trials/*/checkpoints/step-*")):
+    while not list(directory.glob("trials/[0-9]*/checkpoints/step-*")):
         assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)

@@ -250,7 +250,7 @@ def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     assert table["wild", "UA"]["n"] == "0" and table["wild", "UA"]["mean"] == "" and table["slow", "UA"]["n"] == "2"
     # Folds that the data does not have: nothing can succeed.
     hopeless = write_study(tmp_path, VARIANTS + "seeds: 20\n", SMALL.replace("LEAVE_ONE_GROUP_OUT", "LEAVE_ONE_GROUP_OUT fold: 7"))
-    assert "have all failed" in run(hopeless, tmp_path / "hopeless", code=78).stderr
+    assert "trainings of this job have failed, and none has ever succeeded" in run(hopeless, tmp_path / "hopeless", code=78).stderr
 
 
 def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
