@@ -63,11 +63,10 @@ void refuse_without_validation(const SearchSpec& spec) {
 // why: there is no more to do although trials are left; may be empty.
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
-  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
-  const int64_t ended = count("COMPLETE") + count("PRUNED") + count("FAIL");
-  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", ended + count("RUNNING"), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
-  if (ended < search.budget().trials() && !why.empty())
-    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - ended, search.budget().trials(), why.c_str());
+  const TrialCounts counts = counts_of(standing);
+  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", counts.ended() + counts.running, counts.complete, counts.pruned, counts.failed, counts.running);
+  if (counts.ended() < search.budget().trials() && !why.empty())
+    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - counts.ended(), search.budget().trials(), why.c_str());
   if (!standing["best"].empty()) {
     const auto& best = standing["best"][0];
     std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), search.objective().metric().c_str(), best["value"].get<double>());
@@ -139,9 +138,9 @@ void print_status(const SearchArguments& arguments) {
   }
   const Search& search = directory.spec().search;
   std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(), Objective::Direction_Name(search.objective().direction()).c_str());
-  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
-  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", count("COMPLETE") + count("PRUNED") + count("FAIL"),
-              search.budget().trials(), count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING"));
+  const TrialCounts counts = counts_of(standing);
+  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", counts.ended(), search.budget().trials(), counts.complete, counts.pruned, counts.failed,
+              counts.running);
   for (const auto& best : standing["best"]) std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(), values_text(best["params"]).c_str());
 }
 

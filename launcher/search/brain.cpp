@@ -40,6 +40,11 @@ Error failure(const json& answer) {
 
 }  // namespace
 
+TrialCounts counts_of(const json& standing) {
+  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
+  return {count("COMPLETE"), count("PRUNED"), count("FAIL"), count("RUNNING")};
+}
+
 Brain::Brain(json opening) : opening_(std::move(opening)) {
   opening_["op"] = "open";
   start();

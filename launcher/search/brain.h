@@ -2,11 +2,22 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 namespace muster::launcher {
+
+// A study's trials by Optuna's states.
+struct TrialCounts {
+  int64_t complete, pruned, failed, running;
+
+  int64_t succeeded() const { return complete + pruned; }  // were worth something
+  int64_t ended() const { return succeeded() + failed; }
+};
+// standing: the answer to the request `counts`.
+TrialCounts counts_of(const nlohmann::json& standing);
 
 // The Python process that runs Optuna (brain.py), which knows all trials and chooses the next one's values. Speaks JSON lines. A process that dies, or
 // does not answer for ten minutes, is started again and the study opened again. For use by one thread at a time.

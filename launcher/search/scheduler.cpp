@@ -29,9 +29,6 @@ std::string number_text(double value) {
 
 std::string name_of(int64_t number) { return "trial " + std::to_string(number); }
 
-// Of Optuna's counts: trials that were worth something.
-int64_t succeeded(const json& counts) { return counts["COMPLETE"].get<int64_t>() + counts["PRUNED"].get<int64_t>(); }
-
 std::string name_of_this_job() {
   char host[256] = "";
   ::gethostname(host, sizeof host - 1);
@@ -156,22 +153,22 @@ json Scheduler::tell(const json& request) {
     }
   }
   show(request, standing);
-  if (request["state"] == "FAIL") stop_when_all_fail("search", "trials", ended_, succeeded(standing["counts"]), name_of(number), request["reason"]);
+  if (request["state"] == "FAIL") stop_when_all_fail("search", "trials", ended_, counts_of(standing).succeeded(), name_of(number), request["reason"]);
   return result;
 }
 
 // request: of a trial that has ended.
 void Scheduler::show(const json& request, const json& standing) {
-  const auto count = [&](const char* state) { return standing["counts"][state].get<int64_t>(); };
-  const int64_t ended = succeeded(standing["counts"]) + count("FAIL"), trials = search_.budget().trials();
+  const TrialCounts counts = counts_of(standing);
+  const int64_t trials = search_.budget().trials();
   const std::string name = name_of(request["number"]);
   const bool failed = request["state"] == "FAIL";
   if (const std::string reason = request["reason"]; failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second) progress_.note(name + " failed: " + reason);
-  std::string text = "[" + std::to_string(ended) + "/" + std::to_string(trials) + "] ";
+  std::string text = "[" + std::to_string(counts.ended()) + "/" + std::to_string(trials) + "] ";
   if (!standing["best"].empty())
     text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (" + name_of(standing["best"][0]["number"]) + ")  ";
-  text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - ended))) + "  " + std::to_string(active_.size()) + " running, " +
-          std::to_string(count("FAIL")) + " failed, " + std::to_string(count("PRUNED")) + " pruned; " + name + ": ";
+  text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))) + "  " + std::to_string(active_.size()) + " running, " +
+          std::to_string(counts.failed) + " failed, " + std::to_string(counts.pruned) + " pruned; " + name + ": ";
   if (failed) text += "failed";
   else text += std::string(request["state"] == "PRUNED" ? "pruned at " : "") + (request["value"].is_number() ? number_text(request["value"]) : "no value");
   progress_.show(text);
@@ -181,12 +178,12 @@ json Scheduler::standing() { return brain_.request({{"op", "counts"}, {"best", 1
 
 void Scheduler::require_any_success() {
   if (is_out_of_time_) return;
-  const json counts = standing()["counts"];
-  if (counts["FAIL"] == 0 || counts["RUNNING"] != 0 || succeeded(counts) > 0) return;
+  const TrialCounts counts = counts_of(standing());
+  if (counts.failed == 0 || counts.running != 0 || counts.succeeded() > 0) return;
   const json trials = brain_.request({{"op", "trials"}})["trials"];
   const json first = *std::find_if(trials.begin(), trials.end(), [](const json& trial) { return trial["state"] == "FAIL"; });
   const json& reason = first["reason"];  // a user's own script may have given none
-  throw Error(ExitCode::kInternal, "all " + std::to_string(counts["FAIL"].get<int64_t>()) + " trials failed. They count in budget.trials: with the cause mended, begin anew in another --search-dir. The first, " +
+  throw Error(ExitCode::kInternal, "all " + std::to_string(counts.failed) + " trials failed. They count in budget.trials: with the cause mended, begin anew in another --search-dir. The first, " +
                                        name_of(first["number"]) + ": " + (reason.is_string() ? reason.get<std::string>() : "no reason given"));
 }
 

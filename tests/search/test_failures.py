@@ -82,6 +82,13 @@ def test_a_job_whose_hours_are_over_begins_nothing_more(tmp_path):
     assert s.states(directory) == ["COMPLETE"] * (len(states) + 2) and "budget.hours" not in result.stdout
 
 
+def test_hours_that_are_over_are_no_failure(tmp_path):
+    """All has failed so far, but the search goes on in the next job."""
+    directory = tmp_path / "search"
+    result = s.search(s.write_search(tmp_path, trials=5, epochs=1000000, budget="hours: 0.0003 trial_minutes: 0.03"), directory)
+    assert s.states(directory) == ["FAIL"] and "4 of the budget's 5 trials are left: the 0.0003 hours of a job" in result.stdout
+
+
 def test_a_search_in_which_all_fails_ends(tmp_path):
     spec = s.write_search(tmp_path, trials=40, spec=s.space(s.one("optimizer.learning_rate", "1e30"), s.RATE.replace("learning_rate", "beta1").replace("1e-1", "0.9")))
     text = s.search(spec, tmp_path / "search", 2, code=78).stderr
