@@ -6,9 +6,11 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
 #include "distributed/checked_communicator.h"
 #include "distributed/watchdog.h"
@@ -17,9 +19,26 @@
 namespace muster::distributed {
 namespace {
 
-// Tests of the requests before the core is offered to others: a peer that runs comes within microseconds; with more ranks than
-// cores it may be waiting for this very core.
-constexpr int kSpins = 200;
+using Clock = std::chrono::steady_clock;
+
+// Waits for peers: whoever is late may be waiting for this very core, where there are more ranks than cores or other jobs. So the core is offered to others after some tests of the
+// requests (a peer that runs comes within microseconds), and after a millisecond left to them, for a small part of the time waited so far: that is all it can be late itself.
+class Patience {
+ public:
+  // To be called between two tests. Whether it has been long enough to do more than that.
+  bool wait() {
+    if (++tests_ < kSpins) return false;
+    const auto waited = Clock::now() - begin_;
+    if (waited < std::chrono::milliseconds(1)) ::sched_yield();
+    else std::this_thread::sleep_for(std::min<Clock::duration>(waited / 20, std::chrono::milliseconds(1)));
+    return true;
+  }
+
+ private:
+  static constexpr int kSpins = 200;
+  int64_t tests_ = 0;
+  const Clock::time_point begin_ = Clock::now();
+};
 
 void check(int status, const char* function) {
   if (status == MPI_SUCCESS) return;
@@ -92,13 +111,11 @@ class MpiCommunicator final : public CheckedCommunicator {
     if (requests_.empty()) return calls_;  // a group of one; MPI_Startall refuses an empty list
     const int count = static_cast<int>(requests_.size());
     check(MPI_Startall(count, requests_.data()), "MPI_Startall");
-    for (int64_t tests = 0;; ++tests) {
+    for (Patience patience;;) {
       int all = 0;
       check(MPI_Testall(count, requests_.data(), &all, MPI_STATUSES_IGNORE), "MPI_Testall");
       if (all) return calls_;
-      if (tests < kSpins) continue;
-      if (watchdog_->asks_who_is_absent()) report_absence();
-      sched_yield();
+      if (patience.wait() && watchdog_->asks_who_is_absent()) report_absence();
     }
   }
 

@@ -1,6 +1,7 @@
 """A rank that does not come to a collective is named, once, with what the others wait for; then the job ends."""
 import os
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -27,6 +28,16 @@ def test_absent_rank_is_named(ranks, absent):
                     messages[0]), messages[0]
     assert (f"Rank {1 if absent == 0 else 0} waits in collective 2 of world, all_reduce_sum(float32 [7]), in phase setup; "
             "the last that it completed: collective 1 of world, all_reduce_sum(float32 [3]).") in messages[0]
+
+
+def test_whoever_waits_leaves_the_core_to_others():
+    """Two ranks wait four seconds for the third: they must not compute all the while (other ranks or jobs may need the core)."""
+    program = Path(os.environ["MUSTER_BUILD_DIR"]) / "tests" / "test_communicator"
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([shutil.which("mpirun"), "-n", "3", "-x", "MUSTER_COLLECTIVE_TIMEOUT=4", program, "absent", "1"], capture_output=True, timeout=50)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert time.monotonic() - begin > 4 and used < 4, used  # to wait busily would take two times four
 
 
 def test_wrong_setting_is_refused():
