@@ -1,66 +1,18 @@
-"""`muster study`: tables checked by scikit-learn, NumPy and SciPy from the predictions that the runs leave behind; kills; planted effects."""
-import csv
+"""`muster study`: which trainings it makes, kills, failures, planted effects. Its tables: test_study_tables.py."""
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 import muster_program as mp  # noqa: E402
-
-HEADER = "# proto-file: launcher/study/study.proto\n# proto-message: muster.launcher.Study\n"
-SMALL = mp.SMALL_FOAL_NET + "data { synthetic { kind: CLASSIFICATION samples: 150 } split { kind: LEAVE_ONE_GROUP_OUT } }\ntraining { epochs: 2 batch_size: 16 }\n"
-VARIANTS = """
-base: "base.txtpb"
-base_label: "whole_model"
-variants { name: "no_avel" label: "without AVEL & co" set: "foal_net.avel_weight=0" }
-variants { name: "slow" set: "optimizer.learning_rate=1e-6" }
-"""
-STUDY = VARIANTS + "seeds: 3\nfolds: 2\nmetrics: \"UA\"\nmetrics: \"WA\"\n"
-
-
-def write_study(folder, text=STUDY, base=SMALL):
-    mp.write_config(folder / "base.txtpb", base)
-    (folder / "small.txtpb").write_text(HEADER + text)
-    return folder / "small.txtpb"
-
-
-def run(spec, directory, *more, ranks=1, code=0):
-    return mp.muster("study", spec, "--study-dir", directory, *more, ranks=ranks, code=code)
-
-
-def rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
-
-
-def predictions(directory, variant, seed, fold=None):
-    name = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}")
-    return rows(directory / "cells" / variant / name / "predictions-test.csv")
-
-
-def ua(samples):
-    return balanced_accuracy_score([row["label"] for row in samples], [row["prediction"] for row in samples])
-
-
-def wa(samples):
-    return accuracy_score([row["label"] for row in samples], [row["prediction"] for row in samples])
-
-
-def holm(values):
-    order = np.argsort(values)
-    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1)))
-    return dict(zip(order, corrected))
+from studying import HEADER, SMALL, VARIANTS, rows, run, write_study  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -70,90 +22,6 @@ def finished(tmp_path_factory):
     directory = folder / "study"
     result = run(write_study(folder), directory, ranks=2)
     return directory, result.stdout, result.stderr
-
-
-def tables_by(finished, folder, more):
-    """The finished study's trainings, compared in another way; where the tables are, and what was printed."""
-    directory = folder / "study"
-    shutil.copytree(finished[0], directory)
-    (folder / "base.txtpb").write_text((finished[0].parent / "base.txtpb").read_text())
-    (folder / "small.txtpb").write_text(HEADER + STUDY + more)
-    return directory, run(folder / "small.txtpb", directory, "--only-tables").stdout
-
-
-def compared_by_scipy(units):
-    """Of values by variant and unit: p of each variant against base, and corrected."""
-    differences = [np.round(np.array(units[name]) - np.array(units["base"]), 12) for name in ("no_avel", "slow")]
-    p = [stats.wilcoxon(values).pvalue if values.any() else 1.0 for values in differences]
-    return differences, p, holm(p)
-
-
-@pytest.mark.parametrize("metric, value_of", [("UA", ua), ("WA", wa)])
-def test_the_table_is_what_the_predictions_say(finished, metric, value_of):
-    directory, *_ = finished
-    table = {(row["variant"], row["fold"]): row for row in rows(directory / "table.csv") if row["metric"] == metric}
-    pooled = {}
-    for variant in ("base", "no_avel", "slow"):
-        by_fold = np.array([[value_of(predictions(directory, variant, seed, fold)) for seed in (1, 2, 3)] for fold in (0, 1)])
-        pooled[variant] = [value_of(predictions(directory, variant, seed, 0) + predictions(directory, variant, seed, 1)) for seed in (1, 2, 3)]
-        expected = {"pooled": pooled[variant], "0": by_fold[0], "1": by_fold[1], "mean of folds": by_fold.mean(axis=1)}
-        for fold, values in expected.items():
-            row = table[variant, fold]
-            assert int(row["n"]) == len(values)
-            assert float(row["mean"]) == pytest.approx(np.mean(values), abs=1e-14)
-            assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-14)
-    differences, p, corrected = compared_by_scipy(pooled)
-    for place, variant in enumerate(("no_avel", "slow")):
-        row = table[variant, "pooled"]
-        assert int(row["pairs"]) == 3
-        assert float(row["difference"]) == pytest.approx(differences[place].mean(), abs=1e-12)
-        assert float(row["p"]) == pytest.approx(p[place], abs=1e-12) and float(row["p_holm"]) == pytest.approx(corrected[place], abs=1e-12)
-        interval = stats.bootstrap((differences[place],), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
-        assert (float(row["low"]), float(row["high"])) == pytest.approx(tuple(interval), abs=1e-12)
-
-
-@pytest.mark.parametrize("pairs", ["FOLDS", "SEEDS_AND_FOLDS"])
-def test_what_is_paired(finished, tmp_path, pairs):
-    directory, printed = tables_by(finished, tmp_path, f"pairs: {pairs}\n")
-    units = {}
-    for variant in ("base", "no_avel", "slow"):
-        values = np.array([[ua(predictions(directory, variant, seed, fold)) for seed in (1, 2, 3)] for fold in (0, 1)])
-        units[variant] = values.mean(axis=1) if pairs == "FOLDS" else values.flatten()
-    _, p, corrected = compared_by_scipy(units)
-    table = {row["variant"]: row for row in rows(directory / "table.csv") if row["metric"] == "UA" and row["fold"] == "pooled"}
-    for place, variant in enumerate(("no_avel", "slow")):
-        assert float(table[variant]["p"]) == pytest.approx(p[place], abs=1e-12) and float(table[variant]["p_holm"]) == pytest.approx(corrected[place], abs=1e-12)
-    assert ("not independent" in printed) == (pairs == "SEEDS_AND_FOLDS")
-
-
-def test_tables_for_people(finished):
-    directory, printed, progress = finished
-    for name in ("table.txt", "table.md", "table.tex"):
-        text = (directory / name).read_text()
-        for row in rows(directory / "table.csv"):
-            if row["fold"] == "pooled":
-                assert f"{float(row['mean']):.4f}" in text and f"{float(row['std']):.4f}" in text
-    assert (directory / "table.txt").read_text() in printed
-    assert "cannot come below 0.5000" in printed  # 3 pairs, two comparisons: 2 * 2 / 2^3
-    latex = (directory / "table.tex").read_text()
-    assert "whole\\_model" in latex and "without AVEL \\& co" in latex and latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
-    markdown = [line for line in (directory / "table.md").read_text().splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in markdown[:5]}) == 1
-    assert "18/18" in progress
-    best = max(("base", "no_avel", "slow"), key=lambda variant: np.mean([float(row["value"]) for row in rows(directory / "cells.csv") if
-                                                                         (row["variant"], row["split"], row["metric"]) == (variant, "validation", "UA")]))
-    label = {"base": "whole_model", "no_avel": "without AVEL & co", "slow": "slow"}[best]
-    assert f"{label} (best)" in printed and f"best: {label}, by UA on the validation split" in printed and "!!!" not in printed
-    # Of each training a few small files stay.
-    names = {str(path.relative_to(directory / "cells/slow/seed-3-fold-1")) for path in (directory / "cells/slow/seed-3-fold-1").rglob("*")}
-    assert names == {"config.txtpb", "environment.json", "metrics.jsonl", "predictions-test.csv", "result.json"}
-
-
-def test_choosing_on_the_test_split_is_marked_loudly(finished, tmp_path):
-    directory, printed = tables_by(finished, tmp_path, "select_on: TEST\n")
-    assert "!!! SELECTED ON THE TEST SPLIT" in printed and "on the TEST split" in printed
-    for name in ("table.txt", "table.md", "table.tex", "table.csv"):
-        assert "SELECTED ON THE TEST SPLIT" in (directory / name).read_text(), name
 
 
 def test_a_cell_is_the_run_that_a_user_would_get(finished, tmp_path):
@@ -242,12 +110,15 @@ def test_launch_starts_a_study(finished, tmp_path):
 
 def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     directory = tmp_path / "study"
-    spec = write_study(tmp_path, VARIANTS + 'variants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 2\n')
+    spec = write_study(tmp_path, VARIANTS + 'variants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 2\n', SMALL + 'evaluation { select_by: "WA" }\n')
     result = run(spec, directory, code=70)
     assert "2 of 8 trainings failed" in result.stderr and "finite" in result.stderr and "cells/wild/seed-1: failed" in result.stderr
     assert "!!! NOT COMPLETE: 6 of 8" in result.stdout
     table = {(row["variant"], row["metric"]): row for row in rows(directory / "table.csv")}
     assert table["wild", "UA"]["n"] == "0" and table["wild", "UA"]["mean"] == "" and table["slow", "UA"]["n"] == "2"
+    # Without `metrics` all are shown, the one that chooses the weights first.
+    shown = [row["metric"] for row in rows(directory / "table.csv") if row["variant"] == "slow"]
+    assert shown[0] == "WA" and sorted(shown) == sorted(mp.result(directory / "cells/slow/seed-1")["test"]["metrics"])
     # Folds that the data does not have: nothing can succeed.
     hopeless = write_study(tmp_path, VARIANTS + "seeds: 20\n", SMALL.replace("LEAVE_ONE_GROUP_OUT", "LEAVE_ONE_GROUP_OUT fold: 7"))
     assert "trainings of this job have failed, and none has ever succeeded" in run(hopeless, tmp_path / "hopeless", code=78).stderr
@@ -312,6 +183,8 @@ def test_a_planted_effect_is_found_and_none_where_there_is_none(tmp_path):
         result = run(write_study(folder, text, base % planted), folder / "study", ranks=2)
         row = next(row for row in rows(folder / "study/table.csv") if row["variant"] == "no_vision" and row["fold"] == "pooled")
         found[name] = float(row["p_holm"]), float(row["difference"])
+        if name == "vision":  # a low error is a good one
+            assert "best: base, by MAE" in result.stdout
         assert (" *" in result.stdout.split("p:")[0]) == (name == "vision")
     assert found["vision"][0] < 0.01 and found["vision"][1] > 0.1
     assert found["nothing"][0] > 0.05

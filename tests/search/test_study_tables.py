@@ -1,0 +1,241 @@
+"""The tables of `muster study`, checked by scikit-learn, NumPy and SciPy from the predictions that the runs leave behind."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+import muster_program as mp  # noqa: E402
+from studying import HEADER, STUDY, compared, compared_by_scipy, holm, predictions, rows, run, ua, wa, write_study  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole study, trained by two ranks."""
+    folder = tmp_path_factory.mktemp("study")
+    directory = folder / "study"
+    result = run(write_study(folder), directory, ranks=2)
+    return directory, result.stdout, result.stderr
+
+
+def tables_by(finished, folder, more, change=None, code=0):
+    """The finished study's trainings, changed and compared in another way; where the tables are, and what was printed."""
+    directory = folder / "study"
+    shutil.copytree(finished[0], directory)
+    if change:
+        change(directory / "cells")
+    (folder / "base.txtpb").write_text((finished[0].parent / "base.txtpb").read_text())
+    (folder / "small.txtpb").write_text(HEADER + STUDY + more)
+    result = run(folder / "small.txtpb", directory, "--only-tables", code=code)
+    return directory, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("metric, value_of", [("UA", ua), ("WA", wa)])
+def test_the_table_is_what_the_predictions_say(finished, metric, value_of):
+    directory, *_ = finished
+    table = {(row["variant"], row["fold"]): row for row in rows(directory / "table.csv") if row["metric"] == metric}
+    pooled = {}
+    for variant in ("base", "no_avel", "slow"):
+        by_fold = np.array([[value_of(predictions(directory, variant, seed, fold)) for seed in (1, 2, 3)] for fold in (0, 1)])
+        pooled[variant] = [value_of(predictions(directory, variant, seed, 0) + predictions(directory, variant, seed, 1)) for seed in (1, 2, 3)]
+        expected = {"pooled": pooled[variant], "0": by_fold[0], "1": by_fold[1], "mean of folds": by_fold.mean(axis=1)}
+        for fold, values in expected.items():
+            row = table[variant, fold]
+            assert int(row["n"]) == len(values)
+            assert float(row["mean"]) == pytest.approx(np.mean(values), abs=1e-14)
+            assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-14)
+    differences, p, corrected = compared_by_scipy(pooled["base"], [pooled["no_avel"], pooled["slow"]])
+    for place, variant in enumerate(("no_avel", "slow")):
+        row = table[variant, "pooled"]
+        assert int(row["pairs"]) == 3
+        assert float(row["difference"]) == pytest.approx(differences[place].mean(), abs=1e-12)
+        assert float(row["p"]) == pytest.approx(p[place], abs=1e-12) and float(row["p_holm"]) == pytest.approx(corrected[place], abs=1e-12)
+        interval = stats.bootstrap((differences[place],), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
+        assert (float(row["low"]), float(row["high"])) == pytest.approx(tuple(interval), abs=1e-12)
+
+
+def values_by_unit(directory, pairs):
+    """UA of each variant: [seed], of both folds together, or [fold][seed]. NaN where a training is missing."""
+    found = {}
+    for variant in ("base", "no_avel", "slow"):
+        there = [[predictions(directory, variant, seed, fold) if (directory / "cells" / variant / f"seed-{seed}-fold-{fold}").exists() else [] for seed in (1, 2, 3)] for fold in (0, 1)]
+        if pairs == "SEEDS":
+            found[variant] = np.array([ua(there[0][seed] + there[1][seed]) if there[0][seed] and there[1][seed] else np.nan for seed in range(3)])
+        else:
+            found[variant] = np.array([[ua(samples) if samples else np.nan for samples in fold] for fold in there])
+    return found
+
+
+def paired(values, variant, pairs):
+    """The values of base and variant that are compared."""
+    base, other = values["base"], values[variant]
+    both = np.isfinite(base) & np.isfinite(other)
+    if pairs == "FOLDS":
+        return [np.array([np.mean(side[fold][both[fold]]) for fold in (0, 1)]) for side in (base, other)]
+    return base[both], other[both]
+
+
+@pytest.mark.parametrize("missing", [[], ["slow/seed-2-fold-1", "base/seed-3-fold-0"]])
+@pytest.mark.parametrize("pairs", ["SEEDS", "FOLDS", "SEEDS_AND_FOLDS"])
+def test_what_is_paired(finished, tmp_path, pairs, missing):
+    """Where trainings are missing: what both sides have."""
+    directory, printed = tables_by(finished, tmp_path, f"pairs: {pairs}\n", lambda cells: [shutil.rmtree(cells / one) for one in missing])
+    values, table, tested = values_by_unit(directory, pairs), compared(directory), {}
+    for variant in ("no_avel", "slow"):
+        base, other = paired(values, variant, pairs)
+        differences, p, _ = compared_by_scipy(base, [other])
+        assert int(table[variant]["pairs"]) == len(base) and float(table[variant]["difference"]) == pytest.approx(differences[0].mean(), abs=1e-12)
+        if len(base) > 1:
+            assert float(table[variant]["p"]) == pytest.approx(p[0], abs=1e-12)
+            tested[variant] = p[0]
+        else:
+            assert not any(table[variant][name] for name in ("low", "high", "p", "p_holm"))
+    for place, p in holm(list(tested.values())).items():
+        assert float(table[list(tested)[place]]["p_holm"]) == pytest.approx(p, abs=1e-12)
+    assert len(tested) == (1 if missing and pairs == "SEEDS" else 2) and f"corrected for {len(tested)} comparison" in printed
+    assert ("not independent" in printed) == (pairs == "SEEDS_AND_FOLDS")
+    assert ("(n=2)" in printed) == ("!!! NOT COMPLETE: 16 of 18" in printed) == bool(missing)
+
+
+def test_another_level_of_significance(finished, tmp_path):
+    directory, printed = tables_by(finished, tmp_path, "pairs: SEEDS_AND_FOLDS significance_level: 0.4\n")
+    values, table, header = values_by_unit(directory, "SEEDS_AND_FOLDS"), compared(directory), "[60 % interval]"
+    assert header in printed and "* below 0.4." in printed
+    for variant, label in (("no_avel", "without AVEL & co"), ("slow", "slow")):
+        base, other = paired(values, variant, "SEEDS_AND_FOLDS")
+        interval = stats.bootstrap((np.round(other - base, 12),), np.mean, confidence_level=0.6, n_resamples=9999, method="percentile", rng=0).confidence_interval
+        assert (float(table[variant]["low"]), float(table[variant]["high"])) == pytest.approx(tuple(interval), abs=1e-12)
+        row = next(line for line in printed.splitlines() if line.strip().startswith(label))
+        assert row.endswith(" *") == (float(table[variant]["p_holm"]) < 0.4)
+
+
+def test_tables_for_people(finished):
+    directory, printed, progress = finished
+    for name in ("table.txt", "table.md", "table.tex"):
+        text = (directory / name).read_text()
+        for row in rows(directory / "table.csv"):
+            if row["fold"] == "pooled":
+                assert f"{float(row['mean']):.4f}" in text and f"{float(row['std']):.4f}" in text
+    assert (directory / "table.txt").read_text() in printed
+    assert "cannot come below 0.5000" in printed  # 3 pairs, two comparisons: 2 * 2 / 2^3
+    latex = (directory / "table.tex").read_text()
+    assert "whole\\_model" in latex and "without AVEL \\& co" in latex and latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
+    markdown = [line for line in (directory / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in markdown[:5]}) == 1
+    assert "18/18" in progress
+    best = max(("base", "no_avel", "slow"), key=lambda variant: np.mean([float(row["value"]) for row in rows(directory / "cells.csv") if
+                                                                         (row["variant"], row["split"], row["metric"]) == (variant, "validation", "UA")]))
+    label = {"base": "whole_model", "no_avel": "without AVEL & co", "slow": "slow"}[best]
+    assert f"{label} (best)" in printed and f"best: {label}, by UA on the validation split" in printed and "!!!" not in printed
+    # Of each training a few small files stay.
+    names = {str(path.relative_to(directory / "cells/slow/seed-3-fold-1")) for path in (directory / "cells/slow/seed-3-fold-1").rglob("*")}
+    assert names == {"config.txtpb", "environment.json", "metrics.jsonl", "predictions-test.csv", "result.json"}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_correction_for_many_comparisons(seed):
+    """Some with few pairs, with none, without any difference."""
+    random = np.random.default_rng(seed)
+    family = [{"base": list(random.normal(0, 1, n)), "variant": list(random.normal(shift, 1, n))} for n, shift in ((15, 0.6), (15, 0.6), (1, 1), (15, 0.7), (15, 0.7), (0, 0), (15, 0.8), (15, 0.8))]
+    family.append({"base": [1.0] * 5, "variant": [1.0] * 5})
+    found, = json.loads(subprocess.run([sys.executable, mp.ROOT / "launcher/study/significance.py"], input=json.dumps({"level": 0.05, "families": [family]}),
+                                       text=True, capture_output=True, check=True).stdout)
+    tested = [i for i, one in enumerate(family) if len(one["base"]) > 1]
+    p = [stats.wilcoxon(np.subtract(family[i]["variant"], family[i]["base"])).pvalue if i < 8 else 1.0 for i in tested]
+    factors = np.sort(p) * np.arange(7, 0, -1)
+    assert len(set(p)) == 7 and any(0.9 > before > after for before, after in zip(factors, factors[1:])), "the order must matter"
+    for place, corrected in holm(p).items():
+        assert found[tested[place]]["p"] == pytest.approx(p[place], abs=1e-12) and found[tested[place]]["p_holm"] == pytest.approx(corrected, abs=1e-12)
+    assert all(found[i]["p"] is None and found[i]["p_holm"] is None for i in (2, 5)) and found[5]["difference"] is None
+
+
+@pytest.mark.parametrize("gone", ["base", "slow"])
+def test_the_best_of_what_is_there(finished, tmp_path, gone):
+    """Nothing of one variant, and of the others only their whole seeds."""
+    directory, printed = tables_by(finished, tmp_path, "", lambda cells: [shutil.rmtree(path) for path in
+                                                                         {*cells.glob(f"{gone}/*"), *cells.glob("*/seed-2-fold-1"), cells / "no_avel/seed-1-fold-0"}])
+    value = {}
+    for row in rows(directory / "cells.csv"):
+        if (row["split"], row["metric"]) == ("validation", "UA"):
+            value.setdefault(row["variant"], {}).setdefault(row["seed"], []).append(float(row["value"]))
+    by_seed = {variant: [np.mean(folds) for folds in seeds.values() if len(folds) == 2] for variant, seeds in value.items()}
+    assert sorted(len(seeds) for seeds in by_seed.values()) == [1, 2]
+    best = max(by_seed, key=lambda variant: np.mean(by_seed[variant]))
+    spread = f" ± {np.std(by_seed[best], ddof=1):.4f}" if len(by_seed[best]) > 1 else ""
+    label = {"base": "whole_model", "no_avel": "without AVEL & co", "slow": "slow"}[best]
+    assert f"best: {label}, by UA on the validation split, {np.mean(by_seed[best]):.4f}{spread}." in printed and printed.count("(best)") == 1
+    for variant, row in compared(directory).items():
+        if gone in ("base", variant):
+            assert int(row["pairs"] or 0) == 0 and not row["p"] and not row["difference"]
+
+
+def boast(cells):
+    """Makes `slow` the best on the validation split, and there only."""
+    for path in cells.glob("slow/*/result.json"):
+        result = json.loads(path.read_text())
+        result["valid"]["metrics"]["UA"] = 0.99
+        path.write_text(json.dumps(result))
+
+
+def test_choosing_on_the_test_split_is_marked_loudly(finished, tmp_path):
+    for name, more in (("valid", ""), ("test", "select_on: TEST\n")):
+        (tmp_path / name).mkdir()
+        directory, printed = tables_by(finished, tmp_path / name, more, boast)
+        table = compared(directory)
+        by_test = max(table, key=lambda variant: float(table[variant]["mean"]))
+        assert by_test != "slow", "the two choices must differ"
+        best = "slow" if name == "valid" else by_test
+        assert f"{table[best]['label']} (best)" in printed and printed.count("(best)") == 1
+        assert ("!!! SELECTED ON THE TEST SPLIT" in printed) == ("on the TEST split" in printed) == (name == "test")
+        for file in ("table.txt", "table.md", "table.tex", "table.csv"):
+            assert ("SELECTED ON THE TEST SPLIT" in (directory / file).read_text()) == (name == "test"), file
+
+
+def repeat_samples(cells):
+    shutil.copy(cells / "slow/seed-1-fold-0/predictions-test.csv", cells / "slow/seed-1-fold-1/predictions-test.csv")
+
+
+def tear_predictions(cells):
+    path = cells / "slow/seed-1-fold-1/predictions-test.csv"
+    path.write_text(path.read_text().rsplit(",", 1)[0] + "\n")
+
+
+def tear_result(cells):
+    path = cells / "slow/seed-1-fold-1/result.json"
+    path.write_text(path.read_text()[:100])
+
+
+def tear_environment(cells):
+    path = cells / "slow/seed-1-fold-1/environment.json"
+    path.write_text(path.read_text()[:100])
+
+
+@pytest.mark.parametrize("damage, said", [(repeat_samples, "predictions-test.csv: sample"), (tear_predictions, "predictions-test.csv: line"), (tear_result, "result.json: "),
+                                          (tear_environment, "environment.json: ")])
+def test_damaged_files_of_a_training_are_named(finished, tmp_path, damage, said):
+    directory, text = tables_by(finished, tmp_path, "", damage, code=65)
+    assert text.count("muster: ") == 1 and f"slow/seed-1-fold-1/{said}" in text.replace("\n", " ") and "emove that run's folder" in text, text
+
+
+def test_folds_of_numbers(tmp_path):
+    """Regression; few seeds, so folds are paired; the weights are kept."""
+    base = mp.SMALL_MIAR + "data { synthetic { kind: REGRESSION samples: 90 } split { kind: K_FOLD folds: 3 } }\ntraining { epochs: 1 batch_size: 16 }\n"
+    text = 'base: "base.txtpb"\nvariants { name: "slow" set: "optimizer.learning_rate=1e-6" }\nseeds: 1\nfolds: 3\nmetrics: "MAE"\nmetrics: "Corr"\nkeep_weights: true\n'
+    printed = run(write_study(tmp_path, text, base), tmp_path / "study", ranks=2).stdout
+    assert "paired by fold (mean over seeds)" in printed
+    for metric, value_of in (("MAE", lambda given, true: np.mean(np.abs(given - true))), ("Corr", lambda given, true: np.corrcoef(given, true)[0, 1])):
+        by_fold = {}
+        for variant, row in compared(tmp_path / "study", metric).items():
+            folds = [np.array([[float(row["prediction"]), float(row["label"])] for row in predictions(tmp_path / "study", variant, 1, fold)]).T for fold in range(3)]
+            by_fold[variant] = [value_of(*fold) for fold in folds]
+            assert float(row["mean"]) == pytest.approx(value_of(*np.concatenate(folds, axis=1)), abs=1e-6) and int(row["n"]) == 1
+        differences, p, _ = compared_by_scipy(by_fold["base"], [by_fold["slow"]])
+        row = compared(tmp_path / "study", metric)["slow"]
+        assert int(row["pairs"]) == 3 and float(row["difference"]) == pytest.approx(differences[0].mean(), abs=1e-6) and float(row["p"]) == pytest.approx(p[0], abs=1e-12)
+    assert {path.name for path in (tmp_path / "study").glob("cells/*/*/weights/*")} == {"best.safetensors"}
