@@ -31,7 +31,6 @@ import inspect
 import json
 import math
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -40,7 +39,6 @@ from datetime import datetime
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores are busy with training, and GPSampler is three times as fast so
 os.dup2(2, 1)  # what a library prints must not end up between the answers
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; who started this one decides
 
 
 def answer(content):

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -40,6 +41,12 @@ ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input
     if (!input.empty() && lseek(fileno(in.get()), 0, SEEK_SET) == 0) dup2(fileno(in.get()), STDIN_FILENO);
     dup2(fileno(out.get()), STDOUT_FILENO);
     dup2(fileno(errors.get()), STDERR_FILENO);
+    // Slurm tells the whole process group to stop in time; there is time for this to end.
+    sigset_t stops;
+    sigemptyset(&stops);
+    sigaddset(&stops, SIGUSR1);
+    sigaddset(&stops, SIGUSR2);
+    sigprocmask(SIG_BLOCK, &stops, nullptr);
     std::vector<char*> arguments;
     for (const auto& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
     arguments.push_back(nullptr);

@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 import random
-import signal
 import tempfile
 import xml.etree.ElementTree
 
@@ -90,9 +89,8 @@ def test_protocol(fresh, folder):
     assert [file.name for file in folder.iterdir()] == ["journal.log"]  # no lock, nothing else
 
 
-def test_interrupt_and_end_of_input(fresh, folder):
+def test_end_of_input(fresh, folder):
     brain = fresh.opened(folder / "journal.log")
-    brain.process.send_signal(signal.SIGINT)
     assert brain("ask")["number"] == 0
     assert brain.end() == 0 and [file.name for file in folder.iterdir()] == ["journal.log"]
 

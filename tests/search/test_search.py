@@ -10,7 +10,7 @@ import optuna
 import pytest
 import searching as s
 from optuna.trial import TrialState
-from searching import BASE, SPEC, command, fingerprint, mp, result_of, run_of, search, study, write_search
+from searching import BASE, SPEC, command, fingerprint, mp, result_of, run_of, search, start, states, study, write_search
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -97,6 +97,20 @@ def test_a_stop_saves_and_the_search_goes_on(tmp_path):
     assert process.returncode == 75 and f"Go on with: muster search run {spec} --search-dir {directory}\n" in output, output
     search(spec, directory, 2)
     assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 2
+
+
+def test_what_a_process_group_is_told_does_not_reach_optuna(tmp_path):
+    """Slurm signals all processes of a task, a terminal all of its group: Optuna's process is needed until the ranks have stopped."""
+    directory = tmp_path / "search"
+    with start(write_search(tmp_path, trials=4, epochs=100), directory, 2) as job:
+        job.wait_for(lambda: list(directory.glob("trials/[0-9]*/checkpoints/step-*")))
+        _, (python,) = job.processes()
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(python, sign)
+        time.sleep(0.5)
+        assert job.processes()[1] == [python]
+        assert job.end()[0] == 0
+        assert states(directory) == ["COMPLETE"] * 4
 
 
 def test_all_mistakes_of_a_spec_at_once(tmp_path):

@@ -223,6 +223,14 @@ def test_damaged_files_of_a_training_are_named(finished, tmp_path, damage, said)
     assert text.count("muster: ") == 1 and f"slow/seed-1-fold-1/{said}" in text.replace("\n", " ") and "emove that run's folder" in text, text
 
 
+def test_a_stop_while_variants_are_compared(finished, tmp_path):
+    """Slurm signals all processes of a task: SciPy's is let end."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nkill -USR1 $$\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    mp.muster("study", finished[0].parent / "small.txtpb", "--study-dir", finished[0], "--only-tables", changes={"MUSTER_PYTHON": str(python)})
+
+
 def test_folds_of_numbers(tmp_path):
     """Regression; few seeds, so folds are paired; the weights are kept."""
     base = mp.SMALL_MIAR + "data { synthetic { kind: REGRESSION samples: 90 } split { kind: K_FOLD folds: 3 } }\ntraining { epochs: 1 batch_size: 16 }\n"
