@@ -125,8 +125,7 @@ RunLock::Implementation::~Implementation() {
 
 void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
   const std::string message = "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
-  if (error_number == ENOENT || error_number == ESTALE) throw NoRunDirectory(  // ESTALE: NFS, removed by another machine
-      ExitCode::kIo, message);
+  if (error_number == ENOENT || error_number == ESTALE) throw NoRunDirectory(ExitCode::kIo, message);  // ESTALE: NFS, removed by another machine
   throw Error(ExitCode::kIo, message);
 }
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
@@ -30,6 +31,15 @@ def write_study(folder, text=STUDY, base=SMALL):
 
 def run(spec, directory, *more, ranks=1, code=0):
     return mp.muster("study", spec, "--study-dir", directory, *more, ranks=ranks, code=code)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole study, trained by two ranks."""
+    folder = tmp_path_factory.mktemp("study")
+    directory = folder / "study"
+    result = run(write_study(folder), directory, ranks=2)
+    return directory, result.stdout, result.stderr
 
 
 def rows(path):

@@ -3,25 +3,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
-import muster_program as mp  # noqa: E402
-from studying import HEADER, SMALL, VARIANTS, rows, run, write_study  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A whole study, trained by two ranks."""
-    folder = tmp_path_factory.mktemp("study")
-    directory = folder / "study"
-    result = run(write_study(folder), directory, ranks=2)
-    return directory, result.stdout, result.stderr
+from studying import HEADER, SMALL, VARIANTS, finished, mp, rows, run, write_study  # noqa: F401
 
 
 def test_a_cell_is_the_run_that_a_user_would_get(finished, tmp_path):

@@ -3,25 +3,11 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
-import muster_program as mp  # noqa: E402
-from studying import HEADER, STUDY, compared, compared_by_scipy, holm, predictions, rows, run, ua, wa, write_study  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A whole study, trained by two ranks."""
-    folder = tmp_path_factory.mktemp("study")
-    directory = folder / "study"
-    result = run(write_study(folder), directory, ranks=2)
-    return directory, result.stdout, result.stderr
+from studying import HEADER, STUDY, compared, compared_by_scipy, finished, holm, mp, predictions, rows, run, ua, wa, write_study  # noqa: F401
 
 
 def tables_by(finished, folder, more, change=None, code=0):
@@ -206,18 +192,16 @@ def tear_predictions(cells):
     path.write_text(path.read_text().rsplit(",", 1)[0] + "\n")
 
 
-def tear_result(cells):
-    path = cells / "slow/seed-1-fold-1/result.json"
-    path.write_text(path.read_text()[:100])
+def tear(name):
+    def change(cells):
+        path = cells / "slow/seed-1-fold-1" / name
+        path.write_text(path.read_text()[:100])
+
+    return change
 
 
-def tear_environment(cells):
-    path = cells / "slow/seed-1-fold-1/environment.json"
-    path.write_text(path.read_text()[:100])
-
-
-@pytest.mark.parametrize("damage, said", [(repeat_samples, "predictions-test.csv: sample"), (tear_predictions, "predictions-test.csv: line"), (tear_result, "result.json: "),
-                                          (tear_environment, "environment.json: ")])
+@pytest.mark.parametrize("damage, said", [(repeat_samples, "predictions-test.csv: sample"), (tear_predictions, "predictions-test.csv: line"), (tear("result.json"), "result.json: "),
+                                          (tear("environment.json"), "environment.json: ")])
 def test_damaged_files_of_a_training_are_named(finished, tmp_path, damage, said):
     directory, text = tables_by(finished, tmp_path, "", damage, code=65)
     assert text.count("muster: ") == 1 and f"slow/seed-1-fold-1/{said}" in text.replace("\n", " ") and "emove that run's folder" in text, text
