@@ -1,6 +1,7 @@
-// checkpoint --folder DIR [--parameters N] [--saves K]: how long training stands still for a checkpoint. Saves a state as of Adam (fp32 parameters and two
-// moments) K times asynchronously and K times synchronously, alternately; under mpirun the ranks share the bytes. Prints, per save: mode, seconds that training stood still,
-// seconds until it was committed, bytes. checkpoint.py compares with PyTorch's distributed checkpoint.
+// checkpoint --folder DIR [--parameters N] [--saves K]: how long training stands still for a checkpoint. Saves a state
+// as of Adam (fp32 parameters and two moments) K times asynchronously and K times synchronously, alternately; under
+// mpirun the ranks share the bytes. Prints, per save: mode, seconds that training stood still, seconds until it was
+// committed, bytes. checkpoint.py compares with PyTorch's distributed checkpoint.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -29,10 +30,12 @@ void run(const std::string& folder, int64_t parameters, int saves) {
   const auto communicator = distributed::connect();
   at::set_num_threads(1);
   const auto state = state_of(parameters);
-  checkpoints::CheckpointSaver asynchronous(folder, {1, 0, 0}, true, *communicator), synchronous(folder, {1, 0, 0}, false, *communicator);
+  checkpoints::CheckpointSaver asynchronous(folder, {1, 0, 0}, true, *communicator),
+      synchronous(folder, {1, 0, 0}, false, *communicator);
   asynchronous.prepare(state);
   checkpoints::CheckpointInfo info;
-  // Turn about, so that whatever else the machine does meets both. One untimed save first: the system's cache grows with it, once.
+  // Turn about, so that whatever else the machine does meets both. One untimed save first: the system's cache grows
+  // with it, once.
   for (int save = -1; save < 2 * saves; ++save) {
     const bool waits = save % 2 != 0;
     checkpoints::CheckpointSaver& saver = waits ? synchronous : asynchronous;
@@ -44,7 +47,8 @@ void run(const std::string& folder, int64_t parameters, int saves) {
     const double whole = std::chrono::duration<double>(Clock::now() - begin).count();
     if (!outcomes.at(0).committed) throw distributed::SharedError(distributed::ExitCode::kIo, outcomes[0].error);
     if (communicator->rank() != 0 || save < 0) continue;
-    std::printf("%s %.4f %.4f %lu\n", waits ? "sync" : "async", outcomes[0].stall_seconds, whole, static_cast<unsigned long>(outcomes[0].bytes));
+    std::printf("%s %.4f %.4f %lu\n", waits ? "sync" : "async", outcomes[0].stall_seconds, whole,
+                static_cast<unsigned long>(outcomes[0].bytes));
     std::fflush(stdout);
   }
 }

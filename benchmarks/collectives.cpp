@@ -24,8 +24,8 @@ namespace {
 using Action = std::function<void()>;
 using Key = std::pair<std::string, int64_t>;  // collective and bytes
 
-// One collective at one size. `size` is counted as nccl-tests does: what each rank puts in (all_reduce, broadcast, all_to_all) or gets
-// (all_gather).
+// One collective at one size. `size` is counted as nccl-tests does: what each rank puts in (all_reduce, broadcast,
+// all_to_all) or gets (all_gather).
 struct Case {
   std::string name;
   int64_t bytes;
@@ -41,11 +41,14 @@ std::vector<Case> cases_of(Communicator& ranks, int64_t bytes, c10::Device devic
   const int64_t numel = bytes / 4, each = numel / n;
   const at::Tensor whole = at::ones({numel}, device), out = at::ones({numel}, device), part = at::ones({each}, device);
   const std::vector<int64_t> counts(n, each);
-  const auto tree = std::make_shared<TreeSum>(n, [&] {
-    std::vector<int64_t> boundaries(n + 1);
-    std::iota(boundaries.begin(), boundaries.end(), 0);
-    return boundaries;
-  }(), own);
+  const auto tree = std::make_shared<TreeSum>(
+      n,
+      [&] {
+        std::vector<int64_t> boundaries(n + 1);
+        std::iota(boundaries.begin(), boundaries.end(), 0);
+        return boundaries;
+      }(),
+      own);
   const auto all_reduce = [=] {
     MPI_Allreduce(MPI_IN_PLACE, whole.data_ptr(), static_cast<int>(numel), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
   };
@@ -90,9 +93,10 @@ double slowest(Communicator& ranks, double time) {
   return most;
 }
 
-// Measures all cases and prints one line each on rank 0. `raw_times`: filled where MPI is measured, compared with where it is not.
-void measure(const char* backend, Communicator& ranks, c10::Device device, int64_t smallest, int64_t largest, bool with_raw,
-             std::map<Key, double>& raw_times) {
+// Measures all cases and prints one line each on rank 0. `raw_times`: filled where MPI is measured, compared with where
+// it is not.
+void measure(const char* backend, Communicator& ranks, c10::Device device, int64_t smallest, int64_t largest,
+             bool with_raw, std::map<Key, double>& raw_times) {
   for (int64_t bytes = smallest; bytes <= largest; bytes *= 4)
     for (const Case& each : cases_of(ranks, bytes, device, with_raw)) {
       if (each.bytes == 0) continue;
@@ -100,17 +104,21 @@ void measure(const char* backend, Communicator& ranks, c10::Device device, int64
       std::vector<double> ours, raw;
       // Turn about, so that whatever else the machine does meets both.
       for (int run = -3; run < runs; ++run) {
-        const double raw_time = each.raw ? microseconds(each.raw, c10::kCPU) : 0, our_time = microseconds(each.ours, device);
+        const double raw_time = each.raw ? microseconds(each.raw, c10::kCPU) : 0,
+                     our_time = microseconds(each.ours, device);
         if (run >= 0) ours.push_back(our_time), raw.push_back(raw_time);
       }
       const double time = slowest(ranks, median(ours)), gigabytes = static_cast<double>(each.bytes) / time / 1e3;
       if (each.raw) raw_times[{each.name, bytes}] = slowest(ranks, median(raw));
       if (ranks.rank() != 0) continue;
       const auto peer = raw_times.find({each.name, bytes});
-      std::printf("%-8s %-10s %10ld %10ld %6s %11.1f %8.2f %8.2f", backend, each.name.c_str(), static_cast<long>(each.bytes),
-                  static_cast<long>(each.bytes / 4), "float", time, gigabytes, gigabytes * each.bus_factor);
-      if (peer == raw_times.end()) std::printf("%12s %6s\n", "-", "-");
-      else std::printf("%12.1f %6.2f\n", peer->second, time / peer->second);
+      std::printf("%-8s %-10s %10ld %10ld %6s %11.1f %8.2f %8.2f", backend, each.name.c_str(),
+                  static_cast<long>(each.bytes), static_cast<long>(each.bytes / 4), "float", time, gigabytes,
+                  gigabytes * each.bus_factor);
+      if (peer == raw_times.end())
+        std::printf("%12s %6s\n", "-", "-");
+      else
+        std::printf("%12.1f %6.2f\n", peer->second, time / peer->second);
       std::fflush(stdout);
     }
 }
@@ -128,8 +136,9 @@ void run(int64_t smallest, int64_t largest) {
   at::set_num_threads(1);
   std::map<Key, double> raw_times;
   if (ranks->rank() == 0)
-    std::printf("%d ranks, %s\n%-8s %-10s %10s %10s %6s %11s %8s %8s%12s %6s\n", ranks->size(), mpi_library_version().c_str(), "backend",
-                "collective", "bytes", "count", "type", "time us", "algbw", "busbw", "raw MPI us", "ratio");
+    std::printf("%d ranks, %s\n%-8s %-10s %10s %10s %6s %11s %8s %8s%12s %6s\n", ranks->size(),
+                mpi_library_version().c_str(), "backend", "collective", "bytes", "count", "type", "time us", "algbw",
+                "busbw", "raw MPI us", "ratio");
   measure("mpi", *ranks, c10::kCPU, smallest, largest, true, raw_times);
   if (ranks->rank() == 0) {
     run_as_threads(ranks->size(), [&](Communicator& threads) {

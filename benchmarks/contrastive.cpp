@@ -1,5 +1,5 @@
-// Time and memory of a batch-wide contrastive loss with a learned temperature, forward and backward: muster's tiles against the same
-// loss written plainly with LibTorch's autograd, where N x N matrices are stored.
+// Time and memory of a batch-wide contrastive loss with a learned temperature, forward and backward: muster's tiles
+// against the same loss written plainly with LibTorch's autograd, where N x N matrices are stored.
 //   contrastive [--rows 1024,2048,...] [--dim 256] [--threads 1] [--repeats 5] [--only tiled|plain]
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -52,15 +52,16 @@ Measurement measure(bool tiled, int64_t rows, int64_t dim) {
   const auto run = [&](int64_t count) {
     const auto part = [&](const at::Tensor& x) { return x.narrow(0, 0, count); };
     const at::Tensor scale = temperature.exp();
-    const at::Tensor loss =
-        tiled ? muster::losses::contrastive_loss(part(u), part(v), scale, part(labels), muster::losses::PairTargets::kClassMean)
-              : plain_loss(part(u), part(v), scale, part(labels));
+    const at::Tensor loss = tiled ? muster::losses::contrastive_loss(part(u), part(v), scale, part(labels),
+                                                                     muster::losses::PairTargets::kClassMean)
+                                  : plain_loss(part(u), part(v), scale, part(labels));
     torch::autograd::backward({loss}, {});
     return loss.item<double>();
   };
   run(std::min<int64_t>(64, rows));  // starts the libraries, makes the leaves' gradients
   const double before = peak_mebibytes();
-  const int64_t runs = std::clamp<int64_t>(1024 * 1024 / (rows * rows), 1, 200);  // small batches: more than the clock's noise
+  const int64_t runs =
+      std::clamp<int64_t>(1024 * 1024 / (rows * rows), 1, 200);  // small batches: more than the clock's noise
   const auto start = std::chrono::steady_clock::now();
   double loss = 0;
   for (int64_t r = 0; r < runs; ++r) loss = run(rows);
@@ -86,8 +87,8 @@ Measurement measure_apart(bool tiled, int64_t rows, int64_t dim, int threads) {
   int status = 0;
   waitpid(child, &status, 0);
   if (!whole || status != 0) {
-    std::fprintf(stderr, "the %s loss of %lld rows ended with status %d: too little memory?\n", tiled ? "tiled" : "plain",
-                 static_cast<long long>(rows), status);
+    std::fprintf(stderr, "the %s loss of %lld rows ended with status %d: too little memory?\n",
+                 tiled ? "tiled" : "plain", static_cast<long long>(rows), status);
     std::exit(70);
   }
   return result;
@@ -118,21 +119,31 @@ int main(int argc, char** argv) {
   int threads = 1, repeats = 5;
   for (int i = 1; i < argc; i += 2) {
     const std::string option = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    if (option == "--rows" && !value.empty()) rows_list = value;
-    else if (option == "--dim" && !value.empty()) dim = std::atoll(value.c_str());
-    else if (option == "--threads" && !value.empty()) threads = std::atoi(value.c_str());
-    else if (option == "--repeats" && !value.empty()) repeats = std::atoi(value.c_str());
-    else if (option == "--only" && (value == "tiled" || value == "plain")) only = value;
+    if (option == "--rows" && !value.empty())
+      rows_list = value;
+    else if (option == "--dim" && !value.empty())
+      dim = std::atoll(value.c_str());
+    else if (option == "--threads" && !value.empty())
+      threads = std::atoi(value.c_str());
+    else if (option == "--repeats" && !value.empty())
+      repeats = std::atoi(value.c_str());
+    else if (option == "--only" && (value == "tiled" || value == "plain"))
+      only = value;
     else {
-      std::fprintf(stderr,
-                   "usage: contrastive [--rows 1024,2048,...] [--dim 256] [--threads 1] [--repeats 5] [--only tiled|plain]\n");
+      std::fprintf(
+          stderr,
+          "usage: contrastive [--rows 1024,2048,...] [--dim 256] [--threads 1] [--repeats 5] [--only tiled|plain]\n");
       return 2;
     }
   }
-  std::printf("forward + backward, float32, %lld columns, %d thread(s), medians of %d; memory: growth of the peak resident set\n\n",
-              static_cast<long long>(dim), threads, repeats);
-  std::printf("|  rows |  plain ms |  tiled ms | plain/tiled | plain MiB | tiled MiB | plain/tiled | loss, plain - tiled |\n");
-  std::printf("|------:|----------:|----------:|------------:|----------:|----------:|------------:|--------------------:|\n");
+  std::printf(
+      "forward + backward, float32, %lld columns, %d thread(s), medians of %d; memory: growth of the peak resident "
+      "set\n\n",
+      static_cast<long long>(dim), threads, repeats);
+  std::printf(
+      "|  rows |  plain ms |  tiled ms | plain/tiled | plain MiB | tiled MiB | plain/tiled | loss, plain - tiled |\n");
+  std::printf(
+      "|------:|----------:|----------:|------------:|----------:|----------:|------------:|--------------------:|\n");
   std::istringstream list(rows_list);
   for (std::string item; std::getline(list, item, ',');) {
     const int64_t rows = std::atoll(item.c_str());
@@ -144,8 +155,8 @@ int main(int argc, char** argv) {
     const auto value = [](const std::vector<double>& values) { return values.empty() ? std::nan("") : median(values); };
     const double plain_ms = value(plain.milliseconds), tiled_ms = value(tiled.milliseconds);
     const double plain_m = value(plain.mebibytes), tiled_m = value(tiled.mebibytes);
-    std::printf("| %5lld | %9.2f | %9.2f | %11.2f | %9.0f | %9.1f | %11.1f | %19.1e |\n", static_cast<long long>(rows), plain_ms,
-                tiled_ms, plain_ms / tiled_ms, plain_m, tiled_m, plain_m / tiled_m, plain.loss - tiled.loss);
+    std::printf("| %5lld | %9.2f | %9.2f | %11.2f | %9.0f | %9.1f | %11.1f | %19.1e |\n", static_cast<long long>(rows),
+                plain_ms, tiled_ms, plain_ms / tiled_ms, plain_m, tiled_m, plain_m / tiled_m, plain.loss - tiled.loss);
     std::fflush(stdout);
   }
 }

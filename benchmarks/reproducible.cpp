@@ -1,6 +1,7 @@
-// reproducible [--workload NAME] [--batch N] [--microbatches V] [--repeats N] [--default-only]: the price of bit-exactness. Times whole
-// training steps in the default mode (one microbatch per rank, one all-reduce) and in reproducible mode (V microbatches, sums in one fixed
-// tree), alternately in one run, and prints both medians and their ratio. Under mpirun the ranks share the batch.
+// reproducible [--workload NAME] [--batch N] [--microbatches V] [--repeats N] [--default-only]: the price of
+// bit-exactness. Times whole training steps in the default mode (one microbatch per rank, one all-reduce) and in
+// reproducible mode (V microbatches, sums in one fixed tree), alternately in one run, and prints both medians and their
+// ratio. Under mpirun the ranks share the batch.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -18,7 +19,8 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-double seconds(benchmarks::Workload& workload, training::Step& step, distributed::Communicator& communicator, uint32_t number) {
+double seconds(benchmarks::Workload& workload, training::Step& step, distributed::Communicator& communicator,
+               uint32_t number) {
   communicator.all_gather_bytes("");  // start together
   const auto begin = std::chrono::steady_clock::now();
   benchmarks::train_step(workload, step, number);
@@ -50,7 +52,8 @@ int main(int argc, char** argv) {
   const auto compute = training::prepare_compute(settings, *communicator);
   const bool speaks = communicator->rank() == 0;
   if (speaks && !default_only) {
-    std::printf("%d ranks, 1 thread each; global batch %ld; V = %ld; %s\n", communicator->size(), batch, microbatches, compute.arithmetic.c_str());
+    std::printf("%d ranks, 1 thread each; global batch %ld; V = %ld; %s\n", communicator->size(), batch, microbatches,
+                compute.arithmetic.c_str());
     std::printf("%-16s %14s %18s %8s\n", "workload", "default ms", "reproducible ms", "ratio");
   }
   for (const auto& name : names) {

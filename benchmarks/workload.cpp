@@ -34,7 +34,9 @@ class RandomDataset final : public data::Dataset {
     for (const auto& shape : shapes) {
       data::Modality modality{shape.modality, shape.dim, {0}};
       for (const double duration : durations)
-        modality.offsets.push_back(modality.offsets.back() + shape.shortest + static_cast<int64_t>(duration * static_cast<double>(shape.longest - shape.shortest)));
+        modality.offsets.push_back(
+            modality.offsets.back() + shape.shortest +
+            static_cast<int64_t>(duration * static_cast<double>(shape.longest - shape.shortest)));
       at::manual_seed(1);
       values_.push_back(at::randn({modality.offsets.back(), shape.dim}));
       index_.modalities.push_back(std::move(modality));
@@ -67,8 +69,10 @@ Workload make_workload(const std::string& name, int64_t batch_size) {
   config::Experiment experiment;
   if (!google::protobuf::TextFormat::ParseFromString(std::string(config::defaults_text()), &experiment))
     throw std::logic_error("the defaults cannot be parsed");
-  if (name == "foal_net") experiment.clear_miar();
-  else experiment.clear_foal_net();
+  if (name == "foal_net")
+    experiment.clear_miar();
+  else
+    experiment.clear_foal_net();
 
   Workload workload;
   workload.name = name;
@@ -82,8 +86,8 @@ Workload make_workload(const std::string& name, int64_t batch_size) {
   }
   shape.outputs = name == "foal_net" ? 4 : 1;
   workload.model = models::make_model(experiment, shape);
-  workload.reader = std::make_unique<batch::BatchReader>(*workload.dataset, modalities, std::vector<batch::FeatureMoments>(),
-                                                         workload.model->parameters().dtype());
+  workload.reader = std::make_unique<batch::BatchReader>(
+      *workload.dataset, modalities, std::vector<batch::FeatureMoments>(), workload.model->parameters().dtype());
   workload.optimizer = std::make_unique<optim::AdamW>(workload.model->parameters(), optim::AdamWOptions());
   workload.samples.resize(batch_size);
   std::iota(workload.samples.begin(), workload.samples.end(), 0);

@@ -6,12 +6,11 @@
 
 namespace muster::checkpoints {
 
-// A file that appears under its name whole or not at all, even when the process or the machine dies while writing: bytes
-// go to a hidden temporary file in the same folder, `.<name>.tmp-<host>-<pid>-<n>`, which commit() renames. An existing
-// file is replaced; a symbolic link is followed and stays a link. A process killed while writing leaves only that
-// temporary file.
-// Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or quota, the space needed
-// and free; the temporary file is gone then and the file of that name is as it was.
+// A file that appears under its name whole or not at all, even when the process or the machine dies while writing:
+// bytes go to a hidden temporary file in the same folder, `.<name>.tmp-<host>-<pid>-<n>`, which commit() renames. An
+// existing file is replaced; a symbolic link is followed and stays a link. A process killed while writing leaves only
+// that temporary file. Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or
+// quota, the space needed and free; the temporary file is gone then and the file of that name is as it was.
 class AtomicFile {
  public:
   // Creates the temporary file. `expected_size` (bytes; 0 = not known) is used for the message when the disk is full.

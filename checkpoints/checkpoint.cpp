@@ -53,9 +53,11 @@ std::vector<FoundCheckpoint> find_checkpoints(const std::string& folder) {
   // One that was just being replaced by another of the same step.
   for (const std::string& name : names) {
     const std::optional<HiddenName> hidden = parse_hidden_name(name);
-    if (hidden && hidden->purpose == Purpose::kReplaced && committed.insert(hidden->step).second) found.push_back({folder + "/" + name, hidden->step});
+    if (hidden && hidden->purpose == Purpose::kReplaced && committed.insert(hidden->step).second)
+      found.push_back({folder + "/" + name, hidden->step});
   }
-  std::sort(found.begin(), found.end(), [](const FoundCheckpoint& a, const FoundCheckpoint& b) { return a.step > b.step; });
+  std::sort(found.begin(), found.end(),
+            [](const FoundCheckpoint& a, const FoundCheckpoint& b) { return a.step > b.step; });
   return found;
 }
 
@@ -88,7 +90,8 @@ Checkpoint verify_checkpoint(const std::string& path, const std::function<void(u
 
 LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communicator) {
   const int rank = communicator.rank(), ranks = communicator.size();
-  const auto bytes = gather_together(communicator, [&] { return rank == 0 ? read_manifest_bytes(path) : std::string(); });
+  const auto bytes =
+      gather_together(communicator, [&] { return rank == 0 ? read_manifest_bytes(path) : std::string(); });
   Manifest manifest;
   LoadedCheckpoint loaded;
   std::vector<at::Tensor> tensors;
@@ -100,7 +103,8 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
   });
   together(communicator, [&] {
     loaded.checkpoint = describe(path, manifest);
-    for (const TensorInfo& tensor : manifest.tensors) tensors.push_back(at::empty(tensor.shape, at::TensorOptions(tensor.dtype)));
+    for (const TensorInfo& tensor : manifest.tensors)
+      tensors.push_back(at::empty(tensor.shape, at::TensorOptions(tensor.dtype)));
   });
   const auto rows_in = [&](const std::string& name, const SafetensorsHeader::Entry& entry, int64_t first_row) {
     const at::Tensor& whole = tensors[find_tensor(manifest.tensors, name)];
@@ -123,7 +127,8 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
     for (int reader = 0; reader < ranks && first + reader < manifest.world_size; ++reader) {
       const CheckpointFile& file = manifest.files[first + reader];
       const std::string name_of_file = path + "/" + file.name;
-      const SafetensorsHeader header = parse_safetensors_header(headers[reader], file.size - 8 - headers[reader].size(), name_of_file);
+      const SafetensorsHeader header =
+          parse_safetensors_header(headers[reader], file.size - 8 - headers[reader].size(), name_of_file);
       coverage.add(name_of_file, header);
       if (ranks == 1) continue;
       const auto rows = first_rows(header, name_of_file);
@@ -137,12 +142,14 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
   return loaded;
 }
 
-std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder, Communicator& communicator, std::vector<std::string>& damaged) {
+std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder, Communicator& communicator,
+                                                       std::vector<std::string>& damaged) {
   // Rank 0's list counts: on a network file system another rank may see an older one.
   const auto lists = gather_together(communicator, [&] {
     std::string names;
     if (communicator.rank() == 0) {
-      for (const FoundCheckpoint& found : find_checkpoints(folder)) names += found.path.substr(folder.size() + 1) + "\n";
+      for (const FoundCheckpoint& found : find_checkpoints(folder))
+        names += found.path.substr(folder.size() + 1) + "\n";
     }
     return names;
   });
@@ -159,8 +166,10 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder
       reasons += std::string("\n") + error.what();
     }
   }
-  throw SharedError(ExitCode::kBadData, "No checkpoint in " + folder + " is whole:" + reasons +
-                                            "\nIf there is a copy of one elsewhere, put it in its place; otherwise start the run again in a new folder.");
+  throw SharedError(
+      ExitCode::kBadData,
+      "No checkpoint in " + folder + " is whole:" + reasons +
+          "\nIf there is a copy of one elsewhere, put it in its place; otherwise start the run again in a new folder.");
 }
 
 }  // namespace muster::checkpoints

@@ -42,7 +42,8 @@ std::optional<uint64_t> free_space(const std::string& folder) {
   throw Error(ExitCode::kIo, message + ".");
 }
 
-// The errno of a device that failed, after which the same bytes may succeed elsewhere; 0 when the file is written and closed. Other failures throw.
+// The errno of a device that failed, after which the same bytes may succeed elsewhere; 0 when the file is written and
+// closed. Other failures throw.
 int try_to_write(const std::string& path, const std::vector<std::string_view>& contents, CheckpointFile& written) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (descriptor < 0) fail("create", path, errno);
@@ -77,7 +78,8 @@ int try_to_write(const std::string& path, const std::vector<std::string_view>& c
 
 // name_of_try(0), or of the next ones when the device fails.
 template <typename NameOfTry>
-CheckpointFile write_through(const std::string& folder, const std::vector<std::string_view>& contents, NameOfTry name_of_try) {
+CheckpointFile write_through(const std::string& folder, const std::vector<std::string_view>& contents,
+                             NameOfTry name_of_try) {
   for (int retry = 0;; ++retry) {
     CheckpointFile file;
     file.name = name_of_try(retry);
@@ -100,8 +102,10 @@ void require_space(const std::string& folder, uint64_t bytes) {
   }
   const uint64_t missing = bytes > present ? bytes - present : 0;
   if (missing <= *free) return;
-  throw Error(ExitCode::kIo, "the checkpoint needs " + mebibytes(missing) + " more in " + parent_of(folder) + ", where " + mebibytes(*free) +
-                                 " are free. Free some space; checkpoints that are kept but not needed go with `muster checkpoints prune`.");
+  throw Error(
+      ExitCode::kIo,
+      "the checkpoint needs " + mebibytes(missing) + " more in " + parent_of(folder) + ", where " + mebibytes(*free) +
+          " are free. Free some space; checkpoints that are kept but not needed go with `muster checkpoints prune`.");
 }
 
 // Sets what has the name already aside. Returns where it is, when it must come back if the commit fails.
@@ -115,7 +119,8 @@ std::string make_way(const SaveAttempt& attempt) {
     if (error.code() != ExitCode::kBadData) throw;
     whole = false;
   }
-  const std::string aside = attempt.folder + "/" + hidden_name(whole ? Purpose::kReplaced : Purpose::kDamaged, attempt.step, attempt.uuid);
+  const std::string aside =
+      attempt.folder + "/" + hidden_name(whole ? Purpose::kReplaced : Purpose::kDamaged, attempt.step, attempt.uuid);
   rename_folder(attempt.committed(), aside);
   return aside;
 }
@@ -126,17 +131,21 @@ std::string SaveAttempt::temporary() const { return folder + "/" + hidden_name(P
 
 std::string SaveAttempt::committed() const { return folder + "/" + step_name(step); }
 
-CheckpointFile write_shard(const SaveAttempt& attempt, int rank, int ranks, const std::vector<std::string_view>& contents, uint64_t bytes) {
+CheckpointFile write_shard(const SaveAttempt& attempt, int rank, int ranks,
+                           const std::vector<std::string_view>& contents, uint64_t bytes) {
   make_folders(attempt.folder);
   // Its name and its entries are flushed by commit().
-  if (::mkdir(attempt.temporary().c_str(), 0777) != 0 && errno != EEXIST) fail("make the folder", attempt.temporary(), errno);
+  if (::mkdir(attempt.temporary().c_str(), 0777) != 0 && errno != EEXIST)
+    fail("make the folder", attempt.temporary(), errno);
   require_space(attempt.temporary(), bytes);
   return write_through(attempt.temporary(), contents, [&](int retry) { return shard_name(rank, ranks, retry); });
 }
 
 std::string commit(const SaveAttempt& attempt, const Manifest& manifest) {
   const std::string bytes = serialize_manifest(manifest), name = kManifestName;
-  const CheckpointFile written = write_through(attempt.temporary(), {bytes}, [&](int retry) { return name + (retry > 0 ? ".retry" + std::to_string(retry) : ""); });
+  const CheckpointFile written = write_through(attempt.temporary(), {bytes}, [&](int retry) {
+    return name + (retry > 0 ? ".retry" + std::to_string(retry) : "");
+  });
   if (written.name != name) rename_folder(attempt.temporary() + "/" + written.name, attempt.temporary() + "/" + name);
   sync_folder(attempt.temporary());
 
@@ -146,7 +155,8 @@ std::string commit(const SaveAttempt& attempt, const Manifest& manifest) {
     try {
       sync_folder(attempt.folder);
     } catch (const Error&) {
-      // The name might be gone after a power failure. A checkpoint that is not reported as committed must not be found either.
+      // The name might be gone after a power failure. A checkpoint that is not reported as committed must not be found
+      // either.
       rename_folder(attempt.committed(), attempt.temporary());
       throw;
     }

@@ -22,8 +22,10 @@ using distributed::ExitCode;
 
 namespace {
 
-constexpr std::pair<Purpose, const char*> kPrefixes[] = {
-    {Purpose::kWriting, ".tmp-"}, {Purpose::kRemoving, ".del-step-"}, {Purpose::kReplaced, ".old-step-"}, {Purpose::kDamaged, ".bad-step-"}};
+constexpr std::pair<Purpose, const char*> kPrefixes[] = {{Purpose::kWriting, ".tmp-"},
+                                                         {Purpose::kRemoving, ".del-step-"},
+                                                         {Purpose::kReplaced, ".old-step-"},
+                                                         {Purpose::kDamaged, ".bad-step-"}};
 
 std::string digits_of(uint64_t step) {
   char text[24];
@@ -32,10 +34,13 @@ std::string digits_of(uint64_t step) {
 }
 
 std::optional<uint64_t> step_of_digits(const std::string& digits) {
-  if (digits.size() < 8 || digits.size() > 20 || !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; })) return std::nullopt;
+  if (digits.size() < 8 || digits.size() > 20 ||
+      !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; }))
+    return std::nullopt;
   uint64_t step = 0;
   for (const char digit : digits) {
-    if (__builtin_mul_overflow(step, 10, &step) || __builtin_add_overflow(step, digit - '0', &step)) return std::nullopt;
+    if (__builtin_mul_overflow(step, 10, &step) || __builtin_add_overflow(step, digit - '0', &step))
+      return std::nullopt;
   }
   if (digits_of(step) != digits) return std::nullopt;
   return step;
@@ -65,7 +70,8 @@ std::optional<HiddenName> parse_hidden_name(const std::string& name) {
     const std::size_t dash = name.rfind('-');
     if (name.compare(0, prefix.size(), prefix) != 0 || dash < prefix.size() || name.size() - dash != 33) continue;
     if (name.find_first_not_of("0123456789abcdef", dash + 1) != name.npos) continue;
-    if (const auto step = step_of_digits(name.substr(prefix.size(), dash - prefix.size()))) return HiddenName{purpose, *step};
+    if (const auto step = step_of_digits(name.substr(prefix.size(), dash - prefix.size())))
+      return HiddenName{purpose, *step};
   }
   return std::nullopt;
 }
@@ -86,7 +92,8 @@ void require_step(const std::string& path, uint64_t step) {
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   const auto named = step_of_name(name.substr(name.rfind('/') + 1));
   if (!named || *named == step) return;
-  throw Error(ExitCode::kBadData, path + " holds the checkpoint of step " + std::to_string(step) + ": it was renamed. Give it its name " + step_name(step) + ".");
+  throw Error(ExitCode::kBadData, path + " holds the checkpoint of step " + std::to_string(step) +
+                                      ": it was renamed. Give it its name " + step_name(step) + ".");
 }
 
 std::vector<std::string> list_folder(const std::string& folder) {

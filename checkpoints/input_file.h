@@ -7,7 +7,8 @@
 
 namespace muster::checkpoints {
 
-// An ordinary file that is read. Throws Error(kIo) naming it; for a device that cannot give a block any more (EIO) with the code `unreadable`.
+// An ordinary file that is read. Throws Error(kIo) naming it; for a device that cannot give a block any more (EIO) with
+// the code `unreadable`.
 class InputFile {
  public:
   explicit InputFile(const std::string& path, distributed::ExitCode unreadable = distributed::ExitCode::kIo);
@@ -21,7 +22,8 @@ class InputFile {
   void read(uint64_t position, void* out, uint64_t count);
 
  private:
-  [[noreturn]] void fail(const std::string& verb, const std::string& why, distributed::ExitCode code = distributed::ExitCode::kIo);
+  [[noreturn]] void fail(const std::string& verb, const std::string& why,
+                         distributed::ExitCode code = distributed::ExitCode::kIo);
 
   std::string path_;
   distributed::ExitCode unreadable_;

@@ -20,10 +20,11 @@ namespace {
 constexpr uint32_t kFormatVersion = 1;
 constexpr uint32_t kMostRanks = 1'000'000;
 
-// A parsed message takes a hundred bytes even where its text takes two: a file of nothing but empty ones would grow fiftyfold. Real ones
-// have eight bytes and more on average.
+// A parsed message takes a hundred bytes even where its text takes two: a file of nothing but empty ones would grow
+// fiftyfold. Real ones have eight bytes and more on average.
 bool has_tiny_parts(const std::string& body) {
-  google::protobuf::io::CodedInputStream in(reinterpret_cast<const uint8_t*>(body.data()), static_cast<int>(body.size()));
+  google::protobuf::io::CodedInputStream in(reinterpret_cast<const uint8_t*>(body.data()),
+                                            static_cast<int>(body.size()));
   std::size_t parts = 0;
   while (const uint32_t tag = in.ReadTag()) {
     if (!google::protobuf::internal::WireFormatLite::SkipField(&in, tag)) break;
@@ -35,7 +36,8 @@ bool has_tiny_parts(const std::string& body) {
 }  // namespace
 
 std::string shard_name(int rank, int ranks, int retry) {
-  return "rank-" + std::to_string(rank) + "-of-" + std::to_string(ranks) + (retry > 0 ? ".retry" + std::to_string(retry) : "") + ".safetensors";
+  return "rank-" + std::to_string(rank) + "-of-" + std::to_string(ranks) +
+         (retry > 0 ? ".retry" + std::to_string(retry) : "") + ".safetensors";
 }
 
 std::string serialize_manifest(const Manifest& manifest) {
@@ -78,7 +80,8 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   const auto refuse = [&](const std::string& problem) {
     throw Error(ExitCode::kBadData, file + " is damaged: " + problem + ".");
   };
-  if (bytes.size() > kLargestManifest) refuse("it has " + std::to_string(bytes.size()) + " bytes, a manifest at most 64 MiB");
+  if (bytes.size() > kLargestManifest)
+    refuse("it has " + std::to_string(bytes.size()) + " bytes, a manifest at most 64 MiB");
   if (bytes.empty()) refuse("it is empty");
   wire::Sealed sealed;
   if (!sealed.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) refuse("it is no manifest, or cut short");
@@ -104,23 +107,27 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   manifest.info.score = {body.score().name(), body.score().value(), body.score().higher_is_better()};
   manifest.info.config = body.config();
   manifest.info.training_state = body.training_state();
-  if (body.world_size() < 1 || body.world_size() > kMostRanks) refuse("it was written by " + std::to_string(body.world_size()) + " ranks");
+  if (body.world_size() < 1 || body.world_size() > kMostRanks)
+    refuse("it was written by " + std::to_string(body.world_size()) + " ranks");
   manifest.world_size = static_cast<int>(body.world_size());
   if (body.files_size() != manifest.world_size) {
-    refuse("it names " + std::to_string(body.files_size()) + " files of " + std::to_string(manifest.world_size) + " ranks");
+    refuse("it names " + std::to_string(body.files_size()) + " files of " + std::to_string(manifest.world_size) +
+           " ranks");
   }
   uint64_t bytes_in_files = 0, bytes_in_tensors = 0;
   for (int rank = 0; rank < manifest.world_size; ++rank) {
     const wire::File& entry = body.files(rank);
     int retry = 0;
     while (retry <= kMostRetries && entry.name() != shard_name(rank, manifest.world_size, retry)) ++retry;
-    if (retry > kMostRetries) refuse("it names " + printable(entry.name()) + " as the file of rank " + std::to_string(rank));
+    if (retry > kMostRetries)
+      refuse("it names " + printable(entry.name()) + " as the file of rank " + std::to_string(rank));
     if (__builtin_add_overflow(bytes_in_files, entry.size(), &bytes_in_files)) refuse("its files are too large");
     manifest.files.push_back({entry.name(), entry.size(), entry.crc32c()});
   }
   for (const wire::Tensor& entry : body.tensors()) {
     const auto problem = [&](const std::string& what) { refuse("tensor " + printable(entry.name()) + ": " + what); };
-    if (!manifest.tensors.empty() && !(manifest.tensors.back().name < entry.name())) problem("the names are not in order");
+    if (!manifest.tensors.empty() && !(manifest.tensors.back().name < entry.name()))
+      problem("the names are not in order");
     const std::optional<at::ScalarType> dtype = dtype_of_safetensors(entry.dtype());
     if (!dtype) problem("its dtype " + printable(entry.dtype()) + " cannot be read");
     if (static_cast<std::size_t>(entry.shape_size()) > kMostDimensions) problem("it has more than 64 dimensions");
@@ -130,7 +137,8 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
       shape.push_back(static_cast<int64_t>(size));
     }
     const std::optional<uint64_t> size = bytes_of_shape(*dtype, shape);
-    if (!size || __builtin_add_overflow(bytes_in_tensors, *size, &bytes_in_tensors) || bytes_in_tensors > bytes_in_files) {
+    if (!size || __builtin_add_overflow(bytes_in_tensors, *size, &bytes_in_tensors) ||
+        bytes_in_tensors > bytes_in_files) {
       problem("it is larger than the files that should hold it");
     }
     manifest.tensors.push_back({entry.name(), *dtype, std::move(shape)});

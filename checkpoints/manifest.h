@@ -32,9 +32,10 @@ constexpr int kMostRetries = 2;
 // Throws Error(kInternal) for what parse_manifest would refuse.
 std::string serialize_manifest(const Manifest& manifest);
 
-// Trusts nothing: throws Error(kBadData) naming `file` when a single bit of `bytes` differs from what serialize_manifest gave, when the CRC fits but
-// the contents make no sense (file names that are not exactly those of its ranks, shapes that overflow, tensors larger than the files), or when
-// it is longer than kLargestManifest. Memory use is a small multiple of its size.
+// Trusts nothing: throws Error(kBadData) naming `file` when a single bit of `bytes` differs from what
+// serialize_manifest gave, when the CRC fits but the contents make no sense (file names that are not exactly those of
+// its ranks, shapes that overflow, tensors larger than the files), or when it is longer than kLargestManifest. Memory
+// use is a small multiple of its size.
 Manifest parse_manifest(std::string_view bytes, const std::string& file);
 
 }  // namespace muster::checkpoints

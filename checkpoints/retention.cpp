@@ -22,7 +22,8 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
     }
   }
   std::set<std::string> kept;
-  for (std::size_t i = 0; i < whole.size() && i < std::max<uint32_t>(1, retention.keep_last); ++i) kept.insert(whole[i].path);
+  for (std::size_t i = 0; i < whole.size() && i < std::max<uint32_t>(1, retention.keep_last); ++i)
+    kept.insert(whole[i].path);
   if (retention.keep_every > 0) {
     for (const Checkpoint& each : whole) {
       if (each.info.step % retention.keep_every == 0) kept.insert(each.path);
@@ -32,7 +33,8 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
   std::vector<const Checkpoint*> scored;
   for (const Checkpoint& each : whole) {
     const Score& score = each.info.score;
-    if (!score.name.empty() && !std::isnan(score.value) && (scored.empty() || scored[0]->info.score.name == score.name)) scored.push_back(&each);
+    if (!score.name.empty() && !std::isnan(score.value) && (scored.empty() || scored[0]->info.score.name == score.name))
+      scored.push_back(&each);
   }
   const bool higher_is_better = scored.empty() || scored[0]->info.score.higher_is_better;
   std::reverse(scored.begin(), scored.end());  // at a tie the earlier one, as for the run's best weights
@@ -55,7 +57,8 @@ void remove_checkpoint(const std::string& path) {
   auto step = step_of_name(name);
   if (const auto hidden = parse_hidden_name(name)) step = hidden->step;
   if (!step) throw Error(distributed::ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
-  const std::string folder = parent_of(path), hidden = folder + "/" + hidden_name(Purpose::kRemoving, *step, make_uuid());
+  const std::string folder = parent_of(path),
+                    hidden = folder + "/" + hidden_name(Purpose::kRemoving, *step, make_uuid());
   rename_folder(path, hidden);
   // Before the first file goes: after a power failure there must not be a checkpoint of that name with files missing.
   sync_folder(folder);

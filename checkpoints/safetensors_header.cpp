@@ -202,10 +202,11 @@ std::optional<at::ScalarType> dtype_of_safetensors(std::string_view name) {
   return std::nullopt;
 }
 
-bool comes_first(at::ScalarType dtype, const std::string& name, at::ScalarType other_dtype, const std::string& other_name) {
+bool comes_first(at::ScalarType dtype, const std::string& name, at::ScalarType other_dtype,
+                 const std::string& other_name) {
   // The public package sorts by its list of dtypes from the end to the start.
-  static constexpr at::ScalarType kOrder[] = {at::kLong,     at::kDouble, at::kFloat, at::kInt,  at::kBFloat16,
-                                              at::kHalf,     at::kShort,  at::kChar,  at::kByte, at::kBool};
+  static constexpr at::ScalarType kOrder[] = {at::kLong, at::kDouble, at::kFloat, at::kInt,  at::kBFloat16,
+                                              at::kHalf, at::kShort,  at::kChar,  at::kByte, at::kBool};
   const auto* place = std::find(std::begin(kOrder), std::end(kOrder), dtype);
   const auto* other_place = std::find(std::begin(kOrder), std::end(kOrder), other_dtype);
   return place != other_place ? place < other_place : name < other_name;

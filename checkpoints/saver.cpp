@@ -35,7 +35,8 @@ std::vector<TensorInfo> describe(const std::vector<const NamedTensor*>& tensors)
     if (!item->tensor.defined()) throw std::invalid_argument("tensor " + item->name + " is undefined");
     if (item->tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + item->name + " is sparse");
     if (item->name == "__metadata__") throw std::invalid_argument("a tensor cannot be named __metadata__");
-    if (!table.empty() && table.back().name == item->name) throw std::invalid_argument("two tensors are named " + item->name);
+    if (!table.empty() && table.back().name == item->name)
+      throw std::invalid_argument("two tensors are named " + item->name);
     safetensors_dtype(item->tensor.scalar_type());
     table.push_back({item->name, item->tensor.scalar_type(), item->tensor.sizes().vec()});
   }
@@ -55,7 +56,8 @@ std::string digest(const std::vector<TensorInfo>& table, const CheckpointInfo& i
     for (const int64_t size : tensor.shape) hash.update(" " + std::to_string(size));
     hash.update("\n");
   }
-  hash.update(std::to_string(info.step) + " " + std::to_string(info.epoch) + " " + std::to_string(info.seed) + "\n" + info.config + '\0' + info.training_state);
+  hash.update(std::to_string(info.step) + " " + std::to_string(info.epoch) + " " + std::to_string(info.seed) + "\n" +
+              info.config + '\0' + info.training_state);
   return hash.hex();
 }
 
@@ -65,12 +67,17 @@ class CheckpointSaver::Implementation {
  public:
   Implementation(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator,
                  std::function<void()> before_commit)
-      : folder_(folder), retention_(retention), asynchronous_(asynchronous), communicator_(communicator), before_commit_(std::move(before_commit)) {}
+      : folder_(folder),
+        retention_(retention),
+        asynchronous_(asynchronous),
+        communicator_(communicator),
+        before_commit_(std::move(before_commit)) {}
 
   void prepare(const std::vector<NamedTensor>& tensors) {
     if (!asynchronous_ || state_ != State::kIdle) return;
     lay_out(in_order(tensors));
-    const bool pinned = std::any_of(tensors.begin(), tensors.end(), [](const NamedTensor& item) { return item.tensor.is_cuda(); });
+    const bool pinned =
+        std::any_of(tensors.begin(), tensors.end(), [](const NamedTensor& item) { return item.tensor.is_cuda(); });
     writer_.start([this, size = layout_.data_size, pinned] {
       try {
         staging_.reserve(size, pinned);
@@ -96,7 +103,9 @@ class CheckpointSaver::Implementation {
     const std::vector<std::string> all = communicator_.all_gather_bytes(own);
     for (const std::string& other : all) {
       if (other.substr(0, 64) != all[0].substr(0, 64)) {
-        throw SharedError(ExitCode::kInternal, "The ranks do not save the same checkpoint: names, shapes, dtypes or the training state differ between them.");
+        throw SharedError(ExitCode::kInternal,
+                          "The ranks do not save the same checkpoint: names, shapes, dtypes or the training state "
+                          "differ between them.");
       }
     }
     attempt_ = {folder_, info.step, all[0].substr(64)};
@@ -128,7 +137,8 @@ class CheckpointSaver::Implementation {
       for (std::size_t rank = 0; rank < words.size(); ++rank) {
         if (!words[rank].empty()) results_.at(rank) = Json::parse(words[rank]);
       }
-      if (std::any_of(results_.begin(), results_.end(), [](const Json& result) { return result.is_null(); })) return std::nullopt;
+      if (std::any_of(results_.begin(), results_.end(), [](const Json& result) { return result.is_null(); }))
+        return std::nullopt;
       state_ = State::kSettling;
       told_ = false;
       if (communicator_.rank() == 0) writer_.start([this] { settle(); });
@@ -152,7 +162,8 @@ class CheckpointSaver::Implementation {
   }
 
   std::optional<SaveOutcome> finish() {
-    // Ranks meet only when their own work is done: a rank whose disk hangs does not come, and is found by the others as one that hangs.
+    // Ranks meet only when their own work is done: a rank whose disk hangs does not come, and is found by the others as
+    // one that hangs.
     while (in_flight()) {
       writer_.wait();
       if (auto outcome = hear(communicator_.all_gather_bytes(word()))) return outcome;
@@ -197,7 +208,8 @@ class CheckpointSaver::Implementation {
     std::string error;
     for (std::size_t rank = 0; rank < results_.size(); ++rank) {
       if (results_[rank].count("error") > 0) {
-        error += (error.empty() ? "rank " : "\nrank ") + std::to_string(rank) + ": " + results_[rank]["error"].get<std::string>();
+        error += (error.empty() ? "rank " : "\nrank ") + std::to_string(rank) + ": " +
+                 results_[rank]["error"].get<std::string>();
       } else {
         manifest.files.push_back({results_[rank]["name"], results_[rank]["size"], results_[rank]["crc32c"]});
       }
@@ -219,13 +231,17 @@ class CheckpointSaver::Implementation {
         if (!replaced.empty()) remove_folder(replaced);
         for (const FoundCheckpoint& old : superfluous(folder_, retention_, attempt_.step)) remove_checkpoint(old.path);
       } else {
-        error = "The checkpoint of step " + std::to_string(attempt_.step) + " was not saved; the older ones are as they were. " + error;
+        error = "The checkpoint of step " + std::to_string(attempt_.step) +
+                " was not saved; the older ones are as they were. " + error;
         discard(attempt_);
       }
     } catch (const std::exception& failure) {
-      error += std::string(error.empty() ? "The checkpoint is saved, but older ones could not be removed: " : "\nWhat was written of it stays: ") + failure.what();
+      error += std::string(error.empty() ? "The checkpoint is saved, but older ones could not be removed: "
+                                         : "\nWhat was written of it stays: ") +
+               failure.what();
     }
-    own_ = {{"committed", committed}, {"error", error}, {"write", write_seconds}, {"since_begin", seconds_since(begin_)}};
+    own_ = {
+        {"committed", committed}, {"error", error}, {"write", write_seconds}, {"since_begin", seconds_since(begin_)}};
   }
 
   const std::string folder_;
@@ -253,9 +269,10 @@ class CheckpointSaver::Implementation {
   WriterThread writer_;  // the last: its job ends before anything that it uses
 };
 
-CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous, Communicator& communicator,
-                                 std::function<void()> before_commit)
-    : implementation_(std::make_unique<Implementation>(folder, retention, asynchronous, communicator, std::move(before_commit))) {}
+CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous,
+                                 Communicator& communicator, std::function<void()> before_commit)
+    : implementation_(
+          std::make_unique<Implementation>(folder, retention, asynchronous, communicator, std::move(before_commit))) {}
 
 CheckpointSaver::~CheckpointSaver() = default;
 
@@ -269,7 +286,9 @@ bool CheckpointSaver::in_flight() const { return implementation_->in_flight(); }
 
 std::string CheckpointSaver::word() { return implementation_->word(); }
 
-std::optional<SaveOutcome> CheckpointSaver::hear(const std::vector<std::string>& words) { return implementation_->hear(words); }
+std::optional<SaveOutcome> CheckpointSaver::hear(const std::vector<std::string>& words) {
+  return implementation_->hear(words);
+}
 
 std::optional<SaveOutcome> CheckpointSaver::finish() { return implementation_->finish(); }
 

@@ -36,7 +36,8 @@ void look_up(const std::string& folder, const CheckpointFile& file) {
   const std::string path = folder + "/" + file.name;
   const uint64_t size = size_of_ordinary_file(path);
   if (size == file.size) return;
-  throw Error(ExitCode::kBadData, path + " is damaged: it has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(file.size) + ".");
+  throw Error(ExitCode::kBadData, path + " is damaged: it has " + std::to_string(size) + " bytes, the manifest says " +
+                                      std::to_string(file.size) + ".");
 }
 
 std::string read_manifest_bytes(const std::string& path) {
@@ -44,7 +45,8 @@ std::string read_manifest_bytes(const std::string& path) {
   size_of_ordinary_file(file);
   InputFile input(file, ExitCode::kBadData);
   if (input.size() > kLargestManifest) {
-    throw Error(ExitCode::kBadData, file + " is damaged: it has " + std::to_string(input.size()) + " bytes, a manifest at most 64 MiB.");
+    throw Error(ExitCode::kBadData,
+                file + " is damaged: it has " + std::to_string(input.size()) + " bytes, a manifest at most 64 MiB.");
   }
   std::string bytes(input.size(), '\0');
   input.read(0, bytes.data(), bytes.size());
@@ -53,12 +55,15 @@ std::string read_manifest_bytes(const std::string& path) {
 
 ShardReader::ShardReader(const std::string& folder, const CheckpointFile& file)
     : path_(folder + "/" + file.name), expected_(file), input_((look_up(folder, file), path_), ExitCode::kBadData) {
-  const auto refuse = [&](const std::string& problem) { throw Error(ExitCode::kBadData, path_ + " is damaged: " + problem + "."); };
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(ExitCode::kBadData, path_ + " is damaged: " + problem + ".");
+  };
   if (input_.size() != file.size) refuse("its size changes");
   if (file.size < 8) refuse("it has " + std::to_string(file.size) + " bytes, not even a header length");
   uint64_t length = 0;
   input_.read(0, &length, 8);
-  if (length > kLongestSafetensorsHeader || length > file.size - 8) refuse("its header would have " + std::to_string(length) + " bytes");
+  if (length > kLongestSafetensorsHeader || length > file.size - 8)
+    refuse("its header would have " + std::to_string(length) + " bytes");
   json_.resize(length);
   input_.read(8, json_.data(), length);
   crc_ = crc32c(json_, crc32c(std::string_view(reinterpret_cast<const char*>(&length), 8)));
@@ -80,7 +85,8 @@ void ShardReader::read(void* out, const std::function<void(uint64_t)>& progress)
     input_.read(position_, place, count);
     crc_ = crc32c(std::string_view(place, count), crc_);
     if (entry.dtype == at::kBool && !holds_booleans(place, count)) {
-      throw Error(ExitCode::kBadData, path_ + " is damaged: tensor " + printable(order_[next_ - 1]) + ": a BOOL byte is neither 0 nor 1.");
+      throw Error(ExitCode::kBadData,
+                  path_ + " is damaged: tensor " + printable(order_[next_ - 1]) + ": a BOOL byte is neither 0 nor 1.");
     }
     position_ += count;
     if (progress) progress(count);

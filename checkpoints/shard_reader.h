@@ -10,8 +10,9 @@
 
 namespace muster::checkpoints {
 
-// Reads one file of a checkpoint from start to end, once: what is taken from it are the very bytes that its checksum is computed of. Nothing may be
-// trusted before finish() has returned. Throws Error(kBadData) for what is wrong with the file, Error(kIo) when it cannot be read.
+// Reads one file of a checkpoint from start to end, once: what is taken from it are the very bytes that its checksum is
+// computed of. Nothing may be trusted before finish() has returned. Throws Error(kBadData) for what is wrong with the
+// file, Error(kIo) when it cannot be read.
 class ShardReader {
  public:
   // Reads the header.

@@ -59,7 +59,8 @@ std::vector<std::vector<Piece>> share_out(const std::vector<TensorInfo>& tensors
 
 ShardLayout lay_out_shard(const std::vector<TensorInfo>& tensors, std::vector<Piece> pieces) {
   std::sort(pieces.begin(), pieces.end(), [&](const Piece& a, const Piece& b) {
-    return comes_first(tensors[a.tensor].dtype, tensors[a.tensor].name, tensors[b.tensor].dtype, tensors[b.tensor].name);
+    return comes_first(tensors[a.tensor].dtype, tensors[a.tensor].name, tensors[b.tensor].dtype,
+                       tensors[b.tensor].name);
   });
   ShardLayout layout;
   SafetensorsHeader header;
@@ -72,7 +73,8 @@ ShardLayout lay_out_shard(const std::vector<TensorInfo>& tensors, std::vector<Pi
     if (!shape.empty()) shape[0] = piece.rows, saved_offsets[0] = piece.first_row;
     split = split || !is_whole(tensor, piece);
     const uint64_t end = layout.data_size + *bytes_of_shape(tensor.dtype, shape);
-    header.tensors.emplace(tensor.name, SafetensorsHeader::Entry{tensor.dtype, std::move(shape), layout.data_size, end});
+    header.tensors.emplace(tensor.name,
+                           SafetensorsHeader::Entry{tensor.dtype, std::move(shape), layout.data_size, end});
     order.push_back(tensor.name);
     offsets[tensor.name][kSavedOffsets] = std::move(saved_offsets);
     layout.data_size = end;
@@ -104,7 +106,8 @@ std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const
   };
   Json offsets;
   try {
-    // Deeper than {"tensor": {"saved_offsets": [0]}} is nothing of ours, and could be a thousand times as large in memory.
+    // Deeper than {"tensor": {"saved_offsets": [0]}} is nothing of ours, and could be a thousand times as large in
+    // memory.
     offsets = Json::parse(info->second, [&](int depth, Json::parse_event_t, Json&) {
       if (depth > 3) refuse("is nested too deeply");
       return true;
@@ -116,7 +119,8 @@ std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const
   for (auto& [name, row] : rows) {
     const std::vector<int64_t>& shape = header.tensors.at(name).shape;
     const auto entry = offsets.find(name);
-    if (entry == offsets.end() || !entry->is_object() || entry->count(kSavedOffsets) == 0) refuse("lacks tensor " + printable(name));
+    if (entry == offsets.end() || !entry->is_object() || entry->count(kSavedOffsets) == 0)
+      refuse("lacks tensor " + printable(name));
     const Json& saved = (*entry)[kSavedOffsets];
     if (!saved.is_array() || saved.size() != shape.size()) refuse("has no place for tensor " + printable(name));
     for (std::size_t d = 0; d < saved.size(); ++d) {
@@ -132,8 +136,10 @@ std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const
 
 std::size_t find_tensor(const std::vector<TensorInfo>& tensors, const std::string& name) {
   const auto found =
-      std::lower_bound(tensors.begin(), tensors.end(), name, [](const TensorInfo& tensor, const std::string& wanted) { return tensor.name < wanted; });
-  return found != tensors.end() && found->name == name ? static_cast<std::size_t>(found - tensors.begin()) : tensors.size();
+      std::lower_bound(tensors.begin(), tensors.end(), name,
+                       [](const TensorInfo& tensor, const std::string& wanted) { return tensor.name < wanted; });
+  return found != tensors.end() && found->name == name ? static_cast<std::size_t>(found - tensors.begin())
+                                                       : tensors.size();
 }
 
 void Coverage::add(const std::string& file, const SafetensorsHeader& header) {
@@ -159,15 +165,18 @@ void Coverage::add(const std::string& file, const SafetensorsHeader& header) {
 void Coverage::require_complete(const std::string& path) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const auto refuse = [&](const std::string& problem) {
-      throw Error(ExitCode::kBadData, path + " is damaged: tensor " + printable(tensors_[i].name) + " " + problem + ".");
+      throw Error(ExitCode::kBadData,
+                  path + " is damaged: tensor " + printable(tensors_[i].name) + " " + problem + ".");
     };
     auto& parts = covered_[i];
     if (parts.empty()) refuse("is in none of its files");
-    std::sort(parts.begin(), parts.end(), [](const Rows& a, const Rows& b) { return std::tie(a.first, a.count) < std::tie(b.first, b.count); });
+    std::sort(parts.begin(), parts.end(),
+              [](const Rows& a, const Rows& b) { return std::tie(a.first, a.count) < std::tie(b.first, b.count); });
     int64_t next = 0;
     for (std::size_t k = 0; k < parts.size(); ++k) {
       if (parts[k].first > next) refuse("lacks rows from " + std::to_string(next) + " on");
-      if (parts[k].first < next || (k > 0 && parts[k].count == 0)) refuse("is in " + parts[k - 1].file + " and again in " + parts[k].file);
+      if (parts[k].first < next || (k > 0 && parts[k].count == 0))
+        refuse("is in " + parts[k - 1].file + " and again in " + parts[k].file);
       next += parts[k].count;
     }
     if (next != rows_of(tensors_[i].shape)) refuse("lacks rows from " + std::to_string(next) + " on");

@@ -17,8 +17,8 @@ struct Piece {
   int64_t rows = 1;
 };
 
-// The pieces of each rank, in the order of `tensors`. Their bytes, in that order, are cut into as equal contiguous runs as rows allow. A tensor without
-// elements belongs to rank 0.
+// The pieces of each rank, in the order of `tensors`. Their bytes, in that order, are cut into as equal contiguous runs
+// as rows allow. A tensor without elements belongs to rank 0.
 std::vector<std::vector<Piece>> share_out(const std::vector<TensorInfo>& tensors, int ranks);
 
 // A rank's safetensors file: what comes before the data, and the pieces as their bytes lie in it.
@@ -28,8 +28,8 @@ struct ShardLayout {
   uint64_t data_size = 0;
 };
 
-// The header's metadata tells PyTorch's distributed checkpoint (HuggingFaceStorageReader) where split tensors belong. Throws Error(kBadData) when a name
-// is not UTF-8.
+// The header's metadata tells PyTorch's distributed checkpoint (HuggingFaceStorageReader) where split tensors belong.
+// Throws Error(kBadData) when a name is not UTF-8.
 ShardLayout lay_out_shard(const std::vector<TensorInfo>& tensors, std::vector<Piece> pieces);
 
 // First row of each tensor of a shard, from its metadata. Throws Error(kBadData) naming `file`.

@@ -26,7 +26,8 @@ void Staging::reserve(uint64_t size, bool pinned) {
   for (uint64_t i = 0; i < size; i += 4096) begin[i] = 0;
 }
 
-std::vector<std::string_view> Staging::stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout, bool copy) {
+std::vector<std::string_view> Staging::stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout,
+                                             bool copy) {
   std::vector<at::Tensor> pieces;
   uint64_t to_copy = 0;
   bool pinned = false;
@@ -49,7 +50,8 @@ std::vector<std::string_view> Staging::stage(const std::vector<const NamedTensor
       continue;
     }
     // Pieces come by falling element size, so that each is aligned.
-    const at::Tensor place = buffer_.narrow(0, static_cast<int64_t>(used), static_cast<int64_t>(rows.nbytes())).view(rows.scalar_type());
+    const at::Tensor place =
+        buffer_.narrow(0, static_cast<int64_t>(used), static_cast<int64_t>(rows.nbytes())).view(rows.scalar_type());
     if (rows.is_cpu() && rows.is_contiguous()) {
       std::memcpy(place.mutable_data_ptr(), rows.const_data_ptr(), rows.nbytes());
     } else {

@@ -26,8 +26,8 @@ std::vector<CpuSet> within(const std::vector<CpuSet>& sets, const CpuSet& pool) 
   return parts;
 }
 
-// NUMA nodes for the `index`-th of `count` ranks: those whose middle lies in the rank's share of all CPUs, so that nodes are neither split nor left
-// idle; with more ranks than nodes the one in which the middle of its share lies.
+// NUMA nodes for the `index`-th of `count` ranks: those whose middle lies in the rank's share of all CPUs, so that
+// nodes are neither split nor left idle; with more ranks than nodes the one in which the middle of its share lies.
 CpuSet share_of_nodes(const std::vector<CpuSet>& nodes, size_t index, size_t count) {
   size_t total = 0, before = 0;
   for (const auto& node : nodes) total += node.size();
@@ -43,7 +43,8 @@ CpuSet share_of_nodes(const std::vector<CpuSet>& nodes, size_t index, size_t cou
   return chosen.empty() ? home : all_of(chosen);
 }
 
-// Equal shares of what there is, of whole physical cores if every rank gets one; no share where even hardware threads do not suffice.
+// Equal shares of what there is, of whole physical cores if every rank gets one; no share where even hardware threads
+// do not suffice.
 std::vector<CpuSet> shares_of_cores(const MachineTopology& machine, const CpuSet& pool, size_t count) {
   std::vector<CpuSet> units;  // node by node, so that a share lies on as few nodes as possible
   for (const auto& node : within(machine.numa_nodes, pool))
@@ -57,22 +58,27 @@ std::vector<CpuSet> shares_of_cores(const MachineTopology& machine, const CpuSet
   if (units.size() < count) return {};
   std::vector<CpuSet> shares;
   for (size_t index = 0; index < count; ++index)
-    shares.push_back(all_of({units.begin() + static_cast<int64_t>(index * units.size() / count), units.begin() + static_cast<int64_t>((index + 1) * units.size() / count)}));
+    shares.push_back(all_of({units.begin() + static_cast<int64_t>(index * units.size() / count),
+                             units.begin() + static_cast<int64_t>((index + 1) * units.size() / count)}));
   return shares;
 }
 
 class Host {
  public:
-  Host(const std::vector<CoreView>& views, const std::vector<size_t>& ranks, std::vector<Affinity>& chosen) : views_(views), ranks_(ranks), chosen_(chosen) {}
+  Host(const std::vector<CoreView>& views, const std::vector<size_t>& ranks, std::vector<Affinity>& chosen)
+      : views_(views), ranks_(ranks), chosen_(chosen) {}
 
   void choose(BindPolicy policy) {
     for (size_t index = 0; index < ranks_.size(); ++index)
-      chosen_[ranks_[index]] = {views_[ranks_[index]].allowed, static_cast<int>(index), static_cast<int>(ranks_.size()), ""};
+      chosen_[ranks_[index]] = {views_[ranks_[index]].allowed, static_cast<int>(index), static_cast<int>(ranks_.size()),
+                                ""};
     if (policy == BindPolicy::kNone) return explain("not bound: " + std::string(kBindVariable) + " is none");
     for (const size_t rank : ranks_)
       if (views_[rank].allowed != pool()) return explain("already bound by whoever started it");
-    if (policy == BindPolicy::kNuma) by_nodes();
-    else by_cores();
+    if (policy == BindPolicy::kNuma)
+      by_nodes();
+    else
+      by_cores();
   }
 
  private:
@@ -137,7 +143,9 @@ BindPolicy bind_policy(const std::string& word) {
   if (word == "numa") return BindPolicy::kNuma;
   if (word == "core") return BindPolicy::kCore;
   if (word == "none") return BindPolicy::kNone;
-  throw Error(ExitCode::kUsage, "\"" + word + "\" is no way to bind ranks: write numa (each to NUMA nodes, the default), core (each to cores of its own) or none");
+  throw Error(ExitCode::kUsage, "\"" + word +
+                                    "\" is no way to bind ranks: write numa (each to NUMA nodes, the default), core "
+                                    "(each to cores of its own) or none");
 }
 
 std::vector<Affinity> choose_affinity(const std::vector<CoreView>& views, BindPolicy policy) {
@@ -158,7 +166,8 @@ Affinity bind_cores(Communicator& communicator, const DeviceBinding& device) {
   together(communicator, [&] { machine = std::make_unique<Machine>(!device.gpu.pci.empty()); });
   const CpuSet allowed = machine->allowed();
   const auto& topology = machine->topology();
-  const nlohmann::json own = {device.host, topology.packages, topology.numa_nodes, topology.cores, allowed, machine->cpus_near(device.gpu.pci)};
+  const nlohmann::json own = {device.host,    topology.packages, topology.numa_nodes,
+                              topology.cores, allowed,           machine->cpus_near(device.gpu.pci)};
   std::vector<CoreView> views;
   for (const auto& text : communicator.all_gather_bytes(own.dump())) {
     const auto json = nlohmann::json::parse(text);

@@ -26,8 +26,8 @@ std::string shown(const std::string& value) {
 
 }  // namespace
 
-void require_same(Communicator& communicator, const std::string& what, const std::string& value, const std::string& advice,
-                  ExitCode code) {
+void require_same(Communicator& communicator, const std::string& what, const std::string& value,
+                  const std::string& advice, ExitCode code) {
   char host[256] = "";
   ::gethostname(host, sizeof host - 1);
   const auto all = communicator.all_gather_bytes(std::string(host) + '\0' + compared_form(value));
@@ -43,21 +43,25 @@ void require_same(Communicator& communicator, const std::string& what, const std
     auto party = std::find_if(parties.begin(), parties.end(), [&](const Party& each) { return each.value == theirs; });
     if (party == parties.end()) party = parties.insert(party, Party{theirs, {}, {}});
     party->ranks.push_back(static_cast<int>(rank));
-    if (std::find(party->hosts.begin(), party->hosts.end(), host_of_rank) == party->hosts.end()) party->hosts.push_back(host_of_rank);
+    if (std::find(party->hosts.begin(), party->hosts.end(), host_of_rank) == party->hosts.end())
+      party->hosts.push_back(host_of_rank);
   }
   if (parties.size() == 1) return;
   // max_element gives the first of equals: at a tie the party of rank 0 comes before all others.
-  const auto majority = std::max_element(parties.begin(), parties.end(), [](const Party& a, const Party& b) {
-    return a.ranks.size() < b.ranks.size();
-  });
+  const auto majority = std::max_element(
+      parties.begin(), parties.end(), [](const Party& a, const Party& b) { return a.ranks.size() < b.ranks.size(); });
   std::string message = what + " differs between ranks: ";
   for (auto party = parties.begin(); party != parties.end(); ++party) {
     if (party == majority) continue;
     message += list_ranks(party->ranks) + " (";
     for (size_t i = 0; i < party->hosts.size() && i < 4; ++i) message += (i == 0 ? "host " : ", ") + party->hosts[i];
-    message += (party->hosts.size() > 4 ? ", ...) has " : party->ranks.size() > 1 ? ") have " : ") has ") + shown(party->value) + ", ";
+    message += (party->hosts.size() > 4   ? ", ...) has "
+                : party->ranks.size() > 1 ? ") have "
+                                          : ") has ") +
+               shown(party->value) + ", ";
   }
-  message += "while " + list_ranks(majority->ranks) + (majority->ranks.size() > 1 ? " have " : " has ") + shown(majority->value);
+  message += "while " + list_ranks(majority->ranks) + (majority->ranks.size() > 1 ? " have " : " has ") +
+             shown(majority->value);
   throw SharedError(code, message + ". " + advice);
 }
 

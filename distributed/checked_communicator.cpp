@@ -56,7 +56,8 @@ void CheckedCommunicator::require_device(const at::Tensor& tensor) const {
 
 void CheckedCommunicator::require_counts(const char* what, const std::vector<int64_t>& counts) const {
   if (static_cast<int>(counts.size()) != size())
-    refuse(std::string(what) + ": " + std::to_string(counts.size()) + " counts for " + std::to_string(size()) + " ranks");
+    refuse(std::string(what) + ": " + std::to_string(counts.size()) + " counts for " + std::to_string(size()) +
+           " ranks");
   for (const int64_t count : counts)
     if (count < 0) refuse(std::string(what) + ": a count is " + std::to_string(count));
 }
@@ -86,7 +87,9 @@ void CheckedCommunicator::throw_mismatch(const std::string& message) const {
 
 template <typename Body>
 void CheckedCommunicator::run(CollectiveCall call, const Body& body) {
-  if (!usable_) throw Error(ExitCode::kPeerFailed, "A rank of " + names_.communicator + " has failed: it has no collectives any more.");
+  if (!usable_)
+    throw Error(ExitCode::kPeerFailed,
+                "A rank of " + names_.communicator + " has failed: it has no collectives any more.");
   // Once the watchdog ends this process, what an aborted operation left behind must not go on.
   if (recorded_) yield_to_watchdog(ExitCode::kInternal);
   call.sequence = ++sequence_;
@@ -112,7 +115,8 @@ void CheckedCommunicator::all_reduce_sum(at::Tensor tensor) {
   const CollectiveCall call = call_of(Collective::kAllReduceSum, tensor, false);
   const auto dtype = tensor.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kLong)
-    refuse(std::string("all_reduce_sum takes float32, float64 and int64 tensors, not ") + c10::getDtypeNames(dtype).first);
+    refuse(std::string("all_reduce_sum takes float32, float64 and int64 tensors, not ") +
+           c10::getDtypeNames(dtype).first);
   run(call, [&](const auto&) {
     if (tensor.numel() > 0) sum_body(tensor);
   });
@@ -123,7 +127,8 @@ at::Tensor CheckedCommunicator::all_gather_rows(const at::Tensor& rows, const st
   CollectiveCall call = call_of(Collective::kAllGatherRows, rows, true);
   require_counts("all_gather_rows", row_counts);
   if (rows.size(0) != row_counts[rank_])
-    refuse("all_gather_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " + std::to_string(row_counts[rank_]));
+    refuse("all_gather_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " +
+           std::to_string(row_counts[rank_]));
   call.counts_hash = hash_of(row_counts);
   at::Tensor gathered;
   run(call, [&](const auto&) {
@@ -154,7 +159,8 @@ at::Tensor CheckedCommunicator::all_to_all_rows(const at::Tensor& rows, const st
       std::vector<int64_t> both = send_counts;
       both.insert(both.end(), receive_counts.begin(), receive_counts.end());
       const size_t half = send_counts.size() * sizeof(int64_t);
-      const auto all = bytes_body({reinterpret_cast<const char*>(both.data()), 2 * half}, std::vector<int64_t>(size(), 2 * half));
+      const auto all =
+          bytes_body({reinterpret_cast<const char*>(both.data()), 2 * half}, std::vector<int64_t>(size(), 2 * half));
       std::vector<std::vector<int64_t>> all_sends(size(), send_counts), all_receives(size(), receive_counts);
       for (int peer = 0; peer < size(); ++peer) {
         std::memcpy(all_sends[peer].data(), all[peer].data(), half);
@@ -171,7 +177,8 @@ at::Tensor CheckedCommunicator::all_to_all_rows(const at::Tensor& rows, const st
 
 void CheckedCommunicator::broadcast(at::Tensor tensor, int root) {
   CollectiveCall call = call_of(Collective::kBroadcast, tensor, false);
-  if (root < 0 || root >= size()) refuse("broadcast: there is no rank " + std::to_string(root) + " of " + std::to_string(size()));
+  if (root < 0 || root >= size())
+    refuse("broadcast: there is no rank " + std::to_string(root) + " of " + std::to_string(size()));
   call.root = root;
   run(call, [&](const auto&) {
     if (tensor.numel() > 0) broadcast_body(tensor, root);
@@ -187,7 +194,8 @@ std::vector<std::string> CheckedCommunicator::all_gather_bytes(const std::string
   run(call, [&](const std::vector<CollectiveCall>& calls) {
     std::vector<int64_t> sizes;
     for (const auto& each : calls) sizes.push_back(each.own);
-    if (std::any_of(sizes.begin(), sizes.end(), [](int64_t length) { return length > 0; })) strings = bytes_body(bytes, sizes);
+    if (std::any_of(sizes.begin(), sizes.end(), [](int64_t length) { return length > 0; }))
+      strings = bytes_body(bytes, sizes);
   });
   return strings;
 }

@@ -8,12 +8,13 @@
 
 namespace muster::distributed {
 
-// What every backend with several ranks shares: arguments checked, calls compared between ranks, bytes counted. A backend adds
-// meet() and the bodies of the collectives. Every collective goes through one function, run(): there the flight record and the
-// watchdog learn what this rank does.
+// What every backend with several ranks shares: arguments checked, calls compared between ranks, bytes counted. A
+// backend adds meet() and the bodies of the collectives. Every collective goes through one function, run(): there the
+// flight record and the watchdog learn what this rank does.
 //
-// A call that does not fit is an error on every rank of the communicator: SharedError when they are the whole job, otherwise
-// Error; all have then met, and may go on together. After a rank did not come, the communicator can not be used any more.
+// A call that does not fit is an error on every rank of the communicator: SharedError when they are the whole job,
+// otherwise Error; all have then met, and may go on together. After a rank did not come, the communicator can not be
+// used any more.
 class CheckedCommunicator : public Communicator {
  public:
   int rank() const final { return rank_; }
@@ -29,21 +30,24 @@ class CheckedCommunicator : public Communicator {
   std::unique_ptr<Communicator> split(int group) final;
 
  protected:
-  // recorded: its collectives go into the process's flight record. Not for ranks that are threads: they would share one.
+  // recorded: its collectives go into the process's flight record. Not for ranks that are threads: they would share
+  // one.
   CheckedCommunicator(RankNames names, int rank, bool recorded = false);
 
   // The last collective: all ranks come to it before they take down what they share. Throws as any other does.
   void meet_for_the_last_time();
 
-  // Shows `own` to all other ranks and returns all ranks' calls, by rank. When a rank does not come in time: where there is a watchdog, it
-  // ends the process; otherwise throws Error(kPeerFailed), with absence() as its message, after collective_deadline().
+  // Shows `own` to all other ranks and returns all ranks' calls, by rank. When a rank does not come in time: where
+  // there is a watchdog, it ends the process; otherwise throws Error(kPeerFailed), with absence() as its message, after
+  // collective_deadline().
   virtual const std::vector<CollectiveCall>& meet(const CollectiveCall& own) = 0;
 
-  // The bodies. Arguments are checked and fit those of all ranks. Where no rank has anything to move they are not called.
+  // The bodies. Arguments are checked and fit those of all ranks. Where no rank has anything to move they are not
+  // called.
   virtual void sum_body(const at::Tensor& tensor) = 0;
   virtual void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) = 0;
-  virtual void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
-                             const at::Tensor& received) = 0;
+  virtual void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends,
+                             const std::vector<int64_t>& receives, const at::Tensor& received) = 0;
   virtual void broadcast_body(const at::Tensor& tensor, int root) = 0;
   // `sizes`: every rank's length.
   virtual std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>& sizes) = 0;

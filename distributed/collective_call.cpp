@@ -17,7 +17,8 @@ thread_local const char* current_label = "";
 
 // What must be the same on every rank.
 auto key_of(const CollectiveCall& call) {
-  return std::make_tuple(std::string_view(call.label), call.sequence, call.kind, call.dtype, call.device, call.root, call.dims, call.shape_hash, call.counts_hash);
+  return std::make_tuple(std::string_view(call.label), call.sequence, call.kind, call.dtype, call.device, call.root,
+                         call.dims, call.shape_hash, call.counts_hash);
 }
 
 // splitmix64's finalizer: a well-mixed 64-bit function of 64 bits.
@@ -65,13 +66,20 @@ const char* CollectiveLabel::current() { return current_label; }
 
 const char* name_of(Collective kind) {
   switch (kind) {
-    case Collective::kAllReduceSum: return "all_reduce_sum";
-    case Collective::kAllGatherRows: return "all_gather_rows";
-    case Collective::kAllToAllRows: return "all_to_all_rows";
-    case Collective::kBroadcast: return "broadcast";
-    case Collective::kAllGatherBytes: return "all_gather_bytes";
-    case Collective::kSplit: return "split";
-    case Collective::kEnd: return "the end of the job";
+    case Collective::kAllReduceSum:
+      return "all_reduce_sum";
+    case Collective::kAllGatherRows:
+      return "all_gather_rows";
+    case Collective::kAllToAllRows:
+      return "all_to_all_rows";
+    case Collective::kBroadcast:
+      return "broadcast";
+    case Collective::kAllGatherBytes:
+      return "all_gather_bytes";
+    case Collective::kSplit:
+      return "split";
+    case Collective::kEnd:
+      return "the end of the job";
   }
   return "an unknown collective";
 }
@@ -109,7 +117,8 @@ std::string list_ranks(std::vector<int> ranks) {
     size_t end = i + 1;
     while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
     if (end - i < 3) end = i + 1;
-    parts.push_back(end - i < 3 ? std::to_string(ranks[i]) : std::to_string(ranks[i]) + "-" + std::to_string(ranks[end - 1]));
+    parts.push_back(end - i < 3 ? std::to_string(ranks[i])
+                                : std::to_string(ranks[i]) + "-" + std::to_string(ranks[end - 1]));
     i = end;
   }
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
@@ -151,8 +160,10 @@ std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNam
   for (auto party = parties.begin(); party != parties.end(); ++party) {
     if (party == majority) continue;
     message += called(*party);
-    if (party->call->sequence != majority->call->sequence) message += " as its number " + std::to_string(party->call->sequence);
-    if (describe(*party->call) == describe(*majority->call)) message += " with another list of row counts or other sizes";
+    if (party->call->sequence != majority->call->sequence)
+      message += " as its number " + std::to_string(party->call->sequence);
+    if (describe(*party->call) == describe(*majority->call))
+      message += " with another list of row counts or other sizes";
     message += ", ";
   }
   return message + "while " + called(*majority) +
@@ -166,18 +177,20 @@ std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int
     for (size_t to = 0; to < receives.size(); ++to)
       if (sends[from][to] != receives[to][from])
         pairs += (pairs.empty() ? "rank " : ", rank ") + std::to_string(names.ranks[from]) + " sends " +
-                 std::to_string(sends[from][to]) + " rows to rank " + std::to_string(names.ranks[to]) + ", which expects " +
-                 std::to_string(receives[to][from]);
+                 std::to_string(sends[from][to]) + " rows to rank " + std::to_string(names.ranks[to]) +
+                 ", which expects " + std::to_string(receives[to][from]);
   return "Counts do not fit in " + place(call, names) + ", all_to_all_rows: " + pairs + ".";
 }
 
 std::string absence(const CollectiveCall& call, const CollectiveCall& last_completed, const std::vector<int>& missing,
                     double waited, const RankNames& names) {
-  return list_ranks(in_job(missing, names)) + " did not come to " + place(call, names) + ", " + describe(call) + ", within " +
-         seconds(waited) + ". The last collective that all completed: " +
-         (last_completed.sequence == 0 ? std::string("none")
-                                       : describe(last_completed) + ", number " + std::to_string(last_completed.sequence)) +
-         ". A rank that is stuck or far behind shows where in its log; MUSTER_COLLECTIVE_TIMEOUT sets how many seconds to wait.";
+  return list_ranks(in_job(missing, names)) + " did not come to " + place(call, names) + ", " + describe(call) +
+         ", within " + seconds(waited) + ". The last collective that all completed: " +
+         (last_completed.sequence == 0
+              ? std::string("none")
+              : describe(last_completed) + ", number " + std::to_string(last_completed.sequence)) +
+         ". A rank that is stuck or far behind shows where in its log; MUSTER_COLLECTIVE_TIMEOUT sets how many seconds "
+         "to wait.";
 }
 
 double timeout_from_environment() {

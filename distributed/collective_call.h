@@ -11,11 +11,19 @@
 namespace muster::distributed {
 
 // kEnd: ranks meet for the last time, before they leave the job.
-enum class Collective : int32_t { kAllReduceSum, kAllGatherRows, kAllToAllRows, kBroadcast, kAllGatherBytes, kSplit, kEnd };
+enum class Collective : int32_t {
+  kAllReduceSum,
+  kAllGatherRows,
+  kAllToAllRows,
+  kBroadcast,
+  kAllGatherBytes,
+  kSplit,
+  kEnd
+};
 
-// What the collectives that this thread calls while it lives are for: "gradients", "embeddings". Messages and flight records say it, and
-// ranks that give different labels to one collective disagree. The innermost counts. Of `label`, which must outlive this, 23 characters
-// are kept; plain ASCII.
+// What the collectives that this thread calls while it lives are for: "gradients", "embeddings". Messages and flight
+// records say it, and ranks that give different labels to one collective disagree. The innermost counts. Of `label`,
+// which must outlive this, 23 characters are kept; plain ASCII.
 class CollectiveLabel {
  public:
   explicit CollectiveLabel(const char* label);
@@ -28,8 +36,8 @@ class CollectiveLabel {
   const char* former_;
 };
 
-// What a rank is about to do, in fixed size: ranks show each other these before every collective (see checked_communicator.h), and
-// whoever records or watches what a rank does records these.
+// What a rank is about to do, in fixed size: ranks show each other these before every collective (see
+// checked_communicator.h), and whoever records or watches what a rank does records these.
 struct CollectiveCall {
   int64_t sequence = 0;  // 1 for a communicator's first collective
   char label[24] = "";   // what it is for; see CollectiveLabel
@@ -37,15 +45,15 @@ struct CollectiveCall {
   int32_t dtype = -1;   // at::ScalarType; -1: no tensor
   int32_t device = -1;  // at::DeviceType
   int32_t root = -1;
-  int32_t dims = 0;         // of the tensor, or of one row
-  int64_t shape[4] = {};    // its first four sizes, for messages
-  uint64_t shape_hash = 0;  // of all sizes
+  int32_t dims = 0;          // of the tensor, or of one row
+  int64_t shape[4] = {};     // its first four sizes, for messages
+  uint64_t shape_hash = 0;   // of all sizes
   uint64_t counts_hash = 0;  // all_gather_rows: of the row counts, which are the same list everywhere
 
   // Not the same on every rank:
   int64_t own = 0;  // all_gather_bytes: length; split: group; rows: number of rows given
-  // all_to_all_rows: sums over peers of a hash of (from, to, rows). All ranks' sums of sends and of receives are equal exactly
-  // when every count fits its counterpart, which all ranks can thus see from these calls alone.
+  // all_to_all_rows: sums over peers of a hash of (from, to, rows). All ranks' sums of sends and of receives are equal
+  // exactly when every count fits its counterpart, which all ranks can thus see from these calls alone.
   uint64_t sends_hash = 0;
   uint64_t receives_hash = 0;
 };
@@ -67,8 +75,8 @@ std::string list_ranks(std::vector<int> ranks);
 uint64_t hash_of(const std::vector<int64_t>& numbers);
 uint64_t hash_of_transfer(int from, int to, int64_t rows);
 
-// Empty when `calls`, one per rank, fit each other; otherwise the message: which ranks differ from the majority (at a tie: from the
-// lowest rank), what they called, and what the others called.
+// Empty when `calls`, one per rank, fit each other; otherwise the message: which ranks differ from the majority (at a
+// tie: from the lowest rank), what they called, and what the others called.
 std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names);
 // The same for all_to_all_rows whose hashes tell that counts do not fit: `sends` and `receives` are all ranks' counts.
 std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int64_t>>& sends,
@@ -80,8 +88,8 @@ std::string absence(const CollectiveCall& call, const CollectiveCall& last_compl
 // MUSTER_COLLECTIVE_TIMEOUT, in seconds; 0 where it is not set. Throws Error(kUsage) for what is not a positive number.
 double timeout_from_environment();
 
-// How long ranks that are threads, and NCCL, wait for each other: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what is not a
-// positive number throws Error(kUsage)), or what was set here.
+// How long ranks that are threads, and NCCL, wait for each other: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what
+// is not a positive number throws Error(kUsage)), or what was set here.
 std::chrono::duration<double> collective_deadline();
 void set_collective_deadline(std::chrono::duration<double> deadline);
 

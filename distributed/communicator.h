@@ -14,15 +14,16 @@ namespace muster::distributed {
 
 // The ranks of one job, or of one part of it, and what they can do together.
 //
-// Every function but rank(), size(), local_rank(), local_size(), bytes_sent() and abort() is collective: all ranks must call the same
-// ones in the same order with matching arguments. A rank that calls another one, or the same one with another dtype or size, is
-// found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked for, see nccl.h). A rank that does not come at all is named
-// after a deadline: in a job of MPI by the watchdog, which ends all ranks (watchdog.h); among threads by Error(kPeerFailed).
+// Every function but rank(), size(), local_rank(), local_size(), bytes_sent() and abort() is collective: all ranks must
+// call the same ones in the same order with matching arguments. A rank that calls another one, or the same one with
+// another dtype or size, is found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked
+// for, see nccl.h). A rank that does not come at all is named after a deadline: in a job of MPI by the watchdog, which
+// ends all ranks (watchdog.h); among threads by Error(kPeerFailed).
 //
-// Tensors are contiguous and live on the CPU, or, where the backend says so, on this rank's GPU. Calls on CPU tensors block until the
-// result is there. Calls on CUDA tensors are put on the current stream and return at once. Sums take float32, float64 and int64;
-// what only moves data takes any dtype. Wrong arguments throw Error(kInternal) before anything is sent.
-// Not for use from two threads at once.
+// Tensors are contiguous and live on the CPU, or, where the backend says so, on this rank's GPU. Calls on CPU tensors
+// block until the result is there. Calls on CUDA tensors are put on the current stream and return at once. Sums take
+// float32, float64 and int64; what only moves data takes any dtype. Wrong arguments throw Error(kInternal) before
+// anything is sent. Not for use from two threads at once.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -33,17 +34,18 @@ class Communicator {
   virtual int local_rank() const = 0;
   virtual int local_size() const = 0;
 
-  // Replaces `tensor` (same shape and dtype everywhere) by its sum over ranks. Every rank gets the same bits; which bits depends on
-  // the number of ranks (see tree_sum.h for sums that do not).
+  // Replaces `tensor` (same shape and dtype everywhere) by its sum over ranks. Every rank gets the same bits; which
+  // bits depends on the number of ranks (see tree_sum.h for sums that do not).
   virtual void all_reduce_sum(at::Tensor tensor) = 0;
 
-  // Concatenates the ranks' rows in rank order. `rows` is [row_counts[rank()], ...] with the same trailing shape and dtype
-  // everywhere; counts may be 0 and differ, and are the same list on every rank. Returns a new tensor [sum of row_counts, ...].
+  // Concatenates the ranks' rows in rank order. `rows` is [row_counts[rank()], ...] with the same trailing shape and
+  // dtype everywhere; counts may be 0 and differ, and are the same list on every rank. Returns a new tensor [sum of
+  // row_counts, ...].
   virtual at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) = 0;
 
   // Sends the first send_counts[0] rows to rank 0, the next send_counts[1] to rank 1, and so on. Returns a new tensor
-  // [sum of receive_counts, ...]: receive_counts[0] rows from rank 0, then those from rank 1, ... Same trailing shape and dtype
-  // everywhere; receive_counts[s] here must be send_counts[rank()] on rank s.
+  // [sum of receive_counts, ...]: receive_counts[0] rows from rank 0, then those from rank 1, ... Same trailing shape
+  // and dtype everywhere; receive_counts[s] here must be send_counts[rank()] on rank s.
   virtual at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send_counts,
                                      const std::vector<int64_t>& receive_counts) = 0;
 
@@ -53,39 +55,43 @@ class Communicator {
   // The control plane: one byte string per rank, any lengths, returned in rank order on every rank. Blocks.
   virtual std::vector<std::string> all_gather_bytes(const std::string& bytes) = 0;
 
-  // Parts the ranks into groups of those that give the same `group` (any number from 0), ordered as here. Each group has collectives
-  // of its own, which the other groups neither see nor wait for. The result must not outlive this communicator.
+  // Parts the ranks into groups of those that give the same `group` (any number from 0), ordered as here. Each group
+  // has collectives of its own, which the other groups neither see nor wait for. The result must not outlive this
+  // communicator.
   virtual std::unique_ptr<Communicator> split(int group) = 0;
 
   // Bytes that this rank has given to collectives for other ranks, since the start: of a tensor of b bytes on W ranks
-  // all_reduce_sum counts 2 b (W-1)/W (what a bandwidth-optimal algorithm sends per rank), all_gather_rows own bytes x (W-1),
-  // all_to_all_rows the bytes for others, broadcast b (W-1) on the root. The control plane is not counted.
+  // all_reduce_sum counts 2 b (W-1)/W (what a bandwidth-optimal algorithm sends per rank), all_gather_rows own bytes x
+  // (W-1), all_to_all_rows the bytes for others, broadcast b (W-1) on the root. The control plane is not counted.
   virtual int64_t bytes_sent() const = 0;
 
-  // Ends the whole job at once, when ranks can no longer meet (an exception on one of them). Any rank may call it alone.
+  // Ends the whole job at once, when ranks can no longer meet (an exception on one of them). Any rank may call it
+  // alone.
   [[noreturn]] virtual void abort(ExitCode code) = 0;
 };
 
 // A job of one process; needs no MPI.
 std::unique_ptr<Communicator> make_solo_communicator();
 
-// The ranks of this job: MPI's world when the process was started by mpirun or srun as one of several, otherwise a job of one
-// (MPI is then not started: it costs a quarter of a second). Throws Error(kUsage) when the starter promised more ranks than MPI
-// found, which would silently train as many separate models. CPU tensors only: see nccl.h for GPUs.
+// The ranks of this job: MPI's world when the process was started by mpirun or srun as one of several, otherwise a job
+// of one (MPI is then not started: it costs a quarter of a second). Throws Error(kUsage) when the starter promised more
+// ranks than MPI found, which would silently train as many separate models. CPU tensors only: see nccl.h for GPUs.
 std::unique_ptr<Communicator> connect();
 
-// Of how many processes mpirun or srun says that this is one; 1 when nobody does, and in a shell within a step (`srun --pty bash`).
+// Of how many processes mpirun or srun says that this is one; 1 when nobody does, and in a shell within a step (`srun
+// --pty bash`).
 int promised_ranks();
 
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 
-// Make and version of the MPI whose headers this was compiled with, as "Open MPI 4.1.4"; empty for a make that it does not know.
+// Make and version of the MPI whose headers this was compiled with, as "Open MPI 4.1.4"; empty for a make that it does
+// not know.
 std::string mpi_headers_version();
 
-// Runs `work` on every rank and lets all succeed or all throw. When any rank throws, every rank throws one SharedError that names
-// the ranks that failed (unless all failed alike) and carries the first failing rank's exit code. Collective; `work` itself
-// must not contain collectives that only some ranks reach.
+// Runs `work` on every rank and lets all succeed or all throw. When any rank throws, every rank throws one SharedError
+// that names the ranks that failed (unless all failed alike) and carries the first failing rank's exit code.
+// Collective; `work` itself must not contain collectives that only some ranks reach.
 void together(Communicator& communicator, const std::function<void()>& work);
 
 }  // namespace muster::distributed

@@ -15,7 +15,8 @@ int number_in_environment(const char* name) {
 
 // The step of `srun --pty bash` may have any number of tasks: what its user types is no rank of it.
 bool is_typed_into_a_shell() {
-  return std::getenv("SLURM_PTY_PORT") && number_in_environment("SLURM_PROCID") == 0 && number_in_environment("SLURM_TASK_PID") != getpid();
+  return std::getenv("SLURM_PTY_PORT") && number_in_environment("SLURM_PROCID") == 0 &&
+         number_in_environment("SLURM_TASK_PID") != getpid();
 }
 
 struct Promise {
@@ -39,15 +40,17 @@ std::unique_ptr<Communicator> connect() {
   if (promised <= 1) return make_solo_communicator();
   // Open MPI would end in its own words, those of its builder, on every rank.
   if (starter == std::string("srun") && !std::getenv("PMIX_RANK"))
-    throw Error(ExitCode::kUsage, "srun started " + std::to_string(promised) +
-                                      " processes without PMIx, so that each would train a model of its own. Add --mpi=pmix "
-                                      "(srun --mpi=list shows what your Slurm offers).");
+    throw Error(ExitCode::kUsage,
+                "srun started " + std::to_string(promised) +
+                    " processes without PMIx, so that each would train a model of its own. Add --mpi=pmix "
+                    "(srun --mpi=list shows what your Slurm offers).");
   auto communicator = make_mpi_communicator();
   if (communicator->size() != promised)
-    throw Error(ExitCode::kUsage, std::string(starter) + " started " + std::to_string(promised) + " processes, but MPI sees only " +
-                                      std::to_string(communicator->size()) +
-                                      ": each would train a model of its own. Start them by the mpirun, or the PMIx, that belongs to the "
-                                      "Open MPI that muster was built with.");
+    throw Error(ExitCode::kUsage,
+                std::string(starter) + " started " + std::to_string(promised) + " processes, but MPI sees only " +
+                    std::to_string(communicator->size()) +
+                    ": each would train a model of its own. Start them by the mpirun, or the PMIx, that belongs to the "
+                    "Open MPI that muster was built with.");
   return communicator;
 }
 

@@ -46,7 +46,8 @@ VisibleGpus visible_gpus() {
       return {{}, "GPU " + std::to_string(index) + " does not answer: " + explain(failed)};
     }
     char pci[32];
-    std::snprintf(pci, sizeof pci, "%04x:%02x:%02x.0", properties.pciDomainID, properties.pciBusID, properties.pciDeviceID);
+    std::snprintf(pci, sizeof pci, "%04x:%02x:%02x.0", properties.pciDomainID, properties.pciBusID,
+                  properties.pciDeviceID);
     visible.gpus.push_back({hex(properties.uuid), properties.name, pci});
   }
   return visible;
@@ -56,8 +57,9 @@ void use_gpu(int index) {
   const cudaError_t status = cudaSetDevice(index);
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw Error(ExitCode::kUsage, "GPU " + std::to_string(index) + " cannot be used: " + explain(status) +
-                                    " (nvidia-smi shows who uses it, and whether its compute mode lets several processes share it)");
+  throw Error(ExitCode::kUsage,
+              "GPU " + std::to_string(index) + " cannot be used: " + explain(status) +
+                  " (nvidia-smi shows who uses it, and whether its compute mode lets several processes share it)");
 }
 
 }  // namespace muster::distributed

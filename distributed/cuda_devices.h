@@ -9,7 +9,7 @@ namespace muster::distributed {
 struct Gpu {
   std::string uuid;  // 32 hex digits; two ranks that see the same one on one host see one GPU
   std::string name;
-  std::string pci;   // "0000:1b:00.0"; empty: not known
+  std::string pci;  // "0000:1b:00.0"; empty: not known
 };
 
 struct VisibleGpus {

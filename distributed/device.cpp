@@ -10,9 +10,13 @@
 namespace muster::distributed {
 namespace {
 
-std::string rank_on_host(size_t rank, const RankView& view) { return "rank " + std::to_string(rank) + " on " + view.host; }
+std::string rank_on_host(size_t rank, const RankView& view) {
+  return "rank " + std::to_string(rank) + " on " + view.host;
+}
 
-std::string plural(size_t count, const std::string& one) { return std::to_string(count) + " " + one + (count == 1 ? "" : "s"); }
+std::string plural(size_t count, const std::string& one) {
+  return std::to_string(count) + " " + one + (count == 1 ? "" : "s");
+}
 
 std::vector<std::string> uuids(const RankView& view) {
   std::vector<std::string> list;
@@ -35,14 +39,16 @@ bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
   if (blind == 0) return true;
   if (blind > 8) without += "\n  and " + std::to_string(blind - 8) + " more";
   if (blind < views.size())
-    throw SharedError(ExitCode::kUsage, "these ranks see no GPU, while others (" + with + ") do:" + without +
-                                            "\nGive every rank a GPU (Slurm: --gpus-per-task=1), or set training.device: CPU");
+    throw SharedError(ExitCode::kUsage,
+                      "these ranks see no GPU, while others (" + with + ") do:" + without +
+                          "\nGive every rank a GPU (Slurm: --gpus-per-task=1), or set training.device: CPU");
   if (wanted == WantedDevice::kAuto) return false;
   throw SharedError(ExitCode::kUsage, "training.device is CUDA, but no rank sees a GPU:" + without +
                                           "\nUse training.device: AUTO or CPU to train without one");
 }
 
-// Found by the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that somebody waited for.
+// Found by the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that
+// somebody waited for.
 void require_enough_allocated(const std::vector<RankView>& views) {
   std::map<std::string, std::pair<size_t, int>> hosts;  // ranks, GPUs
   for (const auto& view : views) {
@@ -52,9 +58,12 @@ void require_enough_allocated(const std::vector<RankView>& views) {
   }
   for (const auto& [host, counts] : hosts)
     if (counts.second > 0 && counts.first > static_cast<size_t>(counts.second))
-      throw SharedError(ExitCode::kUsage, plural(counts.first, "rank") + " on " + host + ", where Slurm has given this job " + plural(counts.second, "GPU") +
-                                              ": each rank needs one of its own. Ask for as many GPUs as ranks on each node (--gpus-per-node, --ntasks-per-node), set "
-                                              "training.share_device: true to let ranks share, or training.device: CPU to train without");
+      throw SharedError(ExitCode::kUsage,
+                        plural(counts.first, "rank") + " on " + host + ", where Slurm has given this job " +
+                            plural(counts.second, "GPU") +
+                            ": each rank needs one of its own. Ask for as many GPUs as ranks on each node "
+                            "(--gpus-per-node, --ntasks-per-node), set "
+                            "training.share_device: true to let ranks share, or training.device: CPU to train without");
 }
 
 }  // namespace
@@ -70,11 +79,13 @@ std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, co
   std::map<std::string, std::vector<size_t>> ranks_by_gpu;
   for (const auto& [gpus, ranks] : ranks_by_gpus) {
     if (ranks.size() > gpus.size() && !request.share)
-      throw SharedError(ExitCode::kUsage,
-                        plural(ranks.size(), "rank") + " on " + views[ranks[0]].host + " (" + rank_on_host(ranks[0], views[ranks[0]]) +
-                            " is the first) see the same " + plural(gpus.size(), "GPU") + " (" + views[ranks[0]].visible.gpus[0].name +
-                            "): each needs one of its own. Start at most " + plural(gpus.size(), "rank") +
-                            " there, or set training.share_device: true to let ranks share a GPU (slower; to try things out)");
+      throw SharedError(
+          ExitCode::kUsage,
+          plural(ranks.size(), "rank") + " on " + views[ranks[0]].host + " (" +
+              rank_on_host(ranks[0], views[ranks[0]]) + " is the first) see the same " + plural(gpus.size(), "GPU") +
+              " (" + views[ranks[0]].visible.gpus[0].name + "): each needs one of its own. Start at most " +
+              plural(gpus.size(), "rank") +
+              " there, or set training.share_device: true to let ranks share a GPU (slower; to try things out)");
     for (size_t place = 0; place < ranks.size(); ++place) {
       auto& binding = bindings[ranks[place]];
       const size_t index = place % gpus.size();
@@ -87,10 +98,11 @@ std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, co
     const auto& ranks = ranks_by_gpu.at(binding.gpu.uuid);
     binding.ranks_on_gpu = static_cast<int>(ranks.size());
     if (ranks.size() > 1 && !request.share)
-      throw SharedError(ExitCode::kUsage, rank_on_host(ranks[0], views[ranks[0]]) + " and " + rank_on_host(ranks[1], views[ranks[1]]) +
-                                              " would use the same GPU (" + binding.gpu.name + ", UUID " + binding.gpu.uuid +
-                                              "): the lists of GPUs that ranks see (CUDA_VISIBLE_DEVICES) overlap. Let all ranks of a "
-                                              "machine see the same GPUs, or each its own");
+      throw SharedError(ExitCode::kUsage,
+                        rank_on_host(ranks[0], views[ranks[0]]) + " and " + rank_on_host(ranks[1], views[ranks[1]]) +
+                            " would use the same GPU (" + binding.gpu.name + ", UUID " + binding.gpu.uuid +
+                            "): the lists of GPUs that ranks see (CUDA_VISIBLE_DEVICES) overlap. Let all ranks of a "
+                            "machine see the same GPUs, or each its own");
   }
   return bindings;
 }
@@ -103,7 +115,10 @@ DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& reque
   if (request.wanted != WantedDevice::kCpu) own.visible = visible_gpus();
   if (const char* allocated = std::getenv("SLURM_GPUS_ON_NODE")) own.allocated = std::atoi(allocated);
 
-  nlohmann::json description = {{"host", own.host}, {"why_none", own.visible.why_none}, {"allocated", own.allocated}, {"gpus", nlohmann::json::array()}};
+  nlohmann::json description = {{"host", own.host},
+                                {"why_none", own.visible.why_none},
+                                {"allocated", own.allocated},
+                                {"gpus", nlohmann::json::array()}};
   for (const auto& gpu : own.visible.gpus) description["gpus"].push_back({gpu.uuid, gpu.name, gpu.pci});
   std::vector<RankView> views;
   for (const auto& text : communicator.all_gather_bytes(description.dump())) {

@@ -11,7 +11,8 @@ namespace muster::distributed {
 namespace {
 
 int64_t now_in_microseconds() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 nlohmann::ordered_json time_or_null(int64_t microseconds) {
@@ -23,10 +24,14 @@ nlohmann::ordered_json time_or_null(int64_t microseconds) {
 
 const char* name_of(Phase phase) {
   switch (phase) {
-    case Phase::kSetup: return "setup";
-    case Phase::kStep: return "step";
-    case Phase::kSave: return "save";
-    case Phase::kEvaluation: return "evaluation";
+    case Phase::kSetup:
+      return "setup";
+    case Phase::kStep:
+      return "step";
+    case Phase::kSave:
+      return "save";
+    case Phase::kEvaluation:
+      return "evaluation";
   }
   return "unknown";
 }
@@ -93,18 +98,32 @@ FlightEntry FlightRecorder::last_completed() const {
 }
 
 std::string flight_record_json(const FlightRecordHeader& header, const std::vector<FlightEntry>& entries) {
-  nlohmann::ordered_json record = {{"format", "muster-flight-record"}, {"version", 1}, {"rank", header.rank},
-                                   {"world_size", header.world_size}, {"host", header.host}, {"process", ::getpid()},
-                                   {"time", time_or_null(now_in_microseconds())}, {"phase", name_of(header.phase)},
-                                   {"message", header.message}, {"missing_ranks", header.missing}};
+  nlohmann::ordered_json record = {{"format", "muster-flight-record"},
+                                   {"version", 1},
+                                   {"rank", header.rank},
+                                   {"world_size", header.world_size},
+                                   {"host", header.host},
+                                   {"process", ::getpid()},
+                                   {"time", time_or_null(now_in_microseconds())},
+                                   {"phase", name_of(header.phase)},
+                                   {"message", header.message},
+                                   {"missing_ranks", header.missing}};
   auto& collectives = record["collectives"] = nlohmann::ordered_json::array();
   for (const auto& entry : entries) {
     const auto& call = entry.call;
     std::vector<int64_t> sizes(call.shape, call.shape + std::clamp(call.dims, 0, 4));
-    collectives.push_back({{"number", entry.number}, {"communicator", entry.communicator}, {"sequence", call.sequence},
-                           {"label", call.label}, {"kind", name_of(call.kind)}, {"call", describe(call)}, {"sizes", sizes},
-                           {"own", call.own}, {"phase", name_of(entry.phase)}, {"entered", time_or_null(entry.entered)},
-                           {"completed", time_or_null(entry.completed)}, {"failed", entry.completed == FlightEntry::kFailed}});
+    collectives.push_back({{"number", entry.number},
+                           {"communicator", entry.communicator},
+                           {"sequence", call.sequence},
+                           {"label", call.label},
+                           {"kind", name_of(call.kind)},
+                           {"call", describe(call)},
+                           {"sizes", sizes},
+                           {"own", call.own},
+                           {"phase", name_of(entry.phase)},
+                           {"entered", time_or_null(entry.entered)},
+                           {"completed", time_or_null(entry.completed)},
+                           {"failed", entry.completed == FlightEntry::kFailed}});
   }
   return record.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }

@@ -26,8 +26,8 @@ struct FlightEntry {
 };
 static_assert(std::is_trivially_copyable_v<FlightEntry>);
 
-// The last collectives of this process. Written without locks by the threads that call collectives, at the cost of copying an entry; any
-// thread may read at any time, and then misses what is being overwritten.
+// The last collectives of this process. Written without locks by the threads that call collectives, at the cost of
+// copying an entry; any thread may read at any time, and then misses what is being overwritten.
 class FlightRecorder {
  public:
   static constexpr int kEntries = 64;

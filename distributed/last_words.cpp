@@ -38,14 +38,17 @@ void speak_and_record(const LastWords& words) {
   if (words.speaks) write_all(STDERR_FILENO, "muster: " + message + "\n");
   if (folder)
     write_file(*folder + "/flight-record-rank-" + std::to_string(words.rank) + ".json",
-               flight_record_json({words.rank, words.size, words.host, words.status.phase, message, words.missing}, flight_recorder().entries()));
+               flight_record_json({words.rank, words.size, words.host, words.status.phase, message, words.missing},
+                                  flight_recorder().entries()));
   run_abort_hooks();
   std::fflush(nullptr);
   // The first to leave makes mpirun end the others: that must not be before the one that speaks has spoken.
   pollfd spoken{words.speakers_process, POLLIN, 0};
   if (!words.speaks) ::poll(&spoken, 1, spoken.fd >= 0 ? kSpeaking : kSpeakingElsewhere);
-  // Rank 0, which tells everyone who speaks, is lost then. A slower rank must still see this one alive, or it takes it for lost too and speaks as well.
-  else if (words.rank != 0) ::poll(nullptr, 0, kStaying);
+  // Rank 0, which tells everyone who speaks, is lost then. A slower rank must still see this one alive, or it takes it
+  // for lost too and speaks as well.
+  else if (words.rank != 0)
+    ::poll(nullptr, 0, kStaying);
 }
 
 }  // namespace

@@ -17,13 +17,13 @@ namespace {
 
 constexpr size_t kTokenBytes = 16;
 constexpr uint32_t kMostAddresses = 16;
-constexpr uint32_t kLongest = 1 << 20;     // of a message
+constexpr uint32_t kLongest = 1 << 20;    // of a message
 constexpr size_t kLongestUnknown = 4096;  // that is read of a connection that has not said who it is
 
 struct Address {
   char token[kTokenBytes];
   uint32_t count;
-  uint16_t port;           // network order, like the addresses
+  uint16_t port;  // network order, like the addresses
   uint32_t hosts[kMostAddresses];
 };
 static_assert(sizeof(Address) <= Lifeline::kAddressBytes);
@@ -61,8 +61,8 @@ std::string Lifeline::listen(bool loopback) {
   listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_in address = socket_address(htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY), 0);
   socklen_t length = sizeof address;
-  if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::listen(listener_, size_) != 0 ||
-      ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+  if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(listener_, size_) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
     return "";
   own.port = address.sin_port;
   if (loopback) {
@@ -71,7 +71,8 @@ std::string Lifeline::listen(bool loopback) {
     ifaddrs* interfaces = nullptr;
     if (::getifaddrs(&interfaces) != 0) return "";
     for (const ifaddrs* each = interfaces; each && own.count < kMostAddresses; each = each->ifa_next)
-      if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET && (each->ifa_flags & IFF_UP) && !(each->ifa_flags & IFF_LOOPBACK))
+      if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET && (each->ifa_flags & IFF_UP) &&
+          !(each->ifa_flags & IFF_LOOPBACK))
         own.hosts[own.count++] = reinterpret_cast<const sockaddr_in*>(each->ifa_addr)->sin_addr.s_addr;
     ::freeifaddrs(interfaces);
   }
@@ -93,7 +94,8 @@ bool Lifeline::connect(const std::string& address) {
     if (error == EINPROGRESS) {
       pollfd wait{fd, POLLOUT, 0};
       socklen_t length = sizeof error;
-      if (::poll(&wait, 1, 2000) != 1 || ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = ETIMEDOUT;
+      if (::poll(&wait, 1, 2000) != 1 || ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0)
+        error = ETIMEDOUT;
     }
     if (error != 0) {
       ::close(fd);
@@ -102,19 +104,22 @@ bool Lifeline::connect(const std::string& address) {
     send_at_once(fd);
     connections_.push_back({fd, 0, "", ""});
     const int32_t own = rank_;
-    send(0, Kind::kHello, std::string(theirs.token, kTokenBytes) + std::string(reinterpret_cast<const char*>(&own), sizeof own));
+    send(0, Kind::kHello,
+         std::string(theirs.token, kTokenBytes) + std::string(reinterpret_cast<const char*>(&own), sizeof own));
     return true;
   }
   return false;
 }
 
 bool Lifeline::reaches(int rank) const {
-  return std::any_of(connections_.begin(), connections_.end(), [&](const Connection& each) { return each.rank == rank; });
+  return std::any_of(connections_.begin(), connections_.end(),
+                     [&](const Connection& each) { return each.rank == rank; });
 }
 
 void Lifeline::add_to(std::vector<pollfd>& waits) const {
   if (listener_ >= 0) waits.push_back({listener_, POLLIN, 0});
-  for (const auto& each : connections_) waits.push_back({each.fd, static_cast<short>(POLLIN | (each.out.empty() ? 0 : POLLOUT)), 0});
+  for (const auto& each : connections_)
+    waits.push_back({each.fd, static_cast<short>(POLLIN | (each.out.empty() ? 0 : POLLOUT)), 0});
 }
 
 void Lifeline::accept_new() {
@@ -122,7 +127,8 @@ void Lifeline::accept_new() {
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
     // Strangers that never say who they are must not use up this process's files.
-    const auto unknown = std::count_if(connections_.begin(), connections_.end(), [](const Connection& each) { return each.rank < 0; });
+    const auto unknown =
+        std::count_if(connections_.begin(), connections_.end(), [](const Connection& each) { return each.rank < 0; });
     if (unknown > size_ + 16) {
       ::close(fd);
       continue;
@@ -176,7 +182,9 @@ bool Lifeline::read_some(Connection& connection, std::vector<Event>& events) {
       continue;
     }
     int32_t claimed = -1;
-    if (head.kind != Kind::kHello || head.length != kTokenBytes + sizeof claimed || event.payload.compare(0, kTokenBytes, token_) != 0) return false;
+    if (head.kind != Kind::kHello || head.length != kTokenBytes + sizeof claimed ||
+        event.payload.compare(0, kTokenBytes, token_) != 0)
+      return false;
     std::memcpy(&claimed, event.payload.data() + kTokenBytes, sizeof claimed);
     if (claimed < 1 || claimed >= size_ || reaches(claimed)) return false;
     connection.rank = claimed;

@@ -8,11 +8,11 @@
 
 namespace muster::distributed {
 
-// Watchdogs talk to that of rank 0 over one TCP connection each, apart from MPI; so do others who cannot meet in a collective (kMessage). Nothing here waits,
-// but for connect(). For use by one thread.
+// Watchdogs talk to that of rank 0 over one TCP connection each, apart from MPI; so do others who cannot meet in a
+// collective (kMessage). Nothing here waits, but for connect(). For use by one thread.
 //
-// Whoever connects must know a random token, which ranks get through MPI. A connection that ends is an event: of a rank that has not
-// said kLeaving before, the process has died.
+// Whoever connects must know a random token, which ranks get through MPI. A connection that ends is an event: of a rank
+// that has not said kLeaving before, the process has died.
 class Lifeline {
  public:
   enum class Kind : uint32_t { kHello, kStatus, kLeaving, kReport, kVerdict, kEnd, kMessage };
@@ -28,8 +28,8 @@ class Lifeline {
   Lifeline(const Lifeline&) = delete;
   Lifeline& operator=(const Lifeline&) = delete;
 
-  // Rank 0. loopback: all ranks share this machine, no other can connect. Returns what connect() needs, kAddressBytes long; empty when
-  // there is no way to listen.
+  // Rank 0. loopback: all ranks share this machine, no other can connect. Returns what connect() needs, kAddressBytes
+  // long; empty when there is no way to listen.
   std::string listen(bool loopback);
   // Other ranks: tries rank 0's addresses in turn, at most 2 s each. False when none answers.
   bool connect(const std::string& address);

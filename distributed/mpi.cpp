@@ -21,16 +21,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Waits for peers: whoever is late may be waiting for this very core, where there are more ranks than cores or other jobs. So the core is offered to others after some tests of the
-// requests (a peer that runs comes within microseconds), and after a millisecond left to them, for a small part of the time waited so far: that is all it can be late itself.
+// Waits for peers: whoever is late may be waiting for this very core, where there are more ranks than cores or other
+// jobs. So the core is offered to others after some tests of the requests (a peer that runs comes within microseconds),
+// and after a millisecond left to them, for a small part of the time waited so far: that is all it can be late itself.
 class Patience {
  public:
   // To be called between two tests. Whether it has been long enough to do more than that.
   bool wait() {
     if (++tests_ < kSpins) return false;
     const auto waited = Clock::now() - begin_;
-    if (waited < std::chrono::milliseconds(1)) ::sched_yield();
-    else std::this_thread::sleep_for(std::min<Clock::duration>(waited / 20, std::chrono::milliseconds(1)));
+    if (waited < std::chrono::milliseconds(1))
+      ::sched_yield();
+    else
+      std::this_thread::sleep_for(std::min<Clock::duration>(waited / 20, std::chrono::milliseconds(1)));
     return true;
   }
 
@@ -50,14 +53,20 @@ void check(int status, const char* function) {
 }
 
 MPI_Datatype mpi_type(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat ? MPI_FLOAT : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE : MPI_INT64_T;
+  return tensor.scalar_type() == at::kFloat    ? MPI_FLOAT
+         : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE
+                                               : MPI_INT64_T;
 }
 
 class MpiCommunicator final : public CheckedCommunicator {
  public:
   // Takes over `comm`. `watchdog`: null for the world, which starts it. Collective over it.
   MpiCommunicator(MPI_Comm comm, RankNames names, int rank, std::shared_ptr<Watchdog> watchdog, int64_t largest_bytes)
-      : CheckedCommunicator(std::move(names), rank, true), comm_(comm), is_world_(!watchdog), largest_bytes_(largest_bytes), calls_(size()),
+      : CheckedCommunicator(std::move(names), rank, true),
+        comm_(comm),
+        is_world_(!watchdog),
+        largest_bytes_(largest_bytes),
+        calls_(size()),
         watchdog_(std::move(watchdog)) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     check(MPI_Comm_dup(comm_, &calls_comm_), "MPI_Comm_dup");
@@ -69,16 +78,19 @@ class MpiCommunicator final : public CheckedCommunicator {
     // Receives first; each rank begins with the one after it, so that not all start with rank 0.
     for (int step = 1; step < size(); ++step) {
       const int peer = (rank + step) % size();
-      check(MPI_Recv_init(&calls_[peer], sizeof(CollectiveCall), MPI_BYTE, peer, 0, calls_comm_, &requests_.emplace_back()),
+      check(MPI_Recv_init(&calls_[peer], sizeof(CollectiveCall), MPI_BYTE, peer, 0, calls_comm_,
+                          &requests_.emplace_back()),
             "MPI_Recv_init");
     }
     for (int step = 1; step < size(); ++step)
       check(MPI_Send_init(&calls_[rank], sizeof(CollectiveCall), MPI_BYTE, (rank + step) % size(), 0, calls_comm_,
-                          &requests_.emplace_back()), "MPI_Send_init");
+                          &requests_.emplace_back()),
+            "MPI_Send_init");
     if (!is_world_) return;
     watchdog_ = std::make_shared<Watchdog>(rank, size(), [&](const std::string& own) {
       std::string all(own.size() * size(), '\0');
-      check(MPI_Allgather(own.data(), static_cast<int>(own.size()), MPI_BYTE, all.data(), static_cast<int>(own.size()), MPI_BYTE, comm_),
+      check(MPI_Allgather(own.data(), static_cast<int>(own.size()), MPI_BYTE, all.data(), static_cast<int>(own.size()),
+                          MPI_BYTE, comm_),
             "MPI_Allgather");
       std::vector<std::string> parts;
       for (size_t start = 0; start < all.size(); start += own.size()) parts.push_back(all.substr(start, own.size()));
@@ -129,8 +141,8 @@ class MpiCommunicator final : public CheckedCommunicator {
     watchdog_->absent(missing);
   }
 
-  // Before the watchdogs stop, and MPI_Finalize waits for all ranks without end. A rank that calls something else instead is out of step;
-  // after its error it comes here too.
+  // Before the watchdogs stop, and MPI_Finalize waits for all ranks without end. A rank that calls something else
+  // instead is out of step; after its error it comes here too.
   void leave_together() {
     while (true) {
       try {
@@ -149,8 +161,9 @@ class MpiCommunicator final : public CheckedCommunicator {
     char* data = static_cast<char*>(tensor.data_ptr());
     const int64_t piece = std::max<int64_t>(1, largest_bytes_ / tensor.element_size());
     for (int64_t done = 0; done < tensor.numel(); done += piece)
-      check(MPI_Allreduce(MPI_IN_PLACE, data + done * tensor.element_size(), static_cast<int>(std::min(piece, tensor.numel() - done)),
-                          mpi_type(tensor), MPI_SUM, comm_), "MPI_Allreduce");
+      check(MPI_Allreduce(MPI_IN_PLACE, data + done * tensor.element_size(),
+                          static_cast<int>(std::min(piece, tensor.numel() - done)), mpi_type(tensor), MPI_SUM, comm_),
+            "MPI_Allreduce");
   }
 
   void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
@@ -177,17 +190,20 @@ class MpiCommunicator final : public CheckedCommunicator {
     };
     for (int step = 1; step < size(); ++step) {
       const int peer = (rank() + size() - step) % size();
-      in_pieces(receives[peer] * row_bytes, [&, start = to + offset(receives, peer)](int64_t done, int count, MPI_Request* request) {
-        check(MPI_Irecv(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Irecv");
-      });
+      in_pieces(receives[peer] * row_bytes,
+                [&, start = to + offset(receives, peer)](int64_t done, int count, MPI_Request* request) {
+                  check(MPI_Irecv(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Irecv");
+                });
     }
     for (int step = 1; step < size(); ++step) {
       const int peer = (rank() + step) % size();
-      in_pieces(sends[peer] * row_bytes, [&, start = from + offset(sends, peer)](int64_t done, int count, MPI_Request* request) {
-        check(MPI_Isend(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Isend");
-      });
+      in_pieces(sends[peer] * row_bytes,
+                [&, start = from + offset(sends, peer)](int64_t done, int count, MPI_Request* request) {
+                  check(MPI_Isend(start + done, count, MPI_BYTE, peer, 0, comm_, request), "MPI_Isend");
+                });
     }
-    if (sends[rank()] > 0) std::memcpy(to + offset(receives, rank()), from + offset(sends, rank()), sends[rank()] * row_bytes);
+    if (sends[rank()] > 0)
+      std::memcpy(to + offset(receives, rank()), from + offset(sends, rank()), sends[rank()] * row_bytes);
     check(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
   }
 
@@ -208,7 +224,8 @@ class MpiCommunicator final : public CheckedCommunicator {
     MPI_Comm part;
     check(MPI_Comm_split(comm_, group, rank(), &part), "MPI_Comm_split");
     const auto place = std::find(members.begin(), members.end(), rank()) - members.begin();
-    return std::make_unique<MpiCommunicator>(part, std::move(names), static_cast<int>(place), watchdog_, largest_bytes_);
+    return std::make_unique<MpiCommunicator>(part, std::move(names), static_cast<int>(place), watchdog_,
+                                             largest_bytes_);
   }
 
   // `sizes`: bytes of every rank.
@@ -218,7 +235,8 @@ class MpiCommunicator final : public CheckedCommunicator {
       const std::vector<int> counts(sizes.begin(), sizes.end());
       std::vector<int> starts(counts.size(), 0);
       std::partial_sum(counts.begin(), counts.end() - 1, starts.begin() + 1);
-      check(MPI_Allgatherv(own, counts[rank()], MPI_BYTE, all, counts.data(), starts.data(), MPI_BYTE, comm_), "MPI_Allgatherv");
+      check(MPI_Allgatherv(own, counts[rank()], MPI_BYTE, all, counts.data(), starts.data(), MPI_BYTE, comm_),
+            "MPI_Allgatherv");
       return;
     }
     int64_t start = 0;
@@ -230,7 +248,8 @@ class MpiCommunicator final : public CheckedCommunicator {
 
   void broadcast_raw(char* data, int64_t bytes, int root) {
     for (int64_t done = 0; done < bytes; done += largest_bytes_)
-      check(MPI_Bcast(data + done, static_cast<int>(std::min(largest_bytes_, bytes - done)), MPI_BYTE, root, comm_), "MPI_Bcast");
+      check(MPI_Bcast(data + done, static_cast<int>(std::min(largest_bytes_, bytes - done)), MPI_BYTE, root, comm_),
+            "MPI_Bcast");
   }
 
   MPI_Comm comm_;
@@ -270,7 +289,8 @@ std::string mpi_library_version() {
 
 std::string mpi_headers_version() {
 #if defined(OMPI_MAJOR_VERSION)
-  return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." + std::to_string(OMPI_RELEASE_VERSION);
+  return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." +
+         std::to_string(OMPI_RELEASE_VERSION);
 #elif defined(MPICH_VERSION)
   return "MPICH " MPICH_VERSION;
 #else

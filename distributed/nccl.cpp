@@ -26,7 +26,9 @@ using Clock = std::chrono::steady_clock;
 [[noreturn]] void refuse(const std::string& message) { throw Error(ExitCode::kInternal, message); }
 
 ncclDataType_t sum_type(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat ? ncclFloat32 : tensor.scalar_type() == at::kDouble ? ncclFloat64 : ncclInt64;
+  return tensor.scalar_type() == at::kFloat    ? ncclFloat32
+         : tensor.scalar_type() == at::kDouble ? ncclFloat64
+                                               : ncclInt64;
 }
 
 int64_t bytes_of(const at::Tensor& tensor) { return static_cast<int64_t>(tensor.nbytes()); }
@@ -66,17 +68,20 @@ class NcclConnection {
       }
       finished = state == ncclSuccess;
     }
-    if (finished) ncclCommDestroy(comm_);
-    else abort();
+    if (finished)
+      ncclCommDestroy(comm_);
+    else
+      abort();
   }
   NcclConnection(const NcclConnection&) = delete;
   NcclConnection& operator=(const NcclConnection&) = delete;
 
-  // Hands one operation (or, in a group, several) to NCCL: `operation(comm, stream)` returns NCCL's result. Returns when NCCL has put it
-  // on the stream.
+  // Hands one operation (or, in a group, several) to NCCL: `operation(comm, stream)` returns NCCL's result. Returns
+  // when NCCL has put it on the stream.
   template <typename Operation>
   void launch(const char* what, const Operation& operation) {
-    if (!comm_) throw Error(ExitCode::kPeerFailed, std::string(what) + ": the connection between the GPUs has failed before");
+    if (!comm_)
+      throw Error(ExitCode::kPeerFailed, std::string(what) + ": the connection between the GPUs has failed before");
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
     settle(asked == ncclSuccess ? state : asked, what, collective_deadline());
@@ -106,8 +111,10 @@ class NcclConnection {
              std::to_string(static_cast<int64_t>(patience.count())) + " s");
       }
       // An operation takes NCCL some ten microseconds, connecting takes seconds.
-      if (Clock::now() - begin < std::chrono::milliseconds(1)) std::this_thread::yield();
-      else std::this_thread::sleep_for(std::chrono::microseconds(100));
+      if (Clock::now() - begin < std::chrono::milliseconds(1))
+        std::this_thread::yield();
+      else
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
       ncclResult_t now = ncclInProgress;
       const ncclResult_t asked = ncclCommGetAsyncError(comm_, &now);
       state = asked == ncclSuccess ? now : asked;
@@ -120,11 +127,12 @@ class NcclConnection {
 
   [[noreturn]] void fail(const std::string& message) {
     abort();
-    throw Error(ExitCode::kPeerFailed,
-                message +
-                    ". Either a rank has failed (look for its message), or the GPUs cannot reach each other: start with NCCL_DEBUG=INFO in "
-                    "the environment to see what NCCL tries; NCCL_SOCKET_IFNAME names the network interface to use, NCCL_IB_DISABLE=1 and "
-                    "NCCL_P2P_DISABLE=1 turn faulty InfiniBand and direct GPU links off");
+    throw Error(ExitCode::kPeerFailed, message +
+                                           ". Either a rank has failed (look for its message), or the GPUs cannot "
+                                           "reach each other: start with NCCL_DEBUG=INFO in "
+                                           "the environment to see what NCCL tries; NCCL_SOCKET_IFNAME names the "
+                                           "network interface to use, NCCL_IB_DISABLE=1 and "
+                                           "NCCL_P2P_DISABLE=1 turn faulty InfiniBand and direct GPU links off");
   }
 
   std::atomic<ncclComm_t> comm_{nullptr};
@@ -133,12 +141,16 @@ class NcclConnection {
   const AbortHook hook_{[this] { abort(); }};
 };
 
-// CPU tensors and bytes go to the control plane, which checks and counts them itself; what reaches the base class is CUDA tensors.
+// CPU tensors and bytes go to the control plane, which checks and counts them itself; what reaches the base class is
+// CUDA tensors.
 class NcclCommunicator final : public CheckedCommunicator {
  public:
   // `owned`: null, or `control` itself.
   NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device, RankNames names)
-      : CheckedCommunicator(std::move(names), control.rank(), true), owned_(std::move(owned)), control_(control), device_(device) {
+      : CheckedCommunicator(std::move(names), control.rank(), true),
+        owned_(std::move(owned)),
+        control_(control),
+        device_(device) {
     if (!device.is_cuda() || !device.has_index()) refuse("NCCL needs a GPU with its number, not " + device.str());
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);
@@ -148,7 +160,8 @@ class NcclCommunicator final : public CheckedCommunicator {
         throw Error(ExitCode::kPeerFailed, std::string("NCCL could not start: ") + ncclGetErrorString(result) +
                                                "; start with NCCL_DEBUG=INFO in the environment to see why");
     });
-    const auto ids = control_.all_gather_bytes(rank() == 0 ? std::string(id.internal, sizeof id.internal) : std::string());
+    const auto ids =
+        control_.all_gather_bytes(rank() == 0 ? std::string(id.internal, sizeof id.internal) : std::string());
     std::memcpy(id.internal, ids[0].data(), sizeof id.internal);
     together(control_, [&] { connection_ = std::make_unique<NcclConnection>(id, rank(), size(), device_); });
   }
@@ -156,13 +169,16 @@ class NcclCommunicator final : public CheckedCommunicator {
   int local_rank() const override { return control_.local_rank(); }
   int local_size() const override { return control_.local_size(); }
   int64_t bytes_sent() const override { return CheckedCommunicator::bytes_sent() + control_.bytes_sent(); }
-  std::vector<std::string> all_gather_bytes(const std::string& bytes) override { return control_.all_gather_bytes(bytes); }
+  std::vector<std::string> all_gather_bytes(const std::string& bytes) override {
+    return control_.all_gather_bytes(bytes);
+  }
 
   void all_reduce_sum(at::Tensor tensor) override {
     on_host(tensor) ? control_.all_reduce_sum(tensor) : CheckedCommunicator::all_reduce_sum(tensor);
   }
   at::Tensor all_gather_rows(const at::Tensor& rows, const std::vector<int64_t>& row_counts) override {
-    return on_host(rows) ? control_.all_gather_rows(rows, row_counts) : CheckedCommunicator::all_gather_rows(rows, row_counts);
+    return on_host(rows) ? control_.all_gather_rows(rows, row_counts)
+                         : CheckedCommunicator::all_gather_rows(rows, row_counts);
   }
   at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send_counts,
                              const std::vector<int64_t>& receive_counts) override {
@@ -184,11 +200,12 @@ class NcclCommunicator final : public CheckedCommunicator {
 
   void require_device(const at::Tensor& tensor) const override {
     if (tensor.device() != device_)
-      refuse("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " + tensor.device().str());
+      refuse("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " +
+             tensor.device().str());
   }
 
-  // Through the control plane, where it is asked for, and for split(), which needs the others' groups. Otherwise the other ranks' calls
-  // are taken to be as this one's.
+  // Through the control plane, where it is asked for, and for split(), which needs the others' groups. Otherwise the
+  // other ranks' calls are taken to be as this one's.
   const std::vector<CollectiveCall>& meet(const CollectiveCall& own) override {
     calls_.assign(size(), own);
     if (check_ || own.kind == Collective::kSplit) {
@@ -203,7 +220,8 @@ class NcclCommunicator final : public CheckedCommunicator {
   void sum_body(const at::Tensor& tensor) override {
     used(tensor);
     connection_->launch("all_reduce_sum", [&](ncclComm_t comm, cudaStream_t stream) {
-      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), tensor.numel(), sum_type(tensor), ncclSum, comm, stream);
+      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), tensor.numel(), sum_type(tensor), ncclSum, comm,
+                           stream);
     });
   }
 
@@ -262,9 +280,11 @@ class NcclCommunicator final : public CheckedCommunicator {
     return std::make_unique<NcclCommunicator>(ranks, std::move(part), device_, std::move(names));
   }
 
-  // NCCL's kernels run on the current stream; memory that came from another one must not be given out again before they are done.
+  // NCCL's kernels run on the current stream; memory that came from another one must not be given out again before they
+  // are done.
   void used(const at::Tensor& tensor) const {
-    c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(), c10::cuda::getCurrentCUDAStream(device_.index()));
+    c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(),
+                                                  c10::cuda::getCurrentCUDAStream(device_.index()));
   }
 
   // Several operations that NCCL starts together. Returns the first error of any, or the group's result.
@@ -287,7 +307,8 @@ class NcclCommunicator final : public CheckedCommunicator {
   std::vector<CollectiveCall> calls_;
 };
 
-std::unique_ptr<Communicator> over_world(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device) {
+std::unique_ptr<Communicator> over_world(Communicator& control, std::unique_ptr<Communicator> owned,
+                                         c10::Device device) {
   RankNames names{"world", std::vector<int>(control.size())};
   std::iota(names.ranks.begin(), names.ranks.end(), 0);
   return std::make_unique<NcclCommunicator>(control, std::move(owned), device, std::move(names));
@@ -307,7 +328,8 @@ std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicato
 std::string nccl_version() {
   int version = 0;
   if (ncclGetVersion(&version) != ncclSuccess) return "";
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
 }
 
 }  // namespace muster::distributed

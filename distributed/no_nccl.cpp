@@ -3,7 +3,8 @@
 namespace muster::distributed {
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator&, c10::Device) {
-  throw Error(ExitCode::kUsage, "muster was built without CUDA: build it with ./setup.sh --device cuda, or use training.device: CPU");
+  throw Error(ExitCode::kUsage,
+              "muster was built without CUDA: build it with ./setup.sh --device cuda, or use training.device: CPU");
 }
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, c10::Device device) {

@@ -27,8 +27,12 @@ class SoloCommunicator final : public CheckedCommunicator {
     received.copy_(rows.detach());
   }
   void broadcast_body(const at::Tensor&, int) override {}
-  std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>&) override { return {bytes}; }
-  std::unique_ptr<Communicator> split_body(int, const std::vector<int>&, RankNames) override { return make_solo_communicator(); }
+  std::vector<std::string> bytes_body(const std::string& bytes, const std::vector<int64_t>&) override {
+    return {bytes};
+  }
+  std::unique_ptr<Communicator> split_body(int, const std::vector<int>&, RankNames) override {
+    return make_solo_communicator();
+  }
   void require_device(const at::Tensor&) const override {}
 
   std::vector<CollectiveCall> calls_{1};

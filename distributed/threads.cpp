@@ -28,8 +28,9 @@ struct Board {
   explicit Board(size_t size) : arrivals(size), data(size), counts(size) {
     for (auto& each : calls) each.resize(size);
   }
-  std::vector<int64_t> arrivals;         // how often each rank has arrived somewhere
-  std::vector<CollectiveCall> calls[2];  // by parity of the sequence number: a rank may be one collective ahead of a reader
+  std::vector<int64_t> arrivals;  // how often each rank has arrived somewhere
+  std::vector<CollectiveCall>
+      calls[2];  // by parity of the sequence number: a rank may be one collective ahead of a reader
   std::vector<char*> data;
   std::vector<const std::vector<int64_t>*> counts;
   std::map<std::pair<int64_t, int>, std::shared_ptr<Board>> parts;  // being split off: by arrival and group
@@ -72,9 +73,10 @@ class ThreadCommunicator final : public CheckedCommunicator {
       if (missing.empty()) return;
       for (const int peer : missing)
         if (!job_->fates[names().ranks[peer]].empty())
-          throw Error(ExitCode::kPeerFailed, "rank " + std::to_string(names().ranks[peer]) + " does not come to collective " +
-                                                 std::to_string(current_.sequence) + " of " + names().communicator + ", " +
-                                                 describe(current_) + ": it " + job_->fates[names().ranks[peer]]);
+          throw Error(ExitCode::kPeerFailed, "rank " + std::to_string(names().ranks[peer]) +
+                                                 " does not come to collective " + std::to_string(current_.sequence) +
+                                                 " of " + names().communicator + ", " + describe(current_) + ": it " +
+                                                 job_->fates[names().ranks[peer]]);
       const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
       if (waited >= deadline)
         throw Error(ExitCode::kPeerFailed, absence(current_, last_completed(), missing, waited.count(), names()));
@@ -97,9 +99,12 @@ class ThreadCommunicator final : public CheckedCommunicator {
   void sum_body(const at::Tensor& tensor) override {
     board_->data[rank()] = static_cast<char*>(tensor.data_ptr());
     arrive();
-    if (tensor.scalar_type() == at::kFloat) sum_slices<float>(tensor);
-    else if (tensor.scalar_type() == at::kDouble) sum_slices<double>(tensor);
-    else sum_slices<int64_t>(tensor);
+    if (tensor.scalar_type() == at::kFloat)
+      sum_slices<float>(tensor);
+    else if (tensor.scalar_type() == at::kDouble)
+      sum_slices<double>(tensor);
+    else
+      sum_slices<int64_t>(tensor);
     arrive();
     const int64_t width = tensor.element_size();
     for (int peer = 0; peer < size(); ++peer) {

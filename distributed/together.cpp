@@ -25,7 +25,8 @@ void together(Communicator& communicator, const std::function<void()>& work) {
     for (size_t rank = 0; rank < outcomes.size(); ++rank) {
       if (!failed(outcomes[rank])) continue;
       if (!message.empty()) message += "\n";
-      message += "rank " + std::to_string(rank) + " of " + std::to_string(outcomes.size()) + ": " + outcomes[rank].substr(1);
+      message +=
+          "rank " + std::to_string(rank) + " of " + std::to_string(outcomes.size()) + ": " + outcomes[rank].substr(1);
     }
   }
   throw SharedError(static_cast<ExitCode>((*first)[0]), message);

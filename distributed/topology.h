@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-// The processors of this machine, by hwloc. Its variables HWLOC_SYNTHETIC and HWLOC_XMLFILE put a made-up machine in the place of this
-// one: all of it is then allowed, and binding does nothing.
+// The processors of this machine, by hwloc. Its variables HWLOC_SYNTHETIC and HWLOC_XMLFILE put a made-up machine in
+// the place of this one: all of it is then allowed, and binding does nothing.
 namespace muster::distributed {
 
 // Numbers of hardware threads ("CPUs") as the operating system counts them, ascending.
@@ -16,9 +16,10 @@ CpuSet common_cpus(const CpuSet& one, const CpuSet& other);
 std::string cpu_text(const CpuSet& cpus);
 
 struct MachineTopology {
-  std::vector<CpuSet> packages;    // CPU sockets
-  std::vector<CpuSet> numa_nodes;  // those that have CPUs; of several on the same CPUs (memories of different speed) one
-  std::vector<CpuSet> cores;       // the hardware threads of each physical core
+  std::vector<CpuSet> packages;  // CPU sockets
+  std::vector<CpuSet>
+      numa_nodes;             // those that have CPUs; of several on the same CPUs (memories of different speed) one
+  std::vector<CpuSet> cores;  // the hardware threads of each physical core
 };
 
 class Machine {

@@ -19,7 +19,8 @@ TreeSum::TreeSum(int64_t leaves, std::vector<int64_t> boundaries, int rank)
   if (leaves < 1 || boundaries_.size() < 2 || boundaries_.front() != 0 || boundaries_.back() != leaves ||
       !std::is_sorted(boundaries_.begin(), boundaries_.end()))
     refuse("boundaries must ascend from 0 to the number of leaves");
-  if (rank < 0 || rank + 1 >= static_cast<int>(boundaries_.size())) refuse("there are no boundaries for rank " + std::to_string(rank));
+  if (rank < 0 || rank + 1 >= static_cast<int>(boundaries_.size()))
+    refuse("there are no boundaries for rank " + std::to_string(rank));
   next_leaf_ = boundaries_[rank_];
 }
 
@@ -28,9 +29,12 @@ bool TreeSum::is_node(int64_t lo, int64_t hi) const {
     if (node_lo == lo && node_hi == hi) return true;
     if (node_hi - node_lo <= 1) return false;
     const int64_t mid = middle(node_lo, node_hi);
-    if (hi <= mid) node_hi = mid;
-    else if (lo >= mid) node_lo = mid;
-    else return false;
+    if (hi <= mid)
+      node_hi = mid;
+    else if (lo >= mid)
+      node_lo = mid;
+    else
+      return false;
   }
 }
 
@@ -87,7 +91,8 @@ void TreeSum::add(int64_t leaf, const at::Tensor& flat) {
   if (leaf < next_leaf_ || leaf >= boundaries_[rank_ + 1])
     refuse("leaf " + std::to_string(leaf) + " of rank " + std::to_string(rank_) + " is out of order: expected " +
            std::to_string(next_leaf_) + " ... " + std::to_string(boundaries_[rank_ + 1] - 1));
-  if (flat.dim() != 1 || !flat.is_contiguous() || !flat.is_floating_point()) refuse("leaves are contiguous floating-point vectors");
+  if (flat.dim() != 1 || !flat.is_contiguous() || !flat.is_floating_point())
+    refuse("leaves are contiguous floating-point vectors");
   for (const Node& node : stack_)
     if (node.sum.defined() && (node.sum.numel() != flat.numel() || node.sum.scalar_type() != flat.scalar_type() ||
                                node.sum.device() != flat.device()))
@@ -118,7 +123,8 @@ at::Tensor TreeSum::pack(const at::Tensor& result, int ranks) const {
   std::vector<at::Tensor> parts;
   for (int part = 0; part < ranks; ++part)
     for (const at::Tensor& sum : sums)
-      parts.push_back(sum.slice(0, part_start(result.numel(), part, ranks), part_start(result.numel(), part + 1, ranks)));
+      parts.push_back(
+          sum.slice(0, part_start(result.numel(), part, ranks), part_start(result.numel(), part + 1, ranks)));
   return at::cat(parts);
 }
 
@@ -142,9 +148,10 @@ void TreeSum::reduce(Communicator& communicator, at::Tensor result) {
   at::NoGradGuard no_grad;
   const int ranks = communicator.size();
   if (ranks + 1 != static_cast<int>(boundaries_.size()) || communicator.rank() != rank_)
-    refuse("made for rank " + std::to_string(rank_) + " of " + std::to_string(boundaries_.size() - 1) + ", used by rank " +
-           std::to_string(communicator.rank()) + " of " + std::to_string(ranks));
-  if (result.dim() != 1 || !result.is_contiguous() || !result.is_floating_point()) refuse("the result is a contiguous vector");
+    refuse("made for rank " + std::to_string(rank_) + " of " + std::to_string(boundaries_.size() - 1) +
+           ", used by rank " + std::to_string(communicator.rank()) + " of " + std::to_string(ranks));
+  if (result.dim() != 1 || !result.is_contiguous() || !result.is_floating_point())
+    refuse("the result is a contiguous vector");
   for (const Node& node : stack_)
     if (node.sum.defined() && (node.sum.numel() != result.numel() || node.sum.scalar_type() != result.scalar_type() ||
                                node.sum.device() != result.device()))
@@ -152,8 +159,10 @@ void TreeSum::reduce(Communicator& communicator, at::Tensor result) {
   while (next_leaf_ < boundaries_[rank_ + 1]) push(next_leaf_++, at::Tensor());
 
   if (ranks == 1) {
-    if (stack_[0].sum.defined()) result.copy_(stack_[0].sum);
-    else result.zero_();
+    if (stack_[0].sum.defined())
+      result.copy_(stack_[0].sum);
+    else
+      result.zero_();
     return restart();
   }
 

@@ -17,7 +17,8 @@ constexpr int kPhases = 4;
 
 std::atomic<Phase> phase{Phase::kSetup};
 std::atomic<Clock::rep> progress{0};
-std::array<std::atomic<double>, kPhases> limits{Deadlines{}.setup, Deadlines{}.step, Deadlines{}.save, Deadlines{}.evaluation};
+std::array<std::atomic<double>, kPhases> limits{Deadlines{}.setup, Deadlines{}.step, Deadlines{}.save,
+                                                Deadlines{}.evaluation};
 // Strings are never freed: the watchdog may be reading the former one.
 std::atomic<const std::string*> folder{nullptr};
 std::array<std::atomic<AbortHook*>, 64> hooks{};
@@ -46,7 +47,8 @@ void set_deadlines(const Deadlines& deadlines) {
 
 Deadlines deadlines() {
   Deadlines all{limits[0], limits[1], limits[2], limits[3]};
-  if (const double everywhere = timeout_from_environment(); everywhere > 0) all = {everywhere, everywhere, everywhere, everywhere};
+  if (const double everywhere = timeout_from_environment(); everywhere > 0)
+    all = {everywhere, everywhere, everywhere, everywhere};
   return all;
 }
 
@@ -67,7 +69,9 @@ AbortHook::~AbortHook() {
 
 void run_abort_hooks() {
   for (auto& hook : hooks)
-    if (AbortHook* taken = hook.exchange(reinterpret_cast<AbortHook*>(1)); taken && taken != reinterpret_cast<AbortHook*>(1)) taken->action_();
+    if (AbortHook* taken = hook.exchange(reinterpret_cast<AbortHook*>(1));
+        taken && taken != reinterpret_cast<AbortHook*>(1))
+      taken->action_();
 }
 
 void yield_to_watchdog(ExitCode code) {
@@ -84,7 +88,9 @@ FlightRecorder& flight_recorder() {
 }
 
 Phase current_phase() { return phase.load(std::memory_order_relaxed); }
-Clock::time_point last_progress() { return Clock::time_point(Clock::duration(progress.load(std::memory_order_relaxed))); }
+Clock::time_point last_progress() {
+  return Clock::time_point(Clock::duration(progress.load(std::memory_order_relaxed)));
+}
 
 double deadline_of(Phase of) {
   constexpr double kLongest = 1e9;  // that a clock can count in nanoseconds

@@ -21,12 +21,12 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kHeartbeat = 500ms;
-constexpr auto kOtherDeaths = 200ms;    // from a death until it is told: what dies together is named together
-constexpr auto kRollCall = 300ms;       // for the thread that waits in a collective to say who is absent
-constexpr auto kSignOfLife = 1300ms;    // a rank that has said nothing for so long since a deadline passed does not run
-constexpr auto kLongSilence = 5s;       // such a rank does not run, whatever else has happened
-constexpr auto kRankZeroDecides = 1s;   // more than rank 0 takes to tell all
-constexpr auto kAborting = 3s;          // for mpirun to end us when another rank ends the job
+constexpr auto kOtherDeaths = 200ms;   // from a death until it is told: what dies together is named together
+constexpr auto kRollCall = 300ms;      // for the thread that waits in a collective to say who is absent
+constexpr auto kSignOfLife = 1300ms;   // a rank that has said nothing for so long since a deadline passed does not run
+constexpr auto kLongSilence = 5s;      // such a rank does not run, whatever else has happened
+constexpr auto kRankZeroDecides = 1s;  // more than rank 0 takes to tell all
+constexpr auto kAborting = 3s;         // for mpirun to end us when another rank ends the job
 
 struct Introduction {
   int32_t process;
@@ -70,7 +70,13 @@ void add(std::vector<int>& ranks, const std::vector<int>& more) {
 }  // namespace
 
 Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::string>(const std::string&)>& gather)
-    : rank_(rank), size_(size), process_fds_(size, -1), said_goodbye_(size, 0), died_(size, 0), views_(size), heard_(size, Clock::now()) {
+    : rank_(rank),
+      size_(size),
+      process_fds_(size, -1),
+      said_goodbye_(size, 0),
+      died_(size, 0),
+      views_(size),
+      heard_(size, Clock::now()) {
   const Introduction own = introduce_self();
   const auto all = gather(bytes_of(own));
   bool one_machine = true;
@@ -126,7 +132,9 @@ void Watchdog::absent(std::vector<int> ranks_of_job) {
   while (true) ::pause();
 }
 
-RankStatus Watchdog::own_status() const { return {current_phase(), flight_recorder().last_entered(), flight_recorder().last_completed()}; }
+RankStatus Watchdog::own_status() const {
+  return {current_phase(), flight_recorder().last_entered(), flight_recorder().last_completed()};
+}
 
 void Watchdog::loop() {
   // In a job of a moment rank 0 may have gone again: a failure is worth a note only while the job lasts.
@@ -141,8 +149,9 @@ void Watchdog::loop() {
     }
     if (now >= note_at) {
       note_at = Clock::time_point::max();
-      write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host + ") cannot reach rank 0 (host " +
-                                   views_[0].host + ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
+      write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host +
+                                   ") cannot reach rank 0 (host " + views_[0].host +
+                                   ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
     }
     if (aborted_ && now - *aborted_ > kAborting) ::_exit(abort_code_);
     // Once all have met for the last time nobody is missed.
@@ -150,9 +159,12 @@ void Watchdog::loop() {
     if (!aborted_ && !fault_) check_deadline();
     if (!aborted_ && fault_) advance_fault();
     Clock::duration patience = next_heartbeat - Clock::now();
-    if (fault_) patience = std::min<Clock::duration>(patience, 20ms);
-    else if (const double limit = deadline_of(current_phase()); limit > 0)  // punctual: then ranks find it together, before any has left
-      patience = std::min(patience, std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit)) - (Clock::now() - last_progress() - suspended_));
+    if (fault_)
+      patience = std::min<Clock::duration>(patience, 20ms);
+    else if (const double limit = deadline_of(current_phase());
+             limit > 0)  // punctual: then ranks find it together, before any has left
+      patience = std::min(patience, std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit)) -
+                                        (Clock::now() - last_progress() - suspended_));
     wait_and_read(std::max<Clock::duration>(patience, 0ms));
   }
 }
@@ -163,7 +175,8 @@ void Watchdog::wait_and_read(Clock::duration patience) {
   for (const int fd : process_fds_) waits.push_back({fd, POLLIN, 0});
   lifeline_->add_to(waits);
   const auto before = Clock::now();
-  ::poll(waits.data(), waits.size(), static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(patience).count()) + 1);
+  ::poll(waits.data(), waits.size(),
+         static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(patience).count()) + 1);
   const auto away = Clock::now() - before - patience;
   if (away > 2s) {  // this process was stopped, perhaps the whole job: that is no lack of progress
     if (last_progress() > suspended_since_progress_) suspended_ = {};
@@ -189,7 +202,8 @@ void Watchdog::take(const Lifeline::Event& event) {
   heard_[event.rank] = Clock::now();
   switch (event.kind) {
     case Lifeline::Kind::kHello:
-    case Lifeline::Kind::kMessage: break;
+    case Lifeline::Kind::kMessage:
+      break;
     case Lifeline::Kind::kStatus:
       views_[event.rank].heard = take_value(payload, views_[event.rank].status);
       break;
@@ -232,7 +246,8 @@ void Watchdog::take(const Lifeline::Event& event) {
       leave(missing, payload, std::clamp(speaker, 0, size_ - 1));
     }
     case Lifeline::Kind::kEnd:
-      // On this machine the process itself says when it ends. One that was never heard of may have left before it had read our first word.
+      // On this machine the process itself says when it ends. One that was never heard of may have left before it had
+      // read our first word.
       if (process_fds_[event.rank] < 0 && views_[event.rank].heard) lose(event.rank);
       break;
   }
@@ -276,13 +291,17 @@ bool Watchdog::is_ready(const Fault& fault) const {
   if (rank_ == 0 || died_[0] || !lifeline_->reaches(0)) {
     if (deaths || fault.orphaned) return age >= kOtherDeaths;
     // Whoever runs has spoken since: then nothing more will be known.
-    const auto has_spoken = [&](int rank) { return rank == rank_ || heard_[rank] > fault.found || !lifeline_->reaches(rank); };
+    const auto has_spoken = [&](int rank) {
+      return rank == rank_ || heard_[rank] > fault.found || !lifeline_->reaches(rank);
+    };
     bool all_spoke = true;
     for (int rank = 0; rank < size_; ++rank)
-      if (fault.suspects.empty() || std::count(fault.suspects.begin(), fault.suspects.end(), rank)) all_spoke = all_spoke && has_spoken(rank);
+      if (fault.suspects.empty() || std::count(fault.suspects.begin(), fault.suspects.end(), rank))
+        all_spoke = all_spoke && has_spoken(rank);
     return (all_spoke && age >= kOtherDeaths) || age >= kSignOfLife;
   }
-  if (deaths || fault.orphaned) return age >= kOtherDeaths + kRankZeroDecides || Clock::now() - heard_[0] > kLongSilence;
+  if (deaths || fault.orphaned)
+    return age >= kOtherDeaths + kRankZeroDecides || Clock::now() - heard_[0] > kLongSilence;
   if (heard_[0] < fault.found) return age >= kSignOfLife;
   return age >= kRollCall + kSignOfLife + kRankZeroDecides;
 }
@@ -293,8 +312,10 @@ void Watchdog::advance_fault() {
     const std::vector<int>* answer = answer_;
     if (fault.no_progress > 0 && !answer && Clock::now() - fault.found < kRollCall && !any_died()) return;
     fault.counted = true;
-    if (answer) add(fault.suspects, *answer);
-    else if (fault.own_deadline && !fault.waiting.inside()) add(fault.suspects, {rank_});
+    if (answer)
+      add(fault.suspects, *answer);
+    else if (fault.own_deadline && !fault.waiting.inside())
+      add(fault.suspects, {rank_});
   }
   std::vector<int> died;
   for (int rank = 0; rank < size_; ++rank)
@@ -302,7 +323,8 @@ void Watchdog::advance_fault() {
   if (rank_ != 0 && !fault.reported && !fault.orphaned) {
     fault.reported = true;
     const double seconds = died.empty() ? fault.no_progress : 0;
-    lifeline_->send(0, Lifeline::Kind::kReport, bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
+    lifeline_->send(0, Lifeline::Kind::kReport,
+                    bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
   }
   if (is_ready(fault)) settle(fault);
 }
@@ -318,21 +340,25 @@ void Watchdog::settle(const Fault& fault) {
   const bool deaths = !missing.empty();
   for (int rank = 0; rank < size_; ++rank) {
     if (rank == rank_ || died_[rank] || !lifeline_->reaches(rank)) continue;
-    views_[rank].silent = deaths || fault.orphaned ? Clock::now() - heard_[rank] > kLongSilence
-                                                   : heard_[rank] < fault.found && Clock::now() - fault.found >= kSignOfLife;
+    views_[rank].silent = deaths || fault.orphaned
+                              ? Clock::now() - heard_[rank] > kLongSilence
+                              : heard_[rank] < fault.found && Clock::now() - fault.found >= kSignOfLife;
     if (views_[rank].silent) add(missing, {rank});
   }
   if (!deaths) {
     // Who waits for others is missed too, but is not the cause where another rank is.
     auto causes = fault.suspects;
-    const auto waits = [&](int rank) { return views_[rank].heard && !views_[rank].silent && views_[rank].status.inside(); };
+    const auto waits = [&](int rank) {
+      return views_[rank].heard && !views_[rank].silent && views_[rank].status.inside();
+    };
     causes.erase(std::remove_if(causes.begin(), causes.end(), waits), causes.end());
     add(missing, causes);
     if (missing.empty()) add(missing, fault.suspects);
   }
   std::string text = describe_fault(missing, views_, fault.waiting, deaths ? 0 : fault.no_progress);
   if (fault.orphaned)
-    missing.clear(), text = "the program that started the ranks of host " + views_[rank_].host + " (mpirun, or its daemon there) has ended without them.";
+    missing.clear(), text = "the program that started the ranks of host " + views_[rank_].host +
+                            " (mpirun, or its daemon there) has ended without them.";
   // The lowest rank that is not missing speaks. Where all are, because each hangs by itself: the lowest that runs.
   int32_t speaker = 0;
   while (std::count(missing.begin(), missing.end(), speaker)) ++speaker;
@@ -347,7 +373,8 @@ void Watchdog::leave(const std::vector<int>& missing, const std::string& text, i
   set_fault_found();
   ::signal(SIGTERM, SIG_IGN);
   const bool speaks = rank_ == speaker;
-  end_process({rank_, size_, views_[rank_].host, missing, text, speaks, speaks ? -1 : process_fds_[speaker], own_status()});
+  end_process(
+      {rank_, size_, views_[rank_].host, missing, text, speaks, speaks ? -1 : process_fds_[speaker], own_status()});
 }
 
 void Watchdog::await_connections() {

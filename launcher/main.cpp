@@ -16,16 +16,17 @@ namespace {
 using muster::distributed::Error;
 using muster::distributed::ExitCode;
 
-// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the starter, before
-// MPI runs.
+// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the
+// starter, before MPI runs.
 bool is_first_rank() {
   for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"})
     if (const char* text = std::getenv(name)) return std::strcmp(text, "0") == 0;
   return true;
 }
 
-// Large tensors live for one step. Left alone, the allocator maps each anew, which the kernel clears page by page, and gives it back: a
-// tenth of a step's time. So freed memory stays with the process for the next step. What the user has set counts.
+// Large tensors live for one step. Left alone, the allocator maps each anew, which the kernel clears page by page, and
+// gives it back: a tenth of a step's time. So freed memory stays with the process for the next step. What the user has
+// set counts.
 void keep_freed_memory() {
 #if defined(__GLIBC__)
   if (std::getenv("MALLOC_MMAP_THRESHOLD_") || std::getenv("MALLOC_TRIM_THRESHOLD_")) return;
@@ -34,11 +35,13 @@ void keep_freed_memory() {
 #endif
 }
 
-// What a command prints is its result, but for those whose result is the run directory: a finished run must not look like a failed one.
+// What a command prints is its result, but for those whose result is the run directory: a finished run must not look
+// like a failed one.
 void require_written_output(const CLI::App& app) {
   if (app.got_subcommand("train") || app.got_subcommand("resume")) return;
   if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return;
-  throw Error(ExitCode::kIo, std::string("standard output could not be written (") + std::strerror(errno) + "): what was printed is not complete");
+  throw Error(ExitCode::kIo, std::string("standard output could not be written (") + std::strerror(errno) +
+                                 "): what was printed is not complete");
 }
 
 }  // namespace
@@ -79,7 +82,8 @@ int main(int argc, char** argv) {
     std::puts(MUSTER_VERSION);
     return 0;
   } catch (const CLI::ParseError& error) {
-    if (is_first_rank()) std::fprintf(stderr, "muster: %s\nSee: muster --help, muster <command> --help\n", error.what());
+    if (is_first_rank())
+      std::fprintf(stderr, "muster: %s\nSee: muster --help, muster <command> --help\n", error.what());
     return static_cast<int>(ExitCode::kUsage);
   } catch (const Error& error) {
     if (is_first_rank()) std::fprintf(stderr, "muster: %s\n", error.what());

@@ -1,9 +1,12 @@
-// Writes, reads and damages checkpoints, for the Python tests; ranks are threads. Exit status: that of the error, with its message on stderr.
+// Writes, reads and damages checkpoints, for the Python tests; ranks are threads. Exit status: that of the error, with
+// its message on stderr.
 //   checkpoint_probe save IN.safetensors FOLDER RANKS STEP [async]   the tensors of IN as a checkpoint of FOLDER
-//   checkpoint_probe load FOLDER RANKS OUT.safetensors               the newest whole one, into OUT; prints its step, then why newer ones were passed over
-//   checkpoint_probe try PATH...                                     loads and verifies each; prints "ok" or code and message, one line each
-//   checkpoint_probe damage FOLDER COUNT SEED                        flips bits and cuts files of the newest, COUNT times per file, one at a time; prints
-//                                                                    for each file how often that was noticed and the next older one loaded
+//   checkpoint_probe load FOLDER RANKS OUT.safetensors               the newest whole one, into OUT; prints its step,
+//   then why newer ones were passed over checkpoint_probe try PATH...                                     loads and
+//   verifies each; prints "ok" or code and message, one line each checkpoint_probe damage FOLDER COUNT SEED flips bits
+//   and cuts files of the newest, COUNT times per file, one at a time; prints
+//                                                                    for each file how often that was noticed and the
+//                                                                    next older one loaded
 #include <unistd.h>
 
 #include <cstdio>
@@ -68,7 +71,9 @@ std::string contents(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-void write(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes; }
+void write(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
 
 void damage(const std::string& folder, int count, uint64_t seed) {
   const auto found = find_checkpoints(folder);
@@ -94,15 +99,19 @@ void damage(const std::string& folder, int count, uint64_t seed) {
       const LoadedCheckpoint loaded = load(folder, ranks, reasons);
       const bool verified = attempt([&] { verify_checkpoint(found[0].path); }) == "ok";
       const bool seen = loaded.checkpoint.info.step == older && reasons.size() == 1 && !verified;
-      if (seen) last_reason = reasons[0];
-      else std::printf("NOT NOTICED: damage %d of %s: %zu bytes\n", i, path.c_str(), bad.size());
+      if (seen)
+        last_reason = reasons[0];
+      else
+        std::printf("NOT NOTICED: damage %d of %s: %zu bytes\n", i, path.c_str(), bad.size());
       noticed += seen;
     }
     write(path, good);
-    std::printf("%s: %d bits flipped, %d cut, %d noticed: %s\n", entry.path().filename().c_str(), flips, cuts, noticed, last_reason.c_str());
+    std::printf("%s: %d bits flipped, %d cut, %d noticed: %s\n", entry.path().filename().c_str(), flips, cuts, noticed,
+                last_reason.c_str());
   }
   std::vector<std::string> reasons;
-  if (load(folder, 2, reasons).checkpoint.info.step != newest) throw std::runtime_error("the newest checkpoint was not put right again");
+  if (load(folder, 2, reasons).checkpoint.info.step != newest)
+    throw std::runtime_error("the newest checkpoint was not put right again");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Writes TensorBoard files, for the Python tests: rows of metrics.jsonl come from standard input, each with a "wall_time" as well.
+// Writes TensorBoard files, for the Python tests: rows of metrics.jsonl come from standard input, each with a
+// "wall_time" as well.
 //   event_probe RUN_DIRECTORY           a new file
 //   event_probe RUN_DIRECTORY STEP      goes on with the one that is there after that step
 // Prints the file's path. Exit status: that of the error, with its message on stderr.

@@ -1,7 +1,8 @@
 // Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with
 // 17 significant digits, NaN as NaN.
 //   metrics_probe regression | classification CLASSES
-//   metrics_probe regression-floor | classification-floor CLASSES     lines are `train,x` (a training label) or `eval,x`
+//   metrics_probe regression-floor | classification-floor CLASSES     lines are `train,x` (a training label) or
+//   `eval,x`
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

@@ -1,5 +1,6 @@
-// model_probe INPUT.safetensors CONFIG.json OUTPUT.safetensors: runs a model, its losses, gradients and optimizer on a case that
-// a Python oracle has made. The contract is in tests/reference/golden.py. Under mpirun the ranks share the batch; rank 0 writes.
+// model_probe INPUT.safetensors CONFIG.json OUTPUT.safetensors: runs a model, its losses, gradients and optimizer on a
+// case that a Python oracle has made. The contract is in tests/reference/golden.py. Under mpirun the ranks share the
+// batch; rank 0 writes.
 #include <google/protobuf/text_format.h>
 
 #include <fstream>
@@ -19,7 +20,8 @@ using namespace muster;
 // The case's batch as a dataset in memory.
 class CaseDataset final : public data::Dataset {
  public:
-  CaseDataset(const std::map<std::string, at::Tensor>& tensors, const std::vector<std::string>& names, int64_t classes) {
+  CaseDataset(const std::map<std::string, at::Tensor>& tensors, const std::vector<std::string>& names,
+              int64_t classes) {
     const at::Tensor labels = tensors.at("batch.labels").to(at::kDouble);
     index_.task = classes > 0 ? data::Task::kClassification : data::Task::kRegression;
     index_.labels.assign(labels.const_data_ptr<double>(), labels.const_data_ptr<double>() + labels.numel());
@@ -27,8 +29,10 @@ class CaseDataset final : public data::Dataset {
     for (const auto& name : names) {
       values_.push_back(tensors.at("batch." + name + ".values").to(at::kFloat).contiguous());
       const at::Tensor offsets = tensors.at("batch." + name + ".offsets");
-      index_.modalities.push_back({name, values_.back().size(1),
-                                   {offsets.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>() + offsets.numel()}});
+      index_.modalities.push_back(
+          {name,
+           values_.back().size(1),
+           {offsets.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>() + offsets.numel()}});
     }
   }
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
@@ -46,9 +50,11 @@ config::Experiment experiment_of(const nlohmann::json& config) {
   config::Experiment experiment, defaults;
   google::protobuf::TextFormat::ParseFromString(std::string(config::defaults_text()), &defaults);
   google::protobuf::TextFormat::Parser parser;
-  if (!parser.ParseFromString(config.at("experiment").get<std::string>(), &experiment)) throw std::runtime_error("bad experiment text");
+  if (!parser.ParseFromString(config.at("experiment").get<std::string>(), &experiment))
+    throw std::runtime_error("bad experiment text");
   *experiment.mutable_training() = defaults.training();
-  experiment.mutable_training()->set_precision(config.value("precision", "FP64") == "FP64" ? config::Training::FP64 : config::Training::FP32);
+  experiment.mutable_training()->set_precision(config.value("precision", "FP64") == "FP64" ? config::Training::FP64
+                                                                                           : config::Training::FP32);
   experiment.set_seed(config.at("seed").get<uint64_t>());
   return experiment;
 }
@@ -83,7 +89,8 @@ int main(int argc, char** argv) {
   const batch::BatchReader reader(dataset, modalities, {}, parameters.dtype());
   const auto& options = experiment.optimizer();
   optim::AdamW optimizer(parameters, {options.beta1(), options.beta2(), options.epsilon(), options.weight_decay()});
-  training::Step step(*model, reader, *communicator, {config.at("microbatches"), config.value("reproducible", false), false});
+  training::Step step(*model, reader, *communicator,
+                      {config.at("microbatches"), config.value("reproducible", false), false});
   std::vector<int64_t> samples(dataset.index().size());
   for (size_t i = 0; i < samples.size(); ++i) samples[i] = static_cast<int64_t>(i);
   const auto plan = step.plan(samples);
@@ -97,8 +104,10 @@ int main(int argc, char** argv) {
     if (s == 0) {
       output.push_back({"outputs", outputs});
       output.push_back({"loss.total", outcome.total()});
-      for (const auto& [name, value] : outcome.terms()) output.push_back({"loss." + name, at::scalar_tensor(value, at::kDouble)});
-      for (const auto& spec : parameters.specs()) output.push_back({"gradients." + spec.name, parameters[spec.name].grad().clone()});
+      for (const auto& [name, value] : outcome.terms())
+        output.push_back({"loss." + name, at::scalar_tensor(value, at::kDouble)});
+      for (const auto& spec : parameters.specs())
+        output.push_back({"gradients." + spec.name, parameters[spec.name].grad().clone()});
     }
     optim::clip_gradients(parameters, optim::l2_norm(parameters.gradients()), options.clip_norm());
     optimizer.step(options.learning_rate());

@@ -16,9 +16,9 @@
 
 namespace muster::batch {
 
-// Reads batches in a thread of its own while earlier ones are being computed with. For a reader on a GPU the upload runs on a stream of
-// its own too, and next() makes the current stream, not the host, wait for it.
-// All functions are for one thread; the reader must outlive this and may be used by others at the same time.
+// Reads batches in a thread of its own while earlier ones are being computed with. For a reader on a GPU the upload
+// runs on a stream of its own too, and next() makes the current stream, not the host, wait for it. All functions are
+// for one thread; the reader must outlive this and may be used by others at the same time.
 class Prefetcher {
  public:
   // `ahead`: how many batches may lie ready. Each holds its frames in memory.
@@ -30,7 +30,8 @@ class Prefetcher {
   // Asks for one more batch, as BatchReader::read().
   void request(std::vector<int64_t> samples, std::vector<int64_t> global_rows);
 
-  // The oldest batch asked for and not yet taken. Throws what reading it threw; Error(kInternal) when none was asked for.
+  // The oldest batch asked for and not yet taken. Throws what reading it threw; Error(kInternal) when none was asked
+  // for.
   Batch next();
 
  private:

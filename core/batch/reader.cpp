@@ -2,8 +2,8 @@
 
 namespace muster::batch {
 
-BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
-                         at::ScalarType dtype, c10::Device device)
+BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities,
+                         std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device)
     : dataset_(dataset), modalities_(std::move(modalities)), dtype_(dtype), device_(device) {
   for (const auto& moment : moments) {
     means_.push_back(moment.mean.to(dtype).to(device));
@@ -82,7 +82,8 @@ at::Tensor BatchReader::labels(const std::vector<int64_t>& samples) const {
 }
 
 at::Tensor BatchReader::presence(const std::vector<int64_t>& samples) const {
-  at::Tensor presence = at::empty({static_cast<int64_t>(samples.size()), static_cast<int64_t>(modalities_.size())}, at::kBool);
+  at::Tensor presence =
+      at::empty({static_cast<int64_t>(samples.size()), static_cast<int64_t>(modalities_.size())}, at::kBool);
   bool* out = presence.mutable_data_ptr<bool>();
   for (const int64_t sample : samples)
     for (const int64_t modality : modalities_) *out++ = dataset_.index().modalities[modality].length(sample) > 0;

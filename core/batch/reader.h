@@ -12,19 +12,20 @@
 
 namespace muster::batch {
 
-// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes, converts to the compute dtype. Batches and
-// frames are on `device`, everything else on the CPU. On a GPU, frames are uploaded as float32 from page-locked memory and made ready
-// there, on the current stream, without making the host wait. Const functions may be called from several threads.
+// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes, converts to the compute
+// dtype. Batches and frames are on `device`, everything else on the CPU. On a GPU, frames are uploaded as float32 from
+// page-locked memory and made ready there, on the current stream, without making the host wait. Const functions may be
+// called from several threads.
 class BatchReader {
  public:
-  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or empty
-  // for no standardization. `dtype`: float32 or float64. The dataset must outlive the reader.
+  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or
+  // empty for no standardization. `dtype`: float32 or float64. The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
               at::ScalarType dtype, c10::Device device = c10::kCPU);
 
-  // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal bit for bit.
-  // `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU always false. Throws
-  // Error(kBadConfig) when kAlways cannot be.
+  // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal
+  // bit for bit. `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU
+  // always false. Throws Error(kBadConfig) when kAlways cannot be.
   bool keep_on_device(Residency wanted, int ranks = 1);
 
   // Samples in the order given; labels are included when the dataset has them.
@@ -50,8 +51,8 @@ class BatchReader {
 
   const data::Dataset& dataset_;
   std::vector<int64_t> modalities_;
-  std::vector<at::Tensor> means_;    // compute dtype [dim], on the device
-  std::vector<at::Tensor> inverses_; // 1 / standard deviation
+  std::vector<at::Tensor> means_;     // compute dtype [dim], on the device
+  std::vector<at::Tensor> inverses_;  // 1 / standard deviation
   at::ScalarType dtype_;
   c10::Device device_;
   std::shared_ptr<const ResidentFrames> resident_;

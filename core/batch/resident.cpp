@@ -33,8 +33,8 @@ bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int rank
   if (needed > free_bytes)
     throw distributed::Error(distributed::ExitCode::kBadConfig,
                              "training.data_on_device: ALWAYS needs " + gigabytes(needed) + " of GPU memory" +
-                                 (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") + ", but only " +
-                                 gigabytes(free_bytes) + " are free; use WHEN_IT_FITS or NEVER");
+                                 (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") +
+                                 ", but only " + gigabytes(free_bytes) + " are free; use WHEN_IT_FITS or NEVER");
   return true;
 }
 
@@ -43,7 +43,8 @@ ResidentFrames::ResidentFrames(const std::vector<Table>& tables, at::TensorOptio
   for (size_t position = 0; position < tables.size(); ++position) {
     const auto [frames, dim] = tables[position];
     tables_.push_back(at::empty({frames, dim}, options));
-    const int64_t chunk = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, dim * static_cast<int64_t>(sizeof(float))));
+    const int64_t chunk =
+        std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, dim * static_cast<int64_t>(sizeof(float))));
     for (int64_t first = 0; first < frames; first += chunk) {
       const int64_t count = std::min(chunk, frames - first);
       tables_.back().narrow(0, first, count).copy_(read(static_cast<int64_t>(position), first, count));
@@ -54,7 +55,8 @@ ResidentFrames::ResidentFrames(const std::vector<Table>& tables, at::TensorOptio
   device.synchronizeStream(device.getStream(options.device()));
 }
 
-at::Tensor ResidentFrames::gather(int64_t position, const std::vector<int64_t>& first_rows, const std::vector<int64_t>& offsets) const {
+at::Tensor ResidentFrames::gather(int64_t position, const std::vector<int64_t>& first_rows,
+                                  const std::vector<int64_t>& offsets) const {
   const at::Tensor& table = tables_[position];
   // Row i of the result is row i + shift of the table, with one shift per sample.
   std::vector<int64_t> shifts_and_lengths(2 * first_rows.size());
@@ -62,8 +64,10 @@ at::Tensor ResidentFrames::gather(int64_t position, const std::vector<int64_t>& 
     shifts_and_lengths[s] = first_rows[s] - offsets[s];
     shifts_and_lengths[first_rows.size() + s] = offsets[s + 1] - offsets[s];
   }
-  const auto uploaded = kernels::upload(shifts_and_lengths, table.device()).view({2, static_cast<int64_t>(first_rows.size())});
-  const at::Tensor rows = at::arange(offsets.back(), uploaded.options()) + uploaded[0].repeat_interleave(uploaded[1], 0, offsets.back());
+  const auto uploaded =
+      kernels::upload(shifts_and_lengths, table.device()).view({2, static_cast<int64_t>(first_rows.size())});
+  const at::Tensor rows =
+      at::arange(offsets.back(), uploaded.options()) + uploaded[0].repeat_interleave(uploaded[1], 0, offsets.back());
   return table.index_select(0, rows);
 }
 

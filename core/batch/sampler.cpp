@@ -24,8 +24,8 @@ std::vector<int64_t> shuffled(const std::vector<int64_t>& samples, uint64_t seed
   return order;
 }
 
-std::vector<int64_t> class_balanced(const std::vector<int64_t>& samples, const std::vector<double>& labels, uint64_t seed,
-                                    uint32_t epoch) {
+std::vector<int64_t> class_balanced(const std::vector<int64_t>& samples, const std::vector<double>& labels,
+                                    uint64_t seed, uint32_t epoch) {
   std::map<int64_t, std::vector<int64_t>> by_class;
   for (size_t i = 0; i < samples.size(); ++i) by_class[static_cast<int64_t>(labels[i])].push_back(samples[i]);
   std::vector<const std::vector<int64_t>*> classes;
@@ -45,12 +45,15 @@ std::vector<int64_t> class_balanced(const std::vector<int64_t>& samples, const s
 
 }  // namespace
 
-std::vector<int64_t> epoch_order(const std::vector<int64_t>& samples, const std::vector<double>& labels, Sampling sampling,
-                                 uint64_t seed, uint32_t epoch) {
+std::vector<int64_t> epoch_order(const std::vector<int64_t>& samples, const std::vector<double>& labels,
+                                 Sampling sampling, uint64_t seed, uint32_t epoch) {
   switch (sampling) {
-    case Sampling::kShuffle: return shuffled(samples, seed, epoch);
-    case Sampling::kClassBalanced: return class_balanced(samples, labels, seed, epoch);
-    case Sampling::kSequential: break;
+    case Sampling::kShuffle:
+      return shuffled(samples, seed, epoch);
+    case Sampling::kClassBalanced:
+      return class_balanced(samples, labels, seed, epoch);
+    case Sampling::kSequential:
+      break;
   }
   return samples;
 }

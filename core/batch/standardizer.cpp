@@ -17,10 +17,11 @@ at::Tensor read_sample(const data::Dataset& dataset, int64_t modality, int64_t s
 
 at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples) {
   for (const int64_t sample : samples)
-    if (dataset.index().modalities[modality].length(sample) > 0) return read_sample(dataset, modality, sample)[0].clone();
-  throw distributed::Error(distributed::ExitCode::kBadData,
-                           "data.standardize: no training sample has modality '" +
-                               dataset.index().modalities[modality].name + "'; leave it out of data.modalities");
+    if (dataset.index().modalities[modality].length(sample) > 0)
+      return read_sample(dataset, modality, sample)[0].clone();
+  throw distributed::Error(distributed::ExitCode::kBadData, "data.standardize: no training sample has modality '" +
+                                                                dataset.index().modalities[modality].name +
+                                                                "'; leave it out of data.modalities");
 }
 
 MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples,
@@ -40,7 +41,8 @@ FeatureMoments finish_moments(const MomentSums& total, const at::Tensor& pivot) 
   const at::Tensor centred_mean = total.sums[0] / n;
   const at::Tensor variance = (total.sums[1] / n - centred_mean * centred_mean).clamp_min(0);
   const at::Tensor deviation = variance.sqrt();
-  // A constant feature's computed deviation is rounding noise, not exactly 0; dividing by it would make noise the signal.
+  // A constant feature's computed deviation is rounding noise, not exactly 0; dividing by it would make noise the
+  // signal.
   const at::Tensor floor = 1e-7 * (pivot.abs() + centred_mean.abs());
   return {pivot + centred_mean, at::where(deviation > floor, deviation, at::ones_like(deviation))};
 }

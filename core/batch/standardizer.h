@@ -16,8 +16,8 @@ struct FeatureMoments {
   at::Tensor standard_deviation;  // population; 1 where a feature never varies, so that it becomes 0
 };
 
-// The part of a fit that one rank computes: sums over the frames of its share of samples, float64 [2, dim] (sum of x - pivot and
-// of its square) and the number of frames. Sums of several shares add up.
+// The part of a fit that one rank computes: sums over the frames of its share of samples, float64 [2, dim] (sum of x -
+// pivot and of its square) and the number of frames. Sums of several shares add up.
 struct MomentSums {
   at::Tensor sums;
   int64_t frames = 0;

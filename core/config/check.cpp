@@ -35,8 +35,8 @@ class Checker {
 
   const Experiment& all() const { return loaded_.experiment; }
 
-  // A problem of the values at these paths together. It is placed at the value most likely to be the mistake: an override
-  // rather than the file, the file rather than a preset or a default, and among equals the first.
+  // A problem of the values at these paths together. It is placed at the value most likely to be the mistake: an
+  // override rather than the file, the file rather than a preset or a default, and among equals the first.
   void fail(const Paths& paths, const std::string& message) {
     std::string place;
     for (const std::string& path : paths) {
@@ -120,7 +120,8 @@ class Checker {
             "from " + std::to_string(fewest) + " to " + std::to_string(most));
     require(synthetic.noise() >= 0 && synthetic.noise() <= 1000, "data.synthetic.noise", "from 0 to 1000");
     require(synthetic.agreement() >= 0 && synthetic.agreement() <= 1, "data.synthetic.agreement", "from 0 to 1");
-    require(synthetic.text_encoders() >= 1 && synthetic.text_encoders() <= 3, "data.synthetic.text_encoders", "from 1 to 3");
+    require(synthetic.text_encoders() >= 1 && synthetic.text_encoders() <= 3, "data.synthetic.text_encoders",
+            "from 1 to 3");
     if (synthetic.has_kind()) signal(synthetic);
     if (all().has_foal_net() && synthetic.kind() == Synthetic::REGRESSION) {
       fail({"data.synthetic.kind", "foal_net"},
@@ -142,14 +143,16 @@ class Checker {
     if (!classification && synthetic.text_encoders() > 1) names.push_back("text_b");
     if (!classification && synthetic.text_encoders() > 2) names.push_back("text_c");
     for (int i = 0; i < synthetic.without_signal_size(); ++i) {
-      const std::string &name = synthetic.without_signal(i), path = "data.synthetic.without_signal[" + std::to_string(i) + "]";
+      const std::string &name = synthetic.without_signal(i),
+                        path = "data.synthetic.without_signal[" + std::to_string(i) + "]";
       if (unusable_.count("data.synthetic.without_signal") != 0) break;
       if (std::find(names.begin(), names.end(), name) != names.end()) continue;
       fail({path}, "data.synthetic.without_signal names \"" + name + "\", but this data has " + either(names));
     }
     if (!classification && synthetic.agreement() != 0) {
       fail({"data.synthetic.agreement", "data.synthetic.kind"},
-           "data.synthetic.agreement is " + value("data.synthetic.agreement") + ", but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION");
+           "data.synthetic.agreement is " + value("data.synthetic.agreement") +
+               ", but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION");
     }
     if (classification && synthetic.text_encoders() != 1) {
       fail({"data.synthetic.text_encoders", "data.synthetic.kind"},
@@ -265,14 +268,15 @@ class Checker {
            "training.epochs and training.max_steps are both 0, so training would never end; give one of them");
     }
     require_count(training.batch_size(), "training.batch_size", kLargestBatch);
-    require(training.microbatches() <= kLargestBatch, "training.microbatches", "from 0 to " + std::to_string(kLargestBatch));
+    require(training.microbatches() <= kLargestBatch, "training.microbatches",
+            "from 0 to " + std::to_string(kLargestBatch));
     require(training.max_skipped_in_a_row() >= 1, "training.max_skipped_in_a_row", "at least 1");
     require(training.threads() <= 4096, "training.threads", "from 0 (OMP_NUM_THREADS) to 4096");
     require(training.log_every_steps() >= 1, "training.log_every_steps", "at least 1");
     if (training.reproducible() && training.threads() > 1) {
       fail({"training.threads", "training.reproducible"},
-           "training.reproducible needs one thread per rank (training.threads = 1, or 0), not " + value("training.threads") +
-               ": sums shared among threads round differently; use more ranks instead");
+           "training.reproducible needs one thread per rank (training.threads = 1, or 0), not " +
+               value("training.threads") + ": sums shared among threads round differently; use more ranks instead");
     }
   }
 

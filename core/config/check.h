@@ -14,9 +14,10 @@ namespace muster::config {
 const std::vector<std::string>& regression_metrics();
 const std::vector<std::string>& classification_metrics();
 
-// Adds a problem for every value that no data could make right: ranges, combinations, missing blocks. `loaded` is resolved.
-// `unusable` holds paths whose value is already known to be wrong: they and what is compared with them are not looked at.
-// `complete` is false when parts of the file were not understood, so that something seemingly missing may be among them.
+// Adds a problem for every value that no data could make right: ranges, combinations, missing blocks. `loaded` is
+// resolved. `unusable` holds paths whose value is already known to be wrong: they and what is compared with them are
+// not looked at. `complete` is false when parts of the file were not understood, so that something seemingly missing
+// may be among them.
 void check_experiment(const LoadedExperiment& loaded, const std::set<std::string>& unusable, bool complete,
                       Problems& problems);
 

@@ -47,8 +47,17 @@ std::vector<Difference> differences(const Experiment& before, const Experiment& 
 }
 
 bool may_change_in_a_run(const std::string& path, const Experiment& experiment) {
-  static const std::set<std::string> free{"name",  "preset", "data.path", "training.epochs", "training.max_steps", "training.log_every_steps", "training.threads",
-                                          "training.device", "training.share_device", "training.data_on_device", "evaluation.patience"};
+  static const std::set<std::string> free{"name",
+                                          "preset",
+                                          "data.path",
+                                          "training.epochs",
+                                          "training.max_steps",
+                                          "training.log_every_steps",
+                                          "training.threads",
+                                          "training.device",
+                                          "training.share_device",
+                                          "training.data_on_device",
+                                          "evaluation.patience"};
   for (const char* block : {"checkpoints", "deadlines"})
     if (path == block || path.rfind(std::string(block) + ".", 0) == 0) return true;
   // Where bits matter this does.

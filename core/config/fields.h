@@ -7,9 +7,9 @@
 
 namespace muster::config {
 
-// Sets a singular field, or adds to a repeated one, from its text-format form ("3", "\"text\"", "K_FOLD"). Returns what is
-// wrong with the value, with `path` as the field's name, or "" when it was taken. Stricter than text format: enums by name
-// only, no "not set" enum value, no octal numbers, strings that are text. Scalar fields only.
+// Sets a singular field, or adds to a repeated one, from its text-format form ("3", "\"text\"", "K_FOLD"). Returns what
+// is wrong with the value, with `path` as the field's name, or "" when it was taken. Stricter than text format: enums
+// by name only, no "not set" enum value, no octal numbers, strings that are text. Scalar fields only.
 std::string set_from_text(google::protobuf::Message& message, const google::protobuf::FieldDescriptor& field,
                           const std::string& path, const std::string& value);
 
@@ -24,7 +24,8 @@ using Visit =
     std::function<void(const std::string&, const google::protobuf::Message&, const google::protobuf::FieldDescriptor&)>;
 void for_each_set_field(const google::protobuf::Message& message, const Visit& visit, const std::string& prefix = "");
 
-// Whether the field at a dotted path is set, and with which message; {nullptr, nullptr} when it or a block around it is not.
+// Whether the field at a dotted path is set, and with which message; {nullptr, nullptr} when it or a block around it is
+// not.
 struct FieldAt {
   const google::protobuf::Message* message = nullptr;
   const google::protobuf::FieldDescriptor* field = nullptr;

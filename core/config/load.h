@@ -16,8 +16,8 @@ struct LoadedExperiment {
   std::string source_path;         // as given to load_experiment
   std::vector<std::string> notes;  // settings that have no effect, one sentence each; worth printing, no reason to stop
 
-  // Dotted field path -> "file:line", "--set path=value" or "preset NAME". Fields that are not in here have their default.
-  // Elements of repeated fields are also listed as "data.modalities[1]". Ask where() instead of reading this.
+  // Dotted field path -> "file:line", "--set path=value" or "preset NAME". Fields that are not in here have their
+  // default. Elements of repeated fields are also listed as "data.modalities[1]". Ask where() instead of reading this.
   std::map<std::string, std::string> origins;
 };
 
@@ -34,15 +34,16 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
 // preset are applied (a missing value is a problem); the checks are those of load_experiment. Throws likewise.
 Experiment parse_resolved(const std::string& text, const std::string& path);
 
-// The same for an experiment that a checkpoint holds, perhaps of an earlier muster: what it does not say has its default.
+// The same for an experiment that a checkpoint holds, perhaps of an earlier muster: what it does not say has its
+// default.
 Experiment parse_stored(const std::string& text, const std::string& path);
 
 // Where the value of a dotted field path ("training.batch_size", "data.modalities[1]") came from: "file:line",
 // "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.
 std::string where(const LoadedExperiment& loaded, const std::string& field_path);
 
-// Runs `work`, which judges values by what is found later. An Error(kBadConfig) from it that starts with a field's path ("training.threads: ...")
-// is thrown again with the place of that value in front, unless it is a default.
+// Runs `work`, which judges values by what is found later. An Error(kBadConfig) from it that starts with a field's path
+// ("training.threads: ...") is thrown again with the place of that value in front, unless it is a default.
 void with_places(const LoadedExperiment& loaded, const std::function<void()>& work);
 
 }  // namespace muster::config

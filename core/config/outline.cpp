@@ -28,7 +28,8 @@ std::vector<io::Tokenizer::Token> tokens_of(const std::string& text, const Repor
   io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
   TokenErrors errors(report);
   io::Tokenizer tokenizer(&stream, &errors);
-  // As TextFormat's parser sets it, but for strings over several lines: without them a forgotten quote is found where it is.
+  // As TextFormat's parser sets it, but for strings over several lines: without them a forgotten quote is found where
+  // it is.
   tokenizer.set_allow_f_after_float(true);
   tokenizer.set_comment_style(io::Tokenizer::SH_COMMENT_STYLE);
   tokenizer.set_require_space_after_number(false);

@@ -19,8 +19,8 @@ class Problems {
   bool empty() const { return problems_.empty(); }
   const std::string& path() const { return path_; }
 
-  // Throws Error(kBadConfig) "path: N problems:" and a line "place: message" for each: those of the file by line number,
-  // then the others in the order they were found. Beyond 50 only their number is given. No problem: returns.
+  // Throws Error(kBadConfig) "path: N problems:" and a line "place: message" for each: those of the file by line
+  // number, then the others in the order they were found. Beyond 50 only their number is given. No problem: returns.
   void throw_if_any() const;
 
  private:

@@ -9,8 +9,8 @@
 
 namespace muster::config {
 
-// Gives statements their meaning by the schema: fills a message, and records what it could not take and where each value
-// came from.
+// Gives statements their meaning by the schema: fills a message, and records what it could not take and where each
+// value came from.
 class StatementReader {
  public:
   // `place` names a line of the text the statements come from, as where() does.

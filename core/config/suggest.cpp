@@ -101,7 +101,8 @@ std::vector<std::string> nearest(const std::string& given, const std::vector<std
 std::string advice_for_field(const std::string& name, const pb::Descriptor& message, const std::string& prefix) {
   std::vector<std::string> here, paths, elsewhere;
   for (int i = 0; i < message.field_count(); ++i) here.push_back(message.field(i)->name());
-  collect_paths(*message.file()->message_type(0), "", paths);  // the schema's outermost message stands first in its file
+  collect_paths(*message.file()->message_type(0), "",
+                paths);  // the schema's outermost message stands first in its file
   for (const std::string& path : paths) {
     if (last_name(path) == lower(name) && path != join_path(prefix, last_name(path))) elsewhere.push_back(path);
   }
@@ -109,7 +110,8 @@ std::string advice_for_field(const std::string& name, const pb::Descriptor& mess
   if (elsewhere.empty()) {
     for (const std::string& near : nearest(name, here)) meant.push_back(join_path(prefix, near));
   } else {
-    // The very name exists, in another block. The nearest name of this block stays in the list: it may be meant as well.
+    // The very name exists, in another block. The nearest name of this block stays in the list: it may be meant as
+    // well.
     meant.assign(elsewhere.begin(), elsewhere.begin() + std::min<size_t>(3, elsewhere.size()));
     for (const std::string& near : nearest(name, here)) meant.push_back(join_path(prefix, near));
   }
@@ -124,7 +126,9 @@ std::string advice_for_field(const std::string& name, const pb::Descriptor& mess
     }
     if (meant.size() > 3) meant.resize(3);
   }
-  const std::string block = !prefix.empty() ? prefix : &message == Experiment::descriptor() ? "an experiment" : "this file";
+  const std::string block = !prefix.empty()                        ? prefix
+                            : &message == Experiment::descriptor() ? "an experiment"
+                                                                   : "this file";
   if (!meant.empty()) return "did you mean " + either(meant) + "?";
   return block + " has " + list(here, " and ");
 }

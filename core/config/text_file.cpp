@@ -44,7 +44,8 @@ std::string similar_files(const fs::path& path) {
   return near.empty() ? "" : "; did you mean " + either(near) + "?";
 }
 
-// Length of the UTF-8 sequence at `at`, 0 if there is no valid one (overlong forms, surrogates and > U+10FFFF are invalid).
+// Length of the UTF-8 sequence at `at`, 0 if there is no valid one (overlong forms, surrogates and > U+10FFFF are
+// invalid).
 size_t utf8_length(const std::string& bytes, size_t at) {
   const auto byte = [&](size_t i) -> unsigned { return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0; };
   const auto continues = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };

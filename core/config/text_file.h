@@ -4,18 +4,20 @@
 
 namespace muster::config {
 
-// The bytes of an experiment file as UTF-8 text without byte order mark. Throws Error(kBadConfig) that says what the file is
-// instead: missing (with similar names beside it), a folder, unreadable, empty, too large, binary, another encoding.
+// The bytes of an experiment file as UTF-8 text without byte order mark. Throws Error(kBadConfig) that says what the
+// file is instead: missing (with similar names beside it), a folder, unreadable, empty, too large, binary, another
+// encoding.
 std::string read_text_file(const std::string& path);
 
 // The same checks for text that has been read already; `path` is for messages.
 std::string checked_text(std::string text, const std::string& path);
 
-// Throws Error(kBadConfig) if a `# proto-message:` line among the comments at the top names another message than `message`.
+// Throws Error(kBadConfig) if a `# proto-message:` line among the comments at the top names another message than
+// `message`.
 void require_proto_message(const std::string& text, const std::string& path, const std::string& message);
 
-// Position of the first byte that is not part of valid UTF-8 or is a control character other than tab, newline and carriage
-// return; npos if there is none.
+// Position of the first byte that is not part of valid UTF-8 or is a control character other than tab, newline and
+// carriage return; npos if there is none.
 size_t first_non_text(const std::string& bytes);
 
 }  // namespace muster::config

@@ -30,10 +30,10 @@ class Container : public Dataset {
   virtual const std::vector<std::string>& targets() const = 0;
 };
 
-// Opens a container and checks all of its structure; frames are not read. For a target other than /samples/label the task is
-// classification when the target is of an integer type and the file's task is classification, otherwise regression.
-// Throws Error(kBadData) that lists every structural problem (the first 20), with the path of the dataset and the id of the
-// sample; Error(kIo) when the file is missing or cannot be read.
+// Opens a container and checks all of its structure; frames are not read. For a target other than /samples/label the
+// task is classification when the target is of an integer type and the file's task is classification, otherwise
+// regression. Throws Error(kBadData) that lists every structural problem (the first 20), with the path of the dataset
+// and the id of the sample; Error(kIo) when the file is missing or cannot be read.
 std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options = {});
 
 }  // namespace muster::data

@@ -174,7 +174,8 @@ class Reader {
     check_labels(path);
   }
 
-  // A further target says by its type what it is: the emotions of a sentiment file may be classes, and the other way round.
+  // A further target says by its type what it is: the emotions of a sentiment file may be classes, and the other way
+  // round.
   void choose_task_of_target(const StoredDataset& dataset) {
     DatasetIndex& index = result_.index;
     if (dataset.type_class() == H5T_FLOAT) {

@@ -17,8 +17,8 @@ struct ContainerIndex {
   std::vector<std::string> targets;         // names in /samples/targets
 };
 
-// Reads and checks the whole structure of an open file. What is wrong is added to `problems`; the result is good only when
-// none were. Call with hdf5::library_mutex() held.
+// Reads and checks the whole structure of an open file. What is wrong is added to `problems`; the result is good only
+// when none were. Call with hdf5::library_mutex() held.
 ContainerIndex read_container_index(const hdf5::File& file, const std::string& path, const OpenOptions& options,
                                     Problems& problems);
 

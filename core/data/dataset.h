@@ -9,8 +9,8 @@ namespace muster::data {
 
 enum class Task { kRegression, kClassification };
 
-// One modality of all samples. Frames of sample i are rows [offsets[i], offsets[i+1]) of one long [frames, dim] table; an
-// empty range means that the modality is missing for that sample.
+// One modality of all samples. Frames of sample i are rows [offsets[i], offsets[i+1]) of one long [frames, dim] table;
+// an empty range means that the modality is missing for that sample.
 struct Modality {
   std::string name;
   int64_t dim = 0;
@@ -51,8 +51,8 @@ class Dataset {
   // Throws Error(kIo) when the file cannot be read, Error(kBadData) when it ends early.
   virtual void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const = 0;
 
-  // SHA-256 in lower-case hex of what was opened: the file's bytes, or the description of generated data. Two datasets with
-  // the same hash are the same data wherever they lie. Reads the whole file; call on one rank.
+  // SHA-256 in lower-case hex of what was opened: the file's bytes, or the description of generated data. Two datasets
+  // with the same hash are the same data wherever they lie. Reads the whole file; call on one rank.
   virtual std::string content_hash() const = 0;
 
   // Path of the file, or "synthetic".

@@ -19,7 +19,8 @@ uint64_t little_endian(const void* bytes, int count) {
   return value;
 }
 
-// An HDF5 "conversion" from a stored variable-length string to an opaque value of the same size: the bytes stay as they are.
+// An HDF5 "conversion" from a stored variable-length string to an opaque value of the same size: the bytes stay as they
+// are.
 herr_t keep_reference(hid_t source, hid_t target, H5T_cdata_t* data, size_t, size_t, size_t, void*, void*, hid_t) {
   if (data->command != H5T_CONV_INIT) return 0;
   data->need_bkg = H5T_BKG_NO;

@@ -11,9 +11,9 @@
 
 namespace muster::data::hdf5 {
 
-// HDF5 keeps variable-length strings in "global heap collections" and stores references to them. HDF5 1.10 trusts every length
-// in there: one flipped bit makes it write past its buffers. So muster lets HDF5 deliver the references and follows them
-// itself, checking each step (HDF5 File Format Specification 3.0, section III.E).
+// HDF5 keeps variable-length strings in "global heap collections" and stores references to them. HDF5 1.10 trusts every
+// length in there: one flipped bit makes it write past its buffers. So muster lets HDF5 deliver the references and
+// follows them itself, checking each step (HDF5 File Format Specification 3.0, section III.E).
 
 // What is stored in place of a string: length (4 bytes), address of the collection (8), index in it (4), little-endian.
 using StringReference = std::array<unsigned char, 16>;

@@ -120,8 +120,8 @@ int64_t checked_product(int64_t left, int64_t right, const std::string& path) {
   return product;
 }
 
-// HDF5 copies a whole chunk out of a buffer that is as long as what it found in the file: a chunk whose filters are marked as
-// skipped, or that is too short, would make it read past the end of that buffer.
+// HDF5 copies a whole chunk out of a buffer that is as long as what it found in the file: a chunk whose filters are
+// marked as skipped, or that is too short, would make it read past the end of that buffer.
 void check_chunks(const File& file, const StoredDataset& dataset, const hsize_t* chunk, int64_t chunk_bytes) {
   const size_t rank = dataset.shape.size();
   int64_t chunks = 1;
@@ -197,8 +197,8 @@ std::mutex& library_mutex() {
 }
 
 void prepare_library() {
-  // After a failed write (full disk) HDF5 1.10 cannot close its file, and its clean-up at exit crashes. Nothing needs that
-  // clean-up: whoever opens a file here closes it.
+  // After a failed write (full disk) HDF5 1.10 cannot close its file, and its clean-up at exit crashes. Nothing needs
+  // that clean-up: whoever opens a file here closes it.
   static const herr_t once = H5dont_atexit();
   static_cast<void>(once);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);

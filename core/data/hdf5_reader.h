@@ -10,9 +10,9 @@
 
 #include "core/data/problems.h"
 
-// The part of HDF5 that containers need, made safe against files that are damaged or mean harm: nothing outside the file is
-// ever opened, and nothing is allocated that the file does not really hold. All functions throw Problem when the file is
-// wrong; all must be called with library_mutex() held, because HDF5 is usually built without thread safety.
+// The part of HDF5 that containers need, made safe against files that are damaged or mean harm: nothing outside the
+// file is ever opened, and nothing is allocated that the file does not really hold. All functions throw Problem when
+// the file is wrong; all must be called with library_mutex() held, because HDF5 is usually built without thread safety.
 namespace muster::data::hdf5 {
 
 std::mutex& library_mutex();
@@ -58,8 +58,8 @@ struct File {
   int64_t bytes = 0;
 };
 
-// Opens for reading, without file locks (network file systems, read-only folders). Throws Error(kIo) when the path cannot be
-// opened, Problem when it is no whole HDF5 file.
+// Opens for reading, without file locks (network file systems, read-only folders). Throws Error(kIo) when the path
+// cannot be opened, Problem when it is no whole HDF5 file.
 File open_file(const std::string& path);
 
 // Whether `group` has a link called `name`.

@@ -31,8 +31,8 @@ struct ScanReport {
 };
 
 // Looks for non-finite features in samples [first_sample, end_sample) of the given modalities (positions in
-// index().modalities). Reads blocks of a few MiB. `progress`, where given, is called now and then with the number of samples
-// done and the number to do. Throws what Dataset::read_frames throws.
+// index().modalities). Reads blocks of a few MiB. `progress`, where given, is called now and then with the number of
+// samples done and the number to do. Throws what Dataset::read_frames throws.
 ScanReport scan_values(const Dataset& dataset, const std::vector<int64_t>& modalities, int64_t first_sample,
                        int64_t end_sample, const std::function<void(int64_t done, int64_t total)>& progress = {});
 

@@ -32,7 +32,8 @@ struct Split {
 // splits, an empty training or test set), Error(kBadData) when a class that occurs in the data is absent from training.
 Split make_split(const DatasetIndex& index, const SplitOptions& options);
 
-// Number of folds that `options` describes: 1 for kFixed, the number of groups for kLeaveOneGroupOut, `folds` for kKFold.
+// Number of folds that `options` describes: 1 for kFixed, the number of groups for kLeaveOneGroupOut, `folds` for
+// kKFold.
 int64_t number_of_folds(const DatasetIndex& index, const SplitOptions& options);
 
 }  // namespace muster::data

@@ -35,12 +35,14 @@ struct ModalityShape {
   int64_t dim;
   int64_t shortest, longest;
   uint32_t key;     // in the counters of what is its own: directions, noise, offsets
-  uint32_t source;  // in those of what encoders of the same thing share: lengths, places of the signal; its place in hidden_values()
+  uint32_t source;  // in those of what encoders of the same thing share: lengths, places of the signal; its place in
+                    // hidden_values()
   double gain;      // regression: amplitude of the hidden value
 };
 
 // In the order of names, as in a file.
-const std::vector<ModalityShape> classification_modalities{{"audio", 32, 20, 60, 0, 0, 0}, {"vision", 24, 10, 30, 1, 1, 0}};
+const std::vector<ModalityShape> classification_modalities{{"audio", 32, 20, 60, 0, 0, 0},
+                                                           {"vision", 24, 10, 30, 1, 1, 0}};
 const std::vector<ModalityShape> regression_modalities{{"audio", 12, 10, 50, 0, 0, 3},
                                                        {"text", 24, 5, 25, 1, 1, 3},
                                                        {"text_b", 32, 5, 25, 3, 1, 2.7},
@@ -76,8 +78,10 @@ class Synthetic : public Dataset {
       // Two directions each; regression uses the first.
       for (uint32_t which = 0; which < 2; ++which) directions_.push_back(direction(shape, which));
     }
-    if (classification()) fill_classification(samples);
-    else fill_regression(samples);
+    if (classification())
+      fill_classification(samples);
+    else
+      fill_regression(samples);
   }
 
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
@@ -150,8 +154,8 @@ class Synthetic : public Dataset {
     return order;
   }
 
-  // Ten samples of a group in a row hold 3, 3, 2 and 2 of the classes, and the first four one of each, so that small sets
-  // have all classes too.
+  // Ten samples of a group in a row hold 3, 3, 2 and 2 of the classes, and the first four one of each, so that small
+  // sets have all classes too.
   int class_of(uint32_t group, int64_t position) const {
     const auto block = static_cast<uint32_t>(position / 10);
     const auto place = static_cast<size_t>(position % 10);
@@ -329,7 +333,8 @@ std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, dou
     list += (list.empty() ? "\"" : ", \"") + std::string(shape.name) + "\"";
   }
   for (const std::string& name : signal.without)
-    require(names.count(name) != 0, "without_signal names \"" + name + "\", which is not among its modalities: " + list);
+    require(names.count(name) != 0,
+            "without_signal names \"" + name + "\", which is not among its modalities: " + list);
   return std::make_unique<Synthetic>(kind, samples, noise, seed, signal);
 }
 

@@ -11,27 +11,31 @@
 #include "core/kernels/token_attention.h"
 #include "core/kernels/upload.h"
 
-// Why not a slice per sample under autograd: each slice's backward writes a zero tensor of the full size, so a batch would cost
-// its square. Inside one node the per-sample views are free.
+// Why not a slice per sample under autograd: each slice's backward writes a zero tensor of the full size, so a batch
+// would cost its square. Inside one node the per-sample views are free.
 namespace muster::kernels {
 namespace {
 
 constexpr int64_t kMostScores = 1 << 18;  // at once: 1 MB of float32, which stays in a core's cache
 
-// Consecutive samples of equal lengths, whose products are computed by one call: beginning it takes longer than a short sample's product.
+// Consecutive samples of equal lengths, whose products are computed by one call: beginning it takes longer than a short
+// sample's product.
 struct Group {
-  size_t first;  // sample
+  size_t first;                    // sample
   int64_t samples, queries, rows;  // queries and rows: of each
 };
 
-std::vector<Group> groups_of(const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets, int64_t heads) {
+std::vector<Group> groups_of(const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
+                             int64_t heads) {
   std::vector<Group> groups;
   for (size_t sample = 0; sample + 1 < query_offsets.size(); ++sample) {
-    const int64_t queries = query_offsets[sample + 1] - query_offsets[sample], rows = context_offsets[sample + 1] - context_offsets[sample];
+    const int64_t queries = query_offsets[sample + 1] - query_offsets[sample],
+                  rows = context_offsets[sample + 1] - context_offsets[sample];
     if (queries == 0 || rows == 0) continue;
     if (!groups.empty()) {
       auto& last = groups.back();
-      const bool follows = last.first + static_cast<size_t>(last.samples) == sample && last.queries == queries && last.rows == rows;
+      const bool follows =
+          last.first + static_cast<size_t>(last.samples) == sample && last.queries == queries && last.rows == rows;
       if (follows && (last.samples + 1) * heads * queries * rows <= kMostScores) {
         ++last.samples;
         continue;
@@ -42,12 +46,14 @@ std::vector<Group> groups_of(const std::vector<int64_t>& query_offsets, const st
   return groups;
 }
 
-// Columns [column, column + dim) of rows [begin, begin + samples * rows) as [samples, heads, rows, dim/heads], a strided view made at once.
+// Columns [column, column + dim) of rows [begin, begin + samples * rows) as [samples, heads, rows, dim/heads], a
+// strided view made at once.
 struct Heads {
   int64_t dim, heads;
   at::Tensor operator()(const at::Tensor& table, int64_t begin, int64_t samples, int64_t rows, int64_t column) const {
     const int64_t row = table.stride(0), element = table.stride(1), width = dim / heads;
-    return table.as_strided({samples, heads, rows, width}, {rows * row, width * element, row, element}, table.storage_offset() + begin * row + column * element);
+    return table.as_strided({samples, heads, rows, width}, {rows * row, width * element, row, element},
+                            table.storage_offset() + begin * row + column * element);
   }
 };
 
@@ -66,10 +72,11 @@ at::Tensor weights_of(const at::Tensor& a, const at::Tensor& b, double scale, at
 }
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query, const at::Tensor& key_value,
-                            const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
-                            int64_t heads) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;  // whose care for each of the many views costs more than the view
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query,
+                            const at::Tensor& key_value, const std::vector<int64_t>& query_offsets,
+                            const std::vector<int64_t>& context_offsets, int64_t heads) {
+    const at::AutoDispatchBelowADInplaceOrView
+        below_autograd;  // whose care for each of the many views costs more than the view
     const int64_t dim = query.size(1);
     const Heads heads_of{dim, heads};
     const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
@@ -117,7 +124,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
       const at::Tensor v = merged(heads_of(key_value, c0, samples, rows, dim));
       const at::Tensor d_output = merged(heads_of(output_gradient, q0, samples, queries, 0));
       const at::Tensor& p = probabilities[group++];
-      write(heads_of(key_value_gradient, c0, samples, rows, dim), at::bmm(p.transpose(1, 2).to(v.scalar_type()), d_output));
+      write(heads_of(key_value_gradient, c0, samples, rows, dim),
+            at::bmm(p.transpose(1, 2).to(v.scalar_type()), d_output));
       const at::Tensor d_p = at::bmm(d_output, v.transpose(1, 2)).to(p.scalar_type());
       const at::Tensor d_scores =
           at::_softmax_backward_data(d_p, p, -1, p.scalar_type()).mul_(scale).to(query.scalar_type());
@@ -154,8 +162,10 @@ struct SegmentMeanFunction : torch::autograd::Function<SegmentMeanFunction> {
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& query_offsets,
                      const std::vector<int64_t>& context_offsets, int64_t heads) {
-  TORCH_CHECK(query_offsets.back() == query.size(0) && context_offsets.back() == key_value.size(0), "attention: the offsets do not end with the rows");
-  TORCH_CHECK(query.size(1) % heads == 0 && key_value.size(1) == 2 * query.size(1), "attention: ", heads, " heads of ", query.size(1), " columns, beside ", key_value.size(1));
+  TORCH_CHECK(query_offsets.back() == query.size(0) && context_offsets.back() == key_value.size(0),
+              "attention: the offsets do not end with the rows");
+  TORCH_CHECK(query.size(1) % heads == 0 && key_value.size(1) == 2 * query.size(1), "attention: ", heads, " heads of ",
+              query.size(1), " columns, beside ", key_value.size(1));
   if (can_fuse_attention(query, query_offsets, context_offsets, heads))
     return fused_attention(query, key_value, query_offsets, context_offsets, heads);
   if (is_token_attention(query, query_offsets)) return token_attention(query, key_value, context_offsets, heads);

@@ -31,14 +31,16 @@ __device__ uint4 philox(uint32_t key0, uint32_t key1, uint4 counter) {
 // blockIdx.x is the sample; its threads take groups of four elements, one Philox block each.
 // samples_and_rows: offsets [samples + 1], then global rows [samples].
 template <typename Scalar, typename Compute>
-__global__ void drop_kernel(const Scalar* __restrict__ in, Scalar* __restrict__ out, const int64_t* __restrict__ offsets,
-                            const int64_t* __restrict__ global_rows, int64_t dim, uint32_t threshold, Compute scale, uint32_t key0,
-                            uint32_t key1, uint32_t site, uint32_t step) {
+__global__ void drop_kernel(const Scalar* __restrict__ in, Scalar* __restrict__ out,
+                            const int64_t* __restrict__ offsets, const int64_t* __restrict__ global_rows, int64_t dim,
+                            uint32_t threshold, Compute scale, uint32_t key0, uint32_t key1, uint32_t site,
+                            uint32_t step) {
   const int64_t start = offsets[blockIdx.x] * dim;
   const int64_t elements = offsets[blockIdx.x + 1] * dim - start;
   const uint32_t row = static_cast<uint32_t>(global_rows[blockIdx.x]);
   const int64_t groups = (elements + 3) / 4;
-  for (int64_t group = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; group < groups; group += int64_t{gridDim.y} * blockDim.x) {
+  for (int64_t group = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; group < groups;
+       group += int64_t{gridDim.y} * blockDim.x) {
     const uint4 words = philox(key0, key1, make_uint4(static_cast<uint32_t>(group), row, site, step));
     const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
@@ -53,10 +55,11 @@ __global__ void drop_kernel(const Scalar* __restrict__ in, Scalar* __restrict__ 
 }
 
 template <typename Scalar, typename Compute>
-__global__ void segment_mean_kernel(const Scalar* __restrict__ values, Scalar* __restrict__ means, const int64_t* __restrict__ offsets,
-                                    int64_t dim) {
+__global__ void segment_mean_kernel(const Scalar* __restrict__ values, Scalar* __restrict__ means,
+                                    const int64_t* __restrict__ offsets, int64_t dim) {
   const int64_t begin = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
-  for (int64_t column = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; column < dim; column += int64_t{gridDim.y} * blockDim.x) {
+  for (int64_t column = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; column < dim;
+       column += int64_t{gridDim.y} * blockDim.x) {
     Compute sum = 0;
     for (int64_t row = begin; row < end; ++row) sum += static_cast<Compute>(values[row * dim + column]);
     means[blockIdx.x * dim + column] = static_cast<Scalar>(end > begin ? sum / static_cast<Compute>(end - begin) : sum);
@@ -70,8 +73,8 @@ unsigned blocks_for(int64_t threads) {
 
 }  // namespace
 
-at::Tensor dropout_cuda(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
-                        const DropoutKey& key) {
+at::Tensor dropout_cuda(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                        const std::vector<int64_t>& global_rows, const DropoutKey& key) {
   at::Tensor out = at::empty_like(x);
   const int64_t samples = static_cast<int64_t>(global_rows.size());
   if (x.numel() == 0) return out;
@@ -86,8 +89,8 @@ at::Tensor dropout_cuda(const at::Tensor& x, double p, const std::vector<int64_t
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "dropout", [&] {
     using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     drop_kernel<scalar_t, Compute><<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        x.const_data_ptr<scalar_t>(), out.mutable_data_ptr<scalar_t>(), device_offsets, device_offsets + samples + 1, x.size(1),
-        keep_threshold(p), static_cast<Compute>(1.0 / (1.0 - p)), static_cast<uint32_t>(key.seed),
+        x.const_data_ptr<scalar_t>(), out.mutable_data_ptr<scalar_t>(), device_offsets, device_offsets + samples + 1,
+        x.size(1), keep_threshold(p), static_cast<Compute>(1.0 / (1.0 - p)), static_cast<uint32_t>(key.seed),
         static_cast<uint32_t>(key.seed >> 32), key.site, key.step);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -104,7 +107,8 @@ at::Tensor segment_mean_cuda(const at::Tensor& values, const std::vector<int64_t
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, values.scalar_type(), "segment_mean", [&] {
     using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     segment_mean_kernel<scalar_t, Compute><<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        values.const_data_ptr<scalar_t>(), means.mutable_data_ptr<scalar_t>(), device_offsets.const_data_ptr<int64_t>(), dim);
+        values.const_data_ptr<scalar_t>(), means.mutable_data_ptr<scalar_t>(), device_offsets.const_data_ptr<int64_t>(),
+        dim);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return means;

@@ -18,7 +18,8 @@ namespace {
 constexpr int64_t kChunk = 4 * random::kLanes;  // elements that one call of philox_lanes covers
 
 template <typename Scalar, typename Compute>
-__attribute__((always_inline)) inline void drop(const Scalar* in, Scalar* out, const uint32_t* words, int64_t count, uint32_t threshold, Compute scale) {
+__attribute__((always_inline)) inline void drop(const Scalar* in, Scalar* out, const uint32_t* words, int64_t count,
+                                                uint32_t threshold, Compute scale) {
   for (int64_t i = 0; i < count; ++i) {
     const Compute kept = static_cast<Compute>(in[i]) * scale;
     // A select, not a product with 0: a dropped infinity must become 0, not NaN.
@@ -27,7 +28,9 @@ __attribute__((always_inline)) inline void drop(const Scalar* in, Scalar* out, c
 }
 
 MUSTER_CPU_VERSIONS
-void drop_chunk(const float* in, float* out, const uint32_t* words, uint32_t threshold, float scale) { drop(in, out, words, kChunk, threshold, scale); }
+void drop_chunk(const float* in, float* out, const uint32_t* words, uint32_t threshold, float scale) {
+  drop(in, out, words, kChunk, threshold, scale);
+}
 
 template <typename Scalar>
 void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint32_t row, const DropoutKey& key) {
@@ -47,8 +50,8 @@ void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint
   }
 }
 
-at::Tensor masked(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
-                  const DropoutKey& key) {
+at::Tensor masked(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                  const std::vector<int64_t>& global_rows, const DropoutKey& key) {
   const at::Tensor in = x.contiguous();
   if (in.is_cuda()) return dropout_cuda(in, p, offsets, global_rows, key);
   at::Tensor out = at::empty_like(in);
@@ -76,26 +79,28 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
     context->saved_data["step"] = step;
     context->saved_data["site"] = site;
     return masked(x, p, offsets, global_rows,
-                 {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(site)});
+                  {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(site)});
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto& saved = context->saved_data;
-    const DropoutKey key{static_cast<uint64_t>(saved.at("seed").toInt()), static_cast<uint32_t>(saved.at("step").toInt()),
+    const DropoutKey key{static_cast<uint64_t>(saved.at("seed").toInt()),
+                         static_cast<uint32_t>(saved.at("step").toInt()),
                          static_cast<uint32_t>(saved.at("site").toInt())};
     at::Tensor gradient = masked(gradients[0], saved.at("p").toDouble(), saved.at("offsets").toIntVector(),
-                                saved.at("global_rows").toIntVector(), key);
+                                 saved.at("global_rows").toIntVector(), key);
     return {gradient, {}, {}, {}, {}, {}, {}};
   }
 };
 
 }  // namespace
 
-at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
-                   const DropoutKey& key) {
+at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                   const std::vector<int64_t>& global_rows, const DropoutKey& key) {
   if (p == 0) return x;
-  return DropoutFunction::apply(x, p, offsets, global_rows, static_cast<int64_t>(key.seed), int64_t{key.step}, int64_t{key.site});
+  return DropoutFunction::apply(x, p, offsets, global_rows, static_cast<int64_t>(key.seed), int64_t{key.step},
+                                int64_t{key.site});
 }
 
 at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& global_rows, const DropoutKey& key) {

@@ -18,13 +18,14 @@ struct DropoutKey {
 // Smallest 24-bit number that is kept: uniform(word) >= p  <=>  (word >> 8) >= threshold.
 inline uint32_t keep_threshold(double p) { return static_cast<uint32_t>(std::ceil(p * 0x1p24 - 0.5)); }
 
-// Inverted dropout of x [rows, dim], rows grouped by sample as `offsets` say: each element is zeroed with probability p, the
-// others are divided by 1 - p. Differentiable. Element e (row-major within its sample) of the sample with global row g is kept iff
-// uniform(word e % 4 of philox(seed, {e / 4, g, site, step})) >= p, so the mask depends on the sample and never on how samples
-// are spread over microbatches or ranks; the backward pass makes it again instead of storing it.
-// global_rows: one per sample. p in [0, 1); p == 0 returns x. float32, float64 or bfloat16, on the CPU or a GPU: the same bits.
-at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows,
-                   const DropoutKey& key);
+// Inverted dropout of x [rows, dim], rows grouped by sample as `offsets` say: each element is zeroed with probability
+// p, the others are divided by 1 - p. Differentiable. Element e (row-major within its sample) of the sample with global
+// row g is kept iff uniform(word e % 4 of philox(seed, {e / 4, g, site, step})) >= p, so the mask depends on the sample
+// and never on how samples are spread over microbatches or ranks; the backward pass makes it again instead of storing
+// it. global_rows: one per sample. p in [0, 1); p == 0 returns x. float32, float64 or bfloat16, on the CPU or a GPU:
+// the same bits.
+at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                   const std::vector<int64_t>& global_rows, const DropoutKey& key);
 
 // The same for x [samples, dim], one row per sample.
 at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& global_rows, const DropoutKey& key);

@@ -29,8 +29,9 @@ at::Tensor heads_view(const at::Tensor& table, int64_t column, int64_t dim, int6
 }
 
 struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query_rows, const at::Tensor& key_value_rows,
-                            const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets, int64_t heads) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query_rows,
+                            const at::Tensor& key_value_rows, const std::vector<int64_t>& query_offsets,
+                            const std::vector<int64_t>& context_offsets, int64_t heads) {
     // As in attention.cpp: autocast has chosen the inputs' dtype already.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::Tensor query = query_rows.contiguous(), key_value = key_value_rows.contiguous();
@@ -39,12 +40,12 @@ struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction
     const at::Tensor context_starts = upload<int32_t>(context_offsets, query.device());
     const int64_t longest_query = longest(query_offsets), longest_context = longest(context_offsets);
     const auto result = at::_efficient_attention_forward(
-        heads_view(query, 0, dim, heads), heads_view(key_value, 0, dim, heads), heads_view(key_value, dim, dim, heads), /*bias=*/{},
-        query_starts, context_starts, longest_query, longest_context, /*dropout_p=*/0.0, kNoMask, /*compute_log_sumexp=*/true,
-        1.0 / std::sqrt(static_cast<double>(dim / heads)));
+        heads_view(query, 0, dim, heads), heads_view(key_value, 0, dim, heads), heads_view(key_value, dim, dim, heads),
+        /*bias=*/{}, query_starts, context_starts, longest_query, longest_context, /*dropout_p=*/0.0, kNoMask,
+        /*compute_log_sumexp=*/true, 1.0 / std::sqrt(static_cast<double>(dim / heads)));
     const at::Tensor& output = std::get<0>(result);
-    context->save_for_backward({query, key_value, output, std::get<1>(result), std::get<2>(result), std::get<3>(result), query_starts,
-                                context_starts});
+    context->save_for_backward({query, key_value, output, std::get<1>(result), std::get<2>(result), std::get<3>(result),
+                                query_starts, context_starts});
     context->saved_data["heads"] = heads;
     context->saved_data["longest_query"] = longest_query;
     context->saved_data["longest_context"] = longest_context;
@@ -62,10 +63,12 @@ struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction
     const std::optional<int64_t> splits =
         at::globalContext().deterministicAlgorithms() ? std::optional<int64_t>(1) : std::nullopt;
     const auto result = at::_efficient_attention_backward(
-        heads_view(gradients[0].contiguous(), 0, dim, heads), heads_view(query, 0, dim, heads), heads_view(key_value, 0, dim, heads),
-        heads_view(key_value, dim, dim, heads), /*bias=*/{}, output, saved[6], saved[7], context->saved_data["longest_query"].toInt(),
-        context->saved_data["longest_context"].toInt(), /*logsumexp=*/saved[3], /*dropout_p=*/0.0, /*philox_seed=*/saved[4],
-        /*philox_offset=*/saved[5], kNoMask, /*bias_requires_grad=*/false, 1.0 / std::sqrt(static_cast<double>(dim / heads)), splits);
+        heads_view(gradients[0].contiguous(), 0, dim, heads), heads_view(query, 0, dim, heads),
+        heads_view(key_value, 0, dim, heads), heads_view(key_value, dim, dim, heads), /*bias=*/{}, output, saved[6],
+        saved[7], context->saved_data["longest_query"].toInt(), context->saved_data["longest_context"].toInt(),
+        /*logsumexp=*/saved[3], /*dropout_p=*/0.0, /*philox_seed=*/saved[4],
+        /*philox_offset=*/saved[5], kNoMask, /*bias_requires_grad=*/false,
+        1.0 / std::sqrt(static_cast<double>(dim / heads)), splits);
     const auto rows = [&](const at::Tensor& gradient) { return gradient.reshape({gradient.size(1), dim}); };
     return {rows(std::get<0>(result)), at::cat({rows(std::get<1>(result)), rows(std::get<2>(result))}, 1), {}, {}, {}};
   }
@@ -73,18 +76,20 @@ struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction
 
 }  // namespace
 
-bool can_fuse_attention(const at::Tensor& query, const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
-                        int64_t heads) {
+bool can_fuse_attention(const at::Tensor& query, const std::vector<int64_t>& query_offsets,
+                        const std::vector<int64_t>& context_offsets, int64_t heads) {
   if (!query.is_cuda()) return false;
   constexpr int64_t kLoadBytes = 16, kMostSamples = 65535;  // of one load, and of the grid's third dimension
   const bool dtype = query.scalar_type() == at::kFloat || query.scalar_type() == at::kBFloat16;
   return dtype && query.size(1) / heads * query.element_size() % kLoadBytes == 0 && query_offsets.size() > 1 &&
-         static_cast<int64_t>(query_offsets.size()) - 1 <= kMostSamples && !has_empty(query_offsets) && !has_empty(context_offsets) &&
+         static_cast<int64_t>(query_offsets.size()) - 1 <= kMostSamples && !has_empty(query_offsets) &&
+         !has_empty(context_offsets) &&
          std::max(query_offsets.back(), context_offsets.back()) <= std::numeric_limits<int32_t>::max();
 }
 
-at::Tensor fused_attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& query_offsets,
-                           const std::vector<int64_t>& context_offsets, int64_t heads) {
+at::Tensor fused_attention(const at::Tensor& query, const at::Tensor& key_value,
+                           const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
+                           int64_t heads) {
   return FusedAttentionFunction::apply(query, key_value, query_offsets, context_offsets, heads);
 }
 

@@ -10,8 +10,9 @@
 namespace muster::kernels {
 namespace {
 
-using OneDnnProduct = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
-                                 c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+using OneDnnProduct = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                                 std::string_view, c10::List<std::optional<at::Scalar>>,
+                                 std::optional<std::string_view>);
 
 // Torch's operator for y = x W^T by oneDNN; nothing where Torch is built without.
 const std::optional<c10::TypedOperatorHandle<OneDnnProduct>>& one_dnn() {
@@ -27,10 +28,11 @@ at::Tensor one_dnn_product(const at::Tensor& x, const at::Tensor& weight) {
   return one_dnn()->call(x, weight, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), std::nullopt);
 }
 
-// oneDNN compiles a product for each number of rows that it meets, for milliseconds, and ragged batches rarely have the same number twice: so the rows are
-// parted into blocks of a few sizes, and MKL gets what is left over.
+// oneDNN compiles a product for each number of rows that it meets, for milliseconds, and ragged batches rarely have the
+// same number twice: so the rows are parted into blocks of a few sizes, and MKL gets what is left over.
 constexpr int64_t kBlocks[] = {512, 256, 128};
-constexpr int64_t kLeastWork = 2'000'000;  // multiplications; in smaller products oneDNN's start takes what its code saves
+constexpr int64_t kLeastWork =
+    2'000'000;  // multiplications; in smaller products oneDNN's start takes what its code saves
 
 // Calls block(begin, rows, is_large) for consecutive rows.
 template <class Block>
@@ -46,8 +48,10 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
   for_blocks(x.size(0), weight.numel(), [&](int64_t begin, int64_t rows, bool large) {
     at::Tensor part = y.narrow(0, begin, rows);
-    if (large) part.copy_(one_dnn_product(x.narrow(0, begin, rows), weight));
-    else at::mm_out(part, x.narrow(0, begin, rows), weight.t());
+    if (large)
+      part.copy_(one_dnn_product(x.narrow(0, begin, rows), weight));
+    else
+      at::mm_out(part, x.narrow(0, begin, rows), weight.t());
   });
   return y;
 }
@@ -62,14 +66,16 @@ at::Tensor product_over_rows(const at::Tensor& a, const at::Tensor& b) {
       return;
     }
     // It copies its first factor to transpose it: the smaller one. So the sum may be a transposed view.
-    const at::Tensor part = left.size(1) <= right.size(1) ? one_dnn_product(left.t(), right.t()) : one_dnn_product(right.t(), left.t()).t();
+    const at::Tensor part =
+        left.size(1) <= right.size(1) ? one_dnn_product(left.t(), right.t()) : one_dnn_product(right.t(), left.t()).t();
     sum = sum.defined() ? sum.add_(part) : part;
   });
   return sum;
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({x, weight});
     context->saved_data["has_bias"] = bias.has_value();
@@ -77,7 +83,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     return bias ? y.add_(*bias) : y;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "kernels::linear has no second derivatives");
     const auto saved = context->get_saved_variables();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -90,8 +97,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
 bool gains_from_one_dnn(const at::Tensor& x, const at::Tensor& weight) {
   return x.is_cpu() && x.dim() == 2 && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
-         x.size(0) >= *std::rbegin(kBlocks) && x.size(0) * weight.numel() >= kLeastWork && !at::autocast::is_autocast_enabled(at::kCPU) &&
-         !at::globalContext().deterministicAlgorithms() && one_dnn();
+         x.size(0) >= *std::rbegin(kBlocks) && x.size(0) * weight.numel() >= kLeastWork &&
+         !at::autocast::is_autocast_enabled(at::kCPU) && !at::globalContext().deterministicAlgorithms() && one_dnn();
 }
 
 }  // namespace

@@ -7,8 +7,9 @@
 namespace muster::kernels {
 
 // y = x W^T + b, as at::linear: x [rows, in], weight [out, in], bias [out] or none -> [rows, out].
-// On a CPU, float32 products of many rows go to oneDNN: its AVX-512 code takes half as long as MKL's choice for processors that are not Intel's. With
-// deterministicAlgorithms() all go to MKL, which alone promises the same sums wherever arrays lie in memory. No second derivatives of the former.
+// On a CPU, float32 products of many rows go to oneDNN: its AVX-512 code takes half as long as MKL's choice for
+// processors that are not Intel's. With deterministicAlgorithms() all go to MKL, which alone promises the same sums
+// wherever arrays lie in memory. No second derivatives of the former.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
 
 }  // namespace muster::kernels

@@ -2,7 +2,8 @@
 
 namespace muster::kernels {
 
-at::Tensor dropout_cuda(const at::Tensor&, double, const std::vector<int64_t>&, const std::vector<int64_t>&, const DropoutKey&) {
+at::Tensor dropout_cuda(const at::Tensor&, double, const std::vector<int64_t>&, const std::vector<int64_t>&,
+                        const DropoutKey&) {
   TORCH_CHECK(false, "muster was built without CUDA");
 }
 

@@ -46,18 +46,20 @@ void attend(const Shape& shape, const Scalar* query, const Scalar* key_value, Sc
   for (int64_t head = 0; head < heads; ++head) {
     Scalar most = weights[head], sum = 0;
     for (int64_t row = 1; row < rows; ++row) most = std::max(most, weights[row * heads + head]);
-    for (int64_t row = 0; row < rows; ++row) sum += weights[row * heads + head] = std::exp(weights[row * heads + head] - most);
+    for (int64_t row = 0; row < rows; ++row)
+      sum += weights[row * heads + head] = std::exp(weights[row * heads + head] - most);
     for (int64_t row = 0; row < rows; ++row) weights[row * heads + head] /= sum;
   }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t head = 0; head < heads; ++head)
-      add_scaled(output + head * width, weights[row * heads + head], key_value + row * 2 * dim + dim + head * width, width);
+      add_scaled(output + head * width, weights[row * heads + head], key_value + row * 2 * dim + dim + head * width,
+                 width);
 }
 
 // Adds to query_gradient, sets key_value_gradient.
 template <typename Scalar>
-void attend_backward(const Shape& shape, const Scalar* query, const Scalar* key_value, const Scalar* weights, const Scalar* gradient,
-                     Scalar* query_gradient, Scalar* key_value_gradient) {
+void attend_backward(const Shape& shape, const Scalar* query, const Scalar* key_value, const Scalar* weights,
+                     const Scalar* gradient, Scalar* query_gradient, Scalar* key_value_gradient) {
   const auto [rows, dim, heads] = shape;
   const int64_t width = shape.width();
   const Scalar scale = static_cast<Scalar>(1.0 / std::sqrt(static_cast<double>(width)));
@@ -89,8 +91,8 @@ void for_samples(const std::vector<int64_t>& offsets, const Work& work) {
 }
 
 struct TokenAttentionFunction : torch::autograd::Function<TokenAttentionFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query, const at::Tensor& key_value,
-                            const std::vector<int64_t>& context_offsets, int64_t heads) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query,
+                            const at::Tensor& key_value, const std::vector<int64_t>& context_offsets, int64_t heads) {
     const at::Tensor q = query.contiguous(), kv = key_value.contiguous();
     const int64_t dim = q.size(1);
     const at::Tensor weights = at::empty({kv.size(0), heads}, q.options()), output = at::zeros_like(q);
@@ -98,8 +100,8 @@ struct TokenAttentionFunction : torch::autograd::Function<TokenAttentionFunction
       const auto *query_data = q.const_data_ptr<scalar_t>(), *key_value_data = kv.const_data_ptr<scalar_t>();
       auto *weight_data = weights.mutable_data_ptr<scalar_t>(), *output_data = output.mutable_data_ptr<scalar_t>();
       for_samples(context_offsets, [&](int64_t sample, int64_t first, int64_t rows) {
-        attend<scalar_t>({rows, dim, heads}, query_data + sample * dim, key_value_data + first * 2 * dim, weight_data + first * heads,
-                         output_data + sample * dim);
+        attend<scalar_t>({rows, dim, heads}, query_data + sample * dim, key_value_data + first * 2 * dim,
+                         weight_data + first * heads, output_data + sample * dim);
       });
     });
     context->save_for_backward({q, kv});
@@ -108,19 +110,25 @@ struct TokenAttentionFunction : torch::autograd::Function<TokenAttentionFunction
     return output;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const at::Tensor &q = saved[0], &kv = saved[1], weights = context->saved_data["weights"].toTensor(), gradient = gradients[0].contiguous();
+    const at::Tensor &q = saved[0], &kv = saved[1], weights = context->saved_data["weights"].toTensor(),
+                     gradient = gradients[0].contiguous();
     const int64_t dim = q.size(1), heads = weights.size(1);
     const at::Tensor query_gradient = at::zeros_like(q), key_value_gradient = at::empty_like(kv);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "token_attention", [&] {
       const auto *query_data = q.const_data_ptr<scalar_t>(), *key_value_data = kv.const_data_ptr<scalar_t>();
-      const auto *weight_data = weights.const_data_ptr<scalar_t>(), *gradient_data = gradient.const_data_ptr<scalar_t>();
-      auto *query_out = query_gradient.mutable_data_ptr<scalar_t>(), *key_value_out = key_value_gradient.mutable_data_ptr<scalar_t>();
-      for_samples(context->saved_data["context_offsets"].toIntVector(), [&](int64_t sample, int64_t first, int64_t rows) {
-        attend_backward<scalar_t>({rows, dim, heads}, query_data + sample * dim, key_value_data + first * 2 * dim, weight_data + first * heads,
-                                  gradient_data + sample * dim, query_out + sample * dim, key_value_out + first * 2 * dim);
-      });
+      const auto *weight_data = weights.const_data_ptr<scalar_t>(),
+                 *gradient_data = gradient.const_data_ptr<scalar_t>();
+      auto *query_out = query_gradient.mutable_data_ptr<scalar_t>(),
+           *key_value_out = key_value_gradient.mutable_data_ptr<scalar_t>();
+      for_samples(
+          context->saved_data["context_offsets"].toIntVector(), [&](int64_t sample, int64_t first, int64_t rows) {
+            attend_backward<scalar_t>({rows, dim, heads}, query_data + sample * dim, key_value_data + first * 2 * dim,
+                                      weight_data + first * heads, gradient_data + sample * dim,
+                                      query_out + sample * dim, key_value_out + first * 2 * dim);
+          });
     });
     return {query_gradient, key_value_gradient, {}, {}};
   }
@@ -135,7 +143,8 @@ bool is_token_attention(const at::Tensor& query, const std::vector<int64_t>& que
   return true;
 }
 
-at::Tensor token_attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& context_offsets, int64_t heads) {
+at::Tensor token_attention(const at::Tensor& query, const at::Tensor& key_value,
+                           const std::vector<int64_t>& context_offsets, int64_t heads) {
   return TokenAttentionFunction::apply(query, key_value, context_offsets, heads);
 }
 

@@ -6,8 +6,8 @@
 
 namespace muster::kernels {
 
-// A tensor or numbers from the host on `device`, without making the host wait: a copy from page-locked memory, which PyTorch's allocator
-// keeps until the copy on the current stream is done. On the CPU a tensor is returned as it is.
+// A tensor or numbers from the host on `device`, without making the host wait: a copy from page-locked memory, which
+// PyTorch's allocator keeps until the copy on the current stream is done. On the CPU a tensor is returned as it is.
 inline at::Tensor upload(const at::Tensor& host, at::Device device) {
   return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host;
 }

@@ -29,12 +29,14 @@ at::Tensor alignment_loss(const std::vector<at::Tensor>& embeddings, const at::T
         total = total + contrastive_loss(embeddings[p], embeddings[q], scale, {}, PairTargets::kOwn, share);
         continue;
       }
-      const at::Tensor both =
-          presence.select(1, static_cast<int64_t>(p)).logical_and(presence.select(1, static_cast<int64_t>(q))).nonzero().squeeze(1);
+      const at::Tensor both = presence.select(1, static_cast<int64_t>(p))
+                                  .logical_and(presence.select(1, static_cast<int64_t>(q)))
+                                  .nonzero()
+                                  .squeeze(1);
       if (both.numel() == 0) continue;
       const at::Tensor rows = kernels::upload(both, embeddings[p].device());
-      total = total + contrastive_loss(embeddings[p].index_select(0, rows), embeddings[q].index_select(0, rows), scale, {},
-                                       PairTargets::kOwn, share_of(both, share));
+      total = total + contrastive_loss(embeddings[p].index_select(0, rows), embeddings[q].index_select(0, rows), scale,
+                                       {}, PairTargets::kOwn, share_of(both, share));
     }
   }
   return total / static_cast<double>(pairs);

@@ -13,8 +13,8 @@
 namespace muster::losses {
 namespace {
 
-// At least -log(-log u), the Gumbel noise of a word: -log u >= 1 - u, so it is at most -log(1 - u), and that at most -e ln 2 where
-// 2^e <= 1 - u. The factor is ln 2 and 4e-11 more, which outweighs what rounding can add to the noise.
+// At least -log(-log u), the Gumbel noise of a word: -log u >= 1 - u, so it is at most -log(1 - u), and that at most -e
+// ln 2 where 2^e <= 1 - u. The factor is ln 2 and 4e-11 more, which outweighs what rounding can add to the noise.
 double noise_bound(uint32_t word) {
   const double rest = (0x1000000 - static_cast<int32_t>(word >> 8) - 0.5) * 0x1p-24;
   uint64_t bits;
@@ -23,8 +23,8 @@ double noise_bound(uint32_t word) {
 }
 
 // The draw for row i. Few candidates can beat the best so far; only for those is the noise itself computed.
-int64_t draw_one(const double* score, const int64_t* label, int64_t columns, int64_t i, uint32_t direction, uint64_t seed,
-                 uint32_t step) {
+int64_t draw_one(const double* score, const int64_t* label, int64_t columns, int64_t i, uint32_t direction,
+                 uint64_t seed, uint32_t step) {
   constexpr int64_t kChunk = random::kLanes;
   int64_t best = -1;
   double best_score = 0;
@@ -48,15 +48,15 @@ int64_t draw_one(const double* score, const int64_t* label, int64_t columns, int
 
 }  // namespace
 
-at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels, const Similarity& similarity,
-                     AvelTargets targets, const WorkShare& share) {
+at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels,
+                     const Similarity& similarity, AvelTargets targets, const WorkShare& share) {
   return contrastive_loss(audio, video, similarity.scale(), labels,
                           targets == AvelTargets::kRowMean ? PairTargets::kClassMean : PairTargets::kClassSum, share);
 }
 
 std::vector<int64_t> draw_negatives(const at::Tensor& queries, const at::Tensor& candidates, const at::Tensor& labels,
-                                    const Similarity& similarity, uint32_t direction, int64_t begin, int64_t end, uint64_t seed,
-                                    uint32_t step) {
+                                    const Similarity& similarity, uint32_t direction, int64_t begin, int64_t end,
+                                    uint64_t seed, uint32_t step) {
   const at::NoGradGuard no_gradient;
   const int64_t* label = labels.const_data_ptr<int64_t>();
   const int64_t columns = candidates.size(0);

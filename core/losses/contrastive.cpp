@@ -23,11 +23,13 @@ struct Blocks {
   int64_t count() const { return (rows + size - 1) / size; }
   int64_t begin(int64_t block) const { return block * size; }
   int64_t length(int64_t block) const { return std::min(size, rows - begin(block)); }
-  at::Tensor of(const at::Tensor& x, int64_t block, int64_t dim = 0) const { return x.narrow(dim, begin(block), length(block)); }
+  at::Tensor of(const at::Tensor& x, int64_t block, int64_t dim = 0) const {
+    return x.narrow(dim, begin(block), length(block));
+  }
 };
 
-// Room for one tile after the other, or for all at once. Every tile is contiguous, so that its sums run in the same order whoever
-// makes it.
+// Room for one tile after the other, or for all at once. Every tile is contiguous, so that its sums run in the same
+// order whoever makes it.
 class Tiles {
  public:
   Tiles(const Blocks& blocks, const at::TensorOptions& options, bool all = false) : blocks_(blocks), all_(all) {
@@ -50,16 +52,18 @@ class Tiles {
   at::Tensor flat_;
 };
 
-// Calls f(j, thread) for every column block, on the CPU from several threads at once: threads that share out tiles meet far more
-// seldom than threads that share out each small operation on a tile.
+// Calls f(j, thread) for every column block, on the CPU from several threads at once: threads that share out tiles meet
+// far more seldom than threads that share out each small operation on a tile.
 template <typename Function>
 void for_each_column_block(const Blocks& blocks, bool cuda, const Function& f) {
   const auto run = [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_gradient;  // the mode belongs to the thread
     for (int64_t j = begin; j < end; ++j) f(j, cuda ? 0 : at::get_thread_num());
   };
-  if (cuda) run(0, blocks.count());
-  else at::parallel_for(0, blocks.count(), 1, run);
+  if (cuda)
+    run(0, blocks.count());
+  else
+    at::parallel_for(0, blocks.count(), 1, run);
 }
 
 // Buffers for each thread of for_each_column_block.
@@ -70,8 +74,8 @@ std::vector<Tiles> tiles_per_thread(const Blocks& blocks, const at::TensorOption
   return tiles;
 }
 
-// Statistics of a softmax over part of a row or column: [3, n] or, when the mean of S under the softmax is not asked for, [2, n]:
-// m = max S;  sum exp(S - m);  sum exp(S - m) (S - m).
+// Statistics of a softmax over part of a row or column: [3, n] or, when the mean of S under the softmax is not asked
+// for, [2, n]: m = max S;  sum exp(S - m);  sum exp(S - m) (S - m).
 
 // Writes the statistics of `tile` along `dim` into `out`; `shifted` and `scratch` are overwritten.
 void tile_statistics(const at::Tensor& tile, int64_t dim, at::Tensor out, at::Tensor shifted, at::Tensor scratch) {
@@ -105,7 +109,8 @@ struct Softmaxes {
 at::Tensor log_sum_exp(const at::Tensor& statistics) { return statistics[0] + statistics[1].log(); }
 at::Tensor softmax_mean(const at::Tensor& statistics) { return statistics[0] + statistics[2] / statistics[1]; }
 
-// Statistics of every row and column of u v^T: this part's row blocks are computed, the other parts' arrive through share.gather.
+// Statistics of every row and column of u v^T: this part's row blocks are computed, the other parts' arrive through
+// share.gather.
 Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, const WorkShare& share) {
   const Blocks blocks(u);
   const bool shared = share.parts > 1 && blocks.rows >= kSharedRows && blocks.count() > 1;
@@ -121,7 +126,8 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
     const at::Tensor wide = block_columns.to(at::kDouble);
     columns = combine(columns.defined() ? at::stack({columns, wide}) : wide.unsqueeze(0));
   };
-  const int64_t own_begin = std::min(blocks.begin(first), blocks.rows), own_end = std::min(blocks.begin(last), blocks.rows);
+  const int64_t own_begin = std::min(blocks.begin(first), blocks.rows),
+                own_end = std::min(blocks.begin(last), blocks.rows);
   at::Tensor own_rows = at::empty({own_end - own_begin, kinds}, u.options().dtype(at::kDouble));
   at::Tensor own_columns = at::empty({shared ? last - first : 1, kinds, blocks.rows}, u.options());
   for (int64_t i = first; i < last; ++i) {
@@ -141,7 +147,8 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
     std::vector<int64_t> block_counts, row_counts;
     for (int64_t p = 0; p < share.parts; ++p) {
       block_counts.push_back(deal[p + 1] - deal[p]);
-      row_counts.push_back(std::min(blocks.begin(deal[p + 1]), blocks.rows) - std::min(blocks.begin(deal[p]), blocks.rows));
+      row_counts.push_back(std::min(blocks.begin(deal[p + 1]), blocks.rows) -
+                           std::min(blocks.begin(deal[p]), blocks.rows));
     }
     own_rows = share.gather(own_rows, row_counts);
     own_columns = share.gather(own_columns, block_counts);
@@ -150,12 +157,13 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
   return {similarity[0].all(), own_rows.t().contiguous(), columns};
 }
 
-// T by classes: T_ij = weight[c] if i and j are both of class c, else 0. With kOwn each row is a class, which makes T the identity.
+// T by classes: T_ij = weight[c] if i and j are both of class c, else 0. With kOwn each row is a class, which makes T
+// the identity.
 struct Classes {
-  at::Tensor of_row;   // int64 [N]; undefined with kOwn
-  at::Tensor weight;   // float64 [classes]
-  at::Tensor total;    // float64 [N]: sum_j T_ij
-  at::Tensor order;    // rows by class; undefined with kOwn
+  at::Tensor of_row;  // int64 [N]; undefined with kOwn
+  at::Tensor weight;  // float64 [classes]
+  at::Tensor total;   // float64 [N]: sum_j T_ij
+  at::Tensor order;   // rows by class; undefined with kOwn
   std::vector<int64_t> sizes;
 
   Classes(const at::Tensor& labels, PairTargets targets, const at::Tensor& like) {
@@ -164,7 +172,8 @@ struct Classes {
       weight = total = at::ones({like.size(0)}, wide);
       return;
     }
-    const auto [distinct, inverse, counts] = at::_unique2(labels, /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/true);
+    const auto [distinct, inverse, counts] =
+        at::_unique2(labels, /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/true);
     sizes.assign(counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel());
     order = kernels::upload(inverse.argsort(/*stable=*/true), like.device());
     of_row = kernels::upload(inverse, like.device());
@@ -190,7 +199,8 @@ struct Classes {
 
 struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& u, const at::Tensor& v,
-                            const at::Tensor& scale, const Classes& classes, bool scale_gradient, const WorkShare& share) {
+                            const at::Tensor& scale, const Classes& classes, bool scale_gradient,
+                            const WorkShare& share) {
     const int64_t n = u.size(0);
     const double half = 0.5 / static_cast<double>(n);
     // The scale goes into u once instead of into every tile.
@@ -199,19 +209,22 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     const at::Tensor row = log_sum_exp(soft.row_statistics), column = log_sum_exp(soft.column_statistics);
 
     const at::Tensor class_u = classes.sums(scaled), class_v = classes.sums(columns);
-    const at::Tensor attraction = (classes.weight * (class_u * class_v).sum(1, false, at::kDouble)).sum();  // sum_ij T_ij S_ij
+    const at::Tensor attraction =
+        (classes.weight * (class_u * class_v).sum(1, false, at::kDouble)).sum();  // sum_ij T_ij S_ij
     const at::Tensor value = ((classes.total * (row + column)).sum() - 2 * attraction) * half;
 
     const at::ScalarType dtype = u.scalar_type();
     context->save_for_backward({u, v, scale});
     auto& saved = context->saved_data;
-    // Maximum and factor apart, t exp(S - max) / sum: the rounding of a log-sum-exp of 14 would be 1e-6 of every weight in float32.
+    // Maximum and factor apart, t exp(S - max) / sum: the rounding of a log-sum-exp of 14 would be 1e-6 of every weight
+    // in float32.
     saved["row_maximum"] = soft.row_statistics[0].to(dtype);
     saved["row_factor"] = (classes.total / soft.row_statistics[1]).to(dtype);
     saved["column_maximum"] = soft.column_statistics[0].to(dtype);
     saved["column_factor"] = (classes.total / soft.column_statistics[1]).to(dtype);
     saved["tiles"] = soft.tiles;
-    // A row's own pair is taken off the weights themselves, next to the softmax of about 1 that it cancels; classes by their sums.
+    // A row's own pair is taken off the weights themselves, next to the softmax of about 1 that it cancels; classes by
+    // their sums.
     saved["own"] = !classes.order.defined();
     if (classes.order.defined()) {
       const at::Tensor pull = (-2 * classes.weight).to(dtype).unsqueeze(1);
@@ -257,21 +270,26 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
     if (begin >= end) return;
     const int64_t first = begin / blocks.size, last = (end - 1) / blocks.size + 1;
     const auto wanted = [&](int64_t block) { return first <= block && block < last; };
-    const at::Tensor row_maximum = saved.at("row_maximum").toTensor().unsqueeze(1), row_factor = saved.at("row_factor").toTensor().unsqueeze(1);
+    const at::Tensor row_maximum = saved.at("row_maximum").toTensor().unsqueeze(1),
+                     row_factor = saved.at("row_factor").toTensor().unsqueeze(1);
     const at::Tensor column_maximum = saved.at("column_maximum").toTensor().unsqueeze(0);
     const at::Tensor column_factor = saved.at("column_factor").toTensor().unsqueeze(0);
     const bool own = saved.at("own").toBool();
     for (int64_t block = first; block < last && !own; ++block) {
       const at::Tensor classes = blocks.of(saved.at("class_of_row").toTensor(), block);
-      if (u_gradient.defined()) blocks.of(u_gradient, block).copy_(saved.at("pull_u").toTensor().index_select(0, classes));
-      if (v_gradient.defined()) blocks.of(v_gradient, block).copy_(saved.at("pull_v").toTensor().index_select(0, classes));
+      if (u_gradient.defined())
+        blocks.of(u_gradient, block).copy_(saved.at("pull_u").toTensor().index_select(0, classes));
+      if (v_gradient.defined())
+        blocks.of(v_gradient, block).copy_(saved.at("pull_v").toTensor().index_select(0, classes));
     }
     const at::Tensor kept = saved.at("tiles").toTensor();
     const auto similarity = kept.defined() ? std::vector{Tiles(blocks, kept)} : tiles_per_thread(blocks, u.options());
-    const auto row_softmax = tiles_per_thread(blocks, u.options()), column_softmax = tiles_per_thread(blocks, u.options());
+    const auto row_softmax = tiles_per_thread(blocks, u.options()),
+               column_softmax = tiles_per_thread(blocks, u.options());
     // What each tile of one row of tiles adds to u's gradient: computed in any order, added in one.
     at::Tensor additions;
-    if (u_gradient.defined()) additions = at::empty({blocks.count(), std::min(blocks.size, blocks.rows), u.size(1)}, u.options());
+    if (u_gradient.defined())
+      additions = at::empty({blocks.count(), std::min(blocks.size, blocks.rows), u.size(1)}, u.options());
     for (int64_t i = 0; i < blocks.count(); ++i) {
       const bool for_u = u_gradient.defined() && wanted(i);
       const auto addition = [&](int64_t j) { return additions.select(0, j).narrow(0, 0, blocks.length(i)); };

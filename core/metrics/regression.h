@@ -15,8 +15,8 @@ namespace muster::metrics {
 // F1 is scikit-learn's f1_score(labels, predictions, average="weighted", zero_division=0): per class, weighted by its
 // number of labels. For a constant side numpy's corrcoef gives NaN or, when the mean is not exact, rounding noise: here
 // it is always NaN.
-// A NaN or infinite prediction is wrong in every accuracy as in numpy and makes MAE and Corr non-finite. No samples: all
-// NaN. Throws std::invalid_argument when the sizes differ.
+// A NaN or infinite prediction is wrong in every accuracy as in numpy and makes MAE and Corr non-finite. No samples:
+// all NaN. Throws std::invalid_argument when the sizes differ.
 Metrics regression_metrics(const std::vector<double>& predictions, const std::vector<double>& labels);
 
 }  // namespace muster::metrics

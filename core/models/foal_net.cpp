@@ -18,7 +18,9 @@ const char* const kDirection[] = {"fusion.audio_attends_video", "fusion.video_at
 enum Layer : uint32_t { kFeature = 0, kProjection = 2, kClassifier = 4, kFusion = 8 };
 constexpr uint32_t kLayersPerPass = 4096;  // above what the deepest allowed model needs
 
-uint32_t layer_number(int pass_kind, uint32_t layer) { return static_cast<uint32_t>(pass_kind) * kLayersPerPass + layer; }
+uint32_t layer_number(int pass_kind, uint32_t layer) {
+  return static_cast<uint32_t>(pass_kind) * kLayersPerPass + layer;
+}
 
 std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const FoalNet::Sizes& sizes) {
   const Initial weight = Initial::normal(0.02);  // measured on the authors' class
@@ -62,14 +64,16 @@ at::Tensor same_label(const at::Tensor& logits, int64_t label) {
 
 }  // namespace
 
-FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
+FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype,
+                 uint64_t seed)
     : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed)), config_(config), sizes_(sizes) {
   for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
     if (width % config.heads() != 0)
       throw distributed::Error(distributed::ExitCode::kBadConfig,
-                               "foal_net.heads: " + std::to_string(config.heads()) + " heads cannot share features of width " +
-                                   std::to_string(width) + " evenly; choose a number that divides " +
-                                   std::to_string(sizes.audio_dim) + " and " + std::to_string(sizes.video_dim));
+                               "foal_net.heads: " + std::to_string(config.heads()) +
+                                   " heads cannot share features of width " + std::to_string(width) +
+                                   " evenly; choose a number that divides " + std::to_string(sizes.audio_dim) +
+                                   " and " + std::to_string(sizes.video_dim));
 }
 
 int64_t FoalNet::embedding_dim() const {
@@ -88,8 +92,10 @@ losses::Similarity FoalNet::similarity() const {
   switch (config_.temperature_mode()) {
     case config::FoalNet::FIXED_TEMPERATURE:
       return {Kind::kDivisor, at::scalar_tensor(config_.fixed_temperature(), parameters_.values().options())};
-    case config::FoalNet::EXP_SCALE: return {Kind::kExpScale, parameters_["avel.temperature"]};
-    default: return {Kind::kDivisor, parameters_["avel.temperature"]};
+    case config::FoalNet::EXP_SCALE:
+      return {Kind::kExpScale, parameters_["avel.temperature"]};
+    default:
+      return {Kind::kDivisor, parameters_["avel.temperature"]};
   }
 }
 
@@ -102,8 +108,8 @@ void FoalNet::project_parameters() {
 }
 
 // Adapter, then feature dropout: what both branches see.
-at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& global_rows, Kind kind,
-                            const Pass& pass) const {
+at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& global_rows,
+                            Kind kind, const Pass& pass) const {
   at::Tensor x = frames.values;
   if (config_.adapter_dim() > 0) {
     const std::string name = std::string("adapter.") + kRole[modality];
@@ -115,7 +121,8 @@ at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const
                           pass.dropout(layer_number(static_cast<int>(kind), kFeature + modality)));
 }
 
-at::Tensor FoalNet::project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch, const Pass& pass) const {
+at::Tensor FoalNet::project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch,
+                            const Pass& pass) const {
   const std::string name = std::string("avel.") + kRole[modality];
   const at::Tensor e =
       linear(parameters_, name + ".input", kernels::segment_mean(frames, batch.modalities[modality].offsets), false);
@@ -131,8 +138,8 @@ Embedded FoalNet::embed(const batch::Batch& batch, const Pass& pass) const {
   for (const int64_t m : {kAudio, kVideo})
     embedded.kept.push_back(prepare(m, batch.modalities[m], batch.global_rows, Kind::kMatched, pass));
   if (embedding_dim() > 0)
-    embedded.rows = at::cat({project(kAudio, embedded.kept[kAudio], batch, pass),
-                             project(kVideo, embedded.kept[kVideo], batch, pass)}, 1);
+    embedded.rows = at::cat(
+        {project(kAudio, embedded.kept[kAudio], batch, pass), project(kVideo, embedded.kept[kVideo], batch, pass)}, 1);
   return embedded;
 }
 
@@ -145,8 +152,8 @@ std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const Gl
            config_.avel_weight()}};
 }
 
-std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
-                                           const Pass& pass) const {
+std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
+                                           int64_t end, const Pass& pass) const {
   if (config_.mem_weight() <= 0 || begin == end) return {};
   // On a GPU the first of these copies is what a step must wait for: it decides what to read. The second comes at once.
   const auto sides = gathered.detach().cpu().chunk(2, 1);
@@ -169,9 +176,9 @@ at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const 
   at::Tensor q = query;
   for (uint32_t layer = 0; layer < config_.layers(); ++layer) {
     const std::string name = std::string(kDirection[query_modality]) + "." + std::to_string(layer);
-    const at::Tensor attended = kernels::attention(linear(parameters_, name + ".query", q),
-                                                   linear(parameters_, name + ".key_value", context), query_offsets,
-                                                   context_offsets, config_.heads());
+    const at::Tensor attended =
+        kernels::attention(linear(parameters_, name + ".query", q), linear(parameters_, name + ".key_value", context),
+                           query_offsets, context_offsets, config_.heads());
     const uint32_t number = layer_number(static_cast<int>(kind), kFusion + 2 * layer + query_modality);
     q = layer_norm(parameters_, name + ".norm",
                    q + kernels::dropout(linear(parameters_, name + ".output", attended), p, query_offsets, global_rows,
@@ -180,8 +187,9 @@ at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const 
   return kernels::segment_mean(q, query_offsets);
 }
 
-RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& partner_frames,
-                        const GlobalBatch& global, const Pass& pass) const {
+RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
+                        const std::vector<batch::Ragged>& partner_frames, const GlobalBatch& global,
+                        const Pass& pass) const {
   const double n = static_cast<double>(global.size());
   const auto matched = [&](int64_t m, Kind kind) {
     return fuse(m, embedded.kept[m], batch.modalities[m].offsets, embedded.kept[1 - m], batch.modalities[1 - m].offsets,

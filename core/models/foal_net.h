@@ -8,9 +8,9 @@
 
 namespace muster::models {
 
-// Foal-Net (arXiv 2408.09438): audio and video sequences, cross-attended in both directions, classified; trained together with
-// audio-video expression alignment (AVEL) and cross-modal emotion matching (MEM). Parameter names follow the paper ("video").
-// A batch's modality 0 is audio, 1 is video; both must be present for every sample.
+// Foal-Net (arXiv 2408.09438): audio and video sequences, cross-attended in both directions, classified; trained
+// together with audio-video expression alignment (AVEL) and cross-modal emotion matching (MEM). Parameter names follow
+// the paper ("video"). A batch's modality 0 is audio, 1 is video; both must be present for every sample.
 class FoalNet final : public Model {
  public:
   struct Sizes {

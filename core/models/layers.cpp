@@ -5,11 +5,13 @@
 namespace muster::models {
 
 at::Tensor linear(const Parameters& parameters, const std::string& name, const at::Tensor& x, bool bias) {
-  return kernels::linear(x, parameters[name + ".weight"], bias ? std::optional<at::Tensor>(parameters[name + ".bias"]) : std::nullopt);
+  return kernels::linear(x, parameters[name + ".weight"],
+                         bias ? std::optional<at::Tensor>(parameters[name + ".bias"]) : std::nullopt);
 }
 
 at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x) {
-  return at::layer_norm(x.to(parameters.dtype()), {x.size(-1)}, parameters[name + ".weight"], parameters[name + ".bias"], 1e-5);
+  return at::layer_norm(x.to(parameters.dtype()), {x.size(-1)}, parameters[name + ".weight"],
+                        parameters[name + ".bias"], 1e-5);
 }
 
 at::Tensor unit_rows(const at::Tensor& x) {
@@ -17,8 +19,8 @@ at::Tensor unit_rows(const at::Tensor& x) {
   return x / length.where(length > 0, at::ones_like(length));
 }
 
-void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in, const Initial& weight,
-                bool bias) {
+void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in,
+                const Initial& weight, bool bias) {
   specs.push_back({name + ".weight", {out, in}, weight});
   if (bias) specs.push_back({name + ".bias", {out}, Initial::constant(0)});
 }

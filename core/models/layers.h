@@ -13,17 +13,17 @@ namespace muster::models {
 // y = x W^T + b with <name>.weight [out, in] and, if the model has it, <name>.bias [out].
 at::Tensor linear(const Parameters& parameters, const std::string& name, const at::Tensor& x, bool bias = true);
 
-// Over the last dimension; biased variance, eps 1e-5; <name>.weight and .bias. Runs in the parameters' dtype (autocast would leave
-// it in bfloat16).
+// Over the last dimension; biased variance, eps 1e-5; <name>.weight and .bias. Runs in the parameters' dtype (autocast
+// would leave it in bfloat16).
 at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x);
 
-// Rows scaled to Euclidean length 1, without an epsilon. A row of zeros stays one: features that are all zero have no direction, and
-// must not make the whole batch's loss NaN.
+// Rows scaled to Euclidean length 1, without an epsilon. A row of zeros stays one: features that are all zero have no
+// direction, and must not make the whole batch's loss NaN.
 at::Tensor unit_rows(const at::Tensor& x);
 
 // Specs of the layers above.
-void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in, const Initial& weight,
-                bool bias = true);
+void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in,
+                const Initial& weight, bool bias = true);
 // key_value: [2 * dim, context_dim], rows [0, dim) keys; the key half of its bias has no gradient.
 void add_key_value(std::vector<ParameterSpec>& specs, const std::string& name, int64_t dim, int64_t context_dim,
                    const Initial& weight);

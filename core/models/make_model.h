@@ -16,7 +16,8 @@ struct DataShape {
   int64_t outputs = 1;  // classes, or 1 for regression
 };
 
-// The model the (resolved) experiment names, with its starting weights. Throws Error(kBadConfig) when it does not fit the data.
+// The model the (resolved) experiment names, with its starting weights. Throws Error(kBadConfig) when it does not fit
+// the data.
 std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape);
 
 }  // namespace muster::models

@@ -61,7 +61,8 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
     longest = std::max(longest, offsets[s + 1] - offsets[s]);
     for (int64_t t = 0; t < offsets[s + 1] - offsets[s]; ++t) times.push_back(t);
   }
-  at::Tensor table = at::empty({longest, d}, at::TensorOptions().dtype(at::kDouble).pinned_memory(options.device().is_cuda()));
+  at::Tensor table =
+      at::empty({longest, d}, at::TensorOptions().dtype(at::kDouble).pinned_memory(options.device().is_cuda()));
   double* out = table.mutable_data_ptr<double>();
   for (int64_t t = 0; t < longest; ++t)
     for (int64_t i = 0; i < d; i += 2) {
@@ -75,7 +76,9 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
 }  // namespace
 
 Miar::Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
-    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed)), config_(config), sizes_(sizes),
+    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed)),
+      config_(config),
+      sizes_(sizes),
       streams_(sizes.modalities) {
   streams_.push_back("joint");
 }
@@ -110,7 +113,8 @@ Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
     const bool last = layer + 1 == config_.layers();
     const auto name = [&](size_t k) { return "layers." + std::to_string(layer) + "." + streams_[k]; };
     std::vector<at::Tensor> normed;
-    for (size_t k = 0; k < streams_.size(); ++k) normed.push_back(layer_norm(parameters_, name(k) + ".attention_norm", z[k]));
+    for (size_t k = 0; k < streams_.size(); ++k)
+      normed.push_back(layer_norm(parameters_, name(k) + ".attention_norm", z[k]));
     const at::Tensor all = at::cat(normed, 0);
     for (size_t k = 0; k < streams_.size(); ++k) {
       const auto& stream = layout.streams[k];
@@ -125,13 +129,14 @@ Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
       if (stream.has_context.defined()) {
         // A query without any context takes nothing, not even the output bias.
         const at::Tensor lengths = kernels::upload(offsets, taken.device()).diff();
-        taken = taken * stream.has_context.repeat_interleave(lengths, 0, offsets.back()).unsqueeze(1).to(taken.scalar_type());
+        taken = taken *
+                stream.has_context.repeat_interleave(lengths, 0, offsets.back()).unsqueeze(1).to(taken.scalar_type());
       }
       z[k] = z[k] + kernels::dropout(taken, p, offsets, batch.global_rows, pass.dropout(layer_number(layer, k, 0)));
       const at::Tensor hidden =
           at::gelu(linear(parameters_, name(k) + ".ffn.input", layer_norm(parameters_, name(k) + ".ffn_norm", z[k])));
-      z[k] = z[k] + kernels::dropout(linear(parameters_, name(k) + ".ffn.output", hidden), p, offsets, batch.global_rows,
-                                     pass.dropout(layer_number(layer, k, 1)));
+      z[k] = z[k] + kernels::dropout(linear(parameters_, name(k) + ".ffn.output", hidden), p, offsets,
+                                     batch.global_rows, pass.dropout(layer_number(layer, k, 1)));
     }
   }
 
@@ -157,7 +162,7 @@ std::vector<LossTerm> Miar::batch_losses(const at::Tensor& gathered, const Globa
   if (config_.alignment_weight() <= 0) return {};
   return {{"alignment",
            losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
-                                 global.share),
+                                  global.share),
            config_.alignment_weight()}};
 }
 

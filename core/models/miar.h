@@ -8,9 +8,9 @@
 
 namespace muster::models {
 
-// MIAR: tokens that stand for what each modality takes from the others, contrastively aligned, gated and regressed. Only the
-// abstract of the paper is public; everything beyond it is this project's reading (docs/models.md).
-// Modalities are any two or more, in the batch's order; each may be missing for a sample, but not all.
+// MIAR: tokens that stand for what each modality takes from the others, contrastively aligned, gated and regressed.
+// Only the abstract of the paper is public; everything beyond it is this project's reading (docs/models.md). Modalities
+// are any two or more, in the batch's order; each may be missing for a sample, but not all.
 class Miar final : public Model {
  public:
   struct Sizes {

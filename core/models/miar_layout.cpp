@@ -22,7 +22,8 @@ MiarLayout::MiarLayout(const std::vector<batch::Ragged>& modalities) {
     for (int64_t s = 0; s < samples; ++s) {
       token_rows.push_back(stream.offsets.back());
       token_first.push_back(s);
-      for (int64_t row = modalities[m].offsets[s]; row < modalities[m].offsets[s + 1]; ++row) token_first.push_back(samples + row);
+      for (int64_t row = modalities[m].offsets[s]; row < modalities[m].offsets[s + 1]; ++row)
+        token_first.push_back(samples + row);
       stream.offsets.push_back(static_cast<int64_t>(token_first.size()));
     }
     stream.token_first = kernels::upload(token_first, device);

@@ -8,8 +8,8 @@
 
 namespace muster::models {
 
-// Where MIAR's rows lie for one batch. Stream k < M is a modality: per sample its token, then its frames. Stream M is "joint": one
-// token per sample. `all` means the streams' rows one after another.
+// Where MIAR's rows lie for one batch. Stream k < M is a modality: per sample its token, then its frames. Stream M is
+// "joint": one token per sample. `all` means the streams' rows one after another.
 struct MiarLayout {
   struct Stream {
     std::vector<int64_t> offsets;          // [samples + 1] into the stream's rows

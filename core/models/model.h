@@ -25,7 +25,8 @@ struct Pass {
   kernels::DropoutKey dropout(uint32_t layer) const { return {seed, step, random::kDropout + layer}; }
 };
 
-// A term of the loss. `value` is a scalar, already divided by global counts, so that terms add up over microbatches and ranks.
+// A term of the loss. `value` is a scalar, already divided by global counts, so that terms add up over microbatches and
+// ranks.
 struct LossTerm {
   std::string name;
   at::Tensor value;  // undefined where only name and weight are asked for
@@ -43,12 +44,12 @@ struct GlobalBatch {
 
 // Result of the first pass over a microbatch of n samples.
 struct Embedded {
-  at::Tensor rows;                // [n, embedding_dim()], differentiable: what batch-wide losses compare
+  at::Tensor rows;               // [n, embedding_dim()], differentiable: what batch-wide losses compare
   std::vector<at::Tensor> kept;  // whatever `rows` needs again, graphs included
 };
 
-// Frames of other samples that `rows` needs (MEM's negatives): row i of the asked-for range is paired with the frames that
-// global row global_rows[i] has in one modality (position in the experiment's list).
+// Frames of other samples that `rows` needs (MEM's negatives): row i of the asked-for range is paired with the frames
+// that global row global_rows[i] has in one modality (position in the experiment's list).
 struct PartnerRows {
   int64_t modality = 0;
   std::vector<int64_t> global_rows;
@@ -61,8 +62,8 @@ struct RowResult {
 
 // A model and its losses as pure single-process functions; the training step calls them in this order:
 //   embed(own microbatches) -> gather -> batch_losses(all rows) and partners(all rows) -> rows(own microbatches).
-// All losses are divided by counts of the global batch, so that summing over microbatches and ranks gives the loss of the global
-// batch and its exact gradient.
+// All losses are divided by counts of the global batch, so that summing over microbatches and ranks gives the loss of
+// the global batch and its exact gradient.
 class Model {
  public:
   virtual ~Model() = default;
@@ -79,20 +80,21 @@ class Model {
 
   virtual Embedded embed(const batch::Batch& batch, const Pass& pass) const = 0;
 
-  // gathered: [N, embedding_dim()] in global order. The same on every rank, parameters' own gradients included (such as the
-  // temperature's): the caller lets them count once.
+  // gathered: [N, embedding_dim()] in global order. The same on every rank, parameters' own gradients included (such as
+  // the temperature's): the caller lets them count once.
   virtual std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const = 0;
 
-  // Which other samples' frames `rows` needs for the global rows [begin, end). Deterministic; empty when none are needed or none
-  // exist, which is then so for every row of the global batch.
-  virtual std::vector<PartnerRows> partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
-                                            const Pass& pass) const {
+  // Which other samples' frames `rows` needs for the global rows [begin, end). Deterministic; empty when none are
+  // needed or none exist, which is then so for every row of the global batch.
+  virtual std::vector<PartnerRows> partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
+                                            int64_t end, const Pass& pass) const {
     return {};
   }
 
   // `partner_frames`: the frames that partners() asked for, for the rows of this microbatch.
-  virtual RowResult rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& partner_frames,
-                         const GlobalBatch& global, const Pass& pass) const = 0;
+  virtual RowResult rows(const batch::Batch& batch, const Embedded& embedded,
+                         const std::vector<batch::Ragged>& partner_frames, const GlobalBatch& global,
+                         const Pass& pass) const = 0;
 
   // Bounds on parameters, applied after each optimizer step.
   virtual void project_parameters() {}

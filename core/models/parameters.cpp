@@ -37,7 +37,8 @@ at::Tensor initial_values(const ParameterSpec& spec, uint64_t seed) {
   }
   const uint32_t name_hash = fnv1a(spec.name);
   for (int64_t start = 0; start < count; start += 4) {
-    const auto words = random::philox4x32(seed, {static_cast<uint32_t>(start / 4), name_hash, random::kInitialWeights, 0});
+    const auto words =
+        random::philox4x32(seed, {static_cast<uint32_t>(start / 4), name_hash, random::kInitialWeights, 0});
     std::array<double, 4> numbers;
     if (spec.initial.kind == Initial::Kind::kNormal) {
       const auto first = random::normal_pair(words[0], words[1]);
@@ -127,13 +128,16 @@ void Parameters::finish_gradients() {
 std::vector<std::pair<std::string, at::Tensor>> Parameters::parts_of(const at::Tensor& flat) const {
   std::vector<std::pair<std::string, at::Tensor>> parts;
   for (size_t i = 0; i < specs_.size(); ++i)
-    parts.emplace_back(specs_[i].name, flat.narrow(0, starts_[i], element_count(specs_[i].shape)).view(specs_[i].shape));
+    parts.emplace_back(specs_[i].name,
+                       flat.narrow(0, starts_[i], element_count(specs_[i].shape)).view(specs_[i].shape));
   return parts;
 }
 
 std::vector<std::pair<std::string, at::Tensor>> Parameters::state() const {
   std::vector<std::pair<std::string, at::Tensor>> state;
-  for (const auto& spec : specs_) state.emplace_back(spec.name, leaves_.at(spec.name).detach().to(at::kCPU, leaves_.at(spec.name).scalar_type(), false, true));
+  for (const auto& spec : specs_)
+    state.emplace_back(spec.name,
+                       leaves_.at(spec.name).detach().to(at::kCPU, leaves_.at(spec.name).scalar_type(), false, true));
   return state;
 }
 

@@ -9,8 +9,8 @@
 
 namespace muster::models {
 
-// How a parameter starts. Numbers come from philox keyed by (seed, the parameter's name, element), so a parameter's start
-// depends on nothing else in the model.
+// How a parameter starts. Numbers come from philox keyed by (seed, the parameter's name, element), so a parameter's
+// start depends on nothing else in the model.
 struct Initial {
   enum class Kind { kConstant, kNormal, kUniform } kind = Kind::kConstant;
   double value = 0;  // the constant; the standard deviation; the bound of [-bound, bound)
@@ -25,17 +25,17 @@ struct ParameterSpec {
   std::string name;  // dotted module path
   std::vector<int64_t> shape;
   Initial initial;
-  // Rows [0, zero_gradient_rows) get a gradient of exactly 0: the key half of an attention bias, whose true gradient is 0 but
-  // whose computed one is rounding noise that AdamW would turn into full steps.
+  // Rows [0, zero_gradient_rows) get a gradient of exactly 0: the key half of an attention bias, whose true gradient is
+  // 0 but whose computed one is rounding noise that AdamW would turn into full steps.
   int64_t zero_gradient_rows = 0;
 };
 
 enum class DecayScope { kMatrices, kAll };
 
-// All parameters of a model in one flat buffer, and all gradients in another of the same layout. Each parameter is an autograd
-// leaf that views the first, with .grad viewing the second: gradients accumulate in place, one all-reduce sums all of them, and
-// one optimizer call updates all. Layout: first the parameters that weight decay acts on, then the others, each starting on
-// a 64-byte boundary; the gaps hold zeros for ever.
+// All parameters of a model in one flat buffer, and all gradients in another of the same layout. Each parameter is an
+// autograd leaf that views the first, with .grad viewing the second: gradients accumulate in place, one all-reduce sums
+// all of them, and one optimizer call updates all. Layout: first the parameters that weight decay acts on, then the
+// others, each starting on a 64-byte boundary; the gaps hold zeros for ever.
 class Parameters {
  public:
   // Fills in the starting values. dtype: float32 or float64. Throws Error(kInternal) on duplicate names.
@@ -52,12 +52,13 @@ class Parameters {
   at::Tensor gradients() const { return gradients_; }  // flat
   int64_t decayed() const { return decayed_; }         // elements [0, decayed) are subject to weight decay
 
-  // Moves everything to `device`; leaves and flat tensors taken before are no longer this object's. Gradients start as 0.
+  // Moves everything to `device`; leaves and flat tensors taken before are no longer this object's. Gradients start as
+  // 0.
   void move_to(c10::Device device);
 
   void zero_gradients();
-  // After backward passes: sets the gradients that are 0 by definition, and checks that autograd still writes into the flat
-  // buffer. Throws Error(kInternal) otherwise.
+  // After backward passes: sets the gradients that are 0 by definition, and checks that autograd still writes into the
+  // flat buffer. Throws Error(kInternal) otherwise.
   void finish_gradients();
 
   // Every parameter's part, by name and in its shape, of a flat tensor laid out as values(); views, sorted by name.
@@ -65,8 +66,8 @@ class Parameters {
 
   // Name, shape and dtype of every parameter with a CPU copy of its values, sorted by name.
   std::vector<std::pair<std::string, at::Tensor>> state() const;
-  // Replaces all values. Strict: throws Error(kBadData) listing every missing and unknown name and every wrong shape; then nothing is
-  // changed. `source` names the file in the message. Values are converted to this dtype.
+  // Replaces all values. Strict: throws Error(kBadData) listing every missing and unknown name and every wrong shape;
+  // then nothing is changed. `source` names the file in the message. Values are converted to this dtype.
   void load(const std::map<std::string, at::Tensor>& state, const std::string& source);
 
  private:

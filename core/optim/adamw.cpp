@@ -10,7 +10,9 @@
 namespace muster::optim {
 
 AdamW::AdamW(models::Parameters& parameters, const AdamWOptions& options)
-    : parameters_(parameters), options_(options), first_moment_(at::zeros_like(parameters.values())),
+    : parameters_(parameters),
+      options_(options),
+      first_moment_(at::zeros_like(parameters.values())),
       second_moment_(at::zeros_like(parameters.values())),
       steps_(at::zeros({}, parameters.values().options().dtype(at::kFloat))) {}
 
@@ -22,10 +24,13 @@ void AdamW::step(double learning_rate, const at::Tensor& skip) {
   const int64_t total = parameters_.values().numel();
   const auto update = [&](int64_t begin, int64_t end, double decay) {
     if (begin == end) return;
-    const auto slice = [&](const at::Tensor& flat) { return std::vector<at::Tensor>{flat.narrow(0, begin, end - begin)}; };
-    at::_fused_adamw_(slice(parameters_.values()), slice(parameters_.gradients()), slice(first_moment_), slice(second_moment_),
-                      /*max_exp_avg_sqs=*/{}, /*state_steps=*/{steps_}, learning_rate, options_.beta1, options_.beta2, decay,
-                      options_.epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
+    const auto slice = [&](const at::Tensor& flat) {
+      return std::vector<at::Tensor>{flat.narrow(0, begin, end - begin)};
+    };
+    at::_fused_adamw_(slice(parameters_.values()), slice(parameters_.gradients()), slice(first_moment_),
+                      slice(second_moment_),
+                      /*max_exp_avg_sqs=*/{}, /*state_steps=*/{steps_}, learning_rate, options_.beta1, options_.beta2,
+                      decay, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
                       skip.defined() ? std::optional<at::Tensor>(skip) : std::nullopt);
   };
   update(0, decayed, options_.weight_decay);
@@ -40,7 +45,8 @@ __attribute__((always_inline)) inline double squares(const Scalar* values, int64
   double lanes[kLanes] = {}, sum = 0;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(values[i + lane]) * static_cast<double>(values[i + lane]);
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      lanes[lane] += static_cast<double>(values[i + lane]) * static_cast<double>(values[i + lane]);
   for (; i < count; ++i) sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
   for (const double lane : lanes) sum += lane;
   return sum;
@@ -61,7 +67,8 @@ at::Tensor l2_norm(const at::Tensor& flat) {
   AT_DISPATCH_FLOATING_TYPES(flat.scalar_type(), "l2_norm", [&] {
     const scalar_t* data = flat.const_data_ptr<scalar_t>();
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) sums[block] = sum_of_squares(data + block * kBlock, std::min(flat.numel() - block * kBlock, kBlock));
+      for (int64_t block = begin; block < end; ++block)
+        sums[block] = sum_of_squares(data + block * kBlock, std::min(flat.numel() - block * kBlock, kBlock));
     });
   });
   double total = 0;

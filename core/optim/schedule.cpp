@@ -4,7 +4,8 @@
 
 namespace muster::optim {
 
-double learning_rate(const config::Optimizer& optimizer, uint64_t step, uint64_t total_steps, uint64_t steps_per_epoch) {
+double learning_rate(const config::Optimizer& optimizer, uint64_t step, uint64_t total_steps,
+                     uint64_t steps_per_epoch) {
   const double peak = optimizer.learning_rate();
   const uint64_t warmup = optimizer.warmup_steps();
   if (step < warmup) return peak * static_cast<double>(step + 1) / static_cast<double>(warmup);
@@ -16,8 +17,10 @@ double learning_rate(const config::Optimizer& optimizer, uint64_t step, uint64_t
       return peak * (low + (1 - low) * 0.5 * (1 + std::cos(3.14159265358979323846 * progress)));
     }
     case config::Optimizer::STEP:
-      return peak * std::pow(optimizer.step_factor(), static_cast<double>(step / steps_per_epoch / optimizer.step_epochs()));
-    default: return peak;
+      return peak *
+             std::pow(optimizer.step_factor(), static_cast<double>(step / steps_per_epoch / optimizer.step_epochs()));
+    default:
+      return peak;
   }
 }
 

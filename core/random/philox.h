@@ -8,8 +8,8 @@
 // element), so it can depend neither on the number of ranks nor on what was drawn before, and nothing need be saved.
 namespace muster::random {
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11), the generator of Random123, cuRAND and
-// PyTorch. Key: the two halves of the seed, low first. Returns four independent uniform 32-bit words.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11), the generator of Random123,
+// cuRAND and PyTorch. Key: the two halves of the seed, low first. Returns four independent uniform 32-bit words.
 inline std::array<uint32_t, 4> philox4x32(uint64_t seed, std::array<uint32_t, 4> counter) {
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);
@@ -24,8 +24,8 @@ inline std::array<uint32_t, 4> philox4x32(uint64_t seed, std::array<uint32_t, 4>
   return counter;
 }
 
-// The third counter word says what the numbers are for, so that no two uses share any. MEM's negatives (counter = column, row,
-// direction, step; docs/models.md) use 0 and 1.
+// The third counter word says what the numbers are for, so that no two uses share any. MEM's negatives (counter =
+// column, row, direction, step; docs/models.md) use 0 and 1.
 enum Site : uint32_t {
   kMemNegativeVision = 0,
   kMemNegativeAudio = 1,
@@ -33,8 +33,8 @@ enum Site : uint32_t {
   kShuffle = 3,
   kClassBalanced = 4,
   kValidationShare = 5,
-  kSynthetic = 6,      // .. 15
-  kDropout = 16,       // .. upwards: one per dropout layer and pass, see core/kernels/dropout.h
+  kSynthetic = 6,  // .. 15
+  kDropout = 16,   // .. upwards: one per dropout layer and pass, see core/kernels/dropout.h
 };
 
 // Uniform in (0, 1): 24 bits of a word, centred, so that neither end occurs and float and double agree exactly.

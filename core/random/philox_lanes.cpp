@@ -6,7 +6,8 @@ namespace muster::random {
 namespace {
 
 // Structure of arrays, so that it vectorises. Always inlined, into the version that the loader picked.
-__attribute__((always_inline)) inline void rounds(uint64_t seed, uint32_t* c0, uint32_t* c1, uint32_t* c2, uint32_t* c3) {
+__attribute__((always_inline)) inline void rounds(uint64_t seed, uint32_t* c0, uint32_t* c1, uint32_t* c2,
+                                                  uint32_t* c3) {
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -23,8 +24,8 @@ __attribute__((always_inline)) inline void rounds(uint64_t seed, uint32_t* c0, u
   }
 }
 
-__attribute__((always_inline)) inline void counters(uint32_t first, uint32_t word1, uint32_t word2, uint32_t word3, uint32_t* c0,
-                                                    uint32_t* c1, uint32_t* c2, uint32_t* c3) {
+__attribute__((always_inline)) inline void counters(uint32_t first, uint32_t word1, uint32_t word2, uint32_t word3,
+                                                    uint32_t* c0, uint32_t* c1, uint32_t* c2, uint32_t* c3) {
   for (int64_t i = 0; i < kLanes; ++i) {
     c0[i] = first + static_cast<uint32_t>(i);
     c1[i] = word1;
@@ -49,7 +50,8 @@ void philox_lanes(uint64_t seed, uint32_t first, uint32_t word1, uint32_t word2,
 }
 
 MUSTER_CPU_VERSIONS
-void philox_first_words(uint64_t seed, uint32_t first, uint32_t word1, uint32_t word2, uint32_t word3, uint32_t* words) {
+void philox_first_words(uint64_t seed, uint32_t first, uint32_t word1, uint32_t word2, uint32_t word3,
+                        uint32_t* words) {
   uint32_t c1[kLanes], c2[kLanes], c3[kLanes];
   counters(first, word1, word2, word3, words, c1, c2, c3);
   rounds(seed, words, c1, c2, c3);

@@ -4,7 +4,8 @@
 
 namespace muster::training {
 
-// bfloat16 autocast on one kind of device for a scope, by PyTorch's rules; nothing when `on` is false. What was set before comes back.
+// bfloat16 autocast on one kind of device for a scope, by PyTorch's rules; nothing when `on` is false. What was set
+// before comes back.
 class Autocast {
  public:
   Autocast(bool on, c10::DeviceType device) : on_(on), device_(device) {

@@ -13,7 +13,8 @@ namespace {
 using distributed::ExitCode;
 using distributed::SharedError;
 
-// The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then the saver's word.
+// The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then
+// the saver's word.
 constexpr size_t kOwnPart = 3;
 
 }  // namespace
@@ -22,22 +23,31 @@ checkpoints::Retention retention_of(const config::Checkpoints& settings) {
   return {settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
 }
 
-Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory, distributed::Communicator& communicator,
-                             Progress& progress)
-    : settings_(settings), directory_(directory), communicator_(communicator), progress_(progress),
-      saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints), settings.checkpoints.asynchronous(), communicator,
-              directory ? std::function<void()>([directory] {
-                directory->require_held();
-                directory->sync();
-              }) : nullptr),
-      begun_step_(newest), newest_(newest) {}
+Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory,
+                             distributed::Communicator& communicator, Progress& progress)
+    : settings_(settings),
+      directory_(directory),
+      communicator_(communicator),
+      progress_(progress),
+      saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints),
+             settings.checkpoints.asynchronous(), communicator,
+             directory ? std::function<void()>([directory] {
+               directory->require_held();
+               directory->sync();
+             })
+                       : nullptr),
+      begun_step_(newest),
+      newest_(newest) {}
 
 Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
-  const auto since = [](Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+  const auto since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
   const double every = 60 * settings_.checkpoints.every_minutes();
   const bool time_is_up = settings_.time_limit > 0 && since(settings_.started) >= settings_.time_limit;
   const bool minutes_are_over = every > 0 && since(last_begun_) >= every;
-  const std::string own{static_cast<char>(stop_signal()), static_cast<char>(time_is_up), static_cast<char>(minutes_are_over)};
+  const std::string own{static_cast<char>(stop_signal()), static_cast<char>(time_is_up),
+                        static_cast<char>(minutes_are_over)};
   const distributed::CollectiveLabel label("between steps");
   const auto words = communicator_.all_gather_bytes(own + saver_.word());
 
@@ -55,12 +65,14 @@ Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
   const auto& checkpoints = settings_.checkpoints;
   const auto every_nth = [](uint64_t count, uint64_t period) { return period > 0 && count > 0 && count % period == 0; };
   decision.save = words[0][2] || every_nth(step, checkpoints.every_steps()) ||
-                  (step % settings_.steps_per_epoch == 0 && every_nth(step / settings_.steps_per_epoch, checkpoints.every_epochs()));
+                  (step % settings_.steps_per_epoch == 0 &&
+                   every_nth(step / settings_.steps_per_epoch, checkpoints.every_epochs()));
   decision.save = decision.save && step != begun_step_;
   return decision;
 }
 
-void Checkpointing::save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors) {
+void Checkpointing::save(const checkpoints::CheckpointInfo& info,
+                         const std::vector<checkpoints::NamedTensor>& tensors) {
   if (info.step == begun_step_ && (saver_.in_flight() || newest_ == info.step)) return;
   distributed::together(communicator_, [&] {
     if (directory_) directory_->require_held();
@@ -78,8 +90,11 @@ void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
   stall_ += outcome.stall_seconds;
   longest_stall_ = std::max(longest_stall_, outcome.stall_seconds);
   if (directory_) {
-    nlohmann::json row = {{"step", outcome.step}, {"committed", outcome.committed}, {"stall_seconds", outcome.stall_seconds},
-                          {"write_seconds", outcome.write_seconds}, {"bytes", outcome.bytes}};
+    nlohmann::json row = {{"step", outcome.step},
+                          {"committed", outcome.committed},
+                          {"stall_seconds", outcome.stall_seconds},
+                          {"write_seconds", outcome.write_seconds},
+                          {"bytes", outcome.bytes}};
     if (!outcome.error.empty()) row["error"] = outcome.error;
     try {
       directory_->append_log("logs/checkpoints.jsonl", row);
@@ -99,17 +114,24 @@ void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
   ++failed_;
   ++failed_in_a_row_;
   last_failure_ = outcome.error;
-  const std::string kept = newest_ > 0 ? "the checkpoint of step " + std::to_string(newest_) + " is still there" : "there is no checkpoint yet";
-  const std::string text = "the checkpoint of step " + std::to_string(outcome.step) + " could not be saved: " + outcome.error;
+  const std::string kept = newest_ > 0 ? "the checkpoint of step " + std::to_string(newest_) + " is still there"
+                                       : "there is no checkpoint yet";
+  const std::string text =
+      "the checkpoint of step " + std::to_string(outcome.step) + " could not be saved: " + outcome.error;
   if (failed_in_a_row_ > settings_.checkpoints.max_failures_in_a_row())
-    throw SharedError(ExitCode::kIo, text + "\nNow " + std::to_string(failed_in_a_row_) + " in a row have failed (checkpoints.max_failures_in_a_row is " +
+    throw SharedError(ExitCode::kIo, text + "\nNow " + std::to_string(failed_in_a_row_) +
+                                         " in a row have failed (checkpoints.max_failures_in_a_row is " +
                                          std::to_string(settings_.checkpoints.max_failures_in_a_row()) + "); " + kept +
                                          ". Mend the cause, then go on with: muster resume " + settings_.run_directory);
   progress_.line("warning: " + text + "\ntraining goes on; " + kept);
 }
 
 nlohmann::json Checkpointing::summary() const {
-  return {{"saved", saved_}, {"failed", failed_}, {"stall_seconds", stall_}, {"longest_stall_seconds", longest_stall_}, {"bytes", bytes_}};
+  return {{"saved", saved_},
+          {"failed", failed_},
+          {"stall_seconds", stall_},
+          {"longest_stall_seconds", longest_stall_},
+          {"bytes", bytes_}};
 }
 
 }  // namespace muster::training

@@ -28,14 +28,15 @@ int threads_of(const config::Training& training) {
   return training.reproducible() || !given ? 1 : std::clamp(std::atoi(given), 1, kMostThreads);
 }
 
-// MKL chooses its code by the processor and by where arrays lie in memory. STRICT gives the same sums whatever the alignment; the
-// instruction set in front of it is heeded on Intel's processors, others get MKL's own choice for them. MKL reads it at its first call.
+// MKL chooses its code by the processor and by where arrays lie in memory. STRICT gives the same sums whatever the
+// alignment; the instruction set in front of it is heeded on Intel's processors, others get MKL's own choice for them.
+// MKL reads it at its first call.
 void fix_matrix_products() {
   const char* products = std::getenv("MKL_CBWR");
   if (products != nullptr && *products != '\0') return;  // the user's, judged by require_strict_products()
 #if defined(__x86_64__)
-  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   setenv("MKL_CBWR", wide ? "AVX512,STRICT" : "AVX2,STRICT", 1);
 #endif
 }
@@ -43,9 +44,10 @@ void fix_matrix_products() {
 void require_strict_products() {
   const char* products = std::getenv("MKL_CBWR");
   if (products == nullptr || std::string(products).find("STRICT") != std::string::npos) return;
-  throw distributed::SharedError(distributed::ExitCode::kBadConfig,
-                                 std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
-                                     ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
+  throw distributed::SharedError(
+      distributed::ExitCode::kBadConfig,
+      std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
+          ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
 }
 
 // Vendor, family and model: what libraries choose their code by.
@@ -58,17 +60,19 @@ std::string processor() {
   return found.empty() ? "unknown processor" : found;
 }
 
-// Torch's operations and our own kernels choose their code by whether equal bits are asked for; cuBLAS by a workspace that it sizes itself unless told.
+// Torch's operations and our own kernels choose their code by whether equal bits are asked for; cuBLAS by a workspace
+// that it sizes itself unless told.
 void ask_for_equal_bits(bool gpu) {
   if (gpu) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-  at::globalContext().setDeterministicFillUninitializedMemory(false);  // for finding uses of it; there are none, and it costs a pass each
+  at::globalContext().setDeterministicFillUninitializedMemory(
+      false);  // for finding uses of it; there are none, and it costs a pass each
 }
 
 std::string arithmetic_of_this_process(const std::string& gpu) {
   const char* products = std::getenv("MKL_CBWR");
-  return "torch " TORCH_VERSION ", libc " + std::string(gnu_get_libc_version()) + ", " + processor() + " " + at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") +
-         (gpu.empty() ? "" : ", " + gpu);
+  return "torch " TORCH_VERSION ", libc " + std::string(gnu_get_libc_version()) + ", " + processor() + " " +
+         at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") + (gpu.empty() ? "" : ", " + gpu);
 }
 
 distributed::DeviceRequest request_of(const config::Training& training) {
@@ -89,13 +93,16 @@ int usable_cores() {
 }
 
 int64_t microbatches_of(const config::Training& training, int64_t ranks) {
-  const int64_t microbatches = training.microbatches() > 0 ? training.microbatches() : training.reproducible() ? kReproducibleMicrobatches : ranks;
+  const int64_t microbatches = training.microbatches() > 0 ? training.microbatches()
+                               : training.reproducible()   ? kReproducibleMicrobatches
+                                                           : ranks;
   if (training.reproducible() && ranks > microbatches)
     throw distributed::SharedError(
         distributed::ExitCode::kBadConfig,
         "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) + " microbatches" +
-            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " + std::to_string(ranks) +
-            " ranks. Start at most " + std::to_string(microbatches) + " ranks, or set training.microbatches=" + std::to_string(ranks) +
+            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " +
+            std::to_string(ranks) + " ranks. Start at most " + std::to_string(microbatches) +
+            " ranks, or set training.microbatches=" + std::to_string(ranks) +
             " and keep that number for every run that is to have the same bits");
   return microbatches;
 }
@@ -118,9 +125,10 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
   distributed::together(communicator, [] { require_strict_products(); });
   ask_for_equal_bits(compute.device.is_cuda());
   compute.arithmetic = arithmetic_of_this_process(compute.gpu);
-  distributed::require_same(communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
-                            "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "
-                            "node (Slurm: --constraint), or set training.reproducible=false");
+  distributed::require_same(
+      communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
+      "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "
+      "node (Slurm: --constraint), or set training.reproducible=false");
   return compute;
 }
 
@@ -131,9 +139,12 @@ std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, dis
 
 batch::Residency residency_of(const config::Training& training) {
   switch (training.data_on_device()) {
-    case config::Training::ALWAYS: return batch::Residency::kAlways;
-    case config::Training::NEVER: return batch::Residency::kNever;
-    default: return batch::Residency::kWhenItFits;
+    case config::Training::ALWAYS:
+      return batch::Residency::kAlways;
+    case config::Training::NEVER:
+      return batch::Residency::kNever;
+    default:
+      return batch::Residency::kWhenItFits;
   }
 }
 

@@ -23,20 +23,23 @@ struct Compute {
   int64_t microbatches = 1;  // pieces that every global batch is cut into
   bool reproducible = false;
   bool bf16 = false;
-  // What must be alike for equal bits: processor or GPU generation, library versions, the matrix library's code path. Set with
-  // reproducible only.
+  // What must be alike for equal bits: processor or GPU generation, library versions, the matrix library's code path.
+  // Set with reproducible only.
   std::string arithmetic;
 };
 
-// Pieces of each global batch in a job of so many ranks. Throws SharedError(kBadConfig) for reproducible with more ranks than pieces.
+// Pieces of each global batch in a job of so many ranks. Throws SharedError(kBadConfig) for reproducible with more
+// ranks than pieces.
 int64_t microbatches_of(const config::Training& training, int64_t ranks);
 
-// Chooses this rank's device and cores and sets up threads and arithmetic of this process as the experiment asks. To be called before the first
-// matrix product. Throws SharedError when a setting does not fit the job: kBadConfig for reproducible with more ranks than microbatches,
-// or ranks whose processors differ; kUsage for GPUs that are missing or would have to be shared, or a wrong MUSTER_BIND. Collective.
+// Chooses this rank's device and cores and sets up threads and arithmetic of this process as the experiment asks. To be
+// called before the first matrix product. Throws SharedError when a setting does not fit the job: kBadConfig for
+// reproducible with more ranks than microbatches, or ranks whose processors differ; kUsage for GPUs that are missing or
+// would have to be shared, or a wrong MUSTER_BIND. Collective.
 Compute prepare_compute(const config::Training& training, distributed::Communicator& communicator);
 
-// Several ranks on GPUs: the ranks of `communicator` joined by NCCL as well. Otherwise nothing: `communicator` will do. `communicator` must outlive it. Collective.
+// Several ranks on GPUs: the ranks of `communicator` joined by NCCL as well. Otherwise nothing: `communicator` will do.
+// `communicator` must outlive it. Collective.
 std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator);
 
 // Where the reader keeps the data.

@@ -18,10 +18,13 @@ std::optional<double> temperature_of(const models::Model& model) {
   return std::nullopt;
 }
 
-void conclude(const TrainedRun& run, TrainingState& state, const std::string& select_by, const at::Tensor& best, nlohmann::json facts) {
+void conclude(const TrainedRun& run, TrainingState& state, const std::string& select_by, const at::Tensor& best,
+              nlohmann::json facts) {
   auto& parameters = run.model.parameters();
   const auto& index = run.data.index();
-  const auto tensors = [&] { return weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities); };
+  const auto tensors = [&] {
+    return weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities);
+  };
   const auto write = [&](const std::string& name, uint64_t step) {
     return write_weights(run.directory->file(name), tensors(), weights_metadata(run.config.name(), step, index));
   };
@@ -29,7 +32,8 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
   distributed::together(run.communicator, [&] {
     if (!run.directory) return;
     run.directory->require_held();
-    last_fingerprint = run.is_trial ? checkpoints::fingerprint(tensors()) : write("weights/last.safetensors", state.steps_done);
+    last_fingerprint =
+        run.is_trial ? checkpoints::fingerprint(tensors()) : write("weights/last.safetensors", state.steps_done);
     // Without a validation split nothing says which weights are best: the last ones.
     if (!best.defined()) state.best_fingerprint = write("weights/best.safetensors", state.steps_done);
   });
@@ -45,11 +49,13 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
 
   Report report;
   nlohmann::json result;
-  for (const auto& [name, samples] : {std::pair{std::string("valid"), run.split.valid}, std::pair{std::string("test"), run.split.test}}) {
+  for (const auto& [name, samples] :
+       {std::pair{std::string("valid"), run.split.valid}, std::pair{std::string("test"), run.split.test}}) {
     if (samples.empty()) continue;
     const bool known = name == "valid" && run.best_evaluation;
     const auto evaluation = known ? *run.best_evaluation
-                                  : evaluate(run.step, run.reader, run.communicator, samples, run.config.evaluation().batch_size(), run.config.seed(), true);
+                                  : evaluate(run.step, run.reader, run.communicator, samples,
+                                             run.config.evaluation().batch_size(), run.config.seed(), true);
     const auto floor = floor_metrics(index, run.split.train, samples);
     result[name] = to_json(evaluation);
     result["floors"][name] = to_json(floor);
@@ -61,8 +67,11 @@ void conclude(const TrainedRun& run, TrainingState& state, const std::string& se
       run.directory->write("predictions-" + name + ".csv", predictions_csv(index, evaluation.predictions));
     });
   }
-  result["best"] = {{"step", state.best_step}, {"epoch", state.best_epoch}, {"selected_by", "valid/" + select_by},
-                    {"value", std::isfinite(state.best_value) ? nlohmann::json(state.best_value) : nlohmann::json()}, {"fingerprint", state.best_fingerprint}};
+  result["best"] = {{"step", state.best_step},
+                    {"epoch", state.best_epoch},
+                    {"selected_by", "valid/" + select_by},
+                    {"value", std::isfinite(state.best_value) ? nlohmann::json(state.best_value) : nlohmann::json()},
+                    {"fingerprint", state.best_fingerprint}};
   if (run.split.valid.empty()) result["best"]["selected_by"] = "last step (there is no validation split)";
   result["last"] = {{"step", state.steps_done}, {"fingerprint", last_fingerprint}};
   result["stopped_early"] = state.stopped_early;

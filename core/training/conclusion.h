@@ -23,15 +23,18 @@ struct TrainedRun {
   Step& step;
   distributed::Communicator& communicator;
   RunDirectory* directory;  // rank 0; otherwise nullptr
-  const Evaluation* best_evaluation;  // of the best weights on the validation split, where it is known; otherwise nullptr
-  bool is_trial;            // quiet, without weights/last and predictions-valid.csv; weights/best is written now
+  const Evaluation*
+      best_evaluation;  // of the best weights on the validation split, where it is known; otherwise nullptr
+  bool is_trial;        // quiet, without weights/last and predictions-valid.csv; weights/best is written now
 };
 
 // Foal-Net's learnt temperature, where the model has one.
 std::optional<double> temperature_of(const models::Model& model);
 
-// Puts `best` (flat; undefined: the last weights are the best) into the model, evaluates it on validation and test split, and writes weights/last and, if nothing was
-// validated, weights/best, predictions, and at the very end result.json, which tells a finished run. Prints the table. `facts`: what else result.json is to say. Collective.
-void conclude(const TrainedRun& run, TrainingState& state, const std::string& select_by, const at::Tensor& best, nlohmann::json facts);
+// Puts `best` (flat; undefined: the last weights are the best) into the model, evaluates it on validation and test
+// split, and writes weights/last and, if nothing was validated, weights/best, predictions, and at the very end
+// result.json, which tells a finished run. Prints the table. `facts`: what else result.json is to say. Collective.
+void conclude(const TrainedRun& run, TrainingState& state, const std::string& select_by, const at::Tensor& best,
+              nlohmann::json facts);
 
 }  // namespace muster::training

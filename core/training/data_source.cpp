@@ -18,7 +18,7 @@ std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const st
   if (path.empty() && config.has_synthetic()) {
     const auto& synthetic = config.synthetic();
     const auto kind = synthetic.kind() == config::Synthetic::REGRESSION ? data::SyntheticKind::kRegression
-                                                                         : data::SyntheticKind::kClassification;
+                                                                        : data::SyntheticKind::kClassification;
     data::SyntheticSignal signal;
     signal.without.insert(synthetic.without_signal().begin(), synthetic.without_signal().end());
     signal.agreement = synthetic.agreement();
@@ -41,8 +41,9 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   std::vector<std::string> chosen(experiment.data().modalities().begin(), experiment.data().modalities().end());
   const bool listed = !chosen.empty();
   if (!listed) {
-    const std::vector<std::string> usual = experiment.has_foal_net() ? std::vector<std::string>{"audio", "vision"}
-                                                                     : std::vector<std::string>{"text", "audio", "vision"};
+    const std::vector<std::string> usual = experiment.has_foal_net()
+                                               ? std::vector<std::string>{"audio", "vision"}
+                                               : std::vector<std::string>{"text", "audio", "vision"};
     for (const auto& name : usual)
       if (experiment.has_foal_net() || index.find_modality(name) >= 0) chosen.push_back(name);
   }
@@ -50,11 +51,11 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   for (const auto& name : chosen)
     if (index.find_modality(name) < 0) missing += (missing.empty() ? "\"" : ", \"") + name + "\"";
   if (!missing.empty())
-    throw Error(ExitCode::kBadConfig, "data.modalities: " + dataset.source() + " has no modality " +
-                                          missing + "; it has " + quoted_list(present));
+    throw Error(ExitCode::kBadConfig, "data.modalities: " + dataset.source() + " has no modality " + missing +
+                                          "; it has " + quoted_list(present));
   if (chosen.size() < 2)
-    throw Error(ExitCode::kBadConfig, "data.modalities: the model needs at least two modalities; " +
-                                          dataset.source() + " has " + quoted_list(present) + ": list two or more of them");
+    throw Error(ExitCode::kBadConfig, "data.modalities: the model needs at least two modalities; " + dataset.source() +
+                                          " has " + quoted_list(present) + ": list two or more of them");
   return chosen;
 }
 
@@ -66,19 +67,18 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
       throw Error(ExitCode::kBadConfig, "foal_net: it classifies, but " + dataset.source() +
                                             " is for regression; use miar, or choose class labels with data.target");
     if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
-      throw Error(ExitCode::kBadConfig, "training.sampling: CLASS_BALANCED needs classes, but " +
-                                            dataset.source() + " is for regression; use SHUFFLE");
+      throw Error(ExitCode::kBadConfig, "training.sampling: CLASS_BALANCED needs classes, but " + dataset.source() +
+                                            " is for regression; use SHUFFLE");
     return 1;
   }
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
   const int64_t wanted = experiment.has_foal_net() ? experiment.foal_net().classes() : experiment.miar().classes();
   if (wanted != 0 && wanted != in_file)
     throw Error(ExitCode::kBadConfig, model + ".classes: it is " + std::to_string(wanted) + ", but " +
-                                          dataset.source() + " has " + std::to_string(in_file) + " classes: " +
-                                          quoted_list(index.class_names) + "; leave the field out or set it to " +
-                                          std::to_string(in_file));
-  if (in_file < 2)
-    throw Error(ExitCode::kBadData, dataset.source() + ": classification needs at least two classes");
+                                          dataset.source() + " has " + std::to_string(in_file) +
+                                          " classes: " + quoted_list(index.class_names) +
+                                          "; leave the field out or set it to " + std::to_string(in_file));
+  if (in_file < 2) throw Error(ExitCode::kBadData, dataset.source() + ": classification needs at least two classes");
   return in_file;
 }
 
@@ -87,8 +87,9 @@ void require_known_metric(const config::Experiment& experiment, data::Task task)
   if (name.empty() || name == "loss") return;
   const auto names = metrics::metric_names(task);
   if (std::find(names.begin(), names.end(), name) == names.end())
-    throw Error(ExitCode::kBadConfig, "evaluation.select_by: \"" + name + "\" is not a metric of this data's task; use " +
-                                          quoted_list(names) + " or \"loss\"");
+    throw Error(ExitCode::kBadConfig, "evaluation.select_by: \"" + name +
+                                          "\" is not a metric of this data's task; use " + quoted_list(names) +
+                                          " or \"loss\"");
 }
 
 void find_usable(const config::Experiment& experiment, DataSource& source) {
@@ -106,22 +107,29 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
   }
   if (source.dropped > 10) examples += " and " + std::to_string(source.dropped - 10) + " more";
   if (source.dropped > 0 && experiment.data().missing_modality() != config::Data::DROP)
-    throw Error(ExitCode::kBadData, source.dataset->source() + ": " + (needed > 1 ? "Foal-Net needs every modality" : "a sample needs at least one of the used modalities") +
-                                        ", which these samples lack: " + examples +
-                                        "; set data.missing_modality: DROP to leave them out");
+    throw Error(
+        ExitCode::kBadData,
+        source.dataset->source() + ": " +
+            (needed > 1 ? "Foal-Net needs every modality" : "a sample needs at least one of the used modalities") +
+            ", which these samples lack: " + examples + "; set data.missing_modality: DROP to leave them out");
   if (source.usable.empty())
     throw Error(ExitCode::kBadData, source.dataset->source() + ": no sample has the modalities that the model needs");
 }
 
 }  // namespace
 
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, DatasetCache* cache) {
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required,
+                     DatasetCache* cache) {
   DataSource source;
   const auto& data = experiment.data();
-  const std::string key = path + "|" + data.path() + "|" + data.synthetic().SerializeAsString() + "|" + data.target() + (labels_required ? "|labels" : "");
-  if (cache && cache->key != key) *cache = {};  // never two at once; and where opening fails on one rank only, no rank keeps the old one
-  if (cache && cache->key == key) source.dataset = cache->dataset;
-  else source.dataset = open_dataset(data, path, labels_required);
+  const std::string key = path + "|" + data.path() + "|" + data.synthetic().SerializeAsString() + "|" + data.target() +
+                          (labels_required ? "|labels" : "");
+  if (cache && cache->key != key)
+    *cache = {};  // never two at once; and where opening fails on one rank only, no rank keeps the old one
+  if (cache && cache->key == key)
+    source.dataset = cache->dataset;
+  else
+    source.dataset = open_dataset(data, path, labels_required);
   if (cache && cache->key != key) *cache = {key, source.dataset, {}, {}};
   for (const auto& name : choose_modalities(experiment, *source.dataset)) {
     source.modalities.push_back(source.index().find_modality(name));
@@ -158,20 +166,26 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   if (source.dropped == 0) return split;
   for (auto* part : {&split.train, &split.valid, &split.test}) {
     std::vector<int64_t> kept;
-    std::set_intersection(part->begin(), part->end(), source.usable.begin(), source.usable.end(), std::back_inserter(kept));
+    std::set_intersection(part->begin(), part->end(), source.usable.begin(), source.usable.end(),
+                          std::back_inserter(kept));
     *part = std::move(kept);
   }
   if (for_training && split.train.empty())
-    throw Error(ExitCode::kBadData, source.dataset->source() + ": no training sample is left after dropping those that lack a modality");
+    throw Error(ExitCode::kBadData,
+                source.dataset->source() + ": no training sample is left after dropping those that lack a modality");
   return split;
 }
 
-void require_validation_split(const config::Experiment& experiment, const DataSource& source, const data::Split& split) {
+void require_validation_split(const config::Experiment& experiment, const DataSource& source,
+                              const data::Split& split) {
   if (!split.valid.empty()) return;
   if (experiment.data().split().kind() == config::Split::FIXED)
-    throw Error(ExitCode::kBadConfig, "data.split.kind: is FIXED, and " + source.dataset->source() + " has no usable sample of split \"valid\": mark some in /samples/split, or set " +
-                                          "K_FOLD or LEAVE_ONE_GROUP_OUT, which draw validation samples (data.split.validation_share)");
-  throw Error(ExitCode::kBadConfig, "data.split.validation_share: leaves no sample of " + source.dataset->source() + " for validation; set more, e.g. 0.1");
+    throw Error(ExitCode::kBadConfig,
+                "data.split.kind: is FIXED, and " + source.dataset->source() +
+                    " has no usable sample of split \"valid\": mark some in /samples/split, or set " +
+                    "K_FOLD or LEAVE_ONE_GROUP_OUT, which draw validation samples (data.split.validation_share)");
+  throw Error(ExitCode::kBadConfig, "data.split.validation_share: leaves no sample of " + source.dataset->source() +
+                                        " for validation; set more, e.g. 0.1");
 }
 
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
@@ -204,7 +218,8 @@ std::vector<batch::FeatureMoments> fit_moments(const DataSource& source, const s
       for (int64_t piece = owners[rank]; piece < owners[rank + 1]; ++piece) {
         const auto sums = batch::sum_moments(
             *source.dataset, modality, {samples.begin() + pieces[piece], samples.begin() + pieces[piece + 1]}, pivot);
-        own[piece - owners[rank]] = at::cat({sums.sums.flatten(), at::full({1}, static_cast<double>(sums.frames), at::kDouble)});
+        own[piece - owners[rank]] =
+            at::cat({sums.sums.flatten(), at::full({1}, static_cast<double>(sums.frames), at::kDouble)});
       }
     });
     const at::Tensor total = communicator.all_gather_rows(own, piece_counts).sum(0);

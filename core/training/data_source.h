@@ -14,7 +14,8 @@
 
 namespace muster::training {
 
-// The dataset that the last run of this process has opened, for runs that follow it in the same process: opening, looking through and hashing it cost more than a short run.
+// The dataset that the last run of this process has opened, for runs that follow it in the same process: opening,
+// looking through and hashing it cost more than a short run.
 struct DatasetCache {
   std::string key;  // what was opened
   std::shared_ptr<const data::Dataset> dataset;
@@ -27,17 +28,19 @@ struct DataSource {
   std::shared_ptr<const data::Dataset> dataset;
   std::vector<int64_t> modalities;  // positions in the dataset, in the experiment's order
   models::DataShape shape;
-  std::vector<int64_t> usable;      // samples the model can use, in dataset order
-  int64_t dropped = 0;              // the others
-  std::string dropped_ids;          // the first ten of them
+  std::vector<int64_t> usable;  // samples the model can use, in dataset order
+  int64_t dropped = 0;          // the others
+  std::string dropped_ids;      // the first ten of them
 
   const data::DatasetIndex& index() const { return dataset->index(); }
 };
 
-// Opens the experiment's data (or, if `path` is not empty, that file in its place), or takes it from `cache`. Every rank opens its own. Throws Error(kBadConfig)
-// when the experiment does not fit the data (unknown modality, class count, task), its message beginning with the field's path and a colon; Error(kBadData)
-// when the file is not valid or a sample lacks a modality that the model needs and data.missing_modality is ERROR.
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required, DatasetCache* cache = nullptr);
+// Opens the experiment's data (or, if `path` is not empty, that file in its place), or takes it from `cache`. Every
+// rank opens its own. Throws Error(kBadConfig) when the experiment does not fit the data (unknown modality, class
+// count, task), its message beginning with the field's path and a colon; Error(kBadData) when the file is not valid or
+// a sample lacks a modality that the model needs and data.missing_modality is ERROR.
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required,
+                     DatasetCache* cache = nullptr);
 
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);
@@ -45,8 +48,9 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
 // Throws Error(kBadConfig) that says what to set when `split`, of that experiment and data, has no validation samples.
 void require_validation_split(const config::Experiment& experiment, const DataSource& source, const data::Split& split);
 
-// Looks through all features of the used modalities for NaN and infinities, each rank at its share. Throws Error(kBadData) on every rank.
-// `progress` is called now and then with how many of its samples this rank has looked at. Collective.
+// Looks through all features of the used modalities for NaN and infinities, each rank at its share. Throws
+// Error(kBadData) on every rank. `progress` is called now and then with how many of its samples this rank has looked
+// at. Collective.
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
                              const std::function<void(int64_t done, int64_t total)>& progress = {});
 

@@ -19,11 +19,17 @@ std::string utc_now() {
   return text;
 }
 
-nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line, const Compute& compute) {
+nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line,
+                                    const Compute& compute) {
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
-  const nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}, {"threads", compute.threads},
-                              {"local_rank", compute.affinity.local_rank}, {"cores", distributed::cpu_text(compute.affinity.cpus)}, {"binding", compute.affinity.why},
+  const nlohmann::json own = {{"rank", communicator.rank()},
+                              {"host", host},
+                              {"process", getpid()},
+                              {"threads", compute.threads},
+                              {"local_rank", compute.affinity.local_rank},
+                              {"cores", distributed::cpu_text(compute.affinity.cpus)},
+                              {"binding", compute.affinity.why},
                               {"device", compute.device.is_cpu() ? "cpu" : compute.device.str() + " " + compute.gpu}};
   nlohmann::json ranks = nlohmann::json::array();
   for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));
@@ -31,18 +37,18 @@ nlohmann::json describe_environment(distributed::Communicator& communicator, con
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
   nlohmann::json environment = {
-          {"started", utc_now()},
-          {"command_line", command_line},
-          {"muster", {{"version", MUSTER_VERSION}, {"commit", MUSTER_GIT_COMMIT}, {"compiler", __VERSION__}}},
-          {"libraries",
-           {{"torch", TORCH_VERSION},
-            {"mpi", distributed::mpi_library_version()},
-            {"nccl", distributed::nccl_version()},
-            {"hdf5", std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release)},
-            {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}}},
-          {"world_size", communicator.size()},
-          {"microbatches", compute.microbatches},
-          {"ranks", ranks}};
+      {"started", utc_now()},
+      {"command_line", command_line},
+      {"muster", {{"version", MUSTER_VERSION}, {"commit", MUSTER_GIT_COMMIT}, {"compiler", __VERSION__}}},
+      {"libraries",
+       {{"torch", TORCH_VERSION},
+        {"mpi", distributed::mpi_library_version()},
+        {"nccl", distributed::nccl_version()},
+        {"hdf5", std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release)},
+        {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}}},
+      {"world_size", communicator.size()},
+      {"microbatches", compute.microbatches},
+      {"ranks", ranks}};
   if (compute.reproducible) environment["arithmetic"] = compute.arithmetic;
   return environment;
 }

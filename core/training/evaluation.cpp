@@ -41,10 +41,11 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
   int64_t count = 0;
   for (int64_t i = 0; i < finite.size(0); ++i)
     if (!finite[i].item<bool>() && ++count <= 10) ids += (count > 1 ? ", " : "") + index.ids[predictions.samples[i]];
-  throw distributed::SharedError(distributed::ExitCode::kInternal,
-                                 "the model's outputs are not finite for " + std::to_string(count) + " of " +
-                                     std::to_string(finite.size(0)) + " samples (" + ids + (count > 10 ? ", ..." : "") +
-                                     "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
+  throw distributed::SharedError(
+      distributed::ExitCode::kInternal,
+      "the model's outputs are not finite for " + std::to_string(count) + " of " + std::to_string(finite.size(0)) +
+          " samples (" + ids + (count > 10 ? ", ..." : "") +
+          "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
 }
 
 std::string number(double value) {
@@ -90,17 +91,20 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
       for (const auto& term : terms) evaluation.terms.emplace_back(term.first, 0.0);
     for (size_t i = 0; i < terms.size(); ++i) evaluation.terms[i].second += share * terms[i].second;
   }
-  evaluation.predictions.outputs = outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kCPU, at::kDouble).contiguous();
+  evaluation.predictions.outputs =
+      outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kCPU, at::kDouble).contiguous();
   require_finite_outputs(evaluation.predictions, reader.dataset().index());
   if (with_losses && total > 0) add_metrics(evaluation, reader.dataset().index());
   return evaluation;
 }
 
-metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train, const std::vector<int64_t>& samples) {
+metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
+                               const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)
     return metrics::regression_floor(value_labels(index, train), value_labels(index, samples));
   return metrics::classification_floor(class_labels(index, train), class_labels(index, samples),
-                                       static_cast<int64_t>(index.class_names.size())).metrics;
+                                       static_cast<int64_t>(index.class_names.size()))
+      .metrics;
 }
 
 std::string csv_field(const std::string& text) {
@@ -124,7 +128,8 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
     const int64_t sample = predictions.samples[i];
     csv += csv_field(index.ids[sample]);
     if (labels)
-      csv += "," + (classification ? csv_field(index.class_names[static_cast<int64_t>(index.labels[sample])]) : number(index.labels[sample]));
+      csv += "," + (classification ? csv_field(index.class_names[static_cast<int64_t>(index.labels[sample])])
+                                   : number(index.labels[sample]));
     csv += "," + (classification ? csv_field(index.class_names[classes[i]]) : number(values[i]));
     if (classification)
       for (int64_t c = 0; c < probabilities.size(1); ++c)

@@ -2,7 +2,8 @@
 
 namespace muster::training {
 
-FiniteGuard::FiniteGuard(c10::Device device) : first_bad_(at::full({}, -1.0, at::TensorOptions(device).dtype(at::kDouble))) {}
+FiniteGuard::FiniteGuard(c10::Device device)
+    : first_bad_(at::full({}, -1.0, at::TensorOptions(device).dtype(at::kDouble))) {}
 
 at::Tensor FiniteGuard::judge(uint64_t step, const at::Tensor& loss, const at::Tensor& norm) {
   const at::Tensor bad = (loss.isfinite() & norm.isfinite()).logical_not() & first_bad_.lt(0);

@@ -7,14 +7,15 @@
 
 namespace muster::training {
 
-// Keeps steps that became non-finite out of the weights without the host having to wait for the device: the verdict stays on the
-// device and tells the optimizer to leave the weights alone, until the host looks.
+// Keeps steps that became non-finite out of the weights without the host having to wait for the device: the verdict
+// stays on the device and tells the optimizer to leave the weights alone, until the host looks.
 class FiniteGuard {
  public:
   explicit FiniteGuard(c10::Device device);
 
-  // Judges step `step` by its loss and gradient norm (float64 scalars on the device). Returns a float32 scalar there: 1 if this step or any
-  // since the last look() was not finite, so that the weights stay as the first bad step found them; 0 otherwise.
+  // Judges step `step` by its loss and gradient norm (float64 scalars on the device). Returns a float32 scalar there: 1
+  // if this step or any since the last look() was not finite, so that the weights stay as the first bad step found
+  // them; 0 otherwise.
   at::Tensor judge(uint64_t step, const at::Tensor& loss, const at::Tensor& norm);
 
   // The first bad step since the last look, if there was one. Waits for the device.

@@ -18,7 +18,8 @@ GlobalBatchPlan::GlobalBatchPlan(std::vector<int64_t> samples, int64_t microbatc
 std::vector<int64_t> GlobalBatchPlan::filled_counts() const {
   const int64_t filled = filled_microbatches();
   std::vector<int64_t> counts;
-  for (size_t r = 0; r + 1 < owners_.size(); ++r) counts.push_back(std::min(owners_[r + 1], filled) - std::min(owners_[r], filled));
+  for (size_t r = 0; r + 1 < owners_.size(); ++r)
+    counts.push_back(std::min(owners_[r + 1], filled) - std::min(owners_[r], filled));
   return counts;
 }
 

@@ -8,8 +8,8 @@
 
 namespace muster::training {
 
-// One global batch and who computes what of it: an ordered list of samples, cut into contiguous microbatches as equal as possible;
-// rank r owns a contiguous run of them. The same on every rank.
+// One global batch and who computes what of it: an ordered list of samples, cut into contiguous microbatches as equal
+// as possible; rank r owns a contiguous run of them. The same on every rank.
 class GlobalBatchPlan {
  public:
   // microbatches 0: one per rank. More microbatches than samples leave the last ones empty.

@@ -8,26 +8,31 @@
 namespace muster::training {
 namespace {
 
-std::vector<int64_t> select_samples(const config::Experiment& experiment, const DataSource& source, const std::string& name) {
+std::vector<int64_t> select_samples(const config::Experiment& experiment, const DataSource& source,
+                                    const std::string& name) {
   if (name == "all") return source.usable;
   auto split = split_data(experiment, source, false);
   auto& samples = name == "train" ? split.train : name == "valid" ? split.valid : split.test;
   if (samples.empty())
-    throw distributed::Error(distributed::ExitCode::kBadData,
-                             source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
+    throw distributed::Error(
+        distributed::ExitCode::kBadData,
+        source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
   return samples;
 }
 
 void require_data_of_the_run(const data::Dataset& dataset, const std::string& hash, const std::string& expected) {
   if (expected.empty() || hash == expected) return;
-  throw distributed::SharedError(distributed::ExitCode::kBadData,
-                                 dataset.source() + " is not the data that the run was trained on (its SHA-256 differs from the one in "
-                                                    "environment.json). To evaluate on it all the same, name it with --data");
+  throw distributed::SharedError(
+      distributed::ExitCode::kBadData,
+      dataset.source() +
+          " is not the data that the run was trained on (its SHA-256 differs from the one in "
+          "environment.json). To evaluate on it all the same, name it with --data");
 }
 
 }  // namespace
 
-Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& control) {
+Inference infer(const config::Experiment& experiment, const InferenceOptions& options,
+                distributed::Communicator& control) {
   Inference inference;
   const Compute compute = prepare_compute(experiment.training(), control);
   const auto gpus = join_gpus(compute, control);
@@ -35,24 +40,28 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   std::vector<int64_t> samples;
   Weights weights;
   std::unique_ptr<models::Model> model;
-  require_same_job(communicator, config::resolved_text(experiment) + options.split + (options.needs_labels ? " with labels" : ""));
-  distributed::together(communicator, [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
+  require_same_job(communicator,
+                   config::resolved_text(experiment) + options.split + (options.needs_labels ? " with labels" : ""));
+  distributed::together(communicator,
+                        [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
   if (communicator.size() > 1 || !options.expected_hash.empty())
-    require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator), options.expected_hash);
+    require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator),
+                            options.expected_hash);
   distributed::together(communicator, [&] {
     samples = select_samples(experiment, inference.source, options.split);
     weights = read_weights(options.weights, inference.source.shape);
     model = models::make_model(experiment, inference.source.shape);
-    load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(), model->parameters());
+    load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(),
+                 model->parameters());
   });
   require_finite_features(inference.source, communicator);
   require_same_weights(model->parameters(), weights.moments, communicator);
   model->parameters().move_to(compute.device);
-  const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments, model->parameters().dtype(),
-                                  compute.device);
+  const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments,
+                                  model->parameters().dtype(), compute.device);
   Step step(*model, reader, communicator, {compute.microbatches, compute.reproducible, compute.bf16});
-  inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(), experiment.seed(),
-                                  options.needs_labels);
+  inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(),
+                                  experiment.seed(), options.needs_labels);
   return inference;
 }
 

@@ -10,11 +10,11 @@
 namespace muster::training {
 
 struct InferenceOptions {
-  std::string weights;      // safetensors file
-  std::string data;         // dataset in place of the experiment's; empty: the experiment's
-  std::string split;        // "train", "valid", "test" by the experiment's split, or "all"
-  std::string expected_hash; // SHA-256 that the data must have; empty: any
-  bool needs_labels = true; // true: metrics and losses; false: predictions, whether there are labels or not
+  std::string weights;        // safetensors file
+  std::string data;           // dataset in place of the experiment's; empty: the experiment's
+  std::string split;          // "train", "valid", "test" by the experiment's split, or "all"
+  std::string expected_hash;  // SHA-256 that the data must have; empty: any
+  bool needs_labels = true;   // true: metrics and losses; false: predictions, whether there are labels or not
 };
 
 struct Inference {
@@ -22,8 +22,9 @@ struct Inference {
   Evaluation evaluation;
 };
 
-// Applies saved weights to data, with the standardization that is stored with them. Ranks share the work; the result is the same on
-// every rank. Throws Error(kBadData) when weights, model and data do not fit each other. Collective.
-Inference infer(const config::Experiment& experiment, const InferenceOptions& options, distributed::Communicator& communicator);
+// Applies saved weights to data, with the standardization that is stored with them. Ranks share the work; the result is
+// the same on every rank. Throws Error(kBadData) when weights, model and data do not fit each other. Collective.
+Inference infer(const config::Experiment& experiment, const InferenceOptions& options,
+                distributed::Communicator& communicator);
 
 }  // namespace muster::training

@@ -50,7 +50,8 @@ std::string process_namespace() {
   return std::filesystem::read_symlink("/proc/self/ns/pid", ignored).string();
 }
 
-// When the process began, in clock ticks since boot; 0: there is no such process, or it is a dead one nobody has waited for.
+// When the process began, in clock ticks since boot; 0: there is no such process, or it is a dead one nobody has waited
+// for.
 uint64_t start_of_process(int64_t process) {
   const std::string line = first_line("/proc/" + std::to_string(process) + "/stat");
   // The second field is a name in parentheses that may itself hold blanks and parentheses.
@@ -88,16 +89,25 @@ std::string utc(time_t seconds) {
 // The texts of a lock file and where they go.
 template <typename Holder>
 auto texts_of(Holder& holder) {
-  return std::array{std::pair{"id", &holder.id}, std::pair{"host", &holder.host}, std::pair{"boot_id", &holder.boot_id}, std::pair{"job", &holder.job},
-                    std::pair{"process_namespace", &holder.process_namespace}, std::pair{"command", &holder.command}, std::pair{"started", &holder.started}};
+  return std::array{std::pair{"id", &holder.id},
+                    std::pair{"host", &holder.host},
+                    std::pair{"boot_id", &holder.boot_id},
+                    std::pair{"job", &holder.job},
+                    std::pair{"process_namespace", &holder.process_namespace},
+                    std::pair{"command", &holder.command},
+                    std::pair{"started", &holder.started}};
 }
 
 }  // namespace
 
-std::string LockHolder::name() const { return job + " (host " + host + ", process " + std::to_string(process) + ", since " + started + ")"; }
+std::string LockHolder::name() const {
+  return job + " (host " + host + ", process " + std::to_string(process) + ", since " + started + ")";
+}
 
 std::string LockHolder::to_text() const {
-  nlohmann::json content = {{"process", process}, {"process_start", process_start}, {"restarts", restarts},
+  nlohmann::json content = {{"process", process},
+                            {"process_start", process_start},
+                            {"restarts", restarts},
                             {"renewed_every_seconds", std::chrono::duration<double>(interval).count()}};
   for (const auto& [name, text] : texts_of(*this)) content[name] = *text;
   return content.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
@@ -118,7 +128,8 @@ LockHolder this_process() {
 
 std::optional<LockHolder> read_lock(const std::string& path) {
   const auto fail = [&](const std::string& what, int error_number) {
-    throw Error(ExitCode::kIo, "Cannot lock the run directory: could not " + what + " " + path + ": " + std::strerror(error_number) + ".");
+    throw Error(ExitCode::kIo, "Cannot lock the run directory: could not " + what + " " + path + ": " +
+                                   std::strerror(error_number) + ".");
   };
   int descriptor = -1;
   for (int attempt = 0; attempt < 5 && descriptor < 0; ++attempt) {  // ESTALE: replaced between look-up and opening
@@ -144,14 +155,17 @@ std::optional<LockHolder> read_lock(const std::string& path) {
     const double seconds = std::clamp(content.at("renewed_every_seconds").get<double>(), 0.001, 3600.0);
     holder.interval = milliseconds(std::lround(seconds * 1000));
     holder.renewed = status.st_mtim;
-    if (holder.id.size() == kDigits && holder.id.find_first_not_of("0123456789abcdef") == std::string::npos) return holder;
+    if (holder.id.size() == kDigits && holder.id.find_first_not_of("0123456789abcdef") == std::string::npos)
+      return holder;
   } catch (const nlohmann::json::exception&) {
   }
-  throw Error(ExitCode::kUsage, path + " is not a lock that muster wrote. If no job uses this run directory, remove that file.");
+  throw Error(ExitCode::kUsage,
+              path + " is not a lock that muster wrote. If no job uses this run directory, remove that file.");
 }
 
 std::optional<bool> is_running(const LockHolder& holder, const LockHolder& asks) {
-  if (holder.host != asks.host || holder.boot_id != asks.boot_id || holder.process_namespace != asks.process_namespace) return std::nullopt;
+  if (holder.host != asks.host || holder.boot_id != asks.boot_id || holder.process_namespace != asks.process_namespace)
+    return std::nullopt;
   return start_of_process(holder.process) == holder.process_start;
 }
 

@@ -27,10 +27,12 @@ struct LockHolder {
 // This process, under a new id.
 LockHolder this_process();
 
-// Nothing if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if it is no lock of ours.
+// Nothing if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if
+// it is no lock of ours.
 std::optional<LockHolder> read_lock(const std::string& path);
 
-// Whether the holder, on this machine, still runs; nothing when it is of another one, or of another container, and cannot be asked.
+// Whether the holder, on this machine, still runs; nothing when it is of another one, or of another container, and
+// cannot be asked.
 std::optional<bool> is_running(const LockHolder& holder, const LockHolder& asks);
 
 }  // namespace muster::training

@@ -10,8 +10,10 @@ namespace {
 std::string duration(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
   char text[32];
-  if (whole >= 3600) std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
-  else std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
+  if (whole >= 3600)
+    std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
+  else
+    std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
   return text;
 }
 
@@ -19,7 +21,8 @@ std::string duration(double seconds) {
 
 Progress::Progress(bool visible) : visible_(visible), terminal_(isatty(STDERR_FILENO) != 0) {}
 
-void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t epochs, double loss, double samples_per_second) {
+void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t epochs, double loss,
+                    double samples_per_second) {
   if (!visible_) return;
   const auto now = Clock::now();
   if (!any_step_) {
@@ -36,12 +39,14 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
     std::string bar(kWidth, '.');
     const auto filled = static_cast<size_t>(kWidth * static_cast<double>(step) / static_cast<double>(total_steps));
     bar.replace(0, filled, filled, '#');
-    std::snprintf(text, sizeof text, "\r[%s] step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\033[K", bar.c_str(), step,
-                  total_steps, epoch, epochs, loss, samples_per_second, duration(per_step * static_cast<double>(total_steps - step)).c_str());
+    std::snprintf(text, sizeof text, "\r[%s] step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\033[K",
+                  bar.c_str(), step, total_steps, epoch, epochs, loss, samples_per_second,
+                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
     drawn_ = true;
   } else {
-    std::snprintf(text, sizeof text, "step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\n", step, total_steps, epoch, epochs,
-                  loss, samples_per_second, duration(per_step * static_cast<double>(total_steps - step)).c_str());
+    std::snprintf(text, sizeof text, "step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\n", step,
+                  total_steps, epoch, epochs, loss, samples_per_second,
+                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
   }
   std::fputs(text, stderr);
   std::fflush(stderr);

@@ -6,8 +6,8 @@
 
 namespace muster::training {
 
-// What a person sees while a run goes on: on a terminal one line that rewrites itself, otherwise a plain line every few seconds.
-// Goes to standard error, so that standard output holds results only.
+// What a person sees while a run goes on: on a terminal one line that rewrites itself, otherwise a plain line every few
+// seconds. Goes to standard error, so that standard output holds results only.
 class Progress {
  public:
   // visible: true on one rank only.

@@ -10,11 +10,14 @@ namespace {
 void warn_if_nothing_learnt(const Report& report) {
   const ResultColumn &result = report.columns[report.columns.size() - 2], &floor = report.columns.back();
   const std::string name = report.regression ? "MAE" : "WA";
-  const double value = metrics::metric_value(result.metrics, name), trivial = metrics::metric_value(floor.metrics, name);
+  const double value = metrics::metric_value(result.metrics, name),
+               trivial = metrics::metric_value(floor.metrics, name);
   const bool above = metrics::higher_is_better(name) ? value > trivial : value < trivial;
   if (!above)
-    std::printf("NOT above the floor: %s on %s is %.4f, the trivial prediction's is %.4f. Nothing was learnt that carries over.\n",
-                name.c_str(), result.title.c_str(), value, trivial);
+    std::printf(
+        "NOT above the floor: %s on %s is %.4f, the trivial prediction's is %.4f. Nothing was learnt that carries "
+        "over.\n",
+        name.c_str(), result.title.c_str(), value, trivial);
 }
 
 }  // namespace
@@ -32,12 +35,14 @@ void print_report(const Report& report) {
   }
   if (report.miar) std::printf("%s\n", kMiarNote);
   if (report.temperature && *report.temperature <= 0)
-    std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n", *report.temperature);
+    std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n",
+                *report.temperature);
   const int64_t saved = report.checkpoints["saved"], failed = report.checkpoints["failed"];
   if (saved + failed > 0)
     std::printf("checkpoints: %ld saved%s; training stood still for %.3f s, at most %.3f s at a time\n", saved,
                 failed > 0 ? (", " + std::to_string(failed) + " FAILED (logs/checkpoints.jsonl)").c_str() : "",
-                report.checkpoints["stall_seconds"].get<double>(), report.checkpoints["longest_stall_seconds"].get<double>());
+                report.checkpoints["stall_seconds"].get<double>(),
+                report.checkpoints["longest_stall_seconds"].get<double>());
   std::printf("run directory: %s\n", report.run_directory.c_str());
 }
 

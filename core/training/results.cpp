@@ -19,15 +19,17 @@ std::string padded(const std::string& text, size_t width, bool left = false) {
 
 nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values) {
   nlohmann::json object = nlohmann::json::object();
-  for (const auto& [name, value] : values) object[name] = std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
+  for (const auto& [name, value] : values)
+    object[name] = std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
   return object;
 }
 
 nlohmann::json to_json(const Evaluation& evaluation) {
-  nlohmann::json object = {{"loss", std::isfinite(evaluation.loss) ? nlohmann::json(evaluation.loss) : nlohmann::json()},
-                           {"terms", to_json(evaluation.terms)},
-                           {"metrics", to_json(evaluation.metrics)},
-                           {"samples", evaluation.predictions.samples.size()}};
+  nlohmann::json object = {
+      {"loss", std::isfinite(evaluation.loss) ? nlohmann::json(evaluation.loss) : nlohmann::json()},
+      {"terms", to_json(evaluation.terms)},
+      {"metrics", to_json(evaluation.metrics)},
+      {"samples", evaluation.predictions.samples.size()}};
   if (!evaluation.confusion.empty()) object["confusion"] = evaluation.confusion;
   return object;
 }
@@ -38,11 +40,16 @@ RunResult read_result(const std::string& run_directory) {
   try {
     std::ifstream file(path);
     const json all = json::parse(file);
-    const auto metrics = [&](const char* split) { return all.contains(split) ? all[split].at("metrics") : json::object(); };
+    const auto metrics = [&](const char* split) {
+      return all.contains(split) ? all[split].at("metrics") : json::object();
+    };
     const json& value = all.at("best").at("value");
-    return {metrics("valid"), metrics("test"), all["best"].at("selected_by"), value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(), all.contains("model_note")};
+    return {metrics("valid"), metrics("test"), all["best"].at("selected_by"),
+            value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(),
+            all.contains("model_note")};
   } catch (const json::exception&) {
-    throw distributed::Error(distributed::ExitCode::kBadData, path + ": is missing, or is not what a finished run leaves there");
+    throw distributed::Error(distributed::ExitCode::kBadData,
+                             path + ": is missing, or is not what a finished run leaves there");
   }
 }
 
@@ -63,7 +70,8 @@ std::string results_table(const std::vector<ResultColumn>& columns) {
   return table;
 }
 
-std::string confusion_table(const std::vector<std::string>& class_names, const std::vector<std::vector<int64_t>>& confusion) {
+std::string confusion_table(const std::vector<std::string>& class_names,
+                            const std::vector<std::vector<int64_t>>& confusion) {
   size_t width = 8;
   for (const auto& name : class_names) width = std::max(width, name.size() + 2);
   std::string table = padded("label \\ predicted", 18, true);

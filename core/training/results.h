@@ -8,7 +8,8 @@
 namespace muster::training {
 
 // To be said wherever results of MIAR are reported.
-constexpr const char* kMiarNote = "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
+constexpr const char* kMiarNote =
+    "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
 
 // Non-finite numbers become null.
 nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values);
@@ -34,6 +35,7 @@ struct ResultColumn {
 std::string results_table(const std::vector<ResultColumn>& columns);
 
 // Confusion matrix with class names.
-std::string confusion_table(const std::vector<std::string>& class_names, const std::vector<std::vector<int64_t>>& confusion);
+std::string confusion_table(const std::vector<std::string>& class_names,
+                            const std::vector<std::vector<int64_t>>& confusion);
 
 }  // namespace muster::training

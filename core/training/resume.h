@@ -18,10 +18,11 @@ struct ResumePoint {
   std::vector<std::string> changes;  // of what does not change results, and what --force lets pass: for the record
 };
 
-// Finds the newest whole checkpoint of a run and judges whether `now` and `provenance` may go on with it. Says what is damaged, and what has changed. Throws
-// SharedError: kBadConfig or kBadData with all differences that would change results, unless `force`; kBadData when there are checkpoints, but none is
-// whole. Collective.
-ResumePoint find_resume_point(const std::string& run_directory, const config::Experiment& now, const Provenance& provenance, bool force,
-                              distributed::Communicator& communicator, Progress& progress);
+// Finds the newest whole checkpoint of a run and judges whether `now` and `provenance` may go on with it. Says what is
+// damaged, and what has changed. Throws SharedError: kBadConfig or kBadData with all differences that would change
+// results, unless `force`; kBadData when there are checkpoints, but none is whole. Collective.
+ResumePoint find_resume_point(const std::string& run_directory, const config::Experiment& now,
+                              const Provenance& provenance, bool force, distributed::Communicator& communicator,
+                              Progress& progress);
 
 }  // namespace muster::training

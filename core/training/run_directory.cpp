@@ -25,7 +25,9 @@ using distributed::ExitCode;
 constexpr const char* kFolders[] = {"weights", "checkpoints", "logs"};
 
 // Paths need not be UTF-8; JSON must.
-std::string dumped(const nlohmann::json& value, int indent = -1) { return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace); }
+std::string dumped(const nlohmann::json& value, int indent = -1) {
+  return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+}
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& reason) {
   throw Error(ExitCode::kIo, path + ": " + what + ": " + reason);
@@ -71,13 +73,15 @@ size_t end_of_rows(const std::string& text, uint64_t step, const std::string& pa
     const size_t line_end = text.find('\n', start);
     if (line_end == std::string::npos) break;
     ++line_number;
-    const auto row = nlohmann::json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(line_end), nullptr, false);
+    const auto row = nlohmann::json::parse(text.begin() + static_cast<int64_t>(start),
+                                           text.begin() + static_cast<int64_t>(line_end), nullptr, false);
     if (!row.is_object() || !row.contains("step") || !row["step"].is_number_unsigned()) {
       if (bad_at == std::string::npos) bad_at = line_number;
     } else if (row["step"].get<uint64_t>() <= step) {
       if (bad_at != std::string::npos)
-        throw Error(ExitCode::kBadData, path + ":" + std::to_string(bad_at) + ": is not a row of metrics. Repair the line or move the file away; a "
-                                                                              "resumed run adds to it");
+        throw Error(ExitCode::kBadData, path + ":" + std::to_string(bad_at) +
+                                            ": is not a row of metrics. Repair the line or move the file away; a "
+                                            "resumed run adds to it");
       end = line_end + 1;
     } else {
       break;
@@ -92,17 +96,20 @@ void sweep_temporary_files(const fs::path& folder) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name[0] == '.' && name.find(".tmp-") != std::string::npos && entry.is_regular_file(ignored)) fs::remove(entry.path(), ignored);
+    if (name[0] == '.' && name.find(".tmp-") != std::string::npos && entry.is_regular_file(ignored))
+      fs::remove(entry.path(), ignored);
   }
 }
 
-// Makes a folder under another name beside its own, lets `fill` write into it, and renames it: it appears whole or not at all.
+// Makes a folder under another name beside its own, lets `fill` write into it, and renames it: it appears whole or not
+// at all.
 void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
   const fs::path target = fs::absolute(path).lexically_normal();
   const fs::path final_path = target.has_filename() ? target : target.parent_path();
   checkpoints::make_folders(final_path.parent_path().string());
   std::error_code error;
-  const fs::path building = final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
+  const fs::path building =
+      final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
   try {
     fill(building.string());
     fs::rename(building, final_path);
@@ -110,7 +117,9 @@ void make_whole(const std::string& path, const std::function<void(const std::str
   } catch (const fs::filesystem_error& failure) {
     fs::remove_all(building, error);
     if (failure.code() == std::errc::directory_not_empty || failure.code() == std::errc::file_exists)
-      throw RunTaken(path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
+      throw RunTaken(
+          path +
+          ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
     fail(path, "cannot create the run directory", failure.code().message());
   } catch (...) {
     fs::remove_all(building, error);
@@ -124,19 +133,23 @@ InitFrom recorded_init_from(const std::string& run_directory) {
   if (run_place(run_directory) == RunPlace::kPrepared) return {};
   std::ifstream file(run_directory + "/environment.json");
   const auto environment = nlohmann::json::parse(file, nullptr, false);
-  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object()) return {};
+  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object())
+    return {};
   return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
 }
 
 RunPlace run_place(const std::string& path) {
   std::error_code ignored;
   if (!fs::exists(fs::symlink_status(path, ignored))) return RunPlace::kNothing;
-  if (fs::exists(path + "/config.txtpb", ignored)) return fs::exists(path + "/result.json", ignored) ? RunPlace::kFinished : RunPlace::kBegun;
+  if (fs::exists(path + "/config.txtpb", ignored))
+    return fs::exists(path + "/result.json", ignored) ? RunPlace::kFinished : RunPlace::kBegun;
   if (!fs::exists(path + "/submission.json", ignored)) return RunPlace::kOther;
   for (const auto& entry : fs::directory_iterator(path, ignored)) {
     const std::string name = entry.path().filename().string();
-    const bool empty = (name == "weights" || name == "checkpoints" || name == "metrics.jsonl") && fs::is_empty(entry.path(), ignored);
-    const bool known = name[0] == '.' || name == "submission.json" || name == "job.sbatch" || name == "logs" || name == "lock" || name == "environment.json";
+    const bool empty =
+        (name == "weights" || name == "checkpoints" || name == "metrics.jsonl") && fs::is_empty(entry.path(), ignored);
+    const bool known = name[0] == '.' || name == "submission.json" || name == "job.sbatch" || name == "logs" ||
+                       name == "lock" || name == "environment.json";
     if (!empty && !known) return RunPlace::kOther;
   }
   return RunPlace::kPrepared;
@@ -146,8 +159,9 @@ void require_new_run_directory(const std::string& path) {
   const RunPlace place = run_place(path);
   if (place == RunPlace::kNothing || place == RunPlace::kPrepared) return;
   if (place == RunPlace::kBegun)
-    throw RunTaken(path + " exists already and holds an unfinished run. To go on with it: muster resume " + path +
-                   ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first");
+    throw RunTaken(
+        path + " exists already and holds an unfinished run. To go on with it: muster resume " + path +
+        ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first");
   constexpr const char* kNever = ". A run is never overwritten: choose another --run-dir, or remove that one first";
   if (place == RunPlace::kFinished) throw RunTaken(path + " exists already and holds a finished run" + kNever);
   throw Error(ExitCode::kUsage, path + " exists already" + kNever);
@@ -193,7 +207,9 @@ void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohm
   write("config.txtpb", config_text);
 }
 
-RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell, bool keeps_events) : path_(path), keeps_events_(keeps_events) {
+RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell,
+                           bool keeps_events)
+    : path_(path), keeps_events_(keeps_events) {
   for (const char* name : {"config.txtpb", "environment.json"})
     if (!fs::is_regular_file(fs::path(path) / name))
       throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
@@ -218,7 +234,8 @@ void RunDirectory::continue_after(uint64_t step) {
   open_metrics();
   const std::string text = contents(path);
   const size_t end = end_of_rows(text, step, path);
-  if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0) fail(path, "cannot take away the rows of later steps", std::strerror(errno));
+  if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0)
+    fail(path, "cannot take away the rows of later steps", std::strerror(errno));
   if (keeps_events_) events_.emplace(path_, step);
 }
 
@@ -262,7 +279,9 @@ void RunDirectory::remove(const std::string& name) {
 
 nlohmann::json RunDirectory::environment() const {
   auto environment = nlohmann::json::parse(contents(file("environment.json")), nullptr, false);
-  if (!environment.is_object()) throw Error(ExitCode::kBadData, file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");
+  if (!environment.is_object())
+    throw Error(ExitCode::kBadData,
+                file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");
   return environment;
 }
 

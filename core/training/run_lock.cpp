@@ -29,7 +29,8 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 std::string seconds_text(double seconds) {
-  return seconds < 600 ? std::to_string(std::lround(seconds)) + " s" : std::to_string(std::lround(seconds / 60)) + " minutes";
+  return seconds < 600 ? std::to_string(std::lround(seconds)) + " s"
+                       : std::to_string(std::lround(seconds / 60)) + " minutes";
 }
 
 milliseconds age(const timespec& earlier, const timespec& later) {
@@ -45,7 +46,8 @@ SchedulerJob scheduler_job() {
   const auto variable = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
   if (const auto id = variable("SLURM_JOB_ID"); !id.empty()) {
     const auto cluster = variable("SLURM_CLUSTER_NAME");
-    return {"Slurm job " + id + (cluster.empty() ? "" : " of " + cluster), std::atoll(variable("SLURM_RESTART_COUNT").c_str())};
+    return {"Slurm job " + id + (cluster.empty() ? "" : " of " + cluster),
+            std::atoll(variable("SLURM_RESTART_COUNT").c_str())};
   }
   if (!variable("OMPI_COMM_WORLD_SIZE").empty()) return {"mpirun " + std::to_string(getppid()), 0};
   return {"process " + std::to_string(getpid()), 0};
@@ -90,7 +92,8 @@ class RunLock::Implementation {
   std::thread renewer_;
 };
 
-RunLock::Implementation::Implementation(const std::string& run_directory, const SchedulerJob& job, const LockSettings& settings)
+RunLock::Implementation::Implementation(const std::string& run_directory, const SchedulerJob& job,
+                                        const LockSettings& settings)
     : folder_(run_directory), lock_(place("lock")), job_(job), settings_(settings) {
   try {
     write_own();
@@ -124,8 +127,10 @@ RunLock::Implementation::~Implementation() {
 }
 
 void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
-  const std::string message = "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
-  if (error_number == ENOENT || error_number == ESTALE) throw NoRunDirectory(ExitCode::kIo, message);  // ESTALE: NFS, removed by another machine
+  const std::string message =
+      "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
+  if (error_number == ENOENT || error_number == ESTALE)
+    throw NoRunDirectory(ExitCode::kIo, message);  // ESTALE: NFS, removed by another machine
   throw Error(ExitCode::kIo, message);
 }
 
@@ -159,7 +164,8 @@ timespec RunLock::Implementation::now_on_file_server() const {
   return status.st_mtim;
 }
 
-// Gives our file this name too, unless there is one. The answer of NFS may be that of a repeated request: what counts is what is there.
+// Gives our file this name too, unless there is one. The answer of NFS may be that of a repeated request: what counts
+// is what is there.
 bool RunLock::Implementation::link_own(const std::string& path) const {
   if (::link(own_.c_str(), path.c_str()) == 0) return true;
   const int error_number = errno;
@@ -168,8 +174,8 @@ bool RunLock::Implementation::link_own(const std::string& path) const {
   return false;
 }
 
-// Puts our file in place of that of a holder who is gone. False: things changed meanwhile, begin again. Throws if the holder lives.
-// Whoever was about to do so may have died over it: then its claim is seized in the same way.
+// Puts our file in place of that of a holder who is gone. False: things changed meanwhile, begin again. Throws if the
+// holder lives. Whoever was about to do so may have died over it: then its claim is seized in the same way.
 bool RunLock::Implementation::seize(const std::string& path) {
   const auto holder = read_lock(path);
   if (!holder) return false;
@@ -185,7 +191,8 @@ bool RunLock::Implementation::seize(const std::string& path) {
   }
   ::rename(claim.c_str(), path.c_str());
   if (!is_ours(path)) return false;
-  if (path == lock_ && settings_.tell) settings_.tell("taking over the run directory from " + holder->name() + ": " + reason);
+  if (path == lock_ && settings_.tell)
+    settings_.tell("taking over the run directory from " + holder->name() + ": " + reason);
   return true;
 }
 
@@ -197,16 +204,19 @@ std::string RunLock::Implementation::why_over(const std::string& path, const Loc
     return "that process is gone";
   }
   // Two machines may have the same name: a restart is believed when the lock is old as well.
-  if (holder.host == self_.host && holder.boot_id != self_.boot_id && age(holder.renewed, now_on_file_server()) >= 5 * holder.interval)
+  if (holder.host == self_.host && holder.boot_id != self_.boot_id &&
+      age(holder.renewed, now_on_file_server()) >= 5 * holder.interval)
     return "that machine has been restarted since";
   return watch(path, holder);
 }
 
-// A machine that cannot be asked. An old lock may be that of a holder whose file server was away until just now: so it is watched for a while.
+// A machine that cannot be asked. An old lock may be that of a holder whose file server was away until just now: so it
+// is watched for a while.
 std::string RunLock::Implementation::watch(const std::string& path, const LockHolder& holder) const {
   if (settings_.tell)
     settings_.tell("the run directory is locked by " + holder.name() + "; watching for up to " +
-                   seconds_text(std::chrono::duration<double>(5 * holder.interval).count()) + " whether that job lives");
+                   seconds_text(std::chrono::duration<double>(5 * holder.interval).count()) +
+                   " whether that job lives");
   const auto begin = Clock::now();
   for (;;) {
     std::this_thread::sleep_for(std::max(holder.interval / 4, milliseconds(1)));
@@ -223,9 +233,12 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
 
 void RunLock::Implementation::refuse(const LockHolder& holder) const {
   const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
-  throw RunTaken(folder_ + " is in use by " + holder.name() + ", id " + holder.id + ", which last gave a sign of life " +
-                 seconds_text(std::chrono::duration<double>(silent).count()) + " ago.\nIts command: " + holder.command +
-                 "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that it is over, remove " + lock_);
+  throw RunTaken(folder_ + " is in use by " + holder.name() + ", id " + holder.id +
+                 ", which last gave a sign of life " + seconds_text(std::chrono::duration<double>(silent).count()) +
+                 " ago.\nIts command: " + holder.command +
+                 "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that "
+                 "it is over, remove " +
+                 lock_);
 }
 
 // Files of jobs that died while they wanted the lock.
@@ -280,10 +293,12 @@ void RunLock::Implementation::check() {
   const std::lock_guard<std::mutex> guard(mutex_);
   if (!lost_.empty())
     throw Error(ExitCode::kIo, "This job has lost the run directory " + folder_ + ": " + lost_ +
-                                   ". It must have stood still for long, so that it was taken for dead. It stops here and writes nothing more.");
+                                   ". It must have stood still for long, so that it was taken for dead. It stops here "
+                                   "and writes nothing more.");
 }
 
-// Takes the lock away as one who takes it over would, under a new id: it must not be another's by the time it is removed.
+// Takes the lock away as one who takes it over would, under a new id: it must not be another's by the time it is
+// removed.
 void RunLock::Implementation::release() {
   if (!is_ours(lock_)) return;
   const std::string id = self_.id, claim = claim_on(id);

@@ -18,9 +18,11 @@ struct SchedulerJob {
 SchedulerJob scheduler_job();
 
 struct LockSettings {
-  // How often the holder shows that it lives. A job elsewhere waits for up to five of the holder's intervals before it takes a lock over.
+  // How often the holder shows that it lives. A job elsewhere waits for up to five of the holder's intervals before it
+  // takes a lock over.
   std::chrono::milliseconds interval{15000};
-  // Told one sentence before a long wait, and when a lock that was left behind is taken over. Called by the constructor only.
+  // Told one sentence before a long wait, and when a lock that was left behind is taken over. Called by the constructor
+  // only.
   std::function<void(const std::string&)> tell;
   // Where this process runs; empty: asked of the system. For tests, which play another machine.
   std::string host;
@@ -44,25 +46,28 @@ class SharedRunTaken : public distributed::SharedError {
   explicit SharedRunTaken(const std::string& message) : SharedError(distributed::ExitCode::kUsage, message) {}
 };
 
-// The right to write a run directory: a file `lock` in it, which says who has it. For one process of a job, rank 0, as long as it writes there.
-// Works on NFS: a lock appears by link(), and the holder renews its modification time. A lock whose holder is gone is taken
-// over: at once when that can be known (a process of this machine, an earlier start of the same Slurm job), otherwise after nobody has
-// renewed it for five intervals by the file server's own clock. Of several that want a lock left behind, one gets it.
+// The right to write a run directory: a file `lock` in it, which says who has it. For one process of a job, rank 0, as
+// long as it writes there. Works on NFS: a lock appears by link(), and the holder renews its modification time. A lock
+// whose holder is gone is taken over: at once when that can be known (a process of this machine, an earlier start of
+// the same Slurm job), otherwise after nobody has renewed it for five intervals by the file server's own clock. Of
+// several that want a lock left behind, one gets it.
 class RunLock {
  public:
-  // Waits while it has to find out if a holder on another machine lives, by default up to 75 s. Throws RunTaken that names the holder when it does, Error(kIo)
-  // when the file system does not do what it must, as NoRunDirectory where there is no directory.
-  explicit RunLock(const std::string& run_directory, const SchedulerJob& job = scheduler_job(), const LockSettings& settings = {});
+  // Waits while it has to find out if a holder on another machine lives, by default up to 75 s. Throws RunTaken that
+  // names the holder when it does, Error(kIo) when the file system does not do what it must, as NoRunDirectory where
+  // there is no directory.
+  explicit RunLock(const std::string& run_directory, const SchedulerJob& job = scheduler_job(),
+                   const LockSettings& settings = {});
   // Removes the lock if it is still ours.
   ~RunLock();
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
 
-  // False once this process was found to have lost the lock: it stood still for so long that another job took it over, or somebody
-  // removed it. As of the last renewal; never true again.
+  // False once this process was found to have lost the lock: it stood still for so long that another job took it over,
+  // or somebody removed it. As of the last renewal; never true again.
   bool held() const;
-  // Looks at the file now. Throws Error(kIo) that says who has the run now if it is not ours any more: nothing may be written to it then.
-  // To be called before every commit.
+  // Looks at the file now. Throws Error(kIo) that says who has the run now if it is not ours any more: nothing may be
+  // written to it then. To be called before every commit.
   void check();
 
  private:

@@ -23,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int64_t kTail = 1 << 18;   // bytes: hundreds of rows
+constexpr int64_t kTail = 1 << 18;    // bytes: hundreds of rows
 constexpr size_t kRowsForSpeed = 20;  // single steps vary
 
 // The end of a file that may be long, from the beginning of a line on.
@@ -43,7 +43,8 @@ std::string tail(const std::string& path) {
 std::vector<json> rows_of(const std::string& text) {
   std::vector<json> rows;
   for (size_t start = 0, end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-    auto row = json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(end), nullptr, false);
+    auto row = json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(end),
+                           nullptr, false);
     if (row.is_object()) rows.push_back(std::move(row));
   }
   return rows;
@@ -64,12 +65,15 @@ std::string text(const json& object, const char* name) {
   return object.is_object() && object.contains(name) && object[name].is_string() ? object[name].get<std::string>() : "";
 }
 
-uint64_t count(const json& object, const char* name) { return static_cast<uint64_t>(std::max(0.0, number(object, name).value_or(0))); }
+uint64_t count(const json& object, const char* name) {
+  return static_cast<uint64_t>(std::max(0.0, number(object, name).value_or(0)));
+}
 
 double seconds_since(const timespec& time) {
   timespec now{};
   clock_gettime(CLOCK_REALTIME, &now);
-  return std::max(0.0, static_cast<double>(now.tv_sec - time.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec - time.tv_nsec));
+  return std::max(
+      0.0, static_cast<double>(now.tv_sec - time.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec - time.tv_nsec));
 }
 
 void read_holder(const std::string& folder, RunStatus& status) {
@@ -114,11 +118,13 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
     const std::string kind = text(*row, "kind");
     if (kind == "train") {
       if (!status.loss) status.loss = number(*row, "loss");
-      if (const auto speed = number(*row, "samples_per_second"); speed && *speed > 0 && speeds.size() < kRowsForSpeed) speeds.push_back(*speed);
+      if (const auto speed = number(*row, "samples_per_second"); speed && *speed > 0 && speeds.size() < kRowsForSpeed)
+        speeds.push_back(*speed);
     }
     if (kind != "valid" || !status.best_name.empty() || !row->contains("best") || (*row)["best"] != true) continue;
     const json& metrics = row->contains("metrics") ? (*row)["metrics"] : *row;
-    for (const auto& name : select_by.empty() ? std::vector<std::string>{"WA", "MAE"} : std::vector<std::string>{select_by}) {
+    for (const auto& name :
+         select_by.empty() ? std::vector<std::string>{"WA", "MAE"} : std::vector<std::string>{select_by}) {
       status.best_value = number(name == "loss" ? *row : metrics, name.c_str());
       if (!status.best_value) continue;
       status.best_name = name;
@@ -130,7 +136,8 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
   std::nth_element(speeds.begin(), speeds.begin() + static_cast<int64_t>(speeds.size() / 2), speeds.end());
   status.samples_per_second = speeds[speeds.size() / 2];
   if (status.total_steps > 0 && batch_size > 0)
-    status.seconds_left = static_cast<double>(status.total_steps - std::min(status.step, status.total_steps)) * batch_size / *status.samples_per_second;
+    status.seconds_left = static_cast<double>(status.total_steps - std::min(status.step, status.total_steps)) *
+                          batch_size / *status.samples_per_second;
 }
 
 void read_jobs(const std::string& folder, RunStatus& status) {
@@ -154,7 +161,9 @@ void read_jobs(const std::string& folder, RunStatus& status) {
     status.queued = status.decision == "requeued";
     if (status.queued) ++status.requeued;
     const auto code = static_cast<int>(number(row, "exit_code").value_or(0));
-    if (code != 0 && code != static_cast<int>(distributed::ExitCode::kRequeue) && code != 128 + SIGUSR1 && code != 128 + SIGUSR2) ++status.crashed;
+    if (code != 0 && code != static_cast<int>(distributed::ExitCode::kRequeue) && code != 128 + SIGUSR1 &&
+        code != 128 + SIGUSR2)
+      ++status.crashed;
   }
   status.job = last_job;
 }
@@ -173,11 +182,14 @@ std::string last_message(const std::string& folder) {
   std::error_code error;
   fs::path newest;
   fs::file_time_type time = fs::file_time_type::min();
-  for (auto entry = fs::directory_iterator(folder + "/logs", error); !error && entry != fs::directory_iterator(); entry.increment(error)) {
+  for (auto entry = fs::directory_iterator(folder + "/logs", error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
     const auto ending = entry->path().extension();
     std::error_code gone;
     const auto written = fs::last_write_time(entry->path(), gone);
-    if (gone || (ending != ".out" && ending != ".err" && ending != ".log" && ending != ".txt") || written < time || fs::file_size(entry->path(), gone) == 0 || gone) continue;
+    if (gone || (ending != ".out" && ending != ".err" && ending != ".log" && ending != ".txt") || written < time ||
+        fs::file_size(entry->path(), gone) == 0 || gone)
+      continue;
     time = written;
     newest = entry->path();
   }
@@ -188,13 +200,18 @@ std::string last_message(const std::string& folder) {
 
 RunStatus run_status(const std::string& run_directory) {
   const RunPlace place = run_place(run_directory);
-  if (std::error_code error; !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
+  if (std::error_code error;
+      !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
     throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": cannot be read: " + error.message());
-  if (place == RunPlace::kNothing) throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": there is nothing of that name");
+  if (place == RunPlace::kNothing)
+    throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": there is nothing of that name");
   if (place == RunPlace::kOther)
-    throw distributed::Error(distributed::ExitCode::kUsage, run_directory + ": is not the directory of a run: there is no config.txtpb in it");
+    throw distributed::Error(distributed::ExitCode::kUsage,
+                             run_directory + ": is not the directory of a run: there is no config.txtpb in it");
   RunStatus status;
-  status.state = place == RunPlace::kPrepared ? RunState::kPrepared : place == RunPlace::kFinished ? RunState::kFinished : RunState::kStopped;
+  status.state = place == RunPlace::kPrepared   ? RunState::kPrepared
+                 : place == RunPlace::kFinished ? RunState::kFinished
+                                                : RunState::kStopped;
   read_jobs(run_directory, status);
   status.last_message = last_message(run_directory);
   if (place == RunPlace::kPrepared) return status;
@@ -224,11 +241,16 @@ RunStatus run_status(const std::string& run_directory) {
 
 std::string name_of(RunState state) {
   switch (state) {
-    case RunState::kPrepared: return "prepared";
-    case RunState::kRunning: return "running";
-    case RunState::kLost: return "lost";
-    case RunState::kStopped: return "stopped";
-    default: return "finished";
+    case RunState::kPrepared:
+      return "prepared";
+    case RunState::kRunning:
+      return "running";
+    case RunState::kLost:
+      return "lost";
+    case RunState::kStopped:
+      return "stopped";
+    default:
+      return "finished";
   }
 }
 
@@ -236,15 +258,35 @@ json to_json(const RunStatus& status) {
   const auto known = [](const auto& value) { return value ? json(*value) : json(); };
   const auto positive = [](auto value) { return value > 0 ? json(value) : json(); };
   const auto given = [](const std::string& value) { return value.empty() ? json() : json(value); };
-  return {{"state", name_of(status.state)}, {"step", status.step}, {"total_steps", positive(status.total_steps)}, {"epoch", status.epoch},
-          {"epochs", status.steps_per_epoch > 0 ? json(status.epochs()) : json()},
-          {"samples_per_second", known(status.samples_per_second)}, {"seconds_left", known(status.seconds_left)}, {"loss", known(status.loss)},
-          {"best", status.best_name.empty() ? json() : json{{"name", status.best_name}, {"value", known(status.best_value)}, {"step", status.best_step}}},
-          {"checkpoint", status.checkpoint_step ? json{{"step", *status.checkpoint_step}, {"age_seconds", status.checkpoint_age}} : json()},
-          {"holder", given(status.holder)}, {"silent_seconds", status.holder.empty() ? json() : json(status.silent_seconds)}, {"hosts", status.hosts},
-          {"ranks", positive(status.ranks)}, {"jobs_begun", status.begun}, {"job_name", given(status.job_name)}, {"job", given(status.job)},
-          {"slurm", {{"started", status.started}, {"requeued", status.requeued}, {"crashed", status.crashed}, {"decision", given(status.decision)}, {"reason", given(status.reason)}}},
-          {"last_message", given(status.last_message)}};
+  return {
+      {"state", name_of(status.state)},
+      {"step", status.step},
+      {"total_steps", positive(status.total_steps)},
+      {"epoch", status.epoch},
+      {"epochs", status.steps_per_epoch > 0 ? json(status.epochs()) : json()},
+      {"samples_per_second", known(status.samples_per_second)},
+      {"seconds_left", known(status.seconds_left)},
+      {"loss", known(status.loss)},
+      {"best", status.best_name.empty()
+                   ? json()
+                   : json{{"name", status.best_name}, {"value", known(status.best_value)}, {"step", status.best_step}}},
+      {"checkpoint", status.checkpoint_step
+                         ? json{{"step", *status.checkpoint_step}, {"age_seconds", status.checkpoint_age}}
+                         : json()},
+      {"holder", given(status.holder)},
+      {"silent_seconds", status.holder.empty() ? json() : json(status.silent_seconds)},
+      {"hosts", status.hosts},
+      {"ranks", positive(status.ranks)},
+      {"jobs_begun", status.begun},
+      {"job_name", given(status.job_name)},
+      {"job", given(status.job)},
+      {"slurm",
+       {{"started", status.started},
+        {"requeued", status.requeued},
+        {"crashed", status.crashed},
+        {"decision", given(status.decision)},
+        {"reason", given(status.reason)}}},
+      {"last_message", given(status.last_message)}};
 }
 
 }  // namespace muster::training

@@ -12,14 +12,16 @@
 namespace muster::training {
 namespace {
 
-// What is the same file for two ranks: host, device and inode; and its size and time, in case it was replaced in between.
+// What is the same file for two ranks: host, device and inode; and its size and time, in case it was replaced in
+// between.
 std::string identity(const data::Dataset& dataset) {
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   struct stat file {};
   if (::stat(dataset.source().c_str(), &file) != 0) return std::string(host) + " " + dataset.source();
-  return std::string(host) + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " + std::to_string(file.st_size) + " " +
-         std::to_string(file.st_mtim.tv_sec) + "." + std::to_string(file.st_mtim.tv_nsec);
+  return std::string(host) + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " +
+         std::to_string(file.st_size) + " " + std::to_string(file.st_mtim.tv_sec) + "." +
+         std::to_string(file.st_mtim.tv_nsec);
 }
 
 }  // namespace
@@ -48,7 +50,8 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
     add(moment.standard_deviation);
   }
   distributed::require_same(communicator, "the model's weights", hash.hex(),
-                            "Ranks that start from different weights files, or whose processors or libraries round differently, train different "
+                            "Ranks that start from different weights files, or whose processors or libraries round "
+                            "differently, train different "
                             "models: give all of them the same files and one kind of node",
                             distributed::ExitCode::kInternal);
 }
@@ -56,14 +59,16 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
 std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {
   const distributed::CollectiveLabel label("same data");
   const auto identities = communicator.all_gather_bytes(identity(dataset));
-  const auto first = std::find(identities.begin(), identities.end(), identities[communicator.rank()]) - identities.begin();
+  const auto first =
+      std::find(identities.begin(), identities.end(), identities[communicator.rank()]) - identities.begin();
   std::string hash;
   distributed::together(communicator, [&] {
     if (first == communicator.rank()) hash = dataset.content_hash();
   });
   hash = communicator.all_gather_bytes(hash)[first];
   distributed::require_same(communicator, "the data (" + dataset.source() + ")", hash,
-                            "Copy the same file to every node, or name one on a shared file system", distributed::ExitCode::kBadData);
+                            "Copy the same file to every node, or name one on a shared file system",
+                            distributed::ExitCode::kBadData);
   return hash;
 }
 

@@ -5,29 +5,34 @@
 namespace muster::training {
 namespace {
 
-const std::string kFirstMoment = "optimizer.exp_avg.", kSecondMoment = "optimizer.exp_avg_sq.", kSteps = "optimizer.step", kBest = "best.";
+const std::string kFirstMoment = "optimizer.exp_avg.", kSecondMoment = "optimizer.exp_avg_sq.",
+                  kSteps = "optimizer.step", kBest = "best.";
 
-void put_back(const std::map<std::string, at::Tensor>& tensors, const std::string& name, const std::string& source, at::Tensor target) {
+void put_back(const std::map<std::string, at::Tensor>& tensors, const std::string& name, const std::string& source,
+              at::Tensor target) {
   const auto found = tensors.find(name);
-  if (found == tensors.end() || found->second.sizes() != target.sizes() || found->second.scalar_type() != target.scalar_type())
-    throw distributed::Error(distributed::ExitCode::kBadData, source + ": tensor \"" + name + "\" is " +
-                                                                  (found == tensors.end() ? "missing" : "of another shape or dtype") +
-                                                                  "; the model is not the one that was saved");
+  if (found == tensors.end() || found->second.sizes() != target.sizes() ||
+      found->second.scalar_type() != target.scalar_type())
+    throw distributed::Error(distributed::ExitCode::kBadData,
+                             source + ": tensor \"" + name + "\" is " +
+                                 (found == tensors.end() ? "missing" : "of another shape or dtype") +
+                                 "; the model is not the one that was saved");
   const at::NoGradGuard no_gradient;
   target.copy_(found->second);
 }
 
-void put_back_all(const std::map<std::string, at::Tensor>& tensors, const std::string& prefix, const std::string& source,
-                  const models::Parameters& parameters, const at::Tensor& flat) {
+void put_back_all(const std::map<std::string, at::Tensor>& tensors, const std::string& prefix,
+                  const std::string& source, const models::Parameters& parameters, const at::Tensor& flat) {
   for (const auto& [name, part] : parameters.parts_of(flat)) put_back(tensors, prefix + name, source, part);
 }
 
 }  // namespace
 
 std::vector<checkpoints::NamedTensor> tensors_of(const models::Parameters& parameters, const optim::AdamW& optimizer,
-                                                 const std::vector<batch::FeatureMoments>& moments, const std::vector<std::string>& modalities,
-                                                 const at::Tensor& best) {
-  std::vector<checkpoints::NamedTensor> tensors = weight_tensors(parameters.parts_of(parameters.values()), moments, modalities);
+                                                 const std::vector<batch::FeatureMoments>& moments,
+                                                 const std::vector<std::string>& modalities, const at::Tensor& best) {
+  std::vector<checkpoints::NamedTensor> tensors =
+      weight_tensors(parameters.parts_of(parameters.values()), moments, modalities);
   const auto add = [&](const std::string& prefix, const at::Tensor& flat) {
     for (const auto& [name, part] : parameters.parts_of(flat)) tensors.push_back({prefix + name, part});
   };
@@ -38,23 +43,27 @@ std::vector<checkpoints::NamedTensor> tensors_of(const models::Parameters& param
   return tensors;
 }
 
-bool belongs_to_weights(const std::string& name) { return name.rfind("optimizer.", 0) != 0 && name.rfind(kBest, 0) != 0; }
+bool belongs_to_weights(const std::string& name) {
+  return name.rfind("optimizer.", 0) != 0 && name.rfind(kBest, 0) != 0;
+}
 
-Weights weights_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source, const models::DataShape& shape) {
+Weights weights_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                   const models::DataShape& shape) {
   std::map<std::string, at::Tensor> own;
   for (const auto& [name, tensor] : tensors)
     if (belongs_to_weights(name)) own.emplace(name, tensor);
   return weights_from(own, {}, source, shape);
 }
 
-void restore_optimizer(const std::map<std::string, at::Tensor>& tensors, const std::string& source, const models::Parameters& parameters,
-                       optim::AdamW& optimizer) {
+void restore_optimizer(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                       const models::Parameters& parameters, optim::AdamW& optimizer) {
   put_back_all(tensors, kFirstMoment, source, parameters, optimizer.first_moment());
   put_back_all(tensors, kSecondMoment, source, parameters, optimizer.second_moment());
   put_back(tensors, kSteps, source, optimizer.steps());
 }
 
-at::Tensor best_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source, const models::Parameters& parameters) {
+at::Tensor best_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                   const models::Parameters& parameters) {
   const at::Tensor best = at::zeros_like(parameters.values());
   put_back_all(tensors, kBest, source, parameters, best);
   return best;

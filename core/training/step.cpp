@@ -43,7 +43,8 @@ std::vector<std::pair<std::string, double>> BatchOutcome::terms() const {
   return terms;
 }
 
-Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, const StepOptions& options)
+Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator,
+           const StepOptions& options)
     : model_(model), reader_(reader), communicator_(communicator), options_(options), prefetcher_(reader) {
   if (options.reproducible) tree_sum_.emplace(options.microbatches, plan({}).owners(), communicator.rank());
 }
@@ -54,7 +55,8 @@ GlobalBatchPlan Step::plan(std::vector<int64_t> samples) const {
 
 void Step::expect(std::vector<int64_t> samples) {
   const auto coming = plan(std::move(samples));
-  for (const auto& rows : coming.own_microbatches()) prefetcher_.request(coming.samples_of(rows), coming.global_rows_of(rows));
+  for (const auto& rows : coming.own_microbatches())
+    prefetcher_.request(coming.samples_of(rows), coming.global_rows_of(rows));
   expected_.push_back(coming.samples());
 }
 
@@ -69,7 +71,8 @@ models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_la
   return global;
 }
 
-Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected, bool gather) {
+Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
+                                      bool gather) {
   Gathered gathered;
   std::vector<at::Tensor> own;
   const at::ScalarType dtype = model_.parameters().dtype();
@@ -98,7 +101,8 @@ std::vector<batch::Ragged> Step::read_partners(const GlobalBatchPlan& plan, cons
   // Any rank reads any sample's frames from the data file: nothing is sent.
   for (const auto& partner : partners) {
     std::vector<int64_t> samples;
-    for (int64_t row = rows.begin; row < rows.end; ++row) samples.push_back(plan.samples()[partner.global_rows[row - plan.own().begin]]);
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      samples.push_back(plan.samples()[partner.global_rows[row - plan.own().begin]]);
     frames.push_back(reader_.read_modality(partner.modality, samples));
   }
   return frames;
@@ -108,7 +112,8 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
                          const std::vector<models::LossTerm>& batch_terms) {
   outcome.row_and_batch_terms = model_.row_terms();
   const auto options = model_.parameters().values().options();
-  const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())}, options.dtype(at::kDouble))
+  const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())},
+                                                        options.dtype(at::kDouble))
                                             : at::stack(row_values);
   const distributed::CollectiveLabel label("losses");
   const at::Tensor all = communicator_.all_gather_rows(own, plan.filled_counts());
@@ -116,8 +121,8 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
   for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
 }
 
-std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
-                                                      const MicrobatchVisitor& visit) {
+std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
+                                                     bool expected, const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
   const auto global = global_batch(plan, true);
@@ -143,7 +148,8 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     models::RowResult result;
     {
       const Autocast autocast(options_.bf16, reader_.device().type());
-      result = model_.rows(gathered.batches[m], gathered.embedded[m], read_partners(plan, rows, partners), global, pass);
+      result =
+          model_.rows(gathered.batches[m], gathered.embedded[m], read_partners(plan, rows, partners), global, pass);
     }
     const at::Tensor total = weighted_sum(result.terms, options);
     torch::autograd::variable_list roots{total}, seeds{at::ones_like(total)};
@@ -163,19 +169,22 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
   const auto options = parameters.values().options();
   const bool expected = !expected_.empty();
   if (expected && expected_.front() != plan.samples())
-    throw distributed::Error(distributed::ExitCode::kInternal, "another batch is trained on than the one that was expected next");
+    throw distributed::Error(distributed::ExitCode::kInternal,
+                             "another batch is trained on than the one that was expected next");
   if (expected) expected_.pop_front();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
-  const auto batch_terms = forward_backward(
-      plan, {seed, step, true}, expected, [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
-        row_values.push_back(values_of(result.terms, options));
-        outputs.push_back(result.outputs.detach());
-        if (!tree_sum_) return;
-        // Microbatch 0 takes along the gradient of the batch-wide losses' own parameters, which rank 0 has kept.
-        parameters.finish_gradients();
-        tree_sum_->add(rows.microbatch, parameters.gradients());
-        parameters.zero_gradients();
-      });
+  const auto batch_terms =
+      forward_backward(plan, {seed, step, true}, expected,
+                       [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
+                         row_values.push_back(values_of(result.terms, options));
+                         outputs.push_back(result.outputs.detach());
+                         if (!tree_sum_) return;
+                         // Microbatch 0 takes along the gradient of the batch-wide losses' own parameters, which rank 0
+                         // has kept.
+                         parameters.finish_gradients();
+                         tree_sum_->add(rows.microbatch, parameters.gradients());
+                         parameters.zero_gradients();
+                       });
   parameters.finish_gradients();
   const distributed::CollectiveLabel label("gradients");
   if (tree_sum_)
@@ -227,7 +236,8 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;
         found += "  rank " + std::to_string(communicator_.rank()) + ":";
-        for (const auto& term : result.terms) found += " " + term.name + " " + std::to_string(term.value.item<double>()) + ",";
+        for (const auto& term : result.terms)
+          found += " " + term.name + " " + std::to_string(term.value.item<double>()) + ",";
         found += gradient_finite ? " gradient finite" : " gradient not finite";
         std::string names, bad;
         int64_t bad_count = 0;
@@ -238,7 +248,9 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
           bad += (bad_count++ ? ", " : "") + id;
         }
         found += "; samples " + names + "; outputs not finite: " +
-                 (bad_count == 0 ? "none" : bad_count == rows.size() ? "all" : bad);
+                 (bad_count == 0             ? "none"
+                  : bad_count == rows.size() ? "all"
+                                             : bad);
         found += "\n";
       });
   std::string all;

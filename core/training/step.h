@@ -15,14 +15,14 @@
 
 namespace muster::training {
 
-// What one global batch gave. Loss values are of the whole global batch and the same on every rank. They stay where they were computed
-// until somebody asks: on a GPU asking means waiting for it.
+// What one global batch gave. Loss values are of the whole global batch and the same on every rank. They stay where
+// they were computed until somebody asks: on a GPU asking means waiting for it.
 struct BatchOutcome {
   std::vector<models::LossTerm> row_and_batch_terms;  // names and weights
-  at::Tensor values;                                   // float64 [terms], unweighted
-  at::Tensor outputs;                                  // this rank's rows [own rows, outputs], detached
+  at::Tensor values;                                  // float64 [terms], unweighted
+  at::Tensor outputs;                                 // this rank's rows [own rows, outputs], detached
 
-  at::Tensor total() const;                                    // float64 scalar: sum of weight * term
+  at::Tensor total() const;  // float64 scalar: sum of weight * term
   double loss() const { return total().item<double>(); }
   std::vector<std::pair<std::string, double>> terms() const;  // unweighted
 };
@@ -33,7 +33,8 @@ struct StepOptions {
   bool bf16 = false;          // forward passes under bfloat16 autocast
 };
 
-// The step: exact losses and gradients of a global batch on any number of ranks, without any differentiable communication.
+// The step: exact losses and gradients of a global batch on any number of ranks, without any differentiable
+// communication.
 //   1  embed own microbatches          2  gather the detached embeddings of all
 //   3  batch-wide losses on them, the same everywhere: their value and gradient
 //   4  per own microbatch: its rows' losses, and one backward pass seeded with 1 and with 3's gradient for its rows
@@ -41,23 +42,26 @@ struct StepOptions {
 class Step {
  public:
   // All must outlive the step.
-  Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator, const StepOptions& options);
+  Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator,
+       const StepOptions& options);
 
   // How this step shares out a global batch.
   GlobalBatchPlan plan(std::vector<int64_t> samples) const;
 
-  // train() will be asked for this global batch next, after those expected before it. Its frames are read while others compute.
+  // train() will be asked for this global batch next, after those expected before it. Its frames are read while others
+  // compute.
   void expect(std::vector<int64_t> samples);
 
   // Leaves the gradient of the global batch's loss, summed over ranks, in model.parameters().gradients(). Collective.
   BatchOutcome train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
 
-  // The same losses without gradients or dropout; MEM's negatives are drawn with a step number of their own, so that they repeat
-  // in every evaluation. with_losses false (data without labels): outputs only. Collective.
+  // The same losses without gradients or dropout; MEM's negatives are drawn with a step number of their own, so that
+  // they repeat in every evaluation. with_losses false (data without labels): outputs only. Collective.
   BatchOutcome evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t batch_number, bool with_losses);
 
-  // After train() gave a non-finite loss or gradient, with unchanged weights: computes the step again to find which microbatches it
-  // comes from. Returns sentences that name ranks, loss terms and sample ids, the same on every rank. Collective.
+  // After train() gave a non-finite loss or gradient, with unchanged weights: computes the step again to find which
+  // microbatches it comes from. Returns sentences that name ranks, loss terms and sample ids, the same on every rank.
+  // Collective.
   std::string diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
 
  private:
@@ -73,13 +77,13 @@ class Step {
                                            const std::vector<models::PartnerRows>& partners) const;
   using MicrobatchVisitor =
       std::function<void(const GlobalBatchPlan::Rows&, const models::RowResult&, const at::Tensor& weighted_total)>;
-  // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its backward pass.
-  // Returns the batch-wide terms.
+  // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its
+  // backward pass. Returns the batch-wide terms.
   std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
                                                  const MicrobatchVisitor& visit);
   models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
-  // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every rank has whole.
-  // row_values: per own microbatch, float64 [row terms].
+  // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every
+  // rank has whole. row_values: per own microbatch, float64 [row terms].
   void finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
                      const std::vector<models::LossTerm>& batch_terms);
 
@@ -88,7 +92,7 @@ class Step {
   distributed::Communicator& communicator_;
   StepOptions options_;
   std::optional<distributed::TreeSum> tree_sum_;  // reproducible only
-  std::deque<std::vector<int64_t>> expected_;      // global batches that the prefetcher has been asked for
+  std::deque<std::vector<int64_t>> expected_;     // global batches that the prefetcher has been asked for
   batch::Prefetcher prefetcher_;
 };
 

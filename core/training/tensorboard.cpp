@@ -25,7 +25,8 @@ using distributed::Error;
 using distributed::ExitCode;
 using tensorboard::Event;
 
-// A record is its length (8 bytes), that length's checksum (4), the event, and its checksum (4); numbers in little-endian order.
+// A record is its length (8 bytes), that length's checksum (4), the event, and its checksum (4); numbers in
+// little-endian order.
 constexpr uint64_t kHead = 12, kTail = 4;
 // Longer than any row; a damaged length must not make us allocate.
 constexpr uint64_t kLongestEvent = 16 << 20;
@@ -46,7 +47,8 @@ std::string bytes_of(Number number) {
 template <typename Number>
 Number number_at(std::string_view bytes) {
   Number number = 0;
-  for (std::size_t i = 0; i < sizeof number; ++i) number |= static_cast<Number>(static_cast<unsigned char>(bytes[i])) << (8 * i);
+  for (std::size_t i = 0; i < sizeof number; ++i)
+    number |= static_cast<Number>(static_cast<unsigned char>(bytes[i])) << (8 * i);
   return number;
 }
 
@@ -71,7 +73,8 @@ std::optional<Event> event_at(int descriptor, uint64_t offset, uint64_t& end) {
   const auto length = number_at<uint64_t>(head);
   if (length > kLongestEvent) return std::nullopt;
   const std::string body = read_at(descriptor, offset + kHead, length + kTail);
-  if (body.size() < length + kTail || number_at<uint32_t>(body.substr(length)) != masked_crc(body.substr(0, length))) return std::nullopt;
+  if (body.size() < length + kTail || number_at<uint32_t>(body.substr(length)) != masked_crc(body.substr(0, length)))
+    return std::nullopt;
   Event event;
   if (!event.ParseFromArray(body.data(), static_cast<int>(length))) return std::nullopt;
   end = offset + kHead + length + kTail;
@@ -112,7 +115,8 @@ EventFile::EventFile(const std::string& run_directory, std::optional<uint64_t> c
     std::vector<std::string> found;
     for (const auto& entry : std::filesystem::directory_iterator(run_directory, error)) {
       const std::string name = entry.path().filename().string();
-      if (name.rfind("events.out.tfevents.", 0) == 0 && entry.path().extension() == ".muster") found.push_back(entry.path().string());
+      if (name.rfind("events.out.tfevents.", 0) == 0 && entry.path().extension() == ".muster")
+        found.push_back(entry.path().string());
     }
     if (error) throw Error(ExitCode::kIo, "Cannot read " + run_directory + ": " + error.message() + ".");
     if (!found.empty()) path_ = *std::min_element(found.begin(), found.end());
@@ -160,7 +164,8 @@ void EventFile::append_record(const std::string& event) {
   const std::string record = length + bytes_of(masked_crc(length)) + event + bytes_of(masked_crc(event));
   std::size_t done = 0;
   while (done < record.size()) {
-    const ssize_t written = ::pwrite(descriptor_, record.data() + done, record.size() - done, static_cast<off_t>(size_ + done));
+    const ssize_t written =
+        ::pwrite(descriptor_, record.data() + done, record.size() - done, static_cast<off_t>(size_ + done));
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) {
       const int error_number = written < 0 ? errno : ENOSPC;
@@ -179,7 +184,8 @@ void EventFile::sync() {
 }
 
 void EventFile::fail(const std::string& what, int error_number) const {
-  throw Error(ExitCode::kIo, "Cannot " + what + " the TensorBoard file " + path_ + ": " + std::strerror(error_number) + ".");
+  throw Error(ExitCode::kIo,
+              "Cannot " + what + " the TensorBoard file " + path_ + ": " + std::strerror(error_number) + ".");
 }
 
 }  // namespace muster::training

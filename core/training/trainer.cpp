@@ -7,7 +7,8 @@
 
 namespace muster::training {
 
-void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator) {
+void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
+           distributed::Communicator& communicator) {
   const auto& deadlines = loaded.experiment.deadlines();
   distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
   Compute compute;
@@ -18,16 +19,20 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options, 
   TrainingRun(loaded, options, gpus ? *gpus : communicator, compute, nullptr).run();
 }
 
-TrialTrainer::TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group) : group_(group) {
+TrialTrainer::TrialTrainer(const config::Training& training, distributed::Communicator& world,
+                           distributed::Communicator& group)
+    : group_(group) {
   config::Training whole = training;
-  whole.set_microbatches(std::max(training.microbatches(), static_cast<uint32_t>(world.size())));  // each group has its own, which train() sets
+  whole.set_microbatches(std::max(training.microbatches(),
+                                  static_cast<uint32_t>(world.size())));  // each group has its own, which train() sets
   compute_ = prepare_compute(whole, world);
   gpus_ = join_gpus(compute_, group);
 }
 
 TrialTrainer::~TrialTrainer() = default;
 
-void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits, const std::function<void(const nlohmann::json&)>& on_validation) {
+void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
+                         const std::function<void(const nlohmann::json&)>& on_validation) {
   const auto& deadlines = loaded.experiment.deadlines();
   distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
   const auto& training = loaded.experiment.training();

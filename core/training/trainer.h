@@ -28,27 +28,33 @@ struct TrainOptions {
   std::string command_line;
 };
 
-// Trains the experiment on all ranks of `communicator` and leaves the run directory: from the start, or from its newest whole checkpoint on, whatever number of
-// ranks wrote that. Prints progress to standard error and the table of results to standard output, on rank 0. Throws the same Error on every rank for
-// anything a person can mend: before the run directory exists if config or data are wrong; SharedError(kRequeue) when the run was asked
-// to stop (stop.h) or its time was up: it is saved then, and goes on by Begin::kResume. Collective.
-void train(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator);
+// Trains the experiment on all ranks of `communicator` and leaves the run directory: from the start, or from its newest
+// whole checkpoint on, whatever number of ranks wrote that. Prints progress to standard error and the table of results
+// to standard output, on rank 0. Throws the same Error on every rank for anything a person can mend: before the run
+// directory exists if config or data are wrong; SharedError(kRequeue) when the run was asked to stop (stop.h) or its
+// time was up: it is saved then, and goes on by Begin::kResume. Collective.
+void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
+           distributed::Communicator& communicator);
 
-// Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but without the files that nobody
-// looks for in a trial: TensorBoard events, weights/last, predictions-valid.csv and the checkpoint at the end. weights/best comes with the result.
+// Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but
+// without the files that nobody looks for in a trial: TensorBoard events, weights/last, predictions-valid.csv and the
+// checkpoint at the end. weights/best comes with the result.
 class TrialTrainer {
  public:
   // A trial of a search judges a configuration by the validation split alone, and never sees the test split.
   enum class Splits { kValidation, kValidationAndTest };
 
-  // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world: all ranks of the process's job;
-  // group: the ranks that train together here. Both must outlive it. Collective over world.
+  // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world:
+  // all ranks of the process's job; group: the ranks that train together here. Both must outlive it. Collective over
+  // world.
   TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
   ~TrialTrainer();
 
-  // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial by an exception, the same on every rank; the run directory stays unfinished then.
-  // Throws as train(), and as SharedRunTaken when another job is at it. Collective over the group.
-  void train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits, const std::function<void(const nlohmann::json& row)>& on_validation);
+  // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial
+  // by an exception, the same on every rank; the run directory stays unfinished then. Throws as train(), and as
+  // SharedRunTaken when another job is at it. Collective over the group.
+  void train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
+             const std::function<void(const nlohmann::json& row)>& on_validation);
 
  private:
   distributed::Communicator& group_;

@@ -8,8 +8,8 @@
 
 namespace muster::training {
 
-// How long a run is and which samples each of its steps takes: pure functions of the experiment and the step's number, the same on every
-// rank and for any number of ranks.
+// How long a run is and which samples each of its steps takes: pure functions of the experiment and the step's number,
+// the same on every rank and for any number of ranks.
 class TrainingPlan {
  public:
   // `train`: the training samples. Throws SharedError(kBadConfig) when they do not fill one batch.

@@ -46,7 +46,8 @@ void TrainingRun::open_run_directory() {
       if (is_new) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
       word = "resume";
       if (options_.dry_run) return;
-      directory_.emplace(path, [&](const std::string& text) { progress_.line(text); }, !trial_);
+      directory_.emplace(
+          path, [&](const std::string& text) { progress_.line(text); }, !trial_);
       checkpoints::sweep_leftovers(directory_->file("checkpoints"));
     } else if (!options_.dry_run) {
       require_new_run_directory(path);
@@ -73,7 +74,8 @@ void TrainingRun::prepare() {
   plan_.emplace(loaded_, data_.index(), split_.train);
   select_by_ = config_.evaluation().select_by();
   if (select_by_.empty()) select_by_ = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
-  if (resumes_) point_ = find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
+  if (resumes_)
+    point_ = find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
 
   const bool from_checkpoint = point_.loaded.has_value();
   if (config_.data().standardize() && !from_checkpoint) moments_ = fit_moments(data_, split_.train, communicator_);
@@ -87,20 +89,25 @@ void TrainingRun::prepare() {
   });
   if (from_checkpoint) distributed::together(communicator_, [&] { restore_weights(); });
   require_same_weights(model_->parameters(), moments_, communicator_);
-  reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_, model_->parameters().dtype(), compute_.device);
+  reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_,
+                                                 model_->parameters().dtype(), compute_.device);
   model_->parameters().move_to(compute_.device);
   distributed::together(communicator_, [&] {
-    config::with_places(loaded_, [&] { reader_->keep_on_device(residency_of(config_.training()), compute_.ranks_on_gpu); });
+    config::with_places(loaded_,
+                        [&] { reader_->keep_on_device(residency_of(config_.training()), compute_.ranks_on_gpu); });
   });
   const auto& optimizer = config_.optimizer();
   optimizer_ = std::make_unique<optim::AdamW>(
-      model_->parameters(), optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
+      model_->parameters(),
+      optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
   if (from_checkpoint) distributed::together(communicator_, [&] { restore_progress(); });
-  step_ = std::make_unique<Step>(*model_, *reader_, communicator_, StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
+  step_ = std::make_unique<Step>(*model_, *reader_, communicator_,
+                                 StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
   guard_.emplace(compute_.device);
 }
 
-// Whether all features are finite, and what the data's hash is: known already where an earlier trial of this process had the same data.
+// Whether all features are finite, and what the data's hash is: known already where an earlier trial of this process
+// had the same data.
 void TrainingRun::look_through_data() {
   DatasetCache* cache = trial_ ? &trial_->datasets : nullptr;
   if (!cache || std::find(cache->finite.begin(), cache->finite.end(), data_.modalities) == cache->finite.end()) {
@@ -119,20 +126,22 @@ void TrainingRun::look_through_data() {
 
 std::string TrainingRun::summary() const {
   std::string text = config_.name() + ": " + (config_.has_foal_net() ? "Foal-Net" : "MIAR") + ", " +
-                     std::to_string(model_->parameters().count()) + " parameters; " + std::to_string(split_.train.size()) + " train, " +
-                     std::to_string(split_.valid.size()) + " valid, " + std::to_string(split_.test.size()) + " test samples";
+                     std::to_string(model_->parameters().count()) + " parameters; " +
+                     std::to_string(split_.train.size()) + " train, " + std::to_string(split_.valid.size()) +
+                     " valid, " + std::to_string(split_.test.size()) + " test samples";
   if (data_.dropped > 0) text += " (" + std::to_string(data_.dropped) + " dropped: a modality is missing)";
-  text += "; global batch " + std::to_string(config_.training().batch_size()) + " on " + std::to_string(communicator_.size()) +
-          (communicator_.size() == 1 ? " rank, " : " ranks, ") + std::to_string(compute_.threads) + (compute_.threads == 1 ? " thread" : " threads") +
-          " each; " + std::to_string(plan_->total_steps()) + " steps";
+  text += "; global batch " + std::to_string(config_.training().batch_size()) + " on " +
+          std::to_string(communicator_.size()) + (communicator_.size() == 1 ? " rank, " : " ranks, ") +
+          std::to_string(compute_.threads) + (compute_.threads == 1 ? " thread" : " threads") + " each; " +
+          std::to_string(plan_->total_steps()) + " steps";
   if (resumes_)
-    text += point_.state.steps_done > 0 ? "\ngoes on after step " + std::to_string(point_.state.steps_done) + ", epoch " +
-                                              std::to_string(plan_->epoch_of(point_.state.steps_done))
+    text += point_.state.steps_done > 0 ? "\ngoes on after step " + std::to_string(point_.state.steps_done) +
+                                              ", epoch " + std::to_string(plan_->epoch_of(point_.state.steps_done))
                                         : "\nno checkpoint was committed: begins again";
   const int cores = usable_cores();
   if (communicator_.size() == 1 && compute_.device.is_cpu() && compute_.threads < cores)
-    text += "\nthis run uses " + std::to_string(compute_.threads) + " of " + std::to_string(cores) + " cores; for all: muster launch -n " +
-            std::to_string(cores) + " train ... (the same model, sooner)";
+    text += "\nthis run uses " + std::to_string(compute_.threads) + " of " + std::to_string(cores) +
+            " cores; for all: muster launch -n " + std::to_string(cores) + " train ... (the same model, sooner)";
   if (compute_.microbatches < communicator_.size())
     text += "\nnote: training.microbatches is " + std::to_string(compute_.microbatches) + ": the other ranks of " +
             std::to_string(communicator_.size()) + " have nothing to do";
@@ -142,7 +151,8 @@ std::string TrainingRun::summary() const {
 
 nlohmann::json TrainingRun::description() const {
   return {{"source", data_.dataset->source()}, {"sha256", provenance_.data_sha256}, {"samples", data_.index().size()},
-          {"train", split_.train.size()}, {"valid", split_.valid.size()}, {"test", split_.test.size()}, {"dropped", data_.dropped}};
+          {"train", split_.train.size()},      {"valid", split_.valid.size()},      {"test", split_.test.size()},
+          {"dropped", data_.dropped}};
 }
 
 void TrainingRun::begin_run() {
@@ -154,7 +164,8 @@ void TrainingRun::begin_run() {
     if (!resumes_) {
       job["data"] = description();
       if (!init_from_.path.empty()) job["init_from"] = {{"path", init_from_.path}, {"sha256", init_from_.sha256}};
-      directory_.emplace(options_.run_directory, config_text, job, [&](const std::string& text) { progress_.line(text); }, !trial_);
+      directory_.emplace(
+          options_.run_directory, config_text, job, [&](const std::string& text) { progress_.line(text); }, !trial_);
       return;
     }
     // Those of later steps were found damaged: they must not count as the newest ones any more.
@@ -165,26 +176,35 @@ void TrainingRun::begin_run() {
     job["from_step"] = state_.steps_done;
     job["changes"] = point_.changes;
     environment["resumes"].push_back(job);
-    directory_->write("environment.json", environment.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    directory_->write("environment.json",
+                      environment.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
     directory_->write("config.txtpb", config_text);
     directory_->remove("result.json");
     // The file may be newer than the checkpoint. What comes after may be something else this time.
     if (best_values_.defined() && !trial_) write_best_weights(best_values_, state_.best_step);
   });
   distributed::keep_flight_records_in(options_.run_directory + "/logs");
-  const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(), options_.time_limit, started_};
+  const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(),
+                                         options_.time_limit, started_};
   checkpointing_.emplace(settings, state_.steps_done, directory_ ? &*directory_ : nullptr, communicator_, progress_);
-  checkpointing_->prepare(tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
+  checkpointing_->prepare(
+      tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
 }
 
 // A run that has no checkpoint yet must begin again from the weights that it began from.
 void TrainingRun::require_same_beginning() const {
   const InitFrom recorded = recorded_init_from(options_.run_directory);
   if (recorded.sha256 == init_from_.sha256) return;
-  const auto text = [](const InitFrom& weights) { return weights.path.empty() ? std::string("its own initial weights") : weights.path + " (SHA-256 " + weights.sha256 + ")"; };
-  throw distributed::Error(ExitCode::kBadConfig, options_.run_directory + ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
-                                                     text(recorded) + " -> " + text(init_from_) +
-                                                     ". Give those with --init-from, or begin a new run in another --run-dir, or add --force.");
+  const auto text = [](const InitFrom& weights) {
+    return weights.path.empty() ? std::string("its own initial weights")
+                                : weights.path + " (SHA-256 " + weights.sha256 + ")";
+  };
+  throw distributed::Error(
+      ExitCode::kBadConfig,
+      options_.run_directory +
+          ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
+          text(recorded) + " -> " + text(init_from_) +
+          ". Give those with --init-from, or begin a new run in another --run-dir, or add --force.");
 }
 
 // What checkpoints hold of the model itself; before it moves to its device.
@@ -202,7 +222,9 @@ void TrainingRun::restore_progress() {
   restore_optimizer(tensors, source, parameters, *optimizer_);
   state_ = point_.state;
   earlier_seconds_ = state_.seconds;
-  if (state_.has_best) best_values_ = state_.best_step == state_.steps_done ? parameters.values().clone() : best_in(tensors, source, parameters);
+  if (state_.has_best)
+    best_values_ =
+        state_.best_step == state_.steps_done ? parameters.values().clone() : best_in(tensors, source, parameters);
   // As the patience is now.
   const uint32_t patience = config_.evaluation().patience();
   state_.stopped_early = patience > 0 && state_.evaluations_without_improvement >= patience;
@@ -212,8 +234,11 @@ void TrainingRun::restore_progress() {
 bool TrainingRun::nothing_is_left() const {
   if (!resumes_ || !(is_finished() || trial_)) return false;
   // A trial makes no checkpoint at its end: its result alone says that there is one, if it is of this experiment.
-  const auto is_of_this_experiment = [&] { return config::read_text_file(directory_->file("config.txtpb")) == config::resolved_text(config_); };
-  const bool concluded = is_main() && std::filesystem::exists(directory_->file("result.json")) && (is_finished() || is_of_this_experiment());
+  const auto is_of_this_experiment = [&] {
+    return config::read_text_file(directory_->file("config.txtpb")) == config::resolved_text(config_);
+  };
+  const bool concluded = is_main() && std::filesystem::exists(directory_->file("result.json")) &&
+                         (is_finished() || is_of_this_experiment());
   return communicator_.all_gather_bytes(concluded ? "concluded" : "")[0] == "concluded";
 }
 
@@ -231,7 +256,8 @@ void TrainingRun::save() {
   info.config = config::resolved_text(config_);
   info.training_state = to_bytes(state_, provenance_);
   const bool best_is_here = state_.best_step == state_.steps_done;
-  checkpointing_->save(info, tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, best_is_here ? at::Tensor() : best_values_));
+  checkpointing_->save(info, tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities,
+                                        best_is_here ? at::Tensor() : best_values_));
 }
 
 void TrainingRun::settle() {
@@ -241,20 +267,23 @@ void TrainingRun::settle() {
 
 void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
   directory_->require_held();
-  state_.best_fingerprint = write_weights(directory_->file("weights/best.safetensors"),
-                                          weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
-                                          weights_metadata(config_.name(), step, data_.index()));
+  state_.best_fingerprint =
+      write_weights(directory_->file("weights/best.safetensors"),
+                    weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
+                    weights_metadata(config_.name(), step, data_.index()));
 }
 
 void TrainingRun::stop(const std::string& reason) {
   progress_.clear();
   save();
   settle();
-  const std::string head = "stopped by " + reason + " after step " + std::to_string(state_.steps_done) + " of " + std::to_string(plan_->total_steps());
+  const std::string head = "stopped by " + reason + " after step " + std::to_string(state_.steps_done) + " of " +
+                           std::to_string(plan_->total_steps());
   const std::string go_on = "go on, on any number of ranks, with: muster resume " + options_.run_directory;
   const std::string saved = state_.steps_done > 0 ? ", which is saved; " : ", so there is nothing to save; ";
   if (checkpointing_->newest() == state_.steps_done) throw SharedError(ExitCode::kRequeue, head + saved + go_on);
-  throw SharedError(ExitCode::kIo, head + ", but that could not be saved: " + checkpointing_->last_failure() + "\nThe newest checkpoint is of step " +
+  throw SharedError(ExitCode::kIo, head + ", but that could not be saved: " + checkpointing_->last_failure() +
+                                       "\nThe newest checkpoint is of step " +
                                        std::to_string(checkpointing_->newest()) + "; " + go_on);
 }
 
@@ -273,7 +302,9 @@ void TrainingRun::train_loop() {
     train_step(samples, epoch);
     const bool last = state_.steps_done == plan_->total_steps();
     const bool epoch_ends = state_.steps_done % plan_->steps_per_epoch() == 0;
-    if (last || every(state_.steps_done, evaluation.every_steps()) || (epoch_ends && every(epoch, evaluation.every_epochs()))) validate(epoch);
+    if (last || every(state_.steps_done, evaluation.every_steps()) ||
+        (epoch_ends && every(epoch, evaluation.every_epochs())))
+      validate(epoch);
   }
 }
 
@@ -285,7 +316,9 @@ void TrainingRun::run() {
     return;
   }
   if (nothing_is_left()) {
-    if (is_main() && !trial_) std::printf("%s is finished already, after %lu steps: see its result.json\n", options_.run_directory.c_str(), state_.steps_done);
+    if (is_main() && !trial_)
+      std::printf("%s is finished already, after %lu steps: see its result.json\n", options_.run_directory.c_str(),
+                  state_.steps_done);
     return;
   }
   begin_run();
@@ -296,8 +329,10 @@ void TrainingRun::run() {
   if (!trial_) save();
   settle();
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);
-  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_, directory_ ? &*directory_ : nullptr,
-            best_evaluation_ ? &*best_evaluation_ : nullptr, trial_ != nullptr}, state_, select_by_, best_values_, {{"seconds", seconds()}, {"checkpoints", checkpointing_->summary()}, {"resumed", resumes_}});
+  conclude({config_, data_, split_, moments_, *reader_, *model_, *step_, communicator_,
+            directory_ ? &*directory_ : nullptr, best_evaluation_ ? &*best_evaluation_ : nullptr, trial_ != nullptr},
+           state_, select_by_, best_values_,
+           {{"seconds", seconds()}, {"checkpoints", checkpointing_->summary()}, {"resumed", resumes_}});
 }
 
 }  // namespace muster::training

@@ -34,10 +34,15 @@ struct TrialSettings {
 class TrainingRun {
  public:
   // All must outlive it. trial: null for a run of its own.
-  TrainingRun(const config::LoadedExperiment& loaded, const TrainOptions& options, distributed::Communicator& communicator,
-              const Compute& compute, const TrialSettings* trial)
-      : loaded_(loaded), config_(loaded.experiment), options_(options), communicator_(communicator), progress_(communicator.rank() == 0 && !trial),
-        compute_(compute), trial_(trial) {}
+  TrainingRun(const config::LoadedExperiment& loaded, const TrainOptions& options,
+              distributed::Communicator& communicator, const Compute& compute, const TrialSettings* trial)
+      : loaded_(loaded),
+        config_(loaded.experiment),
+        options_(options),
+        communicator_(communicator),
+        progress_(communicator.rank() == 0 && !trial),
+        compute_(compute),
+        trial_(trial) {}
 
   // As train(). Once.
   void run();
@@ -107,8 +112,8 @@ class TrainingRun {
   Provenance provenance_;
   std::optional<Checkpointing> checkpointing_;
   std::string select_by_;
-  checkpoints::Score score_;  // of the weights as they are
-  at::Tensor best_values_;    // flat copy of the parameters; undefined until the first validation
+  checkpoints::Score score_;                   // of the weights as they are
+  at::Tensor best_values_;                     // flat copy of the parameters; undefined until the first validation
   std::optional<Evaluation> best_evaluation_;  // of the validation split; none when an earlier job made it
 };
 

@@ -8,7 +8,8 @@
 namespace muster::training {
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& arithmetic) {
-  return {data_sha256, kResultsVersion, std::string(MUSTER_VERSION) + " (" + MUSTER_GIT_COMMIT + ")", TORCH_VERSION, arithmetic};
+  return {data_sha256, kResultsVersion, std::string(MUSTER_VERSION) + " (" + MUSTER_GIT_COMMIT + ")", TORCH_VERSION,
+          arithmetic};
 }
 
 std::vector<std::string> changes_of_results(const Provenance& before, const Provenance& now) {
@@ -51,7 +52,8 @@ std::string to_bytes(const TrainingState& state, const Provenance& provenance) {
 void from_bytes(const std::string& bytes, const std::string& source, TrainingState& state, Provenance& provenance) {
   stored::TrainingState in;
   if (!in.ParseFromString(bytes) || !in.has_provenance())
-    throw distributed::Error(distributed::ExitCode::kBadData, source + ": its training state cannot be read; was it written by muster train?");
+    throw distributed::Error(distributed::ExitCode::kBadData,
+                             source + ": its training state cannot be read; was it written by muster train?");
   state = {};
   state.steps_done = in.steps_done();
   state.skipped_steps = in.skipped_steps();

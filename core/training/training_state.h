@@ -33,7 +33,8 @@ struct Provenance {
   std::string arithmetic;  // as Compute::arithmetic; empty when not reproducible
 };
 
-// Raised whenever a change of the program changes what the same experiment gives, beyond rounding or, if reproducible, at all.
+// Raised whenever a change of the program changes what the same experiment gives, beyond rounding or, if reproducible,
+// at all.
 constexpr uint32_t kResultsVersion = 1;
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& arithmetic);

@@ -28,7 +28,8 @@ bool is_checkpoint(const std::string& path) { return fs::exists(path + "/MANIFES
 // The checkpoints of a run directory, newest first, or the one that `path` is.
 std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
   if (is_checkpoint(path)) return {{path, checkpoints::read_manifest(path).info.step}};
-  if (!fs::exists(path + "/config.txtpb")) throw Error(ExitCode::kUsage, path + ": is neither the directory of a run nor a checkpoint");
+  if (!fs::exists(path + "/config.txtpb"))
+    throw Error(ExitCode::kUsage, path + ": is neither the directory of a run nor a checkpoint");
   return checkpoints::find_checkpoints(path + "/checkpoints");
 }
 
@@ -48,10 +49,13 @@ void list(const std::string& path, bool json) {
       const auto checkpoint = checkpoints::read_manifest(checkpoint_path);
       const auto& score = checkpoint.info.score;
       row.update({{"epoch", checkpoint.info.epoch}, {"ranks", checkpoint.world_size}, {"bytes", checkpoint.bytes}});
-      if (!score.name.empty()) row["score"] = {{"name", score.name}, {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
+      if (!score.name.empty())
+        row["score"] = {{"name", score.name},
+                        {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
       const std::string scored = score.name.empty() ? "-" : score.name + " " + std::to_string(score.value);
       if (!json)
-        std::printf("%-10lu %6ld %6d %12s  %s\n", step, checkpoint.info.epoch, checkpoint.world_size, size_text(checkpoint.bytes).c_str(), scored.c_str());
+        std::printf("%-10lu %6ld %6d %12s  %s\n", step, checkpoint.info.epoch, checkpoint.world_size,
+                    size_text(checkpoint.bytes).c_str(), scored.c_str());
     } catch (const Error& error) {
       row["damaged"] = error.what();
       if (!json) std::printf("%-10lu DAMAGED: %s\n", step, error.what());
@@ -69,10 +73,12 @@ void verify(const std::string& path) {
     training::Progress progress(true);
     try {
       const auto verified = checkpoints::verify_checkpoint(checkpoint.path, [&](uint64_t done, uint64_t all) {
-        progress.work("reading step " + std::to_string(checkpoint.step) + ", MiB", static_cast<int64_t>(done >> 20), static_cast<int64_t>(all >> 20));
+        progress.work("reading step " + std::to_string(checkpoint.step) + ", MiB", static_cast<int64_t>(done >> 20),
+                      static_cast<int64_t>(all >> 20));
       });
       progress.clear();
-      std::printf("step %lu: whole, %zu files, %s\n", checkpoint.step, verified.files.size(), size_text(verified.bytes).c_str());
+      std::printf("step %lu: whole, %zu files, %s\n", checkpoint.step, verified.files.size(),
+                  size_text(verified.bytes).c_str());
     } catch (const Error& error) {
       progress.clear();
       std::printf("step %lu: DAMAGED: %s\n", checkpoint.step, error.what());
@@ -81,8 +87,9 @@ void verify(const std::string& path) {
   }
   if (found.empty()) std::printf("no checkpoint\n");
   if (damaged > 0)
-    throw Error(ExitCode::kBadData, std::to_string(damaged) + " of " + std::to_string(found.size()) +
-                                        " checkpoints are damaged; resuming leaves them out and takes the newest whole one");
+    throw Error(ExitCode::kBadData,
+                std::to_string(damaged) + " of " + std::to_string(found.size()) +
+                    " checkpoints are damaged; resuming leaves them out and takes the newest whole one");
 }
 
 std::string fingerprint_of(const std::string& path, const std::string& which) {
@@ -104,7 +111,8 @@ struct PruneArguments {
 };
 
 void prune(const PruneArguments& arguments) {
-  auto retention = training::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
+  auto retention =
+      training::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
   if (arguments.keep_last >= 0) retention.keep_last = static_cast<uint32_t>(arguments.keep_last);
   if (arguments.keep_best >= 0) retention.keep_best = static_cast<uint32_t>(arguments.keep_best);
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
@@ -131,7 +139,8 @@ void prune(const PruneArguments& arguments) {
 }  // namespace
 
 void add_checkpoints_command(CLI::App& parent) {
-  auto* checkpoints = parent.add_subcommand("checkpoints", "List, check, compare and remove checkpoints and saved weights");
+  auto* checkpoints =
+      parent.add_subcommand("checkpoints", "List, check, compare and remove checkpoints and saved weights");
   checkpoints->require_subcommand(1);
   struct Arguments {
     std::string path;
@@ -144,21 +153,29 @@ void add_checkpoints_command(CLI::App& parent) {
   listing->add_flag("--json", arguments->json, "Print JSON");
   listing->callback([arguments] { list(arguments->path, arguments->json); });
 
-  auto* verification = checkpoints->add_subcommand("verify", "Read every byte of them and compare checksums (exit 65 if one is damaged)");
+  auto* verification = checkpoints->add_subcommand(
+      "verify", "Read every byte of them and compare checksums (exit 65 if one is damaged)");
   verification->add_option("RUN_DIR", arguments->path, "Run directory, or one checkpoint")->required();
   verification->callback([arguments] { verify(arguments->path); });
 
-  auto* fingerprint = checkpoints->add_subcommand("fingerprint", "Print one SHA-256 over the weights: equal for the same model only");
+  auto* fingerprint =
+      checkpoints->add_subcommand("fingerprint", "Print one SHA-256 over the weights: equal for the same model only");
   fingerprint->add_option("PATH", arguments->path, "Run directory, checkpoint or .safetensors file")->required();
-  fingerprint->add_option("--weights", arguments->which, "Of a run directory: best (default) or last")->check(CLI::IsMember({"best", "last"}));
-  fingerprint->callback([arguments] { std::printf("%s\n", fingerprint_of(arguments->path, arguments->which).c_str()); });
+  fingerprint->add_option("--weights", arguments->which, "Of a run directory: best (default) or last")
+      ->check(CLI::IsMember({"best", "last"}));
+  fingerprint->callback(
+      [arguments] { std::printf("%s\n", fingerprint_of(arguments->path, arguments->which).c_str()); });
 
   auto pruned = std::make_shared<PruneArguments>();
-  auto* pruning = checkpoints->add_subcommand("prune", "Remove the checkpoints that no rule keeps; the run's own rules unless told otherwise");
+  auto* pruning = checkpoints->add_subcommand(
+      "prune", "Remove the checkpoints that no rule keeps; the run's own rules unless told otherwise");
   pruning->add_option("RUN_DIR", pruned->path, "Run directory")->required();
   pruning->add_option("--keep-last", pruned->keep_last, "Keep the newest so many")->check(CLI::PositiveNumber);
   pruning->add_option("--keep-best", pruned->keep_best, "Keep the so many best")->check(CLI::NonNegativeNumber);
-  pruning->add_option("--keep-every", pruned->keep_every, "Keep those whose step is a multiple of this; 0: none for that reason")->check(CLI::NonNegativeNumber);
+  pruning
+      ->add_option("--keep-every", pruned->keep_every,
+                   "Keep those whose step is a multiple of this; 0: none for that reason")
+      ->check(CLI::NonNegativeNumber);
   pruning->add_flag("--dry-run", pruned->dry_run, "Only say what would be removed");
   pruning->callback([pruned] { prune(*pruned); });
 }

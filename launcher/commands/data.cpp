@@ -75,7 +75,9 @@ void add_synth(CLI::App& data) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Seed of the generator")->capture_default_str();
   command->add_option("--without-signal", options->without_signal, "Modalities that show nothing of the label");
-  command->add_option("--agreement", options->signal.agreement, "classification: how far audio and vision show the same, 0 to 1")
+  command
+      ->add_option("--agreement", options->signal.agreement,
+                   "classification: how far audio and vision show the same, 0 to 1")
       ->capture_default_str();
   command->add_option("--text-encoders", options->signal.text_encoders, "regression: 1 to 3: text, text_b, text_c")
       ->capture_default_str();

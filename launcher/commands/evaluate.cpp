@@ -46,36 +46,41 @@ std::string hash_of_run(const std::string& run_directory) {
 
 void print_dropped(const training::DataSource& source) {
   if (source.dropped > 0)
-    std::fprintf(stderr, "left out %ld samples that lack a modality the model needs: %s\n", source.dropped, source.dropped_ids.c_str());
+    std::fprintf(stderr, "left out %ld samples that lack a modality the model needs: %s\n", source.dropped,
+                 source.dropped_ids.c_str());
 }
 
 void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
     const std::string config_path = arguments.run_directory + "/config.txtpb";
     config::Experiment experiment;
-    distributed::together(communicator, [&] { experiment = config::parse_resolved(read_text(config_path), config_path); });
+    distributed::together(communicator,
+                          [&] { experiment = config::parse_resolved(read_text(config_path), config_path); });
     training::InferenceOptions options;
     options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
     options.data = arguments.data;
     options.split = arguments.split;
     // Another file is another question; the run's own must be what it was.
-    if (arguments.data.empty()) distributed::together(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
+    if (arguments.data.empty())
+      distributed::together(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
     print_dropped(inference.source);
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
-      checkpoints::write_file_atomically(arguments.output, training::predictions_csv(inference.source.index(), evaluation.predictions));
+      checkpoints::write_file_atomically(arguments.output,
+                                         training::predictions_csv(inference.source.index(), evaluation.predictions));
     if (arguments.json) {
       std::printf("%s\n", training::to_json(evaluation).dump(2).c_str());
       return;
     }
-    std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(), arguments.split.c_str(),
-                evaluation.predictions.samples.size(), evaluation.loss,
+    std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(),
+                arguments.split.c_str(), evaluation.predictions.samples.size(), evaluation.loss,
                 training::results_table({{arguments.split, evaluation.metrics}}).c_str());
     if (experiment.has_miar()) std::printf("\n%s\n", training::kMiarNote);
     if (!evaluation.confusion.empty())
-      std::printf("\n%s", training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
+      std::printf("\n%s",
+                  training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
   });
 }
 
@@ -83,11 +88,14 @@ void run(const Arguments& arguments) {
 
 void add_evaluate_command(CLI::App& parent) {
   auto arguments = std::make_shared<Arguments>();
-  auto* command = parent.add_subcommand("evaluate", "Metrics of a finished run's weights; ranks share the work under mpirun");
+  auto* command =
+      parent.add_subcommand("evaluate", "Metrics of a finished run's weights; ranks share the work under mpirun");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
   command->add_option("--data", arguments->data, "Evaluate on this dataset file instead of the run's");
-  command->add_option("--split", arguments->split, "train, valid, test (default) or all")->check(CLI::IsMember({"train", "valid", "test", "all"}));
-  command->add_option("--weights", arguments->weights, "best (default) or last")->check(CLI::IsMember({"best", "last"}));
+  command->add_option("--split", arguments->split, "train, valid, test (default) or all")
+      ->check(CLI::IsMember({"train", "valid", "test", "all"}));
+  command->add_option("--weights", arguments->weights, "best (default) or last")
+      ->check(CLI::IsMember({"best", "last"}));
   command->add_option("-o,--output", arguments->output, "Also write predictions to this CSV file");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run(*arguments); });
@@ -115,9 +123,10 @@ void add_predict_command(CLI::App& parent) {
       const auto inference = training::infer(loaded.experiment, options, communicator);
       if (communicator.rank() != 0) return;
       print_dropped(inference.source);
-      checkpoints::write_file_atomically(arguments->output,
-                                         training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
-      std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(), inference.evaluation.predictions.samples.size());
+      checkpoints::write_file_atomically(
+          arguments->output, training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
+      std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(),
+                  inference.evaluation.predictions.samples.size());
     });
   });
 }

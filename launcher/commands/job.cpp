@@ -12,7 +12,8 @@ namespace muster::launcher {
 
 void run_job(const std::function<void(distributed::Communicator&)>& work) {
   const auto communicator = distributed::connect();
-  // The watchdog of a job of several sees when mpirun has gone. A lone rank must not outlive it either, but may save first.
+  // The watchdog of a job of several sees when mpirun has gone. A lone rank must not outlive it either, but may save
+  // first.
   if (communicator->size() == 1 && std::getenv("OMPI_COMM_WORLD_SIZE")) prctl(PR_SET_PDEATHSIG, SIGTERM);
   try {
     work(*communicator);
@@ -23,8 +24,8 @@ void run_job(const std::function<void(distributed::Communicator&)>& work) {
     const auto* known = dynamic_cast<const distributed::Error*>(&error);
     const auto code = known ? known->code() : distributed::ExitCode::kInternal;
     distributed::yield_to_watchdog(code);
-    std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(), known ? "" : "internal error: ",
-                 error.what());
+    std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(),
+                 known ? "" : "internal error: ", error.what());
     communicator->abort(code);
   }
 }

@@ -44,7 +44,8 @@ json opening_of(const SearchDirectory& directory) {
           {"space", brain_space(search)}};
 }
 
-// Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for itself.
+// Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for
+// itself.
 void refuse_without_validation(const SearchSpec& spec) {
   if (spec.search.repeats().seeds() > 1) return;
   for (const auto& parameter : spec.search.parameters())
@@ -64,12 +65,15 @@ void refuse_without_validation(const SearchSpec& spec) {
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
   const TrialCounts counts = counts_of(standing);
-  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", counts.ended() + counts.running, counts.complete, counts.pruned, counts.failed, counts.running);
+  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", counts.ended() + counts.running,
+              counts.complete, counts.pruned, counts.failed, counts.running);
   if (counts.ended() < search.budget().trials() && !why.empty())
-    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - counts.ended(), search.budget().trials(), why.c_str());
+    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - counts.ended(),
+                search.budget().trials(), why.c_str());
   if (!standing["best"].empty()) {
     const auto& best = standing["best"][0];
-    std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), search.objective().metric().c_str(), best["value"].get<double>());
+    std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), search.objective().metric().c_str(),
+                best["value"].get<double>());
     for (const auto& text : overrides_of(best["params"])) std::printf("  --set %s\n", text.c_str());
   }
   std::fflush(stdout);
@@ -80,7 +84,9 @@ void run(const SearchArguments& arguments) {
   run_job([&](distributed::Communicator& world) {
     std::optional<SearchDirectory> directory;
     const bool is_main = world.rank() == 0;
-    const std::string command_line = "muster search run " + shell_quoted(arguments.spec) + (arguments.directory.empty() ? "" : " --search-dir " + shell_quoted(arguments.directory));
+    const std::string command_line =
+        "muster search run " + shell_quoted(arguments.spec) +
+        (arguments.directory.empty() ? "" : " --search-dir " + shell_quoted(arguments.directory));
     std::string path;
     distributed::together(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
@@ -104,8 +110,10 @@ void run(const SearchArguments& arguments) {
     const uint32_t per_trial = spec.search.ranks_per_trial();
     WorkGroup group(world, per_trial, spec.base.training(), is_main ? &*scheduler : nullptr);
     if (is_main)
-      progress.note(path + ": " + std::to_string(group.groups()) + (group.groups() == 1 ? " group of " : " groups of ") + std::to_string(per_trial) + (per_trial == 1 ? " rank" : " ranks") + ", " +
-          std::to_string(spec.search.budget().trials()) + " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
+      progress.note(path + ": " + std::to_string(group.groups()) +
+                    (group.groups() == 1 ? " group of " : " groups of ") + std::to_string(per_trial) +
+                    (per_trial == 1 ? " rank" : " ranks") + ", " + std::to_string(spec.search.budget().trials()) +
+                    " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
     run_trials(*directory, group, command_line, [&](bool stopped) {
       progress.end();
       scheduler->tidy();
@@ -133,15 +141,23 @@ void print_status(const SearchArguments& arguments) {
   Brain brain = look_into(directory);
   const json standing = brain.request({{"op", "counts"}, {"best", 5}});
   if (arguments.json) {
-    std::printf("%s\n", json{{"counts", standing["counts"]}, {"running", standing["running"]}, {"best", standing["best"]}, {"budget", directory.spec().search.budget().trials()}}.dump(2).c_str());
+    std::printf("%s\n", json{{"counts", standing["counts"]},
+                             {"running", standing["running"]},
+                             {"best", standing["best"]},
+                             {"budget", directory.spec().search.budget().trials()}}
+                            .dump(2)
+                            .c_str());
     return;
   }
   const Search& search = directory.spec().search;
-  std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(), Objective::Direction_Name(search.objective().direction()).c_str());
+  std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(),
+              Objective::Direction_Name(search.objective().direction()).c_str());
   const TrialCounts counts = counts_of(standing);
-  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", counts.ended(), search.budget().trials(), counts.complete, counts.pruned, counts.failed,
-              counts.running);
-  for (const auto& best : standing["best"]) std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(), values_text(best["params"]).c_str());
+  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", counts.ended(),
+              search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
+  for (const auto& best : standing["best"])
+    std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(),
+                values_text(best["params"]).c_str());
 }
 
 void print_best(const SearchArguments& arguments) {
@@ -154,7 +170,8 @@ void print_best(const SearchArguments& arguments) {
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
   checkpoints::write_file_atomically(output, config::resolved_text(loaded.experiment));
-  std::printf("trial %ld: %s %.6g\n", best["number"].get<int64_t>(), directory.spec().search.objective().metric().c_str(), best["value"].get<double>());
+  std::printf("trial %ld: %s %.6g\n", best["number"].get<int64_t>(),
+              directory.spec().search.objective().metric().c_str(), best["value"].get<double>());
   for (const auto& text : overrides_of(best["params"])) std::printf("  %s\n", text.c_str());
   std::printf("train it with: muster train %s\n", output.c_str());
 }
@@ -176,8 +193,11 @@ void export_all(const SearchArguments& arguments) {
   csv += "\n";
   const json all = brain.request({{"op", "trials"}});
   for (const auto& trial : all["trials"]) {
-    csv += field(trial["number"]) + "," + field(trial["state"]) + "," + field(trial["value"]) + "," + field(trial["seconds"]) + "," + field(trial["start"]) + "," + field(trial["end"]) + "," + field(trial["reason"]);
-    for (const auto& parameter : search.parameters()) csv += "," + field(trial["params"].value(parameter.path(), json()));
+    csv += field(trial["number"]) + "," + field(trial["state"]) + "," + field(trial["value"]) + "," +
+           field(trial["seconds"]) + "," + field(trial["start"]) + "," + field(trial["end"]) + "," +
+           field(trial["reason"]);
+    for (const auto& parameter : search.parameters())
+      csv += "," + field(trial["params"].value(parameter.path(), json()));
     csv += "\n";
   }
   checkpoints::write_file_atomically(folder + "/trials.csv", csv);
@@ -186,10 +206,13 @@ void export_all(const SearchArguments& arguments) {
   std::string shares = "parameter,importance\n";
   for (const auto& [path, share] : importance["importance"].items()) shares += field(path) + "," + field(share) + "\n";
   checkpoints::write_file_atomically(folder + "/importance.csv", shares);
-  std::printf("%s/importance.csv%s\n", folder.c_str(), importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
+  std::printf("%s/importance.csv%s\n", folder.c_str(),
+              importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
   const json plots = brain.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
-  for (const auto& file : plots["files"]) std::printf("%s/%s\n", folder.c_str(), std::filesystem::path(file.get<std::string>()).filename().c_str());
-  for (const auto& [file, why] : plots["skipped"].items()) std::fprintf(stderr, "no %s: %s\n", file.c_str(), why.get<std::string>().c_str());
+  for (const auto& file : plots["files"])
+    std::printf("%s/%s\n", folder.c_str(), std::filesystem::path(file.get<std::string>()).filename().c_str());
+  for (const auto& [file, why] : plots["skipped"].items())
+    std::fprintf(stderr, "no %s: %s\n", file.c_str(), why.get<std::string>().c_str());
 }
 
 }  // namespace
@@ -198,7 +221,8 @@ void add_search_command(CLI::App& parent) {
   auto* command = parent.add_subcommand("search", "Search for good hyperparameters, many trials in one job");
   command->require_subcommand(1);
   auto arguments = std::make_shared<SearchArguments>();
-  auto* start = command->add_subcommand("run", "Begin a search or go on with it: alone, or as each rank under mpirun or srun");
+  auto* start =
+      command->add_subcommand("run", "Begin a search or go on with it: alone, or as each rank under mpirun or srun");
   start->add_option("SPEC", arguments->spec, "Search file (.txtpb)")->required();
   start->add_option("--search-dir", arguments->directory, "Where it is kept (default: runs/<search's name>)");
   start->callback([arguments] { run(*arguments); });
@@ -208,11 +232,13 @@ void add_search_command(CLI::App& parent) {
     one->callback([arguments, work] { work(*arguments); });
     return one;
   };
-  reader("status", "How far it is, and its best trials; also while it runs", print_status)->add_flag("--json", arguments->json, "For programs");
+  reader("status", "How far it is, and its best trials; also while it runs", print_status)
+      ->add_flag("--json", arguments->json, "For programs");
   reader("best", "The best trial, and an experiment file to train it", print_best)
       ->add_option("-o,--output", arguments->output, "That file (default: best.txtpb in the search's directory)");
   reader("export", "All trials as CSV, importance of the parameters, plots", export_all)
-      ->add_option("-o,--output", arguments->output, "Folder for the files (default: export in the search's directory)");
+      ->add_option("-o,--output", arguments->output,
+                   "Folder for the files (default: export in the search's directory)");
 }
 
 }  // namespace muster::launcher

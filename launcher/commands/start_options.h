@@ -7,7 +7,8 @@
 
 namespace muster::launcher {
 
-// The options of `launch` and `doctor` that say what to start, and where. default_ranks: what comes without -n, in words.
+// The options of `launch` and `doctor` that say what to start, and where. default_ranks: what comes without -n, in
+// words.
 void add_start_options(CLI::App& command, JobRequest& job, const std::string& default_ranks);
 
 }  // namespace muster::launcher

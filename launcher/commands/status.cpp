@@ -18,10 +18,14 @@ using training::RunStatus;
 std::string duration(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
   char text[48];
-  if (whole >= 86400) std::snprintf(text, sizeof text, "%ldd%02ldh", whole / 86400, whole / 3600 % 24);
-  else if (whole >= 3600) std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
-  else if (whole >= 60) std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
-  else std::snprintf(text, sizeof text, "%lds", whole);
+  if (whole >= 86400)
+    std::snprintf(text, sizeof text, "%ldd%02ldh", whole / 86400, whole / 3600 % 24);
+  else if (whole >= 3600)
+    std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
+  else if (whole >= 60)
+    std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
+  else
+    std::snprintf(text, sizeof text, "%lds", whole);
   return text;
 }
 
@@ -39,12 +43,16 @@ std::string state_text(const std::string& path, const RunStatus& status) {
       if (status.job.empty()) return "prepared, but no job was submitted";
       if (status.decision == "stopped") return "not begun: its job has ended (" + status.reason + ")";
       return status.in_job ? "its job has started, but has not begun the run" : "queued, not begun";
-    case RunState::kRunning: return "running: " + status.holder;
+    case RunState::kRunning:
+      return "running: " + status.holder;
     case RunState::kLost:
-      return "lost: " + status.holder + " is gone or has given no sign of life for " + duration(status.silent_seconds) + "; " + how_to_go_on(path, status);
+      return "lost: " + status.holder + " is gone or has given no sign of life for " + duration(status.silent_seconds) +
+             "; " + how_to_go_on(path, status);
     case RunState::kStopped:
-      return "stopped" + (status.queued || status.reason.empty() ? "" : " (" + status.reason + ")") + "; " + how_to_go_on(path, status);
-    default: return "finished";
+      return "stopped" + (status.queued || status.reason.empty() ? "" : " (" + status.reason + ")") + "; " +
+             how_to_go_on(path, status);
+    default:
+      return "finished";
   }
 }
 
@@ -59,7 +67,8 @@ void print(const std::string& path, const RunStatus& status) {
   };
   std::printf("%s: %s\n", path.c_str(), state_text(path, status).c_str());
   if (!status.job.empty()) {
-    line("job", status.job + ", " + status.job_name + ": started " + std::to_string(status.started) + ", queued again " + std::to_string(status.requeued) + ", crashed " +
+    line("job", status.job + ", " + status.job_name + ": started " + std::to_string(status.started) +
+                    ", queued again " + std::to_string(status.requeued) + ", crashed " +
                     std::to_string(status.crashed) + " times");
   }
   std::string hosts;
@@ -74,12 +83,18 @@ void print(const std::string& path, const RunStatus& status) {
   }
   if (status.samples_per_second) {
     const bool goes_on = status.state == RunState::kRunning && status.seconds_left;
-    line("speed", format("%.1f samples/s", *status.samples_per_second) + (goes_on ? ", about " + duration(*status.seconds_left) + " left, evaluations not counted" : ""));
+    line("speed", format("%.1f samples/s", *status.samples_per_second) +
+                      (goes_on ? ", about " + duration(*status.seconds_left) + " left, evaluations not counted" : ""));
   }
   if (status.loss) line("loss", format("%.4f", *status.loss));
-  if (status.best_value) line("best", status.best_name + format(" %.4f", *status.best_value) + " on the validation split, at step " + std::to_string(status.best_step));
-  if (status.checkpoint_step) line("checkpoint", "step " + std::to_string(*status.checkpoint_step) + ", " + duration(status.checkpoint_age) + " ago");
-  else if (status.begun > 0) line("checkpoint", "none yet");
+  if (status.best_value)
+    line("best", status.best_name + format(" %.4f", *status.best_value) + " on the validation split, at step " +
+                     std::to_string(status.best_step));
+  if (status.checkpoint_step)
+    line("checkpoint",
+         "step " + std::to_string(*status.checkpoint_step) + ", " + duration(status.checkpoint_age) + " ago");
+  else if (status.begun > 0)
+    line("checkpoint", "none yet");
   line("last output", status.last_message);
 }
 
@@ -91,7 +106,8 @@ void add_status_command(CLI::App& parent) {
     bool json = false;
   };
   auto arguments = std::make_shared<Arguments>();
-  auto* command = parent.add_subcommand("status", "How runs stand, from their run directories: on any machine, without asking the scheduler");
+  auto* command = parent.add_subcommand(
+      "status", "How runs stand, from their run directories: on any machine, without asking the scheduler");
   command->add_option("RUN_DIR", arguments->run_directories, "Run directories")->required();
   command->add_flag("--json", arguments->json, "Print JSON: an object for one run, an array for several");
   command->callback([arguments] {
@@ -107,7 +123,10 @@ void add_status_command(CLI::App& parent) {
         wrong += (wrong.empty() ? "" : "\n") + std::string(error.what());
       }
     }
-    if (arguments->json && !all.empty()) std::printf("%s\n", (arguments->run_directories.size() == 1 ? all[0] : all).dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    if (arguments->json && !all.empty())
+      std::printf("%s\n", (arguments->run_directories.size() == 1 ? all[0] : all)
+                              .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
+                              .c_str());
     if (!wrong.empty()) throw distributed::Error(distributed::ExitCode::kUsage, wrong);
   });
 }

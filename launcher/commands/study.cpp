@@ -33,7 +33,8 @@ struct StudyArguments {
 // Prints the tables of what is trained, and writes them.
 void report(const StudyDirectory& directory) {
   const StudyResults results = read_results(directory);
-  if (results.metrics.empty()) throw Error(ExitCode::kUsage, directory.path() + ": nothing is trained yet, so there is no table");
+  if (results.metrics.empty())
+    throw Error(ExitCode::kUsage, directory.path() + ": nothing is trained yet, so there is no table");
   std::string text, markdown, latex;
   for (const auto& table : study_tables(directory.spec(), results)) {
     const char* between = text.empty() ? "" : "\n";
@@ -53,7 +54,8 @@ void report(const StudyDirectory& directory) {
 
 class Training {
  public:
-  Training(const StudyDirectory& directory, WorkGroup& group, std::string command_line) : directory_(directory), group_(group), command_line_(std::move(command_line)) {}
+  Training(const StudyDirectory& directory, WorkGroup& group, std::string command_line)
+      : directory_(directory), group_(group), command_line_(std::move(command_line)) {}
 
   void train(size_t index) {
     const Cell& cell = directory_.spec().cells[index];
@@ -64,7 +66,9 @@ class Training {
       options.run_directory = directory_.run(cell);
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
-      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) { group_.heed(group_.ask({{"op", "report"}})); });
+      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) {
+        group_.heed(group_.ask({{"op", "report"}}));
+      });
     };
     const Ending ending = group_.attempt(work, "");
     distributed::together(group_.ranks(), [&] {
@@ -90,7 +94,8 @@ void run(const StudyArguments& arguments) {
   training::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     const bool is_main = world.rank() == 0;
-    std::string command_line = "muster study " + shell_quoted(arguments.spec) + (arguments.directory.empty() ? "" : " --study-dir " + shell_quoted(arguments.directory));
+    std::string command_line = "muster study " + shell_quoted(arguments.spec) +
+                               (arguments.directory.empty() ? "" : " --study-dir " + shell_quoted(arguments.directory));
     for (const auto& text : arguments.set) command_line += " --set " + shell_quoted(text);
     std::optional<StudyDirectory> directory;
     distributed::together(world, [&] {
@@ -101,13 +106,15 @@ void run(const StudyArguments& arguments) {
     });
     const StudySpec& spec = directory->spec();
     const config::Experiment base = spec.experiment(spec.cells[0]).experiment;
-    training::require_same_job(world, spec_text(spec.study, "launcher/study/study.proto") + config::resolved_text(base) + command_line);
+    training::require_same_job(
+        world, spec_text(spec.study, "launcher/study/study.proto") + config::resolved_text(base) + command_line);
     ProgressLine progress;
     std::optional<Grid> grid;
     distributed::together(world, [&] {
       if (!is_main) return;
-      progress.note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " + std::to_string(spec.study.seeds()) + " seeds" +
-          (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
+      progress.note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " +
+                    std::to_string(spec.study.seeds()) + " seeds" +
+                    (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
       grid.emplace(*directory, progress);
     });
     WorkGroup group(world, spec.study.ranks_per_run(), base.training(), is_main ? &*grid : nullptr);
@@ -118,7 +125,9 @@ void run(const StudyArguments& arguments) {
       if (grid->failures().size() < spec.cells.size()) report(*directory);
       if (grid->failures().empty()) return;
       const auto& first = grid->failures()[0];
-      throw Error(ExitCode::kInternal, std::to_string(grid->failures().size()) + " of " + std::to_string(spec.cells.size()) + " trainings failed. The same command tries them again. The first, " +
+      throw Error(ExitCode::kInternal, std::to_string(grid->failures().size()) + " of " +
+                                           std::to_string(spec.cells.size()) +
+                                           " trainings failed. The same command tries them again. The first, " +
                                            spec.cells[first.cell].folder + ": " + first.reason);
     };
     group.run([&](const json& task) { training.train(task["cell"]); }, conclude, command_line);
@@ -128,11 +137,16 @@ void run(const StudyArguments& arguments) {
 }  // namespace
 
 void add_study_command(CLI::App& parent) {
-  auto* command = parent.add_subcommand("study", "Train variants x seeds x folds and compare them: alone, or as each rank under mpirun or srun. Begins, or goes on");
+  auto* command = parent.add_subcommand("study",
+                                        "Train variants x seeds x folds and compare them: alone, or as each rank under "
+                                        "mpirun or srun. Begins, or goes on");
   auto arguments = std::make_shared<StudyArguments>();
   command->add_option("SPEC", arguments->spec, "Study file (.txtpb)")->required();
   command->add_option("--study-dir", arguments->directory, "Where it is kept (default: runs/<study's name>)");
-  command->add_option("--set", arguments->set, "Change a value of base and variants alike, e.g. training.epochs=20; may be repeated")->allow_extra_args(false);
+  command
+      ->add_option("--set", arguments->set,
+                   "Change a value of base and variants alike, e.g. training.epochs=20; may be repeated")
+      ->allow_extra_args(false);
   command->add_flag("--only-tables", arguments->only_tables, "Train nothing: the tables of what is trained so far");
   command->callback([arguments] { run(*arguments); });
 }

@@ -30,7 +30,8 @@ std::string command_line(const TrainArguments& arguments) {
 double seconds_before() {
   const char* started = std::getenv(kLaunchStarted);
   if (!started) return 0;
-  return std::max(0.0, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() - std::atof(started));
+  return std::max(0.0, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() -
+                           std::atof(started));
 }
 
 void run(const TrainArguments& arguments) {
@@ -41,33 +42,52 @@ void run(const TrainArguments& arguments) {
     distributed::together(communicator, [&] {
       const auto place = training::run_place(arguments.run_directory);
       if (arguments.resumes && place == training::RunPlace::kNothing)
-        throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": there is no such run to resume");
+        throw distributed::Error(distributed::ExitCode::kUsage,
+                                 arguments.run_directory + ": there is no such run to resume");
       if (arguments.resumes && place == training::RunPlace::kPrepared)
-        throw distributed::Error(distributed::ExitCode::kUsage, arguments.run_directory + ": the run has not begun yet, so there is nothing to resume. Its job begins it, or: muster train CONFIG --run-dir " +
-                                                                    arguments.run_directory);
-      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config, overrides_of(arguments));
-      if (!arguments.time_limit.empty()) options.time_limit = std::max(1e-3, training::parse_duration(arguments.time_limit).value() - seconds_before());
+        throw distributed::Error(distributed::ExitCode::kUsage,
+                                 arguments.run_directory +
+                                     ": the run has not begun yet, so there is nothing to resume. Its job begins it, "
+                                     "or: muster train CONFIG --run-dir " +
+                                     arguments.run_directory);
+      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
+                                       overrides_of(arguments));
+      if (!arguments.time_limit.empty())
+        options.time_limit = std::max(1e-3, training::parse_duration(arguments.time_limit).value() - seconds_before());
     });
-    options.run_directory = arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
-    options.begin = arguments.resumes ? training::Begin::kResume : arguments.begin == "auto" ? training::Begin::kAuto : training::Begin::kNew;
+    options.run_directory =
+        arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
+    options.begin = arguments.resumes           ? training::Begin::kResume
+                    : arguments.begin == "auto" ? training::Begin::kAuto
+                                                : training::Begin::kNew;
     options.force = arguments.force;
-    options.init_from = arguments.init_from.empty() ? "" : std::filesystem::absolute(arguments.init_from).lexically_normal().string();
-    if (options.init_from.empty() && options.begin != training::Begin::kNew) options.init_from = training::recorded_init_from(options.run_directory).path;
+    options.init_from =
+        arguments.init_from.empty() ? "" : std::filesystem::absolute(arguments.init_from).lexically_normal().string();
+    if (options.init_from.empty() && options.begin != training::Begin::kNew)
+      options.init_from = training::recorded_init_from(options.run_directory).path;
     options.dry_run = arguments.dry_run;
     options.command_line = command_line(arguments);
-    training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line + (arguments.dry_run ? " --dry-run" : ""));
+    training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line +
+                                                 (arguments.dry_run ? " --dry-run" : ""));
     training::train(loaded, options, communicator);
   });
 }
 
 void add_common_options(CLI::App& command, TrainArguments& arguments) {
-  command.add_option("--set", arguments.overrides, "Override a value, e.g. --set training.epochs=3 (repeatable)")->allow_extra_args(false);
-  command.add_option("--max-steps", arguments.max_steps, "Stop after this many steps (short for --set training.max_steps=N)");
-  command.add_option("--time-limit", arguments.time_limit, "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
+  command.add_option("--set", arguments.overrides, "Override a value, e.g. --set training.epochs=3 (repeatable)")
+      ->allow_extra_args(false);
+  command.add_option("--max-steps", arguments.max_steps,
+                     "Stop after this many steps (short for --set training.max_steps=N)");
+  command
+      .add_option("--time-limit", arguments.time_limit,
+                  "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return training::parse_duration(text) ? std::string() : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+        return training::parse_duration(text)
+                   ? std::string()
+                   : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });
-  command.add_flag("--force", arguments.force, "Go on with a run although its data, settings or muster have changed in a way that changes results");
+  command.add_flag("--force", arguments.force,
+                   "Go on with a run although its data, settings or muster have changed in a way that changes results");
 }
 
 }  // namespace
@@ -75,14 +95,16 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
 void add_train_options(CLI::App& command, TrainArguments& arguments) {
   command.add_option("CONFIG", arguments.config, "Experiment file (.txtpb)")->required();
   command.add_option("--run-dir", arguments.run_directory, "Where results go (default: runs/<experiment's name>)");
-  command.add_option("--resume", arguments.begin, "auto: go on with the run directory if it exists, else begin")->check(CLI::IsMember({"auto"}));
+  command.add_option("--resume", arguments.begin, "auto: go on with the run directory if it exists, else begin")
+      ->check(CLI::IsMember({"auto"}));
   command.add_option("--init-from", arguments.init_from, "Start from the weights in this safetensors file");
   command.add_flag("--dry-run", arguments.dry_run, "Check config and data, train nothing, write nothing");
   add_common_options(command, arguments);
 }
 
 std::vector<std::string> words_of(const TrainArguments& arguments) {
-  std::vector<std::string> words{arguments.resumes ? "resume" : "train", arguments.resumes ? arguments.run_directory : arguments.config};
+  std::vector<std::string> words{arguments.resumes ? "resume" : "train",
+                                 arguments.resumes ? arguments.run_directory : arguments.config};
   const auto add = [&](const std::string& name, const std::string& value) {
     if (!value.empty()) words.insert(words.end(), {name, value});
   };
@@ -112,7 +134,8 @@ void add_train_command(CLI::App& parent) {
 void add_resume_command(CLI::App& parent) {
   auto arguments = std::make_shared<TrainArguments>();
   arguments->resumes = true;
-  auto* command = parent.add_subcommand("resume", "Go on with a run from its newest checkpoint, on any number of ranks");
+  auto* command =
+      parent.add_subcommand("resume", "Go on with a run from its newest checkpoint, on any number of ranks");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
   add_common_options(*command, *arguments);
   command->callback([arguments] { run(*arguments); });

@@ -9,7 +9,8 @@ constexpr State kStates[] = {State::kOk, State::kSkipped, State::kWarning, State
 
 std::string with_unit(double value, const char* unit) {
   char text[64];
-  std::snprintf(text, sizeof text, value < 10 && value != static_cast<int64_t>(value) ? "%.1f %s" : "%.0f %s", value, unit);
+  std::snprintf(text, sizeof text, value < 10 && value != static_cast<int64_t>(value) ? "%.1f %s" : "%.0f %s", value,
+                unit);
   return text;
 }
 
@@ -17,10 +18,14 @@ std::string with_unit(double value, const char* unit) {
 
 const char* name_of(State state) {
   switch (state) {
-    case State::kOk: return "ok";
-    case State::kSkipped: return "skipped";
-    case State::kWarning: return "warning";
-    default: return "failed";
+    case State::kOk:
+      return "ok";
+    case State::kSkipped:
+      return "skipped";
+    case State::kWarning:
+      return "warning";
+    default:
+      return "failed";
   }
 }
 

@@ -11,13 +11,13 @@ namespace muster::launcher::doctor {
 enum class State { kOk, kSkipped, kWarning, kFailed };
 
 struct Finding {
-  std::string check;     // its name, as "free_space"
+  std::string check;  // its name, as "free_space"
   State state = State::kOk;
-  std::string found;     // one line, no full stop
-  std::string expected;  // the same; empty where there is nothing to compare
-  std::string fix;       // what a person can do; empty when ok or skipped
-  std::string host;      // where it was found; empty: about the job as a whole
-  int rank = -1;         // -1: not of a rank
+  std::string found;                                  // one line, no full stop
+  std::string expected;                               // the same; empty where there is nothing to compare
+  std::string fix;                                    // what a person can do; empty when ok or skipped
+  std::string host;                                   // where it was found; empty: about the job as a whole
+  int rank = -1;                                      // -1: not of a rank
   nlohmann::json figures = nlohmann::json::object();  // names end in their unit
 };
 

@@ -20,7 +20,9 @@ double now() {
 }
 
 // The least that the offset can be, with its sign.
-double certain(const Offset& offset) { return offset.lowest > 0 ? offset.lowest : offset.highest < 0 ? offset.highest : 0; }
+double certain(const Offset& offset) {
+  return offset.lowest > 0 ? offset.lowest : offset.highest < 0 ? offset.highest : 0;
+}
 
 }  // namespace
 
@@ -33,7 +35,8 @@ Offset offset_of(const Stamps& other, const Stamps& own) {
   return offset;
 }
 
-void check_clocks(distributed::Communicator& communicator, const std::vector<std::string>& hosts, const Report& report) {
+void check_clocks(distributed::Communicator& communicator, const std::vector<std::string>& hosts,
+                  const Report& report) {
   Finding finding{"clock", State::kSkipped, "one rank alone", "within 1 s of rank 0's clock", "", "", -1, {}};
   if (communicator.size() == 1) return report(finding);
   Stamps own;
@@ -43,7 +46,9 @@ void check_clocks(distributed::Communicator& communicator, const std::vector<std
     own.left.push_back(now());
   }
   std::vector<Stamps> all;
-  for (const auto& answer : each_rank(communicator, [&] { return nlohmann::json{{"entered", own.entered}, {"left", own.left}}; }))
+  for (const auto& answer : each_rank(communicator, [&] {
+         return nlohmann::json{{"entered", own.entered}, {"left", own.left}};
+       }))
     all.push_back({answer["entered"].get<std::vector<double>>(), answer["left"].get<std::vector<double>>()});
   double worst = 0, resolution = 0;
   for (size_t rank = 1; rank < all.size(); ++rank) {
@@ -53,7 +58,9 @@ void check_clocks(distributed::Communicator& communicator, const std::vector<std
     worst = certain(offset);
     finding.rank = static_cast<int>(rank);
   }
-  finding.state = std::abs(worst) > kFailSeconds ? State::kFailed : std::abs(worst) > kWarnSeconds ? State::kWarning : State::kOk;
+  finding.state = std::abs(worst) > kFailSeconds   ? State::kFailed
+                  : std::abs(worst) > kWarnSeconds ? State::kWarning
+                                                   : State::kOk;
   finding.figures = {{"offset_seconds", worst}, {"resolution_seconds", resolution}};
   if (finding.state == State::kOk) {
     finding.rank = -1;
@@ -62,8 +69,10 @@ void check_clocks(distributed::Communicator& communicator, const std::vector<std
   }
   finding.host = hosts[finding.rank];
   finding.found = seconds_text(std::abs(worst)) + (worst > 0 ? " ahead of" : " behind") + " rank 0's";
-  finding.fix = "run a time service on every machine (chronyd or systemd-timesyncd; chronyc makestep sets it at once): logs and reports mix up times, and "
-                "beyond 5 minutes Slurm's messages are refused";
+  finding.fix =
+      "run a time service on every machine (chronyd or systemd-timesyncd; chronyc makestep sets it at once): logs and "
+      "reports mix up times, and "
+      "beyond 5 minutes Slurm's messages are refused";
   report(finding);
 }
 

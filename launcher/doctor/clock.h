@@ -13,7 +13,8 @@ struct Stamps {
   std::vector<double> entered, left;
 };
 
-// How far `other` is ahead of `own`: no rank leaves a gathering before all have entered it, which bounds the offset from both sides.
+// How far `other` is ahead of `own`: no rank leaves a gathering before all have entered it, which bounds the offset
+// from both sides.
 struct Offset {
   double lowest, highest;
 };

@@ -25,7 +25,9 @@ bool is_below(const std::string& path, const std::string& folder) {
   return folder == "/" || path == folder || path.rfind(folder + "/", 0) == 0;
 }
 
-bool has_option(const Mount& mount, const std::string& option) { return ("," + mount.options + ",").find("," + option + ",") != std::string::npos; }
+bool has_option(const Mount& mount, const std::string& option) {
+  return ("," + mount.options + ",").find("," + option + ",") != std::string::npos;
+}
 
 }  // namespace
 
@@ -44,12 +46,19 @@ Mount mount_of(const std::string& path, const std::string& mounts) {
 }
 
 std::vector<Finding> check_directory(const std::string& path, const Mount& mount, bool several_hosts) {
-  static const std::vector<std::string> network{"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "panfs", "afs", "9p", "virtiofs", "wekafs", "pvfs2"};
+  static const std::vector<std::string> network{"nfs",  "nfs4",  "lustre", "gpfs", "beegfs",   "ceph",   "cifs",
+                                                "smb3", "panfs", "afs",    "9p",   "virtiofs", "wekafs", "pvfs2"};
   const bool is_network = std::count(network.begin(), network.end(), mount.type) > 0;
   const bool is_fuse = mount.type.rfind("fuse", 0) == 0;
-  Finding kind{"directory", State::kOk, path + " on " + (mount.type.empty() ? "an unknown file system" : mount.type), "", "", "", -1, {}};
+  Finding kind{"directory", State::kOk, path + " on " + (mount.type.empty() ? "an unknown file system" : mount.type),
+               "",          "",         "",
+               -1,          {}};
   kind.expected = "a file system that outlives the job, and that all machines of it share";
-  kind.figures = {{"path", path}, {"type", mount.type}, {"source", mount.source}, {"mounted_at", mount.point}, {"options", mount.options}};
+  kind.figures = {{"path", path},
+                  {"type", mount.type},
+                  {"source", mount.source},
+                  {"mounted_at", mount.point},
+                  {"options", mount.options}};
   if (mount.type == "tmpfs" || mount.type == "ramfs") {
     kind.state = State::kWarning;
     kind.found += ": in memory, lost when the machine restarts or, under some schedulers, when the job ends";
@@ -71,13 +80,24 @@ std::vector<Finding> check_directory(const std::string& path, const Mount& mount
   }
 
   const Room room = room_of(path);
-  Finding space{"free_space", State::kOk, bytes_text(static_cast<double>(room.free_bytes)) + " free", "at least 1 GB and 10000 files", "", "", -1, {}};
-  space.figures = {{"size_bytes", room.bytes}, {"free_bytes", room.free_bytes}, {"inodes", room.inodes}, {"free_inodes", room.free_inodes}};
+  Finding space{"free_space",
+                State::kOk,
+                bytes_text(static_cast<double>(room.free_bytes)) + " free",
+                "at least 1 GB and 10000 files",
+                "",
+                "",
+                -1,
+                {}};
+  space.figures = {{"size_bytes", room.bytes},
+                   {"free_bytes", room.free_bytes},
+                   {"inodes", room.inodes},
+                   {"free_inodes", room.free_inodes}};
   if (room.inodes > 0) space.found += ", room for " + std::to_string(room.free_inodes) + " files";
   const bool counts = room.inodes > 0;  // btrfs, Lustre clients and others may not
   if (room.free_bytes < 1000000000 || (counts && room.free_inodes < 10000)) space.state = State::kWarning;
   if (room.free_bytes < 50000000 || (counts && room.free_inodes < 100)) space.state = State::kFailed;
-  if (space.state != State::kOk) space.fix = "make room (muster checkpoints prune removes old checkpoints), or name another place: --directory DIR";
+  if (space.state != State::kOk)
+    space.fix = "make room (muster checkpoints prune removes old checkpoints), or name another place: --directory DIR";
   return {kind, space};
 }
 

@@ -41,7 +41,8 @@ constexpr time_t kLongAgo = 3600;  // a doctor's visit never takes so long
 void refuse_to_be_a_rank() {
   if (const std::string ranks = std::to_string(distributed::promised_ranks()); ranks != "1")
     throw Error(ExitCode::kUsage, "doctor starts its ranks itself, but here it is one of " + ranks +
-                                      " processes. Run it once: muster doctor -n " + ranks + " (inside a Slurm allocation it uses srun)");
+                                      " processes. Run it once: muster doctor -n " + ranks +
+                                      " (inside a Slurm allocation it uses srun)");
 }
 
 // A folder for trying files in, which goes when this object does.
@@ -51,10 +52,11 @@ class Folder {
   explicit Folder(const std::string& directory) {
     std::error_code error;
     std::vector<fs::path> old;
-    for (auto each = fs::directory_iterator(directory, error); !error && each != fs::directory_iterator(); each.increment(error)) {
+    for (auto each = fs::directory_iterator(directory, error); !error && each != fs::directory_iterator();
+         each.increment(error)) {
       struct stat info;
-      if (each->path().filename().string().rfind(kPrefix, 0) == 0 && lstat(each->path().c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
-          info.st_uid == geteuid() && std::time(nullptr) - info.st_mtime > kLongAgo)
+      if (each->path().filename().string().rfind(kPrefix, 0) == 0 && lstat(each->path().c_str(), &info) == 0 &&
+          S_ISDIR(info.st_mode) && info.st_uid == geteuid() && std::time(nullptr) - info.st_mtime > kLongAgo)
         old.push_back(each->path());
     }
     for (const auto& path : old) fs::remove_all(path, error);
@@ -76,14 +78,17 @@ class Folder {
 
 // On one machine two ranks show most of what can be wrong between ranks.
 int ranks_of(const DoctorOptions& options, const Surroundings& here) {
-  if (options.job.ranks > 0 || !options.job.hosts.empty() || !options.job.hostfile.empty() || here.slurm) return options.job.ranks;
+  if (options.job.ranks > 0 || !options.job.hosts.empty() || !options.job.hostfile.empty() || here.slurm)
+    return options.job.ranks;
   return here.gpus > 1 ? here.gpus : std::min(2, here.cpus);
 }
 
 Finding unusable(const std::string& directory, int error_number, const std::string& what) {
-  Finding finding{"directory", State::kFailed, directory + ": " + what, "a folder that can be written to", "", "", -1, {{"path", directory}}};
-  finding.fix = error_number == ENOENT ? "make it first (mkdir -p), or name another: --directory DIR"
-                                       : "name a folder that you may write to, on a file system with room: --directory DIR";
+  Finding finding{"directory", State::kFailed,       directory + ": " + what, "a folder that can be written to", "", "",
+                  -1,          {{"path", directory}}};
+  finding.fix = error_number == ENOENT
+                    ? "make it first (mkdir -p), or name another: --directory DIR"
+                    : "name a folder that you may write to, on a file system with room: --directory DIR";
   return finding;
 }
 
@@ -107,7 +112,8 @@ bool follow(const Start& start, double timeout, Reporter& reporter) {
     const int ranks = said["ranks"], hosts = said["hosts"];
     Finding finding{"ranks", State::kOk, "", "", "", "", -1, {{"ranks", ranks}, {"hosts", hosts}}};
     finding.found = ranks == 1 ? "1 rank, without MPI"
-                               : std::to_string(ranks) + " ranks on " + std::to_string(hosts) + (hosts == 1 ? " host" : " hosts") + " see each other";
+                               : std::to_string(ranks) + " ranks on " + std::to_string(hosts) +
+                                     (hosts == 1 ? " host" : " hosts") + " see each other";
     reporter.add(finding);
   };
   // Ranks that are up give up on each other first, and say who is missing.
@@ -127,10 +133,12 @@ int examine(const DoctorOptions& options) {
   Reporter reporter(options.json);
   const Surroundings here = look_around();
   const Machine machine = look_at_this_machine();
-  const bool several_hosts = options.job.hosts.find(',') != std::string::npos || !options.job.hostfile.empty() || (here.slurm && here.slurm->nodes > 1);
+  const bool several_hosts = options.job.hosts.find(',') != std::string::npos || !options.job.hostfile.empty() ||
+                             (here.slurm && here.slurm->nodes > 1);
   for (const auto& finding : check_libraries(machine, versions_here())) reporter.add(finding);
   for (const auto& finding : check_limits(machine, several_hosts)) reporter.add(finding);
-  for (const auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus())) reporter.add(finding);
+  for (const auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus()))
+    reporter.add(finding);
 
   const int ranks = ranks_of(options, here);
   const bool alone = ranks == 1 && options.job.hosts.empty() && options.job.hostfile.empty();
@@ -148,7 +156,8 @@ int examine(const DoctorOptions& options) {
   if (error) {
     reporter.add(unusable(directory, error.value(), error.message()));
   } else {
-    for (const auto& finding : check_directory(directory, mount_of(directory, machine.mounts), several_hosts)) reporter.add(finding);
+    for (const auto& finding : check_directory(directory, mount_of(directory, machine.mounts), several_hosts))
+      reporter.add(finding);
     try {
       folder = std::make_unique<Folder>(directory);
     } catch (const std::exception& failure) {
@@ -159,7 +168,8 @@ int examine(const DoctorOptions& options) {
   nlohmann::json job = {{"directory", directory}};
   Start start;
   std::unique_ptr<SessionFolder> session;
-  std::vector<std::string> command{"doctor", "--directory", folder ? folder->path() : "", "--timeout", std::to_string(options.timeout), "--as-rank"};
+  std::vector<std::string> command{
+      "doctor", "--directory", folder ? folder->path() : "", "--timeout", std::to_string(options.timeout), "--as-rank"};
   try {
     if (alone) {
       command.push_back("1");

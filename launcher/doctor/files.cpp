@@ -29,7 +29,9 @@ constexpr int kRounds = 5, kFlushes = 20;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-[[noreturn]] void fail(const std::string& what, int error_number) { throw std::runtime_error(what + ": " + std::strerror(error_number)); }
+[[noreturn]] void fail(const std::string& what, int error_number) {
+  throw std::runtime_error(what + ": " + std::strerror(error_number));
+}
 
 class File {
  public:
@@ -85,24 +87,33 @@ json watch_replaced(const std::string& path, Clock::time_point end) {
     }
     size_t length = 0;
     ssize_t got = 0;
-    while (length <= kSmall && (got = ::read(descriptor, content.data() + length, content.size() - length)) > 0) length += static_cast<size_t>(got);
+    while (length <= kSmall && (got = ::read(descriptor, content.data() + length, content.size() - length)) > 0)
+      length += static_cast<size_t>(got);
     ::close(descriptor);
-    if (got < 0) ++stale;
-    else if (length != kSmall || content.find_first_not_of(content[0]) < kSmall) ++torn;
+    if (got < 0)
+      ++stale;
+    else if (length != kSmall || content.find_first_not_of(content[0]) < kSmall)
+      ++torn;
   }
   return {{"reads", reads}, {"missing", missing}, {"torn", torn}, {"stale", stale}};
 }
 
-Finding finding_named(const std::string& name, const std::string& expected) { return {name, State::kOk, "", expected, "", "", -1, json::object()}; }
+Finding finding_named(const std::string& name, const std::string& expected) {
+  return {name, State::kOk, "", expected, "", "", -1, json::object()};
+}
 
-const char* const kOtherPlace = "keep run directories on another file system (--directory tries it): a local disk, NFS, Lustre, GPFS; not a mounted object store";
+const char* const kOtherPlace =
+    "keep run directories on another file system (--directory tries it): a local disk, NFS, Lustre, GPFS; not a "
+    "mounted object store";
 
 // Fills in an error of any rank; false when there is one.
-bool went_well(Finding& finding, const std::vector<json>& answers, const std::vector<std::string>& hosts, const std::string& fix) {
+bool went_well(Finding& finding, const std::vector<json>& answers, const std::vector<std::string>& hosts,
+               const std::string& fix) {
   finding.found = first_error(answers, hosts);
   if (finding.found.empty()) return true;
   finding.state = State::kFailed;
-  const bool full = finding.found.find(std::strerror(ENOSPC)) != std::string::npos || finding.found.find(std::strerror(EDQUOT)) != std::string::npos;
+  const bool full = finding.found.find(std::strerror(ENOSPC)) != std::string::npos ||
+                    finding.found.find(std::strerror(EDQUOT)) != std::string::npos;
   finding.fix = full ? "make room, or name another place: --directory DIR; df -h and quota -s say what is left" : fix;
   return false;
 }
@@ -129,7 +140,8 @@ Finding check_shared(Communicator& ranks, const std::vector<std::string>& hosts,
 }
 
 Finding check_rename(Communicator& ranks, const std::vector<std::string>& hosts, const std::string& folder) {
-  auto finding = finding_named("rename", "whoever reads a file that is replaced by rename finds the old or the new one, whole");
+  auto finding =
+      finding_named("rename", "whoever reads a file that is replaced by rename finds the old or the new one, whole");
   const std::string path = folder + "/replaced", next = folder + "/replaced.new";
   int64_t renames = 0;
   const auto write_next = [&] {
@@ -169,22 +181,27 @@ Finding check_rename(Communicator& ranks, const std::vector<std::string>& hosts,
     torn += answer.value("torn", int64_t{0}), stale += answer.value("stale", int64_t{0});
   }
   finding.figures = {{"renames", renames}, {"reads", reads}, {"missing", missing}, {"torn", torn}, {"stale", stale}};
-  finding.found = std::to_string(reads) + " reads while it was replaced " + std::to_string(renames) + " times, all whole";
+  finding.found =
+      std::to_string(reads) + " reads while it was replaced " + std::to_string(renames) + " times, all whole";
   if (missing + torn > 0) {
     finding.state = State::kFailed;
-    finding.found = "rename is not atomic: of " + std::to_string(reads) + " reads " + std::to_string(missing) + " found no file, " +
-                    std::to_string(torn) + " half of one";
+    finding.found = "rename is not atomic: of " + std::to_string(reads) + " reads " + std::to_string(missing) +
+                    " found no file, " + std::to_string(torn) + " half of one";
     finding.fix = kOtherPlace;
   } else if (stale > 0) {
     finding.state = State::kWarning;
-    finding.found = std::to_string(stale) + " of " + std::to_string(reads) + " reads failed while the file was replaced (stale file handles, as NFS has them)";
-    finding.fix = "nothing to do for training, which reads no file while another rank replaces it; scripts that follow a run should try again";
+    finding.found = std::to_string(stale) + " of " + std::to_string(reads) +
+                    " reads failed while the file was replaced (stale file handles, as NFS has them)";
+    finding.fix =
+        "nothing to do for training, which reads no file while another rank replaces it; scripts that follow a run "
+        "should try again";
   }
   return finding;
 }
 
 Finding check_link(Communicator& ranks, const std::vector<std::string>& hosts, const std::string& folder) {
-  auto finding = finding_named("link", "link() gives a name to the first who asks: the run lock keeps a second job out by it");
+  auto finding =
+      finding_named("link", "link() gives a name to the first who asks: the run lock keeps a second job out by it");
   const auto answers = each_rank(ranks, [&] {
     json won = json::array();
     for (int attempt = 0; attempt < 2; ++attempt) {
@@ -202,13 +219,15 @@ Finding check_link(Communicator& ranks, const std::vector<std::string>& hosts, c
   finding.found = "one winner of " + std::to_string(2 * ranks.size()) + " attempts";
   if (winners == 1) return finding;
   finding.state = State::kFailed;
-  finding.found = std::to_string(winners) + " of " + std::to_string(2 * ranks.size()) + " attempts to take one name succeeded";
+  finding.found =
+      std::to_string(winners) + " of " + std::to_string(2 * ranks.size()) + " attempts to take one name succeeded";
   finding.fix = std::string("two jobs could write one run: ") + kOtherPlace;
   return finding;
 }
 
 Finding check_fsync(Communicator& ranks, const std::vector<std::string>& hosts, const std::string& folder) {
-  auto finding = finding_named("fsync", "below 0.1 s for a small file and its folder: what a checkpoint's last step takes");
+  auto finding =
+      finding_named("fsync", "below 0.1 s for a small file and its folder: what a checkpoint's last step takes");
   const auto answers = each_rank(ranks, [&]() -> json {
     if (ranks.rank() != 0) return {};
     std::vector<double> seconds;
@@ -225,13 +244,17 @@ Finding check_fsync(Communicator& ranks, const std::vector<std::string>& hosts, 
     std::sort(seconds.begin(), seconds.end());
     return {{"median", seconds[seconds.size() / 2]}, {"longest", seconds.back()}};
   });
-  if (!went_well(finding, answers, hosts, std::string("a checkpoint that is not flushed is lost with the power: ") + kOtherPlace)) return finding;
+  if (!went_well(finding, answers, hosts,
+                 std::string("a checkpoint that is not flushed is lost with the power: ") + kOtherPlace))
+    return finding;
   const double median = answers[0]["median"], longest = answers[0]["longest"];
   finding.figures = {{"median_seconds", median}, {"longest_seconds", longest}};
   finding.found = seconds_text(median) + " (longest " + seconds_text(longest) + ") for a small file and its folder";
   if (median < 0.1) return finding;
   finding.state = State::kWarning;
-  finding.fix = "save less often (checkpoints.every_minutes), or keep run directories on a faster file system; a busy server can be the reason: try again later";
+  finding.fix =
+      "save less often (checkpoints.every_minutes), or keep run directories on a faster file system; a busy server can "
+      "be the reason: try again later";
   return finding;
 }
 
@@ -244,11 +267,14 @@ std::string chunk_of(int rank, int64_t offset) {
   return chunk;
 }
 
-void check_speed(Communicator& ranks, const std::vector<std::string>& hosts, const std::string& folder, const Report& report) {
-  auto write = finding_named("write_speed", "above 50 MB/s, all ranks together"), read = finding_named("read_speed", "above 50 MB/s, and what was written");
+void check_speed(Communicator& ranks, const std::vector<std::string>& hosts, const std::string& folder,
+                 const Report& report) {
+  auto write = finding_named("write_speed", "above 50 MB/s, all ranks together"),
+       read = finding_named("read_speed", "above 50 MB/s, and what was written");
   const auto path_of = [&](int rank) { return folder + "/data-" + std::to_string(rank); };
   const auto bound = each_rank(ranks, [&] {
-    return json(std::max<int64_t>(kChunk, std::min<int64_t>(kMostBytes, room_of(folder).free_bytes / 10) / ranks.size() / kChunk * kChunk));
+    return json(std::max<int64_t>(
+        kChunk, std::min<int64_t>(kMostBytes, room_of(folder).free_bytes / 10) / ranks.size() / kChunk * kChunk));
   });
   auto answers = each_rank(ranks, [&]() -> json {
     const auto start = Clock::now();
@@ -264,7 +290,8 @@ void check_speed(Communicator& ranks, const std::vector<std::string>& hosts, con
   });
   const auto judge = [&](Finding& finding, const char* what) {
     double bytes = 0, seconds = 0;
-    for (const auto& answer : answers) bytes += answer["bytes"].get<double>(), seconds = std::max(seconds, answer["seconds"].get<double>());
+    for (const auto& answer : answers)
+      bytes += answer["bytes"].get<double>(), seconds = std::max(seconds, answer["seconds"].get<double>());
     finding.figures = {{"bytes", bytes}, {"seconds", seconds}, {"bytes_per_second", bytes / seconds}};
     finding.found = bytes_text(bytes / seconds) + "/s (" + bytes_text(bytes) + " " + what + ")";
     if (bytes / seconds >= 50e6) return;
@@ -279,24 +306,28 @@ void check_speed(Communicator& ranks, const std::vector<std::string>& hosts, con
   answers = each_rank(ranks, [&]() -> json {
     // Another rank's file: that of another machine is not in this one's memory.
     const int rank = (ranks.rank() + 1) % ranks.size();
-    if (seconds_until_seen(path_of(rank)) < 0) throw std::runtime_error("the file of rank " + std::to_string(rank) + " does not appear");
+    if (seconds_until_seen(path_of(rank)) < 0)
+      throw std::runtime_error("the file of rank " + std::to_string(rank) + " does not appear");
     const auto start = Clock::now();
     const File file(path_of(rank), O_RDONLY);
     ::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
     std::string content(kChunk, '\0');
     for (int64_t done = 0; done < own_bytes; done += kChunk) {
       for (size_t length = 0; length < kChunk;) {
-        const ssize_t got = ::pread(file.descriptor(), content.data() + length, kChunk - length, done + static_cast<int64_t>(length));
+        const ssize_t got =
+            ::pread(file.descriptor(), content.data() + length, kChunk - length, done + static_cast<int64_t>(length));
         if (got < 0) fail("read " + path_of(rank), errno);
         if (got == 0) throw std::runtime_error(path_of(rank) + " is shorter than it was written");
         length += static_cast<size_t>(got);
       }
-      if (content != chunk_of(rank, done)) throw std::runtime_error(path_of(rank) + " has other content than was written");
+      if (content != chunk_of(rank, done))
+        throw std::runtime_error(path_of(rank) + " has other content than was written");
       distributed::report_progress();
     }
     return {{"bytes", own_bytes}, {"seconds", seconds_since(start)}};
   });
-  if (went_well(read, answers, hosts, std::string("do not trust this file system with results: ") + kOtherPlace)) judge(read, "read and compared; partly from memory");
+  if (went_well(read, answers, hosts, std::string("do not trust this file system with results: ") + kOtherPlace))
+    judge(read, "read and compared; partly from memory");
   report(read);
 }
 
@@ -342,15 +373,19 @@ Finding check_visibility(Communicator& ranks, const std::vector<std::string>& ho
     return finding;
   }
   finding.state = State::kWarning;
-  finding.found = longest < kSightSeconds ? seconds_text(longest) + " until this rank saw it" : "this rank had not seen it after " + seconds_text(kSightSeconds);
-  finding.fix = "nothing breaks, but a job that starts on another machine may need to wait for the newest checkpoint; NFS: mount with lookupcache=positive "
-                "or a shorter acdirmax";
+  finding.found = longest < kSightSeconds ? seconds_text(longest) + " until this rank saw it"
+                                          : "this rank had not seen it after " + seconds_text(kSightSeconds);
+  finding.fix =
+      "nothing breaks, but a job that starts on another machine may need to wait for the newest checkpoint; NFS: mount "
+      "with lookupcache=positive "
+      "or a shorter acdirmax";
   return finding;
 }
 
 }  // namespace
 
-void check_files(Communicator& communicator, const std::vector<std::string>& hosts, const std::string& folder, const Report& report) {
+void check_files(Communicator& communicator, const std::vector<std::string>& hosts, const std::string& folder,
+                 const Report& report) {
   if (folder.empty()) return report({"shared", State::kSkipped, "no folder to try files in", "", "", "", -1, {}});
   const Finding shared = check_shared(communicator, hosts, folder);
   report(shared);

@@ -20,12 +20,15 @@ const Bound kBounds[] = {
     {"processes", "processes and threads", "-u", 64, 1024, false, "ranks and their threads"},
     {"stack", "stack of a thread", "-s", kMega / 2, 2 * kMega, true, "libraries put arrays there"},
     {"file_size", "size of a file", "-f", 100 * kMega, 10000 * kMega, true, "checkpoints and predictions"},
-    {"address_space", "address space", "-v", 4000 * kMega, 64000 * kMega, true, "LibTorch reserves far more than it uses"},
+    {"address_space", "address space", "-v", 4000 * kMega, 64000 * kMega, true,
+     "LibTorch reserves far more than it uses"},
 };
 constexpr double kSharedMemoryNeeded = 16e6, kSharedMemoryWished = 64e6;
 constexpr double kMemoryWished = 2e9;
 
-std::string number_text(int64_t value, bool bytes) { return value < 0 ? "unlimited" : bytes ? bytes_text(static_cast<double>(value)) : std::to_string(value); }
+std::string number_text(int64_t value, bool bytes) {
+  return value < 0 ? "unlimited" : bytes ? bytes_text(static_cast<double>(value)) : std::to_string(value);
+}
 
 Finding check_bound(const Machine& machine, const Bound& bound) {
   const Limit limit = machine.limits.at(bound.limit);
@@ -35,8 +38,10 @@ Finding check_bound(const Machine& machine, const Bound& bound) {
   if (limit.soft < 0 || limit.soft >= bound.warn_below) return finding;
   finding.state = limit.soft < bound.fail_below ? State::kFailed : State::kWarning;
   finding.fix = limit.hard < 0 || limit.hard >= bound.warn_below
-                    ? std::string("ulimit -S ") + bound.option + (limit.hard < 0 ? " unlimited" : " hard") + ", before muster and in the job's script too"
-                    : "ask the administrator to raise the hard limit (/etc/security/limits.conf, or LimitNOFILE and the like of slurmd's service)";
+                    ? std::string("ulimit -S ") + bound.option + (limit.hard < 0 ? " unlimited" : " hard") +
+                          ", before muster and in the job's script too"
+                    : "ask the administrator to raise the hard limit (/etc/security/limits.conf, or LimitNOFILE and "
+                      "the like of slurmd's service)";
   return finding;
 }
 
@@ -47,11 +52,14 @@ Finding check_locked_memory(const Machine& machine) {
   finding.expected = machine.has_infiniband ? "unlimited: this machine has InfiniBand, whose buffers are locked"
                                             : "at least 64 KB; unlimited where ranks talk over InfiniBand or RoCE";
   if (limit.soft < 0) return finding;
-  if (machine.has_infiniband) finding.state = State::kFailed;
-  else if (limit.soft < 64000) finding.state = State::kWarning;
+  if (machine.has_infiniband)
+    finding.state = State::kFailed;
+  else if (limit.soft < 64000)
+    finding.state = State::kWarning;
   if (finding.state != State::kOk)
     finding.fix = limit.hard < 0 ? "ulimit -l unlimited, before muster and in the job's script too"
-                                 : "ask the administrator for \"* soft memlock unlimited\" and \"* hard memlock unlimited\" in /etc/security/limits.conf and "
+                                 : "ask the administrator for \"* soft memlock unlimited\" and \"* hard memlock "
+                                   "unlimited\" in /etc/security/limits.conf and "
                                    "LimitMEMLOCK=infinity in slurmd's service";
   return finding;
 }
@@ -60,8 +68,10 @@ Finding check_shared_memory(const Machine& machine) {
   Finding finding{"shared_memory", State::kOk, "", "", "", "", -1, {}};
   const auto& room = machine.shared_memory;
   finding.figures = {{"size_bytes", room.bytes}, {"free_bytes", room.free_bytes}};
-  finding.found = bytes_text(static_cast<double>(room.free_bytes)) + " of " + bytes_text(static_cast<double>(room.bytes)) + " free in /dev/shm";
-  finding.expected = "at least " + bytes_text(kSharedMemoryWished) + " free: ranks of one machine pass data through it, some 4 MB each (NCCL 10 MB)";
+  finding.found = bytes_text(static_cast<double>(room.free_bytes)) + " of " +
+                  bytes_text(static_cast<double>(room.bytes)) + " free in /dev/shm";
+  finding.expected = "at least " + bytes_text(kSharedMemoryWished) +
+                     " free: ranks of one machine pass data through it, some 4 MB each (NCCL 10 MB)";
   if (!machine.has_shared_memory) {
     finding.state = State::kFailed;
     finding.found = "/dev/shm is missing, or you may not write to it";
@@ -70,16 +80,19 @@ Finding check_shared_memory(const Machine& machine) {
   }
   if (static_cast<double>(room.free_bytes) >= kSharedMemoryWished) return finding;
   finding.state = static_cast<double>(room.free_bytes) < kSharedMemoryNeeded ? State::kFailed : State::kWarning;
-  finding.fix = static_cast<double>(room.bytes) < kSharedMemoryWished
-                    ? "make it larger: docker run --shm-size=1g (or --ipc=host), or as root: mount -o remount,size=1g /dev/shm"
-                    : "remove what dead jobs have left in it: ls -l /dev/shm";
+  finding.fix =
+      static_cast<double>(room.bytes) < kSharedMemoryWished
+          ? "make it larger: docker run --shm-size=1g (or --ipc=host), or as root: mount -o remount,size=1g /dev/shm"
+          : "remove what dead jobs have left in it: ls -l /dev/shm";
   return finding;
 }
 
 Finding check_cores(const Machine& machine) {
   Finding finding{"cores", State::kOk, std::to_string(machine.cores) + " usable", "", "", "", -1, {}};
   finding.figures = {{"usable", machine.cores}, {"quota", machine.core_quota}};
-  finding.expected = "no quota below the number of cores: ranks start as many threads as they see cores, and are then held up together";
+  finding.expected =
+      "no quota below the number of cores: ranks start as many threads as they see cores, and are then held up "
+      "together";
   if (machine.core_quota == 0) return finding;
   char text[32];
   std::snprintf(text, sizeof text, "%.3g", machine.core_quota);
@@ -94,11 +107,14 @@ Finding check_cores(const Machine& machine) {
 Finding check_memory(const Machine& machine) {
   const int64_t usable = machine.memory_limit > 0 ? machine.memory_limit : machine.memory;
   Finding finding{"memory", State::kOk, bytes_text(static_cast<double>(usable)), "at least 2 GB", "", "", -1, {}};
-  if (machine.memory_limit > 0) finding.found += " of the machine's " + bytes_text(static_cast<double>(machine.memory)) + " (limit of the container or job)";
+  if (machine.memory_limit > 0)
+    finding.found +=
+        " of the machine's " + bytes_text(static_cast<double>(machine.memory)) + " (limit of the container or job)";
   finding.figures = {{"machine_bytes", machine.memory}, {"limit_bytes", machine.memory_limit}};
   if (static_cast<double>(usable) >= kMemoryWished) return finding;
   finding.state = State::kWarning;
-  finding.fix = "ask for more: Slurm --mem, docker run --memory; each rank holds LibTorch (0.4 GB), the model and its batch";
+  finding.fix =
+      "ask for more: Slurm --mem, docker run --memory; each rank holds LibTorch (0.4 GB), the model and its batch";
   return finding;
 }
 
@@ -108,7 +124,8 @@ Finding check_load(const Machine& machine) {
   Finding finding{"load", State::kOk, text, "below the number of cores", "", "", -1, {{"one_minute", machine.load}}};
   if (machine.load < machine.cores + 1) return finding;
   finding.state = State::kWarning;
-  finding.fix = "others compute here (top shows who): times below are worse than they could be; take another machine, or wait";
+  finding.fix =
+      "others compute here (top shows who): times below are worse than they could be; take another machine, or wait";
   return finding;
 }
 
@@ -128,7 +145,8 @@ Finding check_host_name(const Machine& machine, bool several_hosts) {
   if (machine.addresses.empty() || several_hosts) {
     finding.state = State::kWarning;
     finding.fix = "give " + machine.host + " its address in /etc/hosts or DNS" +
-                  (machine.addresses.empty() ? "; until then MPI may wait long for names" : ", not a loopback one, which other machines take for themselves");
+                  (machine.addresses.empty() ? "; until then MPI may wait long for names"
+                                             : ", not a loopback one, which other machines take for themselves");
   } else {
     finding.found += " (a loopback address: enough on one machine)";
   }
@@ -140,8 +158,8 @@ Finding check_host_name(const Machine& machine, bool several_hosts) {
 std::vector<Finding> check_limits(const Machine& machine, bool several_hosts) {
   std::vector<Finding> findings;
   for (const auto& bound : kBounds) findings.push_back(check_bound(machine, bound));
-  for (auto& finding : {check_locked_memory(machine), check_shared_memory(machine), check_cores(machine), check_memory(machine),
-                        check_load(machine), check_host_name(machine, several_hosts)})
+  for (auto& finding : {check_locked_memory(machine), check_shared_memory(machine), check_cores(machine),
+                        check_memory(machine), check_load(machine), check_host_name(machine, several_hosts)})
     findings.push_back(finding);
   for (auto& finding : findings) finding.host = machine.host;
   return findings;

@@ -36,15 +36,17 @@ std::vector<std::string> addresses_of(const std::string& host) {
   if (getaddrinfo(host.c_str(), nullptr, &hints, &list) != 0) return found;
   for (const addrinfo* each = list; each; each = each->ai_next) {
     char text[INET6_ADDRSTRLEN] = "";
-    const void* address = each->ai_family == AF_INET ? static_cast<const void*>(&reinterpret_cast<sockaddr_in*>(each->ai_addr)->sin_addr)
-                                                     : &reinterpret_cast<sockaddr_in6*>(each->ai_addr)->sin6_addr;
+    const void* address = each->ai_family == AF_INET
+                              ? static_cast<const void*>(&reinterpret_cast<sockaddr_in*>(each->ai_addr)->sin_addr)
+                              : &reinterpret_cast<sockaddr_in6*>(each->ai_addr)->sin6_addr;
     if (inet_ntop(each->ai_family, address, text, sizeof text)) found.push_back(text);
   }
   freeaddrinfo(list);
   return found;
 }
 
-// The folders of this process's control group and those above it, where its limits may be: one hierarchy, or one per controller.
+// The folders of this process's control group and those above it, where its limits may be: one hierarchy, or one per
+// controller.
 std::vector<std::string> group_folders(const std::string& controller) {
   std::vector<std::string> folders;
   std::istringstream lines(read_text("/proc/self/cgroup"));
@@ -101,13 +103,16 @@ int cuda_version(const char* library, const char* function) {
 int count_entries(const std::string& folder) {
   std::error_code error;
   int count = 0;
-  for (auto each = fs::directory_iterator(folder, error); !error && each != fs::directory_iterator(); each.increment(error)) ++count;
+  for (auto each = fs::directory_iterator(folder, error); !error && each != fs::directory_iterator();
+       each.increment(error))
+    ++count;
   return count;
 }
 
 int count_gpu_files() {
   int count = 0;
-  for (int number = 0; number < 64; ++number) count += access(("/dev/nvidia" + std::to_string(number)).c_str(), F_OK) == 0;
+  for (int number = 0; number < 64; ++number)
+    count += access(("/dev/nvidia" + std::to_string(number)).c_str(), F_OK) == 0;
   return count;
 }
 
@@ -131,8 +136,11 @@ std::string read_text(const std::string& path) {
 Room room_of(const std::string& path) {
   struct statvfs info = {};
   if (statvfs(path.c_str(), &info) != 0) return {};
-  const auto bytes = [&](fsblkcnt_t blocks) { return static_cast<int64_t>(blocks) * static_cast<int64_t>(info.f_frsize); };
-  return {bytes(info.f_blocks), bytes(info.f_bavail), static_cast<int64_t>(info.f_files), static_cast<int64_t>(info.f_favail)};
+  const auto bytes = [&](fsblkcnt_t blocks) {
+    return static_cast<int64_t>(blocks) * static_cast<int64_t>(info.f_frsize);
+  };
+  return {bytes(info.f_blocks), bytes(info.f_bavail), static_cast<int64_t>(info.f_files),
+          static_cast<int64_t>(info.f_favail)};
 }
 
 std::string variable(const Machine& machine, const std::string& name) {
@@ -152,9 +160,9 @@ Machine look_at_this_machine() {
   }
   machine.maps = read_text("/proc/self/maps");
   machine.mounts = read_text("/proc/self/mounts");
-  machine.limits = {{"open_files", limit_of(RLIMIT_NOFILE)},      {"processes", limit_of(RLIMIT_NPROC)},
-                    {"stack", limit_of(RLIMIT_STACK)},            {"locked_memory", limit_of(RLIMIT_MEMLOCK)},
-                    {"file_size", limit_of(RLIMIT_FSIZE)},        {"address_space", limit_of(RLIMIT_AS)}};
+  machine.limits = {{"open_files", limit_of(RLIMIT_NOFILE)}, {"processes", limit_of(RLIMIT_NPROC)},
+                    {"stack", limit_of(RLIMIT_STACK)},       {"locked_memory", limit_of(RLIMIT_MEMLOCK)},
+                    {"file_size", limit_of(RLIMIT_FSIZE)},   {"address_space", limit_of(RLIMIT_AS)}};
   machine.has_shared_memory = access("/dev/shm", W_OK | X_OK) == 0;
   machine.shared_memory = room_of("/dev/shm");
   std::istringstream(read_text("/proc/loadavg")) >> machine.load;

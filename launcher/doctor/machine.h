@@ -21,13 +21,14 @@ struct Room {
   int64_t free_inodes = 0;
 };
 
-// Everything that the checks of one machine know of it. Checks are functions of this, so that any breakage can be staged.
+// Everything that the checks of one machine know of it. Checks are functions of this, so that any breakage can be
+// staged.
 struct Machine {
   std::string host;
   std::vector<std::string> addresses;  // of that name; empty when it does not resolve
   std::map<std::string, std::string> environment;
-  std::string maps;    // /proc/self/maps: what is loaded into this process
-  std::string mounts;  // /proc/self/mounts
+  std::string maps;                     // /proc/self/maps: what is loaded into this process
+  std::string mounts;                   // /proc/self/mounts
   std::map<std::string, Limit> limits;  // open_files, processes, stack, locked_memory, file_size, address_space
   bool has_shared_memory = false;       // /dev/shm is there
   Room shared_memory;
@@ -37,10 +38,10 @@ struct Machine {
   int64_t memory = 0;        // bytes, of the machine
   int64_t memory_limit = 0;  // of its control groups; 0: none
   bool has_infiniband = false;
-  std::string nvidia_driver;       // version of the kernel's module; empty: none
-  int nvidia_gpus = 0;             // that the kernel has
-  int cuda_of_driver = 0;          // highest version that it serves, 1000 x major + 10 x minor; 0: unknown
-  int cuda_of_runtime = 0;         // of the libcudart in this process
+  std::string nvidia_driver;  // version of the kernel's module; empty: none
+  int nvidia_gpus = 0;        // that the kernel has
+  int cuda_of_driver = 0;     // highest version that it serves, 1000 x major + 10 x minor; 0: unknown
+  int cuda_of_runtime = 0;    // of the libcudart in this process
 };
 
 Machine look_at_this_machine();

@@ -84,7 +84,8 @@ void heed_stops() {
 
 bool is_stopped() { return stop_wanted; }
 
-ProcessEnd run_process(const std::vector<std::string>& words, double patience, const std::function<void(const std::string&)>& take,
+ProcessEnd run_process(const std::vector<std::string>& words, double patience,
+                       const std::function<void(const std::string&)>& take,
                        const std::map<std::string, std::string>& environment, const std::vector<std::string>& removed) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   int out[2], errors[2];
@@ -94,7 +95,9 @@ ProcessEnd run_process(const std::vector<std::string>& words, double patience, c
   if (child == 0) become(words, environment, removed, out[1], errors[1], parent);
   close(out[1]);
   close(errors[1]);
-  if (child < 0) throw distributed::Error(distributed::ExitCode::kIo, std::string("cannot start a process: ") + std::strerror(errno));
+  if (child < 0)
+    throw distributed::Error(distributed::ExitCode::kIo,
+                             std::string("cannot start a process: ") + std::strerror(errno));
 
   ProcessEnd end;
   std::string text;
@@ -148,8 +151,10 @@ std::string essence(const std::string& errors) {
     if (start == std::string::npos || line.find_first_not_of("-=* \r") == std::string::npos) continue;
     line = line.substr(start, line.find_last_not_of(" \t\r") + 1 - start);
     if (line.rfind("This usually", 0) == 0 || line.rfind("You can override", 0) == 0) break;  // general advice follows
-    if (line.rfind("muster: ", 0) == 0) own += (own.empty() ? "" : "; ") + line.substr(8);
-    else if (lines++ < 4) first += (first.empty() ? "" : " ") + line;
+    if (line.rfind("muster: ", 0) == 0)
+      own += (own.empty() ? "" : "; ") + line.substr(8);
+    else if (lines++ < 4)
+      first += (first.empty() ? "" : " ") + line;
   }
   const std::string whole = own.empty() ? first : own;
   return whole.size() <= 400 ? whole : whole.substr(0, 397) + "...";

@@ -29,25 +29,37 @@ void say(const nlohmann::json& what) {
 
 // Ranks that run other software than rank 0 would compute something else, or fail in the middle.
 Finding compare_versions(const std::vector<nlohmann::json>& versions, const std::vector<std::string>& hosts) {
-  Finding finding{"same_software", State::kOk, "the same versions on all ranks", "the same muster and libraries on every rank", "", "", -1, {}};
+  Finding finding{"same_software",
+                  State::kOk,
+                  "the same versions on all ranks",
+                  "the same muster and libraries on every rank",
+                  "",
+                  "",
+                  -1,
+                  {}};
   for (size_t rank = 1; rank < versions.size(); ++rank)
     for (const auto& [library, version] : versions[rank].items())
       if (version != versions[0].value(library, nlohmann::json())) {
         finding.state = library == "glibc" ? std::max(finding.state, State::kWarning) : State::kFailed;
         finding.rank = static_cast<int>(rank);
         finding.host = hosts[rank];
-        finding.found = library + " " + version.dump() + ", but " + versions[0].value(library, nlohmann::json()).dump() + " on rank 0";
-        finding.fix = "install muster on a file system that all machines share, or the same release on each; load the same modules";
+        finding.found = library + " " + version.dump() + ", but " +
+                        versions[0].value(library, nlohmann::json()).dump() + " on rank 0";
+        finding.fix =
+            "install muster on a file system that all machines share, or the same release on each; load the same "
+            "modules";
       }
   return finding;
 }
 
-void check_machines(Communicator& communicator, const std::vector<std::string>& hosts, bool several_hosts, const Report& report) {
+void check_machines(Communicator& communicator, const std::vector<std::string>& hosts, bool several_hosts,
+                    const Report& report) {
   const auto answers = each_rank(communicator, [&] {
     const Machine machine = look_at_this_machine();
     auto findings = check_libraries(machine, versions_here());
     for (auto& finding : check_limits(machine, several_hosts)) findings.push_back(finding);
-    for (auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus())) findings.push_back(finding);
+    for (auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus()))
+      findings.push_back(finding);
     nlohmann::json list = nlohmann::json::array();
     for (auto& finding : findings) {
       finding.rank = communicator.rank();
@@ -79,7 +91,8 @@ std::vector<nlohmann::json> each_rank(Communicator& communicator, const std::fun
     own = {{"error", error.what()}};
   }
   std::vector<nlohmann::json> answers;
-  for (const auto& text : communicator.all_gather_bytes(own.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)))
+  for (const auto& text :
+       communicator.all_gather_bytes(own.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)))
     answers.push_back(nlohmann::json::parse(text));
   return answers;
 }
@@ -87,13 +100,15 @@ std::vector<nlohmann::json> each_rank(Communicator& communicator, const std::fun
 std::string first_error(const std::vector<nlohmann::json>& answers, const std::vector<std::string>& hosts) {
   for (size_t rank = 0; rank < answers.size(); ++rank)
     if (answers[rank].is_object() && answers[rank].contains("error"))
-      return (answers.size() > 1 ? "rank " + std::to_string(rank) + " on " + hosts[rank] + ": " : "") + answers[rank]["error"].get<std::string>();
+      return (answers.size() > 1 ? "rank " + std::to_string(rank) + " on " + hosts[rank] + ": " : "") +
+             answers[rank]["error"].get<std::string>();
   return "";
 }
 
 nlohmann::json parse_line(const std::string& line) {
   const size_t start = line.find(kMark);
-  return start == std::string::npos ? nlohmann::json() : nlohmann::json::parse(line.substr(start + kMark.size()), nullptr, false);
+  return start == std::string::npos ? nlohmann::json()
+                                    : nlohmann::json::parse(line.substr(start + kMark.size()), nullptr, false);
 }
 
 void run_as_rank(const RankOptions& options) {
@@ -101,8 +116,10 @@ void run_as_rank(const RankOptions& options) {
   distributed::set_deadlines({options.timeout, options.timeout, options.timeout, options.timeout});
   if (communicator->size() != options.expected_ranks)
     throw distributed::Error(distributed::ExitCode::kPeerFailed,
-                             std::to_string(options.expected_ranks) + " ranks were started, but this one sees " + std::to_string(communicator->size()) +
-                                 ": mpirun belongs to another MPI than the one that muster was built with (" + distributed::mpi_library_version() + ")");
+                             std::to_string(options.expected_ranks) + " ranks were started, but this one sees " +
+                                 std::to_string(communicator->size()) +
+                                 ": mpirun belongs to another MPI than the one that muster was built with (" +
+                                 distributed::mpi_library_version() + ")");
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);
   const auto hosts = communicator->all_gather_bytes(host);

@@ -8,7 +8,8 @@
 
 namespace muster::launcher::doctor {
 
-// Keeps all findings of a doctor's visit, and prints each as it comes (as_json: all of them at the end, on standard output).
+// Keeps all findings of a doctor's visit, and prints each as it comes (as_json: all of them at the end, on standard
+// output).
 class Reporter {
  public:
   explicit Reporter(bool as_json) : as_json_(as_json) {}

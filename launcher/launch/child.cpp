@@ -25,8 +25,8 @@ using distributed::ExitCode;
 using Clock = std::chrono::steady_clock;
 
 volatile std::sig_atomic_t child_process = 0;
-volatile std::sig_atomic_t stops_wanted = 0;  // of any kind
-volatile std::sig_atomic_t orders_to_end = 0;  // SIGTERM and SIGINT alone
+volatile std::sig_atomic_t stops_wanted = 0;      // of any kind
+volatile std::sig_atomic_t orders_to_end = 0;     // SIGTERM and SIGINT alone
 volatile std::sig_atomic_t last_order = SIGTERM;  // what the child gets for the second of them
 
 extern "C" void ask_to_stop(int signal) {
@@ -55,7 +55,8 @@ pid_t parent_of(const std::string& process) {
   const size_t name_end = text.rfind(')');  // the name may hold anything
   int parent = 0;
   char state = 0;
-  if (name_end == std::string::npos || std::sscanf(text.c_str() + name_end + 1, " %c %d", &state, &parent) != 2) return 0;
+  if (name_end == std::string::npos || std::sscanf(text.c_str() + name_end + 1, " %c %d", &state, &parent) != 2)
+    return 0;
   return parent;
 }
 
@@ -73,7 +74,8 @@ class Pipes {
  public:
   explicit Pipes(OutputReader* reader) : reader_(reader) {
     for (auto& pipe : pipes_)
-      if (reader_ && pipe2(pipe.ends, O_CLOEXEC) != 0) throw Error(ExitCode::kIo, std::string("cannot make a pipe: ") + std::strerror(errno));
+      if (reader_ && pipe2(pipe.ends, O_CLOEXEC) != 0)
+        throw Error(ExitCode::kIo, std::string("cannot make a pipe: ") + std::strerror(errno));
     for (const auto& pipe : pipes_)
       if (reader_) fcntl(pipe.ends[0], F_SETFL, O_NONBLOCK);
   }
@@ -112,9 +114,12 @@ class Pipes {
     char bytes[65536];
     while (pipe.ends[0] >= 0) {
       const ssize_t count = read(pipe.ends[0], bytes, sizeof bytes);
-      if (count > 0) reader_->take(pipe.stream, std::string(bytes, static_cast<size_t>(count)));
-      else if (count == 0 || (errno != EINTR && errno != EAGAIN)) shut(pipe.ends[0]);
-      else if (errno == EAGAIN) return;
+      if (count > 0)
+        reader_->take(pipe.stream, std::string(bytes, static_cast<size_t>(count)));
+      else if (count == 0 || (errno != EINTR && errno != EAGAIN))
+        shut(pipe.ends[0]);
+      else if (errno == EAGAIN)
+        return;
     }
   }
   OutputReader* reader_;
@@ -136,7 +141,8 @@ void end_orphans(Pipes& pipes) {
   }
 }
 
-[[noreturn]] void become(const std::vector<std::string>& words, const ChildSettings& settings, const Pipes& pipes, pid_t launcher) {
+[[noreturn]] void become(const std::vector<std::string>& words, const ChildSettings& settings, const Pipes& pipes,
+                         pid_t launcher) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (getppid() != launcher) _exit(static_cast<int>(ExitCode::kRequeue));
   setpgid(0, 0);
@@ -196,7 +202,9 @@ ChildEnd run_child(const std::vector<std::string>& words, const ChildSettings& s
   for (pid_t ended = 0; ended == 0 || (ended < 0 && errno == EINTR);) {
     pipes.pass_on(kPatience);
     ended = waitpid(child, &status, WNOHANG);
-    if (ended != 0 || !settings.ends_by_interrupts || orders_to_end < 2 || Clock::now() - last_interrupt < kBetweenInterrupts) continue;
+    if (ended != 0 || !settings.ends_by_interrupts || orders_to_end < 2 ||
+        Clock::now() - last_interrupt < kBetweenInterrupts)
+      continue;
     kill(child, SIGINT);
     last_interrupt = Clock::now();
   }

@@ -28,12 +28,18 @@ bool is_host_name(const std::string& name) {
 }
 
 // where: "--hosts" or "file:line"; part: what was read there.
-void add(std::vector<HostSlots>& hosts, const std::string& host, const std::string& slots, const std::string& part, const std::string& where) {
-  if (!is_host_name(host)) throw Error(ExitCode::kUsage, where + ": \"" + part + "\": \"" + host + "\" is no host's name");
+void add(std::vector<HostSlots>& hosts, const std::string& host, const std::string& slots, const std::string& part,
+         const std::string& where) {
+  if (!is_host_name(host))
+    throw Error(ExitCode::kUsage, where + ": \"" + part + "\": \"" + host + "\" is no host's name");
   const int number = slots_of(slots);
-  if (number == 0) throw Error(ExitCode::kUsage, where + ": \"" + part + "\": the number of slots must be from 1 to " + std::to_string(kMostSlots) + ", not \"" + slots + "\"");
+  if (number == 0)
+    throw Error(ExitCode::kUsage, where + ": \"" + part + "\": the number of slots must be from 1 to " +
+                                      std::to_string(kMostSlots) + ", not \"" + slots + "\"");
   for (const auto& other : hosts)
-    if (other.host == host) throw Error(ExitCode::kUsage, where + ": the host " + host + " comes twice; give it once, with the sum of its slots");
+    if (other.host == host)
+      throw Error(ExitCode::kUsage,
+                  where + ": the host " + host + " comes twice; give it once, with the sum of its slots");
   hosts.push_back({host, number});
 }
 
@@ -62,11 +68,14 @@ std::vector<HostSlots> read_hostfile(const std::string& path) {
     if (!(words >> host)) continue;
     const std::string where = path + ":" + std::to_string(number);
     if (!(words >> slots) || slots.rfind("slots=", 0) != 0 || words >> more)
-      throw Error(ExitCode::kUsage, where + ": \"" + line + "\": write a host and its slots, as in: " + (is_host_name(host) ? host : "node1") + " slots=4");
+      throw Error(ExitCode::kUsage, where + ": \"" + line + "\": write a host and its slots, as in: " +
+                                        (is_host_name(host) ? host : "node1") + " slots=4");
     add(hosts, host, slots.substr(6), line, where);
   }
-  if (file.bad() || !file.eof()) throw Error(ExitCode::kUsage, "--hostfile: " + path + ": it is missing or cannot be read");
-  if (hosts.empty()) throw Error(ExitCode::kUsage, "--hostfile: " + path + ": it names no host; write lines such as: node1 slots=4");
+  if (file.bad() || !file.eof())
+    throw Error(ExitCode::kUsage, "--hostfile: " + path + ": it is missing or cannot be read");
+  if (hosts.empty())
+    throw Error(ExitCode::kUsage, "--hostfile: " + path + ": it names no host; write lines such as: node1 slots=4");
   return hosts;
 }
 

@@ -12,15 +12,15 @@ enum class Starter { kAuto, kMpirun, kSrun };
 
 // What is asked for.
 struct JobRequest {
-  int ranks = 0;          // 0: one per task, slot, GPU or CPU socket (job_command() says which)
-  std::string hosts;      // "a:4,b:4"; not together with hostfile
-  std::string hostfile;   // lines "a slots=4"
+  int ranks = 0;         // 0: one per task, slot, GPU or CPU socket (job_command() says which)
+  std::string hosts;     // "a:4,b:4"; not together with hostfile
+  std::string hostfile;  // lines "a slots=4"
   bool oversubscribe = false;
   bool allow_run_as_root = false;
   Starter starter = Starter::kAuto;
-  std::string bind;                  // numa, core or none (distributed/affinity.h); empty: as the environment says, else numa
-  int threads = 0;                   // of each rank; 0: as the environment says, else its share of the cores
-  bool label_output = true;          // let the starter mark each line of output with its rank (rank_output.h reads that)
+  std::string bind;          // numa, core or none (distributed/affinity.h); empty: as the environment says, else numa
+  int threads = 0;           // of each rank; 0: as the environment says, else its share of the cores
+  bool label_output = true;  // let the starter mark each line of output with its rank (rank_output.h reads that)
   std::vector<std::string> command;  // of muster, with its arguments: {"train", "experiment.txtpb"}
 };
 
@@ -31,20 +31,21 @@ struct JobCommand {
   std::vector<std::string> removed;                // names to be taken out of its environment
   Starter starter = Starter::kMpirun;              // never kAuto
   int ranks = 1;
-  int hosts = 1;   // that get a rank
+  int hosts = 1;         // that get a rank
   bool is_local = true;  // all on this machine
-  int threads = 1;  // of each rank
+  int threads = 1;       // of each rank
 };
 
 // The command that starts `request.command` on several ranks. Pure, but for reading the hostfile.
 //
-// Inside a Slurm allocation that is srun --mpi=pmix, else mpirun. Ranks, unless told: the tasks of the allocation, or the GPUs
-// or CPU sockets of its nodes; the slots of all hosts; one per visible GPU of this machine, else one per CPU socket. Threads of a rank,
-// unless told: OMP_NUM_THREADS of the user, else the cores of a machine divided by the ranks on it. Ranks choose their cores themselves
-// (MUSTER_BIND), so starters do not bind.
+// Inside a Slurm allocation that is srun --mpi=pmix, else mpirun. Ranks, unless told: the tasks of the allocation, or
+// the GPUs or CPU sockets of its nodes; the slots of all hosts; one per visible GPU of this machine, else one per CPU
+// socket. Threads of a rank, unless told: OMP_NUM_THREADS of the user, else the cores of a machine divided by the ranks
+// on it. Ranks choose their cores themselves (MUSTER_BIND), so starters do not bind.
 //
-// Throws Error(kUsage), naming the flag that the user may add, where a starter is missing or would refuse: root, more ranks than slots,
-// hosts without ssh, srun without PMIx. Never adds an option that overrides one of the starter's safeguards.
+// Throws Error(kUsage), naming the flag that the user may add, where a starter is missing or would refuse: root, more
+// ranks than slots, hosts without ssh, srun without PMIx. Never adds an option that overrides one of the starter's
+// safeguards.
 JobCommand job_command(const JobRequest& request, const Surroundings& surroundings);
 
 // As a shell reads it: "env A=b ... words".

@@ -22,7 +22,8 @@ using Clock = std::chrono::system_clock;
 
 // Empty where there is none, or where the ranks will say why it cannot be told. A study is nothing but its runs.
 std::string directory_for_logs(const std::vector<std::string>& command) {
-  if (!can_go_on(command) || command[0] == "study" || std::count(command.begin(), command.end(), "--dry-run")) return "";
+  if (!can_go_on(command) || command[0] == "study" || std::count(command.begin(), command.end(), "--dry-run"))
+    return "";
   try {
     return directory_of(command);
   } catch (const Error&) {
@@ -40,17 +41,22 @@ std::string duration_text(Clock::duration passed) {
 }
 
 std::string end_text(const JobCommand& job, int code, Clock::time_point begin) {
-  return std::to_string(job.ranks) + (job.ranks == 1 ? " rank on " : " ranks on ") + std::to_string(job.hosts) + (job.hosts == 1 ? " host" : " hosts") +
-         " ended with exit code " + std::to_string(code) + " after " + duration_text(Clock::now() - begin);
+  return std::to_string(job.ranks) + (job.ranks == 1 ? " rank on " : " ranks on ") + std::to_string(job.hosts) +
+         (job.hosts == 1 ? " host" : " hosts") + " ended with exit code " + std::to_string(code) + " after " +
+         duration_text(Clock::now() - begin);
 }
 
 void check(const LaunchOptions& options) {
   const auto& command = options.job.command;
   if (command.empty() || !(can_go_on(command) || command[0] == "evaluate" || command[0] == "predict"))
-    throw Error(ExitCode::kUsage, "launch: " + (command.empty() ? std::string("what shall the ranks run?") : "\"" + command[0] + "\" is not for several ranks.") +
-                                      " Give train, resume, evaluate, predict, search run or study with its arguments, after launch's own options: muster launch -n 2 train CONFIG");
+    throw Error(ExitCode::kUsage, "launch: " +
+                                      (command.empty() ? std::string("what shall the ranks run?")
+                                                       : "\"" + command[0] + "\" is not for several ranks.") +
+                                      " Give train, resume, evaluate, predict, search run or study with its arguments, "
+                                      "after launch's own options: muster launch -n 2 train CONFIG");
   if (options.max_restarts > 0 && !can_go_on(command))
-    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train, resume, search run and study: " + command[0] + " has nothing to go on with");
+    throw Error(ExitCode::kUsage, "launch: --max-restarts is for train, resume, search run and study: " + command[0] +
+                                      " has nothing to go on with");
 }
 
 // Exit code of a starter as it is, and what it said of why it could not start the ranks.
@@ -82,7 +88,8 @@ void launch(const LaunchOptions& options) {
   check(options);
   const auto begin = Clock::now();
   // A time limit counts from here, whatever is started again.
-  if (options.max_restarts > 0) setenv(kLaunchStarted, std::to_string(std::chrono::duration<double>(begin.time_since_epoch()).count()).c_str(), 1);
+  if (options.max_restarts > 0)
+    setenv(kLaunchStarted, std::to_string(std::chrono::duration<double>(begin.time_since_epoch()).count()).c_str(), 1);
   const Surroundings here = look_around();
   JobRequest request = options.job;
   JobCommand job = job_command(request, here);
@@ -101,7 +108,8 @@ void launch(const LaunchOptions& options) {
       std::fprintf(stderr, "muster: %s\n", end_text(job, 0, begin).c_str());
       return;
     }
-    if (!end.trouble.empty() && !end.child.told_to_stop) throw LaunchedJobFailed(static_cast<int>(ExitCode::kUsage), end.trouble);
+    if (!end.trouble.empty() && !end.child.told_to_stop)
+      throw LaunchedJobFailed(static_cast<int>(ExitCode::kUsage), end.trouble);
     // A process that the stop reached before it could know what it means has not begun anything.
     const int stopped = end.child.code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : end.child.code;
     const int failed = end.host_lost ? static_cast<int>(ExitCode::kPeerFailed) : code_of_job(end.child.code);
@@ -110,9 +118,11 @@ void launch(const LaunchOptions& options) {
       throw LaunchedJobFailed(code, end_text(job, code, begin));
     const Advance advance = advance_of(options.job.command);
     if (restarts > 0 && advance.amount <= at_last_failure)
-      throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + advance.text + "), so it is not started again");
+      throw LaunchedJobFailed(code, end_text(job, code, begin) + "; no progress between two failures (" + advance.text +
+                                        "), so it is not started again");
     at_last_failure = advance.amount;
-    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code, advance.text.c_str());
+    std::fprintf(stderr, "muster: restart %d of %d: exit code %d, %s\n", restarts + 1, options.max_restarts, code,
+                 advance.text.c_str());
     request.command = continued(options.job.command);
     job = job_command(request, here);
   }

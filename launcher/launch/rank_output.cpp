@@ -8,9 +8,9 @@ namespace {
 
 constexpr const char* kBeforeRank = "[1,";
 constexpr size_t kLongestMark = 32;
-constexpr size_t kLongLine = 1 << 16;     // of marked output, from which on it is taken apart before its end has come
+constexpr size_t kLongLine = 1 << 16;      // of marked output, from which on it is taken apart before its end has come
 constexpr size_t kLongestPiece = 1 << 20;  // of a rank's line
-constexpr size_t kPieceOfSrun = 1024;     // SLURM_IO_MAX_MSG_LEN
+constexpr size_t kPieceOfSrun = 1024;      // SLURM_IO_MAX_MSG_LEN
 
 }  // namespace
 
@@ -20,7 +20,8 @@ LabelReader::LabelReader(Starter starter, const std::string& stream_name, int ra
 void LabelReader::take(const std::string& bytes) {
   raw_ += bytes;
   size_t start = 0;
-  for (size_t end; (end = raw_.find('\n', start)) != std::string::npos; start = end + 1) take_line(raw_.substr(start, end + 1 - start));
+  for (size_t end; (end = raw_.find('\n', start)) != std::string::npos; start = end + 1)
+    take_line(raw_.substr(start, end + 1 - start));
   raw_.erase(0, start);
   if (raw_.size() <= kLongLine || starter_ == Starter::kSrun) return;
   // Up to the last mark, which goes on; the next may have come in part.
@@ -39,12 +40,15 @@ void LabelReader::finish() {
 }
 
 LabelReader::Mark LabelReader::find_mark(const std::string& text, size_t from) const {
-  for (size_t begin = text.find(kBeforeRank, from); begin != std::string::npos; begin = text.find(kBeforeRank, begin + 1)) {
+  for (size_t begin = text.find(kBeforeRank, from); begin != std::string::npos;
+       begin = text.find(kBeforeRank, begin + 1)) {
     size_t end = begin + std::char_traits<char>::length(kBeforeRank);
     int rank = 0;
     const size_t digits = end;
-    while (end < text.size() && end < digits + 7 && std::isdigit(static_cast<unsigned char>(text[end]))) rank = rank * 10 + (text[end++] - '0');
-    if (end > digits && rank < ranks_ && text.compare(end, after_rank_.size(), after_rank_) == 0) return {rank, begin, end + after_rank_.size()};
+    while (end < text.size() && end < digits + 7 && std::isdigit(static_cast<unsigned char>(text[end])))
+      rank = rank * 10 + (text[end++] - '0');
+    if (end > digits && rank < ranks_ && text.compare(end, after_rank_.size(), after_rank_) == 0)
+      return {rank, begin, end + after_rank_.size()};
   }
   return {kStarter, text.size(), text.size()};
 }
@@ -65,7 +69,8 @@ void LabelReader::take_line_of_srun(const std::string& line) {
   while (at < line.size() && line[at] == ' ') ++at;
   const size_t digits = at;
   int rank = 0;
-  while (at < line.size() && at < digits + 7 && std::isdigit(static_cast<unsigned char>(line[at]))) rank = rank * 10 + (line[at++] - '0');
+  while (at < line.size() && at < digits + 7 && std::isdigit(static_cast<unsigned char>(line[at])))
+    rank = rank * 10 + (line[at++] - '0');
   if (at == digits || rank >= ranks_ || line.compare(at, 2, ": ") != 0) return add(kStarter, line);
   const std::string text = line.substr(at + 2);
   const bool goes_on = text.size() == kPieceOfSrun + 1;

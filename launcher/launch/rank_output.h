@@ -9,13 +9,15 @@
 
 namespace muster::launcher {
 
-// Takes apart what a starter writes to one of its streams, in which it has marked the ranks' output: mpirun --tag-output
-// ("[1,3]<stdout>:" before each line and before each piece of one that was not whole), srun --label ("3: " before each line, long ones
-// broken into pieces of 1,024 bytes). What has no mark is the starter's own.
+// Takes apart what a starter writes to one of its streams, in which it has marked the ranks' output: mpirun
+// --tag-output
+// ("[1,3]<stdout>:" before each line and before each piece of one that was not whole), srun --label ("3: " before each
+// line, long ones broken into pieces of 1,024 bytes). What has no mark is the starter's own.
 class LabelReader {
  public:
   static constexpr int kStarter = -1;
-  // Gets text of one rank in its order: a line with its end, or, of a very long one and of one that was never finished, a piece.
+  // Gets text of one rank in its order: a line with its end, or, of a very long one and of one that was never finished,
+  // a piece.
   using Sink = std::function<void(int rank, const std::string& text)>;
 
   // stream_name: "stdout" or "stderr".
@@ -39,7 +41,7 @@ class LabelReader {
   std::string after_rank_;
   int ranks_;
   Sink sink_;
-  std::string raw_;                    // begun, not finished
+  std::string raw_;                     // begun, not finished
   std::map<int, std::string> pending_;  // lines that each rank has begun
 };
 

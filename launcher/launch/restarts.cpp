@@ -21,11 +21,14 @@ struct Words {
   bool resumes = false;
 };
 
-bool is_search(const std::vector<std::string>& command) { return command[0] == "search" && command.size() > 1 && command[1] == "run"; }
+bool is_search(const std::vector<std::string>& command) {
+  return command[0] == "search" && command.size() > 1 && command[1] == "run";
+}
 
 // What launch must know of a command line; the command itself checks it.
 Words read_words(const std::vector<std::string>& command) {
-  static const std::vector<std::string> with_value{"--set", "--run-dir", "--search-dir", "--study-dir", "--resume", "--init-from", "--max-steps", "--time-limit"};
+  static const std::vector<std::string> with_value{"--set",    "--run-dir",   "--search-dir", "--study-dir",
+                                                   "--resume", "--init-from", "--max-steps",  "--time-limit"};
   Words words;
   for (size_t i = is_search(command) ? 2 : 1; i < command.size(); ++i) {
     std::string name = command[i], value;
@@ -51,10 +54,13 @@ Words read_words(const std::vector<std::string>& command) {
 int code_of_job(int code) { return code > 128 ? static_cast<int>(ExitCode::kPeerFailed) : code; }
 
 bool is_worth_a_restart(int code) {
-  return code == static_cast<int>(ExitCode::kInternal) || code == static_cast<int>(ExitCode::kIo) || code == static_cast<int>(ExitCode::kPeerFailed);
+  return code == static_cast<int>(ExitCode::kInternal) || code == static_cast<int>(ExitCode::kIo) ||
+         code == static_cast<int>(ExitCode::kPeerFailed);
 }
 
-bool can_go_on(const std::vector<std::string>& command) { return command[0] == "train" || command[0] == "resume" || command[0] == "study" || is_search(command); }
+bool can_go_on(const std::vector<std::string>& command) {
+  return command[0] == "train" || command[0] == "resume" || command[0] == "study" || is_search(command);
+}
 
 std::string directory_of(const std::vector<std::string>& command) {
   const Words words = read_words(command);
@@ -86,11 +92,16 @@ Advance advance_of(const std::vector<std::string>& command) {
   constexpr int64_t kRun = 1000000000000;
   int64_t runs = 0, newest = 0;
   std::error_code ignored;
-  for (auto entry = fs::recursive_directory_iterator(directory, ignored); entry != fs::recursive_directory_iterator(); entry.increment(ignored)) {
+  for (auto entry = fs::recursive_directory_iterator(directory, ignored); entry != fs::recursive_directory_iterator();
+       entry.increment(ignored)) {
     runs += entry->path().filename() == "config.txtpb";
-    if (entry->path().filename() == "checkpoints") newest = std::max(newest, newest_step(entry->path().parent_path().string()));
+    if (entry->path().filename() == "checkpoints")
+      newest = std::max(newest, newest_step(entry->path().parent_path().string()));
   }
-  return {runs * kRun + newest, std::to_string(runs) + (runs == 1 ? " run begun, newest checkpoint: step " : " runs begun, newest checkpoint: step ") + std::to_string(newest)};
+  return {runs * kRun + newest,
+          std::to_string(runs) +
+              (runs == 1 ? " run begun, newest checkpoint: step " : " runs begun, newest checkpoint: step ") +
+              std::to_string(newest)};
 }
 
 }  // namespace muster::launcher

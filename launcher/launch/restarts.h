@@ -8,10 +8,12 @@
 
 namespace muster::launcher {
 
-// The exit code of a job whose mpirun ended with `code`: what ranks say stays; that one was killed or aborted is kPeerFailed.
+// The exit code of a job whose mpirun ended with `code`: what ranks say stays; that one was killed or aborted is
+// kPeerFailed.
 int code_of_job(int code);
 
-// Whether it may help to start a job again that ended so: after a defect, a failed disk, a lost rank. Not where it would fail or stop again in the same way.
+// Whether it may help to start a job again that ended so: after a defect, a failed disk, a lost rank. Not where it
+// would fail or stop again in the same way.
 bool is_worth_a_restart(int code_of_job);
 
 // Whether an earlier start's work can be gone on with: train, resume, search run, study.
@@ -20,7 +22,8 @@ bool can_go_on(const std::vector<std::string>& command);
 // The directory that such a command works in. Throws like config::load_experiment.
 std::string directory_of(const std::vector<std::string>& command);
 
-// `command`, such that it goes on with what an earlier start has done: train gets "--resume auto"; the others go on by themselves.
+// `command`, such that it goes on with what an earlier start has done: train gets "--resume auto"; the others go on by
+// themselves.
 std::vector<std::string> continued(const std::vector<std::string>& command);
 
 // The newest committed checkpoint's step; -1: there is none.

@@ -42,7 +42,9 @@ RunLogs::RunLogs(const std::string& run_directory, const std::string& header, bo
 std::optional<RunLogs::Identity> RunLogs::newest_file() const {
   struct stat info;
   if (run_directory_.empty()) return std::nullopt;
-  if (stat((run_directory_ + "/environment.json").c_str(), &info) != 0 && stat((run_directory_ + "/search.txtpb").c_str(), &info) != 0) return std::nullopt;
+  if (stat((run_directory_ + "/environment.json").c_str(), &info) != 0 &&
+      stat((run_directory_ + "/search.txtpb").c_str(), &info) != 0)
+    return std::nullopt;
   return Identity{info.st_ino, info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
 }
 
@@ -79,7 +81,8 @@ void RunLogs::write(bool now) {
     if (file >= 0) close(file);
     if (written) continue;
     failed_ = true;
-    std::fprintf(stderr, "muster: %s cannot be written (%s); the job goes on without it\n", path.c_str(), std::strerror(error));
+    std::fprintf(stderr, "muster: %s cannot be written (%s); the job goes on without it\n", path.c_str(),
+                 std::strerror(error));
     return;
   }
   held_ = 0;
@@ -89,14 +92,17 @@ void RunLogs::finish() {
   for (auto& [rank, is_within] : within_line_)
     if (std::exchange(is_within, false)) texts_[rank] += "\n";
   if (left_out_ > 0)
-    texts_[0] += "(" + std::to_string(left_out_) + " bytes of the ranks' output, from before the run directory was there, are not in these logs)\n";
+    texts_[0] += "(" + std::to_string(left_out_) +
+                 " bytes of the ranks' output, from before the run directory was there, are not in these logs)\n";
   write(true);
 }
 
 RankOutput::RankOutput(const JobCommand& job, RunLogs logs)
     : logs_(std::move(logs)),
-      out_(job.starter, "stdout", job.ranks, [this](int rank, const std::string& text) { show(Stream::kOutput, rank, text); }),
-      err_(job.starter, "stderr", job.ranks, [this](int rank, const std::string& text) { show(Stream::kError, rank, text); }) {}
+      out_(job.starter, "stdout", job.ranks,
+           [this](int rank, const std::string& text) { show(Stream::kOutput, rank, text); }),
+      err_(job.starter, "stderr", job.ranks,
+           [this](int rank, const std::string& text) { show(Stream::kError, rank, text); }) {}
 
 void RankOutput::take(Stream stream, const std::string& bytes) {
   (stream == Stream::kOutput ? out_ : err_).take(bytes);
@@ -110,7 +116,8 @@ void RankOutput::finish() {
     const auto within = within_line_.find(static_cast<int>(stream));
     // What the first rank writes to standard output may go into a file: not a byte is added there.
     const bool exact = stream == Stream::kOutput && within != within_line_.end() && within->second == 0;
-    if (within != within_line_.end() && within->second != kNobody && !exact) write_whole(static_cast<int>(stream), "\n");
+    if (within != within_line_.end() && within->second != kNobody && !exact)
+      write_whole(static_cast<int>(stream), "\n");
   }
   within_line_.clear();
   logs_.finish();

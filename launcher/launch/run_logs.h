@@ -12,11 +12,13 @@
 
 namespace muster::launcher {
 
-// RUN/logs/rank-<r>.log of one start of a job; RUN may also be the directory of a search. It is made by the ranks; until they have it (its environment.json or
-// search.txtpb is new) the first megabytes are kept in memory. A start that never gets so far leaves nothing in it.
+// RUN/logs/rank-<r>.log of one start of a job; RUN may also be the directory of a search. It is made by the ranks;
+// until they have it (its environment.json or search.txtpb is new) the first megabytes are kept in memory. A start that
+// never gets so far leaves nothing in it.
 class RunLogs {
  public:
-  // run_directory: empty for commands without one. header: a line that begins every log. is_ours: an earlier start of this launcher has had the run.
+  // run_directory: empty for commands without one. header: a line that begins every log. is_ours: an earlier start of
+  // this launcher has had the run.
   RunLogs(const std::string& run_directory, const std::string& header, bool is_ours);
   void add(int rank, const std::string& text);
   // Writes what there is, if the run directory is there by now. now: also when it has just been done.
@@ -44,8 +46,8 @@ class RunLogs {
   std::chrono::steady_clock::time_point looked_{};
 };
 
-// Shows what a job writes: the first rank's lines as they are, others' after "[rank 3] ", the starter's own as they are; standard output and
-// error apart. And keeps the logs.
+// Shows what a job writes: the first rank's lines as they are, others' after "[rank 3] ", the starter's own as they
+// are; standard output and error apart. And keeps the logs.
 class RankOutput : public OutputReader {
  public:
   RankOutput(const JobCommand& job, RunLogs logs);

@@ -16,7 +16,8 @@ namespace {
 namespace fs = std::filesystem;
 
 const std::string kPrefix = "muster-launch-";
-constexpr time_t kBeingMade = 60;  // seconds in which a folder without a lock may belong to a launcher that has just begun
+constexpr time_t kBeingMade =
+    60;  // seconds in which a folder without a lock may belong to a launcher that has just begun
 
 // Whoever lives holds the lock of its folder, in whatever container: process numbers would not tell.
 void remove_if_left_behind(const fs::path& folder) {
@@ -39,7 +40,8 @@ SessionFolder::SessionFolder() {
     if (base.empty() || access(base.c_str(), W_OK | X_OK) != 0) continue;
     std::vector<fs::path> found;
     std::error_code error;
-    for (auto each = fs::directory_iterator(base, error); !error && each != fs::directory_iterator(); each.increment(error))
+    for (auto each = fs::directory_iterator(base, error); !error && each != fs::directory_iterator();
+         each.increment(error))
       if (each->path().filename().string().compare(0, kPrefix.size(), kPrefix) == 0) found.push_back(each->path());
     for (const auto& folder : found) remove_if_left_behind(folder);
     std::string path = base + "/" + kPrefix + "XXXXXX";
@@ -66,7 +68,8 @@ std::map<std::string, std::string> SessionFolder::environment() const {
   return {{"OMPI_MCA_btl_vader_backing_directory", path_}, {"OMPI_MCA_orte_tmpdir_base", path_}};
 }
 
-std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here, std::map<std::string, std::string>& environment) {
+std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here,
+                                                  std::map<std::string, std::string>& environment) {
   if (job.starter != Starter::kMpirun || !job.is_local) return nullptr;
   auto folder = std::make_unique<SessionFolder>();
   for (const auto& [name, value] : folder->environment())

@@ -8,8 +8,9 @@
 
 namespace muster::launcher {
 
-// A folder of its own for everything that Open MPI keeps on this machine for a job: shared-memory segments and session files. It goes
-// with its contents when this object does, however the job has ended. What launchers of this user that were killed have left is removed first.
+// A folder of its own for everything that Open MPI keeps on this machine for a job: shared-memory segments and session
+// files. It goes with its contents when this object does, however the job has ended. What launchers of this user that
+// were killed have left is removed first.
 class SessionFolder {
  public:
   SessionFolder();  // where none can be made Open MPI keeps its own places
@@ -25,8 +26,10 @@ class SessionFolder {
   int lock_ = -1;
 };
 
-// A folder for a job that mpirun starts on this machine alone, its settings added to `environment` where `here` has none; null for other
-// jobs, because mpirun and srun would hand the settings to machines on which there is no such folder.
-std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here, std::map<std::string, std::string>& environment);
+// A folder for a job that mpirun starts on this machine alone, its settings added to `environment` where `here` has
+// none; null for other jobs, because mpirun and srun would hand the settings to machines on which there is no such
+// folder.
+std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here,
+                                                  std::map<std::string, std::string>& environment);
 
 }  // namespace muster::launcher

@@ -66,7 +66,8 @@ std::string find_remote_shell(const Environment& environment) {
 }
 
 int counted(const std::vector<distributed::CpuSet>& sets, const distributed::CpuSet& allowed) {
-  return static_cast<int>(std::count_if(sets.begin(), sets.end(), [&](const auto& set) { return !distributed::common_cpus(set, allowed).empty(); }));
+  return static_cast<int>(std::count_if(
+      sets.begin(), sets.end(), [&](const auto& set) { return !distributed::common_cpus(set, allowed).empty(); }));
 }
 
 }  // namespace
@@ -86,14 +87,16 @@ std::optional<SlurmAllocation> slurm_allocation(const Environment& environment) 
   for (const int each : cpus) allocation.cpus += each;
   allocation.least_cpus = *std::min_element(cpus.begin(), cpus.end());
   allocation.gpus_per_node = number("SLURM_GPUS_ON_NODE");
-  if (allocation.gpus_per_node == 0) allocation.gpus_per_node = number_at_end(value_of(environment, "SLURM_GPUS_PER_NODE"));
+  if (allocation.gpus_per_node == 0)
+    allocation.gpus_per_node = number_at_end(value_of(environment, "SLURM_GPUS_PER_NODE"));
   return allocation;
 }
 
 Surroundings look_around() {
   Surroundings here;
   for (char** entry = environ; *entry; ++entry)
-    if (const char* equals = std::strchr(*entry, '=')) here.environment[std::string(*entry, static_cast<size_t>(equals - *entry))] = equals + 1;
+    if (const char* equals = std::strchr(*entry, '='))
+      here.environment[std::string(*entry, static_cast<size_t>(equals - *entry))] = equals + 1;
   here.program = std::filesystem::read_symlink("/proc/self/exe").string();
   here.mpirun = find_program("mpirun", here.environment);
   here.srun = find_program("srun", here.environment);

@@ -54,7 +54,8 @@ Brain::~Brain() { stop(false); }
 
 void Brain::start() {
   int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw Error(ExitCode::kInternal, std::string("no socket for Optuna's process: ") + std::strerror(errno));
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    throw Error(ExitCode::kInternal, std::string("no socket for Optuna's process: ") + std::strerror(errno));
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], 0);
@@ -62,11 +63,14 @@ void Brain::start() {
   posix_spawn_file_actions_addclosefrom_np(&actions, 3);  // what MPI and this process have open is none of its business
   const std::string program = python_program();
   std::vector<std::string> words{program, "-u", "-c"};
-  for (const auto text : {embedded::search_boot_py, embedded::search_journal_py, embedded::search_sampling_py, embedded::search_brain_py}) words.emplace_back(text);
+  for (const auto text :
+       {embedded::search_boot_py, embedded::search_journal_py, embedded::search_sampling_py, embedded::search_brain_py})
+    words.emplace_back(text);
   std::vector<char*> arguments;
   for (auto& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
-  // Slurm and terminals tell the whole process group to stop. The ranks decide what that means, and need it until they have: it never hears of it, not even while Python starts.
+  // Slurm and terminals tell the whole process group to stop. The ranks decide what that means, and need it until they
+  // have: it never hears of it, not even while Python starts.
   sigset_t deaf;
   ::sigemptyset(&deaf);
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) ::sigaddset(&deaf, signal);
@@ -82,11 +86,13 @@ void Brain::start() {
   unread_.clear();
   if (error != 0) {
     process_ = -1;
-    throw Error(ExitCode::kBadConfig, "cannot run Python for Optuna (" + program + "): " + std::strerror(error) + ". It is set up by ./setup.sh; MUSTER_PYTHON names another one");
+    throw Error(ExitCode::kBadConfig, "cannot run Python for Optuna (" + program + "): " + std::strerror(error) +
+                                          ". It is set up by ./setup.sh; MUSTER_PYTHON names another one");
   }
   json answer;
   if (!exchange(opening_, answer))
-    throw Error(ExitCode::kBadConfig, "Optuna's process (" + program + ") ended before it answered; what it wrote is above");
+    throw Error(ExitCode::kBadConfig,
+                "Optuna's process (" + program + ") ended before it answered; what it wrote is above");
   if (!answer.value("ok", false)) throw failure(answer);
   opened_ = std::move(answer);
 }
@@ -143,7 +149,9 @@ json Brain::request(const json& request) {
       if (!answer.value("ok", false)) throw failure(answer);
       return answer;
     }
-    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row at: " + text_of(request).substr(0, 200));
+    if (deaths == kMostDeaths)
+      throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) +
+                                           " times in a row at: " + text_of(request).substr(0, 200));
     stop(true);
     start();
   }
@@ -156,12 +164,15 @@ json Brain::ask(int64_t limit, const std::vector<int64_t>& known) {
       if (!answer.value("ok", false)) throw failure(answer);
       return answer;
     }
-    if (deaths == kMostDeaths) throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) + " times in a row while it chose a trial's values");
+    if (deaths == kMostDeaths)
+      throw Error(ExitCode::kInternal, "Optuna's process has died " + std::to_string(deaths + 1) +
+                                           " times in a row while it chose a trial's values");
     stop(true);
     start();
     // It may have begun the trial before it died.
     for (const auto& trial : opened_["running"])
-      if (trial.value("job", "") == opening_["job"] && std::find(known.begin(), known.end(), trial["number"].get<int64_t>()) == known.end())
+      if (trial.value("job", "") == opening_["job"] &&
+          std::find(known.begin(), known.end(), trial["number"].get<int64_t>()) == known.end())
         return request({{"op", "adopt"}, {"number", trial["number"]}});
   }
 }

@@ -19,12 +19,13 @@ struct TrialCounts {
 // standing: the answer to the request `counts`.
 TrialCounts counts_of(const nlohmann::json& standing);
 
-// The Python process that runs Optuna (brain.py), which knows all trials and chooses the next one's values. Speaks JSON lines. A process that dies, or
-// does not answer for ten minutes, is started again and the study opened again. For use by one thread at a time.
+// The Python process that runs Optuna (brain.py), which knows all trials and chooses the next one's values. Speaks JSON
+// lines. A process that dies, or does not answer for ten minutes, is started again and the study opened again. For use
+// by one thread at a time.
 class Brain {
  public:
-  // Starts it and opens the study. opening: the request `open` without its name. Throws Error(kBadConfig) when the study cannot be joined (another space, no Optuna),
-  // Error(kIo) when its storage cannot be used.
+  // Starts it and opens the study. opening: the request `open` without its name. Throws Error(kBadConfig) when the
+  // study cannot be joined (another space, no Optuna), Error(kIo) when its storage cannot be used.
   explicit Brain(nlohmann::json opening);
   ~Brain();
   Brain(const Brain&) = delete;
@@ -33,9 +34,11 @@ class Brain {
   // What the study held when it was opened last: counts, trials that run, notes.
   const nlohmann::json& opened() const { return opened_; }
 
-  // The answer to a request, which is sent again after a death. Not for `ask`. Throws as the constructor; Error(kInternal) when it keeps dying.
+  // The answer to a request, which is sent again after a death. Not for `ask`. Throws as the constructor;
+  // Error(kInternal) when it keeps dying.
   nlohmann::json request(const nlohmann::json& request);
-  // A new trial's {number, values}, or {"full": true} when so many trials exist. After a death: one of this job's that is not in `known`, if there is one.
+  // A new trial's {number, values}, or {"full": true} when so many trials exist. After a death: one of this job's that
+  // is not in `known`, if there is one.
   nlohmann::json ask(int64_t limit, const std::vector<int64_t>& known);
 
  private:

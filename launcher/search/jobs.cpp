@@ -18,7 +18,8 @@ constexpr int kMostTries = 100;
 void make(const std::string& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error == std::errc::file_exists) fs::create_directories(folder, error);  // another job has made it, and ended, in the same moment
+  if (error == std::errc::file_exists)
+    fs::create_directories(folder, error);  // another job has made it, and ended, in the same moment
   if (error) throw Error(ExitCode::kIo, folder + " cannot be made: " + error.message());
 }
 
@@ -26,7 +27,8 @@ void make(const std::string& folder) {
 std::vector<std::string> entries(const std::string& folder) {
   std::vector<std::string> names;
   std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) names.push_back(entry->path().filename().string());
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    names.push_back(entry->path().filename().string());
   return names;
 }
 
@@ -35,10 +37,12 @@ std::vector<std::string> entries(const std::string& folder) {
 Jobs::Claim::Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost)
     : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
 
-// Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process has stood still for so long that the lock was taken in between.
+// Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process has stood
+// still for so long that the lock was taken in between.
 Jobs::Claim::~Claim() {
   // A name of its own: another job may have been given this one's name, and still be at the removal.
-  const fs::path folder = folder_, over = folder.parent_path() / (kOver + std::to_string(std::random_device{}()) + "-" + folder.filename().string());
+  const fs::path folder = folder_, over = folder.parent_path() / (kOver + std::to_string(std::random_device{}()) + "-" +
+                                                                  folder.filename().string());
   std::error_code ignored;
   try {
     lock_->check();
@@ -52,13 +56,15 @@ Jobs::Claim::~Claim() {
 
 std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
   for (const auto& entry : entries(folder_))
-    if (std::error_code ignored; entry.rfind(kOver, 0) == 0) fs::remove_all(folder_ + "/" + entry, ignored);  // its job died over it
+    if (std::error_code ignored; entry.rfind(kOver, 0) == 0)
+      fs::remove_all(folder_ + "/" + entry, ignored);  // its job died over it
   const std::string folder = folder_ + "/" + name;
   make(folder);
   return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder), false);
 }
 
-std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const {
+std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name,
+                                             const std::function<void(const std::string&)>& tell) const {
   const std::string folder = folder_ + "/" + name;
   training::LockSettings settings;
   settings.tell = tell;
@@ -67,7 +73,8 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name, const std:
     std::error_code ignored;
     const bool was_lost = fs::exists(folder + "/lock", ignored);
     try {
-      return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), was_lost);
+      return std::make_unique<Claim>(
+          folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), was_lost);
     } catch (const training::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended
     } catch (const training::RunTaken&) {

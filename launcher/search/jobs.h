@@ -9,11 +9,13 @@
 
 namespace muster::launcher {
 
-// jobs/ of a search's directory: a folder for each job at work on it, with a lock in it, and for each that was lost. One that ends in good order leaves none.
-// A file server may show another machine a folder that is gone for some seconds longer, so that two jobs hold one: then the locks of the trials' runs keep them apart.
+// jobs/ of a search's directory: a folder for each job at work on it, with a lock in it, and for each that was lost.
+// One that ends in good order leaves none. A file server may show another machine a folder that is gone for some
+// seconds longer, so that two jobs hold one: then the locks of the trials' runs keep them apart.
 class Jobs {
  public:
-  // While it lives, other jobs see that this one is at work, and keep off its trials. Its folder goes with it, at once with the lock.
+  // While it lives, other jobs see that this one is at work, and keep off its trials. Its folder goes with it, at once
+  // with the lock.
   class Claim {
    public:
     Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost);
@@ -33,8 +35,8 @@ class Jobs {
 
   // This job's, whose name no other has. Throws as RunLock.
   std::unique_ptr<Claim> claim(const std::string& name) const;
-  // That of a job which is gone: whoever holds it may go on with its trials. Null while that job, or another that has taken it over, lives. `tell`: as LockSettings. Otherwise
-  // throws as RunLock.
+  // That of a job which is gone: whoever holds it may go on with its trials. Null while that job, or another that has
+  // taken it over, lives. `tell`: as LockSettings. Otherwise throws as RunLock.
   std::unique_ptr<Claim> take_over(const std::string& name, const std::function<void(const std::string&)>& tell) const;
   // Those at work, and those that were lost.
   std::vector<std::string> names() const;

@@ -17,7 +17,8 @@ using distributed::Error;
 using distributed::ExitCode;
 using nlohmann::json;
 
-// A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason (the system's own killer of processes that take too much memory).
+// A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason
+// (the system's own killer of processes that take too much memory).
 constexpr int64_t kMostLosses = 5;
 constexpr size_t kMostReasons = 20;  // shown on lines of their own
 
@@ -43,20 +44,27 @@ json with_job(json opening, const std::string& job) {
 }  // namespace
 
 Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLine& progress)
-    : directory_(directory), search_(directory.spec().search), progress_(progress), job_(name_of_this_job()), claim_(directory.jobs().claim(job_)),
+    : directory_(directory),
+      search_(directory.spec().search),
+      progress_(progress),
+      job_(name_of_this_job()),
+      claim_(directory.jobs().claim(job_)),
       brain_(with_job(std::move(opening), job_)) {
   const auto& opened = brain_.opened();
-  if (const std::string text = opened.value("repaired", ""); !text.empty()) progress_.note("the journal of the search was torn by a job that died: " + text);
+  if (const std::string text = opened.value("repaired", ""); !text.empty())
+    progress_.note("the journal of the search was torn by a job that died: " + text);
   for (const auto& note : opened.value("notes", json::array())) progress_.note("note: " + note.get<std::string>());
   find_orphans();
   tidy();
 }
 
-// What jobs that are gone have left running. Until a job is held here another one may go on with its trials: what is running is asked once more after the last was taken over.
+// What jobs that are gone have left running. Until a job is held here another one may go on with its trials: what is
+// running is asked once more after the last was taken over.
 void Scheduler::find_orphans() {
   std::set<std::string> alive;  // to find that out of a job on another machine takes seconds
   const auto take_over = [&](const std::string& job) {
-    if (job.empty() || job == job_ || taken_over_.count(job) || alive.count(job)) return false;  // empty: a user's own script has begun it
+    if (job.empty() || job == job_ || taken_over_.count(job) || alive.count(job))
+      return false;  // empty: a user's own script has begun it
     auto claim = directory_.jobs().take_over(job, [&](const std::string& text) { progress_.note(text); });
     if (!claim) alive.insert(job);
     return claim && taken_over_.emplace(job, std::move(claim)).second;
@@ -69,13 +77,17 @@ void Scheduler::find_orphans() {
     for (const auto& trial : running) is_known = !take_over(trial.value("job", "")) && is_known;
   }
   for (const auto& trial : running)
-    if (const auto gone = taken_over_.find(trial.value("job", "")); gone != taken_over_.end()) orphans_.push_back({trial["number"], gone->second->was_lost()});
-  if (!orphans_.empty()) progress_.note("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") + " that an earlier job has left");
+    if (const auto gone = taken_over_.find(trial.value("job", "")); gone != taken_over_.end())
+      orphans_.push_back({trial["number"], gone->second->was_lost()});
+  if (!orphans_.empty())
+    progress_.note("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") +
+                   " that an earlier job has left");
   std::reverse(orphans_.begin(), orphans_.end());
 }
 
 void Scheduler::tidy() {
-  const json trials = brain_.request({{"op", "trials"}}), standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights()}});
+  const json trials = brain_.request({{"op", "trials"}}),
+             standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights()}});
   std::set<int64_t> best;
   for (const auto& trial : standing["best"]) best.insert(trial["number"].get<int64_t>());
   for (const auto& trial : trials["trials"]) {
@@ -123,8 +135,11 @@ bool Scheduler::adopt(json& trial) {
     orphans_.pop_back();
     trial = brain_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
     if (trial.value("losses", int64_t{0}) < kMostLosses) return true;
-    tell({{"number", orphan.number}, {"state", "FAIL"}, {"value", nullptr},
-          {"reason", "the job was lost " + std::to_string(kMostLosses) + " times while it was trained, without a validation in between (killed for want of memory?)"}});
+    tell({{"number", orphan.number},
+          {"state", "FAIL"},
+          {"value", nullptr},
+          {"reason", "the job was lost " + std::to_string(kMostLosses) +
+                         " times while it was trained, without a validation in between (killed for want of memory?)"}});
     directory_.tidy(orphan.number, false);
   }
   return false;
@@ -132,13 +147,18 @@ bool Scheduler::adopt(json& trial) {
 
 json Scheduler::report(const json& request) {
   if (!request.contains("step")) return {{"prune", false}, {"stop", stopping_}};
-  const json answer = brain_.request({{"op", "report"}, {"number", request["number"]}, {"step", request["step"]}, {"value", request["value"]}});
+  const json answer = brain_.request(
+      {{"op", "report"}, {"number", request["number"]}, {"step", request["step"]}, {"value", request["value"]}});
   return {{"prune", answer.value("prune", false)}, {"stop", stopping_}};
 }
 
 json Scheduler::tell(const json& request) {
   const int64_t number = request["number"];
-  brain_.request({{"op", "tell"}, {"number", number}, {"state", request["state"]}, {"value", request["value"]}, {"reason", request["reason"]}});
+  brain_.request({{"op", "tell"},
+                  {"number", number},
+                  {"state", request["state"]},
+                  {"value", request["value"]},
+                  {"reason", request["reason"]}});
   active_.erase(number);
   ++ended_;
   // Which trials have the best weights now.
@@ -153,7 +173,8 @@ json Scheduler::tell(const json& request) {
     }
   }
   show(request, standing);
-  if (request["state"] == "FAIL") stop_when_all_fail("search", "trials", ended_, counts_of(standing).succeeded(), name_of(number), request["reason"]);
+  if (request["state"] == "FAIL")
+    stop_when_all_fail("search", "trials", ended_, counts_of(standing).succeeded(), name_of(number), request["reason"]);
   return result;
 }
 
@@ -163,14 +184,23 @@ void Scheduler::show(const json& request, const json& standing) {
   const int64_t trials = search_.budget().trials();
   const std::string name = name_of(request["number"]);
   const bool failed = request["state"] == "FAIL";
-  if (const std::string reason = request["reason"]; failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second) progress_.note(name + " failed: " + reason);
+  if (const std::string reason = request["reason"];
+      failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second)
+    progress_.note(name + " failed: " + reason);
   std::string text = "[" + std::to_string(counts.ended()) + "/" + std::to_string(trials) + "] ";
   if (!standing["best"].empty())
-    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (" + name_of(standing["best"][0]["number"]) + ")  ";
-  text += "left " + duration_text(seconds() / static_cast<double>(ended_) * static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))) + "  " + std::to_string(active_.size()) + " running, " +
-          std::to_string(counts.failed) + " failed, " + std::to_string(counts.pruned) + " pruned; " + name + ": ";
-  if (failed) text += "failed";
-  else text += std::string(request["state"] == "PRUNED" ? "pruned at " : "") + (request["value"].is_number() ? number_text(request["value"]) : "no value");
+    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (" +
+            name_of(standing["best"][0]["number"]) + ")  ";
+  text += "left " +
+          duration_text(seconds() / static_cast<double>(ended_) *
+                        static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))) +
+          "  " + std::to_string(active_.size()) + " running, " + std::to_string(counts.failed) + " failed, " +
+          std::to_string(counts.pruned) + " pruned; " + name + ": ";
+  if (failed)
+    text += "failed";
+  else
+    text += std::string(request["state"] == "PRUNED" ? "pruned at " : "") +
+            (request["value"].is_number() ? number_text(request["value"]) : "no value");
   progress_.show(text);
 }
 
@@ -181,10 +211,14 @@ void Scheduler::require_any_success() {
   const TrialCounts counts = counts_of(standing());
   if (counts.failed == 0 || counts.running != 0 || counts.succeeded() > 0) return;
   const json trials = brain_.request({{"op", "trials"}})["trials"];
-  const json first = *std::find_if(trials.begin(), trials.end(), [](const json& trial) { return trial["state"] == "FAIL"; });
+  const json first =
+      *std::find_if(trials.begin(), trials.end(), [](const json& trial) { return trial["state"] == "FAIL"; });
   const json& reason = first["reason"];  // a user's own script may have given none
-  throw Error(ExitCode::kInternal, "all " + std::to_string(counts.failed) + " trials failed. They count in budget.trials: with the cause mended, begin anew in another --search-dir. The first, " +
-                                       name_of(first["number"]) + ": " + (reason.is_string() ? reason.get<std::string>() : "no reason given"));
+  throw Error(ExitCode::kInternal, "all " + std::to_string(counts.failed) +
+                                       " trials failed. They count in budget.trials: with the cause mended, begin anew "
+                                       "in another --search-dir. The first, " +
+                                       name_of(first["number"]) + ": " +
+                                       (reason.is_string() ? reason.get<std::string>() : "no reason given"));
 }
 
 }  // namespace muster::launcher

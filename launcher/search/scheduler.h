@@ -18,20 +18,24 @@ namespace muster::launcher {
 
 // Hands out trials to the groups, on rank 0, and alone speaks with Optuna. Besides what every source knows:
 //   "next"'s {"do": "train"} has "number" and "values"
-//   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}    without a step: only asks whether to stop
+//   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}    without a step: only asks
+//   whether to stop
 //   {"op": "tell", "number", "state", "value", "reason"} -> {"keep_weights": bool, "drop_weights": [numbers]}
-//   {"op": "leave", "number"}                         -> {}    the group has not finished it: asked to stop, or another job works on it
+//   {"op": "leave", "number"}                         -> {}    the group has not finished it: asked to stop, or another
+//   job works on it
 class Scheduler final : public WorkSource {
  public:
-  // opening: the request that opens the study, without this job's name. progress: gets what a person should see, and must outlive this. Goes on with the trials that jobs which
-  // are gone have left running, and finishes what they have left of files.
+  // opening: the request that opens the study, without this job's name. progress: gets what a person should see, and
+  // must outlive this. Goes on with the trials that jobs which are gone have left running, and finishes what they have
+  // left of files.
   Scheduler(const SearchDirectory& directory, nlohmann::json opening, ProgressLine& progress);
 
   nlohmann::json ask(const nlohmann::json& request) override;
 
   // How the search stands: Optuna's counts and best trial.
   nlohmann::json standing();
-  // Throws Error(kInternal), with the first reason, when trials have ended, all have failed, none runs, and there was time for more.
+  // Throws Error(kInternal), with the first reason, when trials have ended, all have failed, none runs, and there was
+  // time for more.
   void require_any_success();
   // Why there is no more to do although the budget has trials left; empty where there is no such reason.
   const std::string& ended_early() const { return ended_early_; }

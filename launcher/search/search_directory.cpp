@@ -43,7 +43,8 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
   }
   // It appears whole: two jobs may begin at once.
   const fs::path whole = fs::absolute(path).lexically_normal();
-  const fs::path building = whole.parent_path() / ("." + whole.filename().string() + ".new-" + std::to_string(::getpid()));
+  const fs::path building =
+      whole.parent_path() / ("." + whole.filename().string() + ".new-" + std::to_string(::getpid()));
   fs::create_directories(building / "trials", error);
   if (!error) fs::create_directories(building / "logs", error);
   if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
@@ -70,7 +71,8 @@ void SearchDirectory::join(const SearchSpec& spec) {
   for (const auto& difference : config::differences(spec_.base, spec.base))
     differences += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
   if (!differences.empty())
-    throw Error(ExitCode::kBadConfig, path_ + " holds another search; its trials could not be compared with these:" + differences + "\nGive another --search-dir, or undo the change.");
+    throw Error(ExitCode::kBadConfig, path_ + " holds another search; its trials could not be compared with these:" +
+                                          differences + "\nGive another --search-dir, or undo the change.");
   // These may change.
   *spec_.search.mutable_budget() = spec.search.budget();
   spec_.search.set_keep_weights(spec.search.keep_weights());
@@ -80,12 +82,16 @@ void SearchDirectory::join(const SearchSpec& spec) {
 
 SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
   if (!fs::is_regular_file(file("search.txtpb")) || !fs::is_regular_file(file("base.txtpb")))
-    throw Error(ExitCode::kUsage, path + " is not the directory of a search: it has no search.txtpb and base.txtpb. `muster search run SPEC` makes one");
+    throw Error(ExitCode::kUsage, path +
+                                      " is not the directory of a search: it has no search.txtpb and base.txtpb. "
+                                      "`muster search run SPEC` makes one");
   spec_.search = parse_search(file("search.txtpb"));
   spec_.base = config::parse_resolved(config::read_text_file(file("base.txtpb")), file("base.txtpb"));
 }
 
-std::string SearchDirectory::storage() const { return spec_.search.storage().empty() ? file("journal.log") : spec_.search.storage(); }
+std::string SearchDirectory::storage() const {
+  return spec_.search.storage().empty() ? file("journal.log") : spec_.search.storage();
+}
 
 std::string SearchDirectory::trial(int64_t number) const {
   char name[32];

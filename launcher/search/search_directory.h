@@ -8,18 +8,20 @@
 
 namespace muster::launcher {
 
-// The folder of a search: search.txtpb and base.txtpb as they were resolved, Optuna's journal.log, trials/<number>/, each the directory of a run, and jobs/ (jobs.h).
+// The folder of a search: search.txtpb and base.txtpb as they were resolved, Optuna's journal.log, trials/<number>/,
+// each the directory of a run, and jobs/ (jobs.h).
 class SearchDirectory {
  public:
-  // Makes it, or joins one that is there. Throws Error(kBadConfig) when that is of another search (naming what differs), Error(kUsage) when it is something else,
-  // Error(kIo).
+  // Makes it, or joins one that is there. Throws Error(kBadConfig) when that is of another search (naming what
+  // differs), Error(kUsage) when it is something else, Error(kIo).
   SearchDirectory(const std::string& path, const SearchSpec& spec);
   // One that is there. Throws Error(kUsage) when it is none.
   explicit SearchDirectory(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::string file(const std::string& name) const { return path_ + "/" + name; }
-  // What it was made for. Every job trains what stands here, not what the spec's file or the base experiment has become since.
+  // What it was made for. Every job trains what stands here, not what the spec's file or the base experiment has become
+  // since.
   const SearchSpec& spec() const { return spec_; }
   // Any Optuna storage: the spec's, or the journal in here.
   std::string storage() const;
@@ -29,7 +31,8 @@ class SearchDirectory {
 
   // trials/000012.
   std::string trial(int64_t number) const;
-  // Takes away from a trial that has ended what it needed to go on: all but config.txtpb, metrics.jsonl, result.json and, where they are to be kept, weights/best.safetensors.
+  // Takes away from a trial that has ended what it needed to go on: all but config.txtpb, metrics.jsonl, result.json
+  // and, where they are to be kept, weights/best.safetensors.
   void tidy(int64_t number, bool keep_weights) const;
 
  private:

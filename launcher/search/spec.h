@@ -15,8 +15,9 @@ struct SearchSpec {
   config::Experiment base;  // what every trial has: the base experiment with `set`, budget.epochs and objective.metric
 };
 
-// Reads a search file (text format of muster.launcher.Search). Throws one Error(kBadConfig) that names ALL problems together, with file and line: of the
-// spec, of the base experiment, parameters that the experiment does not have, and bounds and choices that it refuses.
+// Reads a search file (text format of muster.launcher.Search). Throws one Error(kBadConfig) that names ALL problems
+// together, with file and line: of the spec, of the base experiment, parameters that the experiment does not have, and
+// bounds and choices that it refuses.
 SearchSpec load_search(const std::string& path);
 
 // Reads a search directory's search.txtpb back. Throws likewise.

@@ -34,7 +34,8 @@ class Trials {
         pruned = true;
       }
     };
-    const Ending ending = group_.attempt(work, "it took longer than budget.trial_minutes (" + json(search_.budget().trial_minutes()).dump() + ")");
+    const Ending ending = group_.attempt(
+        work, "it took longer than budget.trial_minutes (" + json(search_.budget().trial_minutes()).dump() + ")");
     if (ending.kind == Ending::kStopped || ending.kind == Ending::kElsewhere) {
       group_.ask({{"op", "leave"}, {"number", number}});
       return;
@@ -61,8 +62,9 @@ class Trials {
   }
 
  private:
-  // Mean over the repeats of the objective of the best weights. Optuna is told of each validation of the first repeat, and at the end of each further one of the mean
-  // so far, by the epochs trained until then: at any step it compares trials that have been trained equally often, and never what a repeat is worth half way.
+  // Mean over the repeats of the objective of the best weights. Optuna is told of each validation of the first repeat,
+  // and at the end of each further one of the mean so far, by the epochs trained until then: at any step it compares
+  // trials that have been trained equally often, and never what a repeat is worth half way.
   double train_repeats(int64_t number, const json& values) {
     const bool by_fold = search_.repeats().folds() > 0;
     const uint32_t count = by_fold ? search_.repeats().folds() : search_.repeats().seeds();
@@ -75,8 +77,10 @@ class Trials {
         auto overrides = overrides_of(values);
         overrides.push_back("name=" + search_.name() + "-" + fs::path(directory_.trial(number)).filename().string());
         const auto& base = directory_.spec().base;
-        if (by_fold) overrides.push_back("data.split.fold=" + std::to_string(repeat));
-        else if (repeat > 0) overrides.push_back("seed=" + std::to_string(base.seed() + repeat));
+        if (by_fold)
+          overrides.push_back("data.split.fold=" + std::to_string(repeat));
+        else if (repeat > 0)
+          overrides.push_back("seed=" + std::to_string(base.seed() + repeat));
         loaded = config::load_experiment(directory_.file("base.txtpb"), overrides);
       });
       training::TrainOptions options;
@@ -84,8 +88,10 @@ class Trials {
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
-      if (const double minutes = search_.budget().trial_minutes(); minutes > 0) options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
-      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation, [&](const json& row) { validated(number, repeat, row); });
+      if (const double minutes = search_.budget().trial_minutes(); minutes > 0)
+        options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
+      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation,
+                             [&](const json& row) { validated(number, repeat, row); });
       std::string value;  // read by one rank: a file server may show it to others later
       distributed::together(group_.ranks(), [&] {
         if (group_.leads()) value = json(training::read_result(run).best_value).dump();
@@ -93,7 +99,8 @@ class Trials {
       const json best = json::parse(group_.ranks().all_gather_bytes(value)[0]);
       sum += best.is_null() ? std::nan("") : best.get<double>();
       if (!std::isfinite(sum)) return sum;
-      if (repeat > 0) report(number, (repeat + 1) * static_cast<int64_t>(search_.budget().epochs()), sum / (repeat + 1));
+      if (repeat > 0)
+        report(number, (repeat + 1) * static_cast<int64_t>(search_.budget().epochs()), sum / (repeat + 1));
     }
     return sum / count;
   }
@@ -101,14 +108,17 @@ class Trials {
   void validated(int64_t number, uint32_t repeat, const json& row) {
     const std::string& metric = search_.objective().metric();
     const json& value = metric == "loss" ? row["loss"] : row["metrics"][metric];
-    if (repeat == 0) report(number, row["epoch"], value.is_number() ? value.get<double>() : std::nan(""));
-    else group_.heed(group_.ask({{"op", "report"}}));
+    if (repeat == 0)
+      report(number, row["epoch"], value.is_number() ? value.get<double>() : std::nan(""));
+    else
+      group_.heed(group_.ask({{"op", "report"}}));
   }
 
   // Tells Optuna, and ends the trial if it says so.
   void report(int64_t number, int64_t step, double value) {
     last_value_ = value;
-    const json answer = group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
+    const json answer = group_.ask(
+        {{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
     if (answer["prune"]) throw Pruned{};
     group_.heed(answer);
   }
@@ -123,7 +133,8 @@ class Trials {
 
 }  // namespace
 
-void run_trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line, const std::function<void(bool stopped)>& conclude) {
+void run_trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line,
+                const std::function<void(bool stopped)>& conclude) {
   Trials trials(directory, group, command_line);
   group.run([&](const json& task) { trials.train(task["number"], task["values"]); }, conclude, command_line);
 }

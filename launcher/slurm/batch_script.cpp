@@ -26,15 +26,19 @@ constexpr int kMostTasks = 10000;
 std::string quoted(const std::string& word) {
   if (word.find("{task}") == std::string::npos) return shell_quoted(word);
   std::string text;
-  for (const char c : word) text += (std::string("\\\"$`").find(c) != std::string::npos ? "\\" : "") + std::string(1, c);
+  for (const char c : word)
+    text += (std::string("\\\"$`").find(c) != std::string::npos ? "\\" : "") + std::string(1, c);
   return "\"" + for_task(text, "${SLURM_ARRAY_TASK_ID}") + "\"";
 }
 
-// A value in a #SBATCH line. sbatch takes quotes and backslashes off; a path of output with a backslash left in it means something else to Slurm.
+// A value in a #SBATCH line. sbatch takes quotes and backslashes off; a path of output with a backslash left in it
+// means something else to Slurm.
 std::string directive(const std::string& option, const std::string& value) {
   if (value.empty()) return "";
   if (value.find_first_of("\n\"\\") != std::string::npos)
-    throw Error(ExitCode::kUsage, "submit: " + option + " cannot be given to Slurm with a quote, backslash or line break in it: " + value);
+    throw Error(
+        ExitCode::kUsage,
+        "submit: " + option + " cannot be given to Slurm with a quote, backslash or line break in it: " + value);
   return "#SBATCH " + option + "=" + (shell_quoted(value) == value ? value : "\"" + value + "\"") + "\n";
 }
 
@@ -53,9 +57,13 @@ std::string output_file(const BatchJob& job) {
 // An option of --sbatch, as it was given.
 std::string further_option(const std::string& option) {
   if (option.empty() || option[0] != '-' || option.find('\n') != std::string::npos)
-    throw Error(ExitCode::kUsage, "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
+    throw Error(
+        ExitCode::kUsage,
+        "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
   if (option.rfind("--array", 0) == 0 || option.rfind("-a", 0) == 0)
-    throw Error(ExitCode::kUsage, "submit: --sbatch=\"" + option + "\": give --array to submit itself, so that each task gets a run directory of its own");
+    throw Error(ExitCode::kUsage,
+                "submit: --sbatch=\"" + option +
+                    "\": give --array to submit itself, so that each task gets a run directory of its own");
   return "#SBATCH " + option + "\n";
 }
 
@@ -64,16 +72,23 @@ std::string directives(const BatchJob& job) {
   text += directive("--output", output_file(job));
   text += directive("--nodes", job.nodes);
   if (may_shrink(job)) {
-    text += "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many nodes.\n";
+    text +=
+        "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many "
+        "nodes.\n";
     text += directive("--mincpus", number(job.ranks_per_node * std::max(1, job.cpus_per_task)));
   } else {
     text += directive("--ntasks-per-node", number(job.ranks_per_node));
   }
-  text += directive("--gpus-per-node", number(job.gpus_per_node)) + directive("--cpus-per-task", number(job.cpus_per_task));
+  text +=
+      directive("--gpus-per-node", number(job.gpus_per_node)) + directive("--cpus-per-task", number(job.cpus_per_task));
   text += directive("--time", job.time) + directive("--partition", job.partition) + directive("--account", job.account);
   text += directive("--qos", job.qos) + directive("--constraint", job.constraint) + directive("--array", job.array);
-  text += "# Slurm may queue the job again, which then writes on in the same output file.\n#SBATCH --requeue\n#SBATCH --open-mode=append\n";
-  text += "# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute earlier).\n";
+  text +=
+      "# Slurm may queue the job again, which then writes on in the same output file.\n#SBATCH --requeue\n#SBATCH "
+      "--open-mode=append\n";
+  text +=
+      "# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute "
+      "earlier).\n";
   text += directive("--signal", "USR1@" + std::to_string(job.grace_seconds));
   if (!job.sbatch.empty()) text += "# Further options, as given.\n";
   for (const auto& option : job.sbatch) text += further_option(option);
@@ -90,7 +105,9 @@ std::string setup_lines(const BatchJob& job) {
   }
   if (!job.setup.empty()) text += "# As the site's profile says.\n";
   for (const auto& line : job.setup) text += line + "\n";
-  if (job.cpus_per_task > 0) text += "# Threads of each rank, unless the experiment says how many.\nexport OMP_NUM_THREADS=" + std::to_string(job.cpus_per_task) + "\n";
+  if (job.cpus_per_task > 0)
+    text += "# Threads of each rank, unless the experiment says how many.\nexport OMP_NUM_THREADS=" +
+            std::to_string(job.cpus_per_task) + "\n";
   if (!text.empty()) text.pop_back();
   return text;
 }
@@ -98,7 +115,9 @@ std::string setup_lines(const BatchJob& job) {
 std::string srun_line(const BatchJob& job) {
   std::string text = "srun --mpi=" + quoted(job.mpi) + " --wait=30";
   const std::string ranks = std::to_string(job.ranks_per_node);
-  if (may_shrink(job)) text += " --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node=" + ranks + " --ntasks=$((" + ranks + " * SLURM_JOB_NUM_NODES))";
+  if (may_shrink(job))
+    text += " --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node=" + ranks + " --ntasks=$((" + ranks +
+            " * SLURM_JOB_NUM_NODES))";
   // srun does not take this from the allocation.
   if (job.cpus_per_task > 0) text += " --cpus-per-task=" + std::to_string(job.cpus_per_task);
   text += " \"$muster\" \\\n   ";
@@ -112,7 +131,8 @@ std::string own_template() { return std::string(embedded::slurm_sbatch_in); }
 
 std::string for_task(const std::string& text, const std::string& task) {
   std::string result = text;
-  for (size_t at = 0; (at = result.find("{task}", at)) != std::string::npos; at += task.size()) result.replace(at, 6, task);
+  for (size_t at = 0; (at = result.find("{task}", at)) != std::string::npos; at += task.size())
+    result.replace(at, 6, task);
   return result;
 }
 
@@ -136,7 +156,9 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
     auto rest = line.cbegin();
     for (std::smatch found; std::regex_search(rest, line.cend(), found, word); rest = found[0].second) {
       const auto value = values.find(found[1]);
-      if (value == values.end()) throw Error(ExitCode::kUsage, "submit: the job template has @" + found[1].str() + "@, which muster does not know");
+      if (value == values.end())
+        throw Error(ExitCode::kUsage,
+                    "submit: the job template has @" + found[1].str() + "@, which muster does not know");
       used.insert(found[1]);
       filled += std::string(rest, found[0].first) + value->second;
     }
@@ -146,13 +168,19 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
     script += filled + "\n";
   }
   for (const char* needed : {"SBATCH", "RUN", "SRUN"})
-    if (!used.count(needed)) throw Error(ExitCode::kUsage, std::string("submit: the job template lacks @") + needed + "@; cluster/slurm.sbatch.in shows how one looks");
+    if (!used.count(needed))
+      throw Error(ExitCode::kUsage, std::string("submit: the job template lacks @") + needed +
+                                        "@; cluster/slurm.sbatch.in shows how one looks");
   return script;
 }
 
 std::vector<int> tasks_of_array(const std::string& array) {
   static const std::regex shape(R"(\d{1,9}(-\d{1,9}(:\d{1,9})?)?(,\d{1,9}(-\d{1,9}(:\d{1,9})?)?)*(%\d{1,9})?)");
-  const auto wrong = [&] { return Error(ExitCode::kUsage, "submit: --array " + array + ": write 0-4, 1,3,7 or 0-15:4, and %2 behind it for two at a time; at most " + std::to_string(kMostTasks) + " tasks"); };
+  const auto wrong = [&] {
+    return Error(ExitCode::kUsage, "submit: --array " + array +
+                                       ": write 0-4, 1,3,7 or 0-15:4, and %2 behind it for two at a time; at most " +
+                                       std::to_string(kMostTasks) + " tasks");
+  };
   if (!std::regex_match(array, shape)) throw wrong();
   std::set<int> tasks;
   std::istringstream parts(array.substr(0, array.find('%')));

@@ -12,20 +12,20 @@ struct BatchJob {
   int ranks_per_node = 1;
   int gpus_per_node = 0, cpus_per_task = 0;
   std::string time, partition, account, qos, constraint;
-  std::string array;  // "0-4"; then {task} in `run_directory` and `train` is the task's number
+  std::string array;                // "0-4"; then {task} in `run_directory` and `train` is the task's number
   std::vector<std::string> sbatch;  // further options, as they are
   std::vector<std::string> modules, setup;
   std::string mpi = "pmix";
   int grace_seconds = 120;
   int max_restarts = 3;
-  std::string directory;  // where the job runs; relative paths in `train` count from there
-  std::string program;    // muster, absolute
-  std::string run_directory;  // absolute
+  std::string directory;           // where the job runs; relative paths in `train` count from there
+  std::string program;             // muster, absolute
+  std::string run_directory;       // absolute
   std::vector<std::string> train;  // muster's words without --run-dir and --resume
 };
 
-// The job script: `script_template` with its @WORDS@ filled in; a line that holds nothing but an empty word goes. Pure. Throws Error(kUsage) when the template
-// has a word that is not known, or lacks one that a job cannot do without.
+// The job script: `script_template` with its @WORDS@ filled in; a line that holds nothing but an empty word goes. Pure.
+// Throws Error(kUsage) when the template has a word that is not known, or lacks one that a job cannot do without.
 std::string batch_script(const BatchJob& job, const std::string& script_template);
 
 // The template that muster brings along (cluster/slurm.sbatch.in).

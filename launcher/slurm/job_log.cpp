@@ -30,12 +30,16 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   char last = '\n';
   const off_t size = file < 0 ? 0 : ::lseek(file, 0, SEEK_END);
   if (size > 0 && ::pread(file, &last, 1, size - 1) != 1) last = '\n';
-  const std::string text = (last == '\n' ? "" : "\n") + row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string text =
+      (last == '\n' ? "" : "\n") + row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   errno = 0;
-  const bool written = file >= 0 && ::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(file) == 0;
+  const bool written =
+      file >= 0 && ::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(file) == 0;
   const int error = errno;
   if (file >= 0) ::close(file);
-  if (!written) throw distributed::Error(distributed::ExitCode::kIo, path + ": cannot be written: " + std::strerror(error == 0 ? ENOSPC : error));
+  if (!written)
+    throw distributed::Error(distributed::ExitCode::kIo,
+                             path + ": cannot be written: " + std::strerror(error == 0 ? ENOSPC : error));
 }
 
 int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest) {

@@ -27,10 +27,12 @@ struct Decision {
 // What becomes of a job whose srun ended with `exit_code`. `starts`: as starts_without_progress().
 Decision decide(int exit_code, JobState state, int starts, int max_restarts);
 
-// Writes down that the job of this process begins. Throws Error(kUsage) when srun cannot start MPI programs in the way `mpi`.
+// Writes down that the job of this process begins. Throws Error(kUsage) when srun cannot start MPI programs in the way
+// `mpi`.
 void begin_job(const std::string& run_directory, const std::string& mpi);
 
-// Writes down that it has ended, and queues it again if that is of use. The exit code for the job: 0 when the run is finished or queued again.
+// Writes down that it has ended, and queues it again if that is of use. The exit code for the job: 0 when the run is
+// finished or queued again.
 int end_job(const std::string& run_directory, int exit_code, int max_restarts);
 
 }  // namespace muster::launcher

@@ -31,8 +31,8 @@ std::string file_of(const std::string& name_or_file) {
   if (name_or_file.find('/') != std::string::npos || is_file(name_or_file)) return name_or_file;
   const std::string path = folder_of_user() + "/" + name_or_file + ".txtpb";
   if (!is_file(path))
-    throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " + path +
-                                      ". Examples to copy are in cluster/sites/");
+    throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " +
+                                      path + ". Examples to copy are in cluster/sites/");
   return path;
 }
 
@@ -43,15 +43,20 @@ Site parse_site(const std::string& text, const std::string& path) {
   config::Problems problems(path);
   config::Parsed parsed;  // for its bookkeeping
   Site site;
-  const auto statements = config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
-  config::StatementReader(parsed, problems, [&](int line) { return path + ":" + std::to_string(line); }).read(statements, site, "");
+  const auto statements =
+      config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
+  config::StatementReader(parsed, problems, [&](int line) {
+    return path + ":" + std::to_string(line);
+  }).read(statements, site, "");
   problems.throw_if_any();
   return site;
 }
 
 Site load_site(const std::string& name_or_file) {
   const char* chosen = std::getenv("MUSTER_SITE");
-  std::string path = !name_or_file.empty() ? file_of(name_or_file) : chosen && *chosen ? file_of(chosen) : folder_of_user() + "/site.txtpb";
+  std::string path = !name_or_file.empty() ? file_of(name_or_file)
+                     : chosen && *chosen   ? file_of(chosen)
+                                           : folder_of_user() + "/site.txtpb";
   if (name_or_file.empty() && !(chosen && *chosen) && !is_file(path)) return {};
   return parse_site(config::read_text_file(path), path);
 }

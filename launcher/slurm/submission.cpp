@@ -45,8 +45,9 @@ std::string absolute(const std::string& path) {
 
 TrainArguments read_train(const std::vector<std::string>& command) {
   if (command.empty() || command[0] != "train")
-    throw refused((command.empty() ? std::string("what shall the job run?") : "a job runs train, not " + command[0] + ".") +
-                  " Give train with its arguments after submit's own options: muster submit --time 8:00:00 train CONFIG");
+    throw refused(
+        (command.empty() ? std::string("what shall the job run?") : "a job runs train, not " + command[0] + ".") +
+        " Give train with its arguments after submit's own options: muster submit --time 8:00:00 train CONFIG");
   TrainArguments train;
   CLI::App parser{"", "muster submit ... train"};
   add_train_options(parser, train);
@@ -54,7 +55,8 @@ TrainArguments read_train(const std::vector<std::string>& command) {
   try {
     parser.parse(words);
   } catch (const CLI::ExtrasError& error) {
-    throw refused("train does not know these. " + std::string(error.what()) + ". Options of the job go before train: muster submit --nodes 2 train CONFIG");
+    throw refused("train does not know these. " + std::string(error.what()) +
+                  ". Options of the job go before train: muster submit --nodes 2 train CONFIG");
   }
   if (train.dry_run) throw refused("--dry-run goes before train: it prints the job script");
   return train;
@@ -63,7 +65,8 @@ TrainArguments read_train(const std::vector<std::string>& command) {
 int most_nodes(const std::string& nodes) {
   static const std::regex shape(R"((\d{1,6})(?:-(\d{1,6}))?)");
   std::smatch found;
-  if (!std::regex_match(nodes, found, shape)) throw refused("--nodes " + nodes + ": write 2, or 1-2 for as many as are free");
+  if (!std::regex_match(nodes, found, shape))
+    throw refused("--nodes " + nodes + ": write 2, or 1-2 for as many as are free");
   const int least = std::stoi(found[1]), most = found[2].matched ? std::stoi(found[2]) : least;
   if (least < 1 || most < least) throw refused("--nodes " + nodes + ": at least 1, and the smaller number first");
   return most;
@@ -71,7 +74,9 @@ int most_nodes(const std::string& nodes) {
 
 BatchJob merged(const SubmitOptions& options, const Site& site) {
   const auto either = [](const std::string& own, const std::string& sites) { return own.empty() ? sites : own; };
-  const auto first = [](int own, uint32_t sites, int otherwise) { return own > 0 ? own : sites > 0 ? static_cast<int>(sites) : otherwise; };
+  const auto first = [](int own, uint32_t sites, int otherwise) {
+    return own > 0 ? own : sites > 0 ? static_cast<int>(sites) : otherwise;
+  };
   BatchJob job;
   if (!options.nodes.empty()) job.nodes = options.nodes;
   job.time = either(options.time, site.time());
@@ -96,7 +101,8 @@ BatchJob merged(const SubmitOptions& options, const Site& site) {
 void require_time_to_train(const BatchJob& job) {
   const auto limit = training::parse_duration(job.time);
   if (limit && *limit <= job.grace_seconds)
-    throw refused("--time " + job.time + " leaves no time to train: the run is asked to stop " + std::to_string(job.grace_seconds) +
+    throw refused("--time " + job.time + " leaves no time to train: the run is asked to stop " +
+                  std::to_string(job.grace_seconds) +
                   " seconds before the limit. Ask for more time (--time 10 is ten minutes), or a shorter --grace");
 }
 
@@ -112,9 +118,11 @@ config::LoadedExperiment checked(const TrainArguments& train, const std::string&
     training::TrainingPlan(loaded, data.index(), training::split_data(loaded.experiment, data, true).train);
   });
   const auto& settings = loaded.experiment.training();
-  if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() && settings.device() != config::Training::CPU)
+  if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() &&
+      settings.device() != config::Training::CPU)
     throw refused(std::to_string(job.ranks_per_node) + " ranks on " + std::to_string(job.gpus_per_node) +
-                  " GPUs of a node: each rank needs one of its own. Ask for as many (--ranks-per-node), or set training.share_device=true");
+                  " GPUs of a node: each rank needs one of its own. Ask for as many (--ranks-per-node), or set "
+                  "training.share_device=true");
   if (const auto from = for_task(train.init_from, task); !from.empty() && !fs::is_regular_file(from))
     throw Error(ExitCode::kBadData, from + ": there is no such weights file (--init-from)");
   return loaded;
@@ -126,26 +134,35 @@ nlohmann::json recorded(const std::string& run_directory) {
   return found.is_object() ? found : nlohmann::json::object();
 }
 
-std::string text_of(const nlohmann::json& submission) { return submission.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"; }
+std::string text_of(const nlohmann::json& submission) {
+  return submission.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
 
 void require_free(const std::string& run_directory) {
   const RunPlace place = training::run_place(run_directory);
-  if (place == RunPlace::kOther) throw refused(run_directory + " exists already and is no run directory; choose another --run-dir");
+  if (place == RunPlace::kOther)
+    throw refused(run_directory + " exists already and is no run directory; choose another --run-dir");
   if (place == RunPlace::kFinished)
-    throw refused(run_directory + " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for longer: muster resume with --set training.epochs=N");
+    throw refused(run_directory +
+                  " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for "
+                  "longer: muster resume with --set training.epochs=N");
   const auto before = recorded(run_directory);
   if (before.contains("job") && before["job"].is_string()) {
     const std::string job = before["job"];
     const ToolEnd queued = run_tool({"squeue", "-h", "-o", "%T %o", "-j", job});
     // A cluster that was set up anew gives the same numbers to other jobs.
-    const std::string state = queued.said.substr(0, queued.said.find(' ')), script = queued.said.substr(std::min(queued.said.size(), state.size() + 1));
-    const bool is_ours = !before.contains("script") || !before["script"].is_string() || script.rfind(before["script"], 0) == 0;
+    const std::string state = queued.said.substr(0, queued.said.find(' ')),
+                      script = queued.said.substr(std::min(queued.said.size(), state.size() + 1));
+    const bool is_ours =
+        !before.contains("script") || !before["script"].is_string() || script.rfind(before["script"], 0) == 0;
     if (queued.code == 0 && !state.empty() && is_ours)
-      throw refused(run_directory + " has a job already: " + job + " is " + state + ". Wait for it, or end it first: scancel " + job);
+      throw refused(run_directory + " has a job already: " + job + " is " + state +
+                    ". Wait for it, or end it first: scancel " + job);
   }
   if (place != RunPlace::kBegun) return;
   const auto status = training::run_status(run_directory);
-  if (status.state == training::RunState::kRunning) throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
+  if (status.state == training::RunState::kRunning)
+    throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
 }
 
 // What an allocation says of itself must not be passed on to another job: srun would take it for the new one's.
@@ -163,7 +180,10 @@ std::string call_sbatch(std::vector<std::string> words, const std::string& scrip
   words.insert(words.begin(), {"sbatch", "--parsable"});
   words.push_back(script);
   const ToolEnd end = run_tool(words);
-  if (end.code == 127) throw refused("there is no sbatch on the PATH: is this a login node of a Slurm cluster? (muster launch starts ranks without Slurm)");
+  if (end.code == 127)
+    throw refused(
+        "there is no sbatch on the PATH: is this a login node of a Slurm cluster? (muster launch starts ranks without "
+        "Slurm)");
   if (end.code != 0) throw refused("sbatch has refused the job: " + end.said);
   const std::string last = end.said.substr(end.said.rfind('\n') + 1);  // sites let sbatch print notes before it
   return last.substr(0, last.find(';'));
@@ -186,10 +206,14 @@ void submit(const SubmitOptions& options) {
   const int nodes = most_nodes(job.nodes);
   const bool is_array = !job.array.empty();
   std::vector<std::string> tasks;
-  if (is_array) for (const int task : tasks_of_array(job.array)) tasks.push_back(std::to_string(task));
-  else tasks.push_back("");
-  const std::string words_text = nlohmann::json(options.command).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  if (!is_array && words_text.find("{task}") != std::string::npos) throw refused("{task} is the number of an array's task: say which, e.g. --array 0-4");
+  if (is_array)
+    for (const int task : tasks_of_array(job.array)) tasks.push_back(std::to_string(task));
+  else
+    tasks.push_back("");
+  const std::string words_text =
+      nlohmann::json(options.command).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  if (!is_array && words_text.find("{task}") != std::string::npos)
+    throw refused("{task} is the number of an array's task: say which, e.g. --array 0-4");
 
   std::string name;
   std::vector<SubmittedRun> runs;
@@ -200,7 +224,8 @@ void submit(const SubmitOptions& options) {
       for (const auto& note : loaded.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
       if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
       if (is_array && train.run_directory.find("{task}") == std::string::npos)
-        throw refused("--run-dir " + train.run_directory + ": every task of an array needs a run directory of its own; put {task} into it");
+        throw refused("--run-dir " + train.run_directory +
+                      ": every task of an array needs a run directory of its own; put {task} into it");
       job.run_directory = absolute(train.run_directory);
     }
     runs.push_back({task, for_task(job.run_directory, task), false, {}});
@@ -214,7 +239,8 @@ void submit(const SubmitOptions& options) {
   of_job.run_directory.clear();
   of_job.begin.clear();
   job.train = words_of(of_job);
-  const std::string script = batch_script(job, options.template_file.empty() ? own_template() : config::read_text_file(options.template_file));
+  const std::string script =
+      batch_script(job, options.template_file.empty() ? own_template() : config::read_text_file(options.template_file));
   if (options.dry_run) {
     std::printf("%s", script.c_str());
     return;
@@ -223,19 +249,28 @@ void submit(const SubmitOptions& options) {
   for (auto& run : runs) {
     require_free(run.directory);
     run.is_new = training::run_place(run.directory) == RunPlace::kNothing;
-    run.submission = {{"time", training::utc_now()}, {"command", options.command}, {"job_name", job.name}, {"nodes", job.nodes}, {"ranks_per_node", job.ranks_per_node},
-                      {"gpus_per_node", job.gpus_per_node}, {"time_limit", job.time}, {"script", runs[0].directory + "/job.sbatch"}, {"job", nullptr}};
+    run.submission = {{"time", training::utc_now()},
+                      {"command", options.command},
+                      {"job_name", job.name},
+                      {"nodes", job.nodes},
+                      {"ranks_per_node", job.ranks_per_node},
+                      {"gpus_per_node", job.gpus_per_node},
+                      {"time_limit", job.time},
+                      {"script", runs[0].directory + "/job.sbatch"},
+                      {"job", nullptr}};
     if (is_array) run.submission["task"] = run.task;
   }
   const auto take_back = [&] {
     std::error_code ignored;
     for (const auto& run : runs)
-      if (run.is_new && training::run_place(run.directory) == RunPlace::kPrepared) fs::remove_all(run.directory, ignored);
+      if (run.is_new && training::run_place(run.directory) == RunPlace::kPrepared)
+        fs::remove_all(run.directory, ignored);
   };
   std::string id;
   try {
     for (const auto& run : runs) {
-      training::prepare_run_directory(run.directory, {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
+      training::prepare_run_directory(run.directory,
+                                      {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
     id = call_sbatch({}, runs[0].submission["script"]);
@@ -247,18 +282,22 @@ void submit(const SubmitOptions& options) {
     run.submission["job"] = is_array ? id + "_" + run.task : id;
     checkpoints::write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
   }
-  const auto counted = [](size_t count, const std::string& what) { return std::to_string(count) + " " + what + (count == 1 ? "" : "s"); };
+  const auto counted = [](size_t count, const std::string& what) {
+    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+  };
   const bool only_minutes = job.time.find_first_not_of("0123456789") == std::string::npos;
-  const std::string limit = job.time.empty() ? "" : ", time limit of each start: " + job.time + (only_minutes ? " minutes" : "");
-  std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(), counted(runs.size(), "run").c_str(), job.nodes.c_str(),
-              nodes == 1 ? "" : "s", counted(job.ranks_per_node, "rank").c_str(), limit.c_str());
+  const std::string limit =
+      job.time.empty() ? "" : ", time limit of each start: " + job.time + (only_minutes ? " minutes" : "");
+  std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(),
+              counted(runs.size(), "run").c_str(), job.nodes.c_str(), nodes == 1 ? "" : "s",
+              counted(job.ranks_per_node, "rank").c_str(), limit.c_str());
   for (const auto& run : runs)
     if (training::run_place(run.directory) == RunPlace::kBegun)
       std::printf("%s holds an unfinished run: the job goes on with it\n", run.directory.c_str());
   const std::string shown = for_task(train.run_directory, runs[0].task);
   const std::string output = shown + "/logs/slurm-" + (is_array ? id + "_" + runs[0].task : id) + ".out";
-  std::printf("how it goes:  muster status %s\nits output:   %s\nto end it:    scancel %s\n", shell_quoted(shown).c_str(), shell_quoted(output).c_str(),
-              id.c_str());
+  std::printf("how it goes:  muster status %s\nits output:   %s\nto end it:    scancel %s\n",
+              shell_quoted(shown).c_str(), shell_quoted(output).c_str(), id.c_str());
 }
 
 std::string submit_again(const std::string& run_directory) {
@@ -266,7 +305,8 @@ std::string submit_again(const std::string& run_directory) {
   const std::string task = std::getenv("SLURM_ARRAY_TASK_ID") ? std::getenv("SLURM_ARRAY_TASK_ID") : "";
   std::vector<std::string> words;
   if (!task.empty()) words.push_back("--array=" + task);
-  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(words, script), name = task.empty() ? id : id + "_" + task;
+  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(words, script),
+                    name = task.empty() ? id : id + "_" + task;
   submission["script"] = script;
   submission["job"] = name;
   checkpoints::write_file_atomically(run_directory + "/submission.json", text_of(submission));

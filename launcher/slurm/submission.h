@@ -11,19 +11,20 @@ struct SubmitOptions {
   int gpus_per_node = 0, ranks_per_node = 0, cpus_per_task = 0, grace_seconds = 0;
   int max_restarts = 3;
   std::vector<std::string> sbatch;
-  std::string site;           // name or file
-  std::string template_file;  // empty: muster's own
-  bool dry_run = false;       // print the script, write and submit nothing
+  std::string site;                  // name or file
+  std::string template_file;         // empty: muster's own
+  bool dry_run = false;              // print the script, write and submit nothing
   std::vector<std::string> command;  // train and its arguments
 };
 
-// Checks the experiment and its data as far as can be done without training, prepares the run directory (of an array: of each task), writes
-// RUN/job.sbatch and RUN/submission.json, and submits the script. Goes on with an unfinished run. Throws Error(kUsage) when a run is finished, in use, or has
-// a job in the queue already, and with sbatch's own words when it refuses; otherwise as train would.
+// Checks the experiment and its data as far as can be done without training, prepares the run directory (of an array:
+// of each task), writes RUN/job.sbatch and RUN/submission.json, and submits the script. Goes on with an unfinished run.
+// Throws Error(kUsage) when a run is finished, in use, or has a job in the queue already, and with sbatch's own words
+// when it refuses; otherwise as train would.
 void submit(const SubmitOptions& options);
 
-// RUN/job.sbatch once more, for a job that cannot be queued again: of an array the task of this process alone. Returns the new job's number, and writes it into
-// submission.json. Throws Error(kUsage) when sbatch refuses.
+// RUN/job.sbatch once more, for a job that cannot be queued again: of an array the task of this process alone. Returns
+// the new job's number, and writes it into submission.json. Throws Error(kUsage) when sbatch refuses.
 std::string submit_again(const std::string& run_directory);
 
 }  // namespace muster::launcher

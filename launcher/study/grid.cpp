@@ -19,9 +19,12 @@ constexpr auto kLookAgain = std::chrono::seconds(10);
 Grid::Grid(const StudyDirectory& directory, ProgressLine& progress) : directory_(directory), progress_(progress) {
   const auto& cells = directory_.spec().cells;
   for (size_t cell = cells.size(); cell-- > 0;)
-    if (directory_.is_trained(cells[cell])) ++done_;
-    else open_.push_back(cell);
-  progress_.note(std::to_string(cells.size()) + " trainings: " + std::to_string(done_) + " done, " + std::to_string(open_.size()) + " to do");
+    if (directory_.is_trained(cells[cell]))
+      ++done_;
+    else
+      open_.push_back(cell);
+  progress_.note(std::to_string(cells.size()) + " trainings: " + std::to_string(done_) + " done, " +
+                 std::to_string(open_.size()) + " to do");
 }
 
 json Grid::ask(const json& request) {
@@ -38,8 +41,10 @@ json Grid::next() {
   if (open_.empty() && !elsewhere_.empty() && Clock::now() - looked_ > kLookAgain) {
     looked_ = Clock::now();
     for (const size_t cell : elsewhere_)
-      if (directory_.is_trained(directory_.spec().cells[cell])) ++done_;
-      else open_.push_back(cell);
+      if (directory_.is_trained(directory_.spec().cells[cell]))
+        ++done_;
+      else
+        open_.push_back(cell);
     elsewhere_.clear();
   }
   // Another job may have trained it since.
@@ -72,8 +77,9 @@ void Grid::ended(size_t cell, const std::string& state, const std::string& reaso
   const auto left = static_cast<double>(open_.size()) + static_cast<double>(running_) / 2;
   const double each = std::chrono::duration<double>(Clock::now() - started_).count() / static_cast<double>(here_);
   if (state == "failed") progress_.note(name + ": failed: " + reason);
-  progress_.show(name + "  (" + std::to_string(done_) + "/" + std::to_string(directory_.spec().cells.size()) + " done, " +
-        std::to_string(failures_.size()) + " failed, " + std::to_string(running_) + " running; left " + duration_text(each * left) + ")");
+  progress_.show(name + "  (" + std::to_string(done_) + "/" + std::to_string(directory_.spec().cells.size()) +
+                 " done, " + std::to_string(failures_.size()) + " failed, " + std::to_string(running_) +
+                 " running; left " + duration_text(each * left) + ")");
 }
 
 }  // namespace muster::launcher

@@ -35,9 +35,9 @@ class Grid final : public WorkSource {
 
   const StudyDirectory& directory_;
   ProgressLine& progress_;
-  std::vector<size_t> open_;       // still to be trained, the next one last
-  std::vector<size_t> elsewhere_;  // another job is at them
-  std::set<size_t> met_elsewhere_;  // also those that have come back
+  std::vector<size_t> open_;                 // still to be trained, the next one last
+  std::vector<size_t> elsewhere_;            // another job is at them
+  std::set<size_t> met_elsewhere_;           // also those that have come back
   Clock::time_point looked_ = Clock::now();  // at those of other jobs
   std::vector<Failure> failures_;
   int64_t running_ = 0, here_ = 0, done_ = 0;  // here_: trained by this job

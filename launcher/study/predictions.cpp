@@ -22,11 +22,16 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
   bool quoted = false;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
-    if (quoted && c == '"' && i + 1 < text.size() && text[i + 1] == '"') records.back().back() += text[++i];
-    else if (c == '"') quoted = !quoted;
-    else if (!quoted && c == ',') records.back().emplace_back();
-    else if (!quoted && c == '\n') records.push_back({""});
-    else records.back().back() += c;
+    if (quoted && c == '"' && i + 1 < text.size() && text[i + 1] == '"')
+      records.back().back() += text[++i];
+    else if (c == '"')
+      quoted = !quoted;
+    else if (!quoted && c == ',')
+      records.back().emplace_back();
+    else if (!quoted && c == '\n')
+      records.push_back({""});
+    else
+      records.back().back() += c;
   }
   records.pop_back();  // behind the last newline
   return records;
@@ -41,13 +46,17 @@ metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
   std::vector<std::string> header, labels, predictions;
   for (const auto& path : files) {
     const auto records = read_csv(config::read_text_file(path));
-    const auto wrong = [&](const std::string& what) { return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again."); };
-    if (records.empty() || records[0].size() < 3 || records[0][1] != "label") throw wrong("these are no predictions with labels");
+    const auto wrong = [&](const std::string& what) {
+      return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
+    };
+    if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
+      throw wrong("these are no predictions with labels");
     if (header.empty()) header = records[0];
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong("line " + std::to_string(i + 1) + " is not whole");
-      if (!ids.insert(records[i][0]).second) throw wrong("sample " + records[i][0] + " is in the test split of an earlier fold too");
+      if (!ids.insert(records[i][0]).second)
+        throw wrong("sample " + records[i][0] + " is in the test split of an earlier fold too");
       labels.push_back(records[i][1]);
       predictions.push_back(records[i][2]);
     }
@@ -69,7 +78,8 @@ metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
     }
     return values;
   };
-  return metrics::classification_metrics(classes(predictions), classes(labels), static_cast<int64_t>(header.size()) - 3).metrics;
+  return metrics::classification_metrics(classes(predictions), classes(labels), static_cast<int64_t>(header.size()) - 3)
+      .metrics;
 }
 
 }  // namespace muster::launcher

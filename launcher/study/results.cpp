@@ -98,7 +98,8 @@ StudyResults read_results(const StudyDirectory& directory) {
     results.is_miar = results.is_miar || result.is_miar;
     auto& one = results.variants[static_cast<size_t>(cell.variant)];
     const size_t seed = i / variants / folds, fold = i / variants % folds;
-    for (size_t metric = 0; metric < results.metrics.size(); ++metric) one.folds[metric][fold][seed] = value_of(result.test, results.metrics[metric]);
+    for (size_t metric = 0; metric < results.metrics.size(); ++metric)
+      one.folds[metric][fold][seed] = value_of(result.test, results.metrics[metric]);
     one.validation[seed] += value_of(result.validation, results.metrics[0]) / static_cast<double>(folds);
     ++one.trained;
     files[static_cast<size_t>(cell.variant)][seed].push_back(directory.run(cell) + "/predictions-test.csv");
@@ -113,7 +114,8 @@ StudyResults read_results(const StudyDirectory& directory) {
       if (!is_whole) continue;
       const auto pooled = folds > 1 ? pooled_metrics(files[variant][seed]) : metrics::Metrics();
       for (size_t metric = 0; metric < results.metrics.size(); ++metric)
-        one.pooled[metric][seed] = folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];
+        one.pooled[metric][seed] =
+            folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];
     }
   results.comparisons = compare_with_base(results, spec.study);
   results.best = best_variant(results, spec.study.select_on() == Study::TEST);

@@ -25,14 +25,15 @@ struct Comparison {
 
 struct StudyResults {
   std::vector<std::string> metrics;
-  int folds = 0;  // 0: the study has none
+  int folds = 0;                                     // 0: the study has none
   std::vector<VariantResults> variants;              // as StudySpec::variants
   std::vector<std::vector<Comparison>> comparisons;  // [metric][variant - 1]
-  int best = -1;       // the variant that is best by select_on; -1: nothing is trained
+  int best = -1;                                     // the variant that is best by select_on; -1: nothing is trained
   bool is_miar = false;
 };
 
-// Reads what is trained. Throws Error(kBadData) when files contradict each other, Error(kBadConfig) when a metric is not there.
+// Reads what is trained. Throws Error(kBadData) when files contradict each other, Error(kBadConfig) when a metric is
+// not there.
 StudyResults read_results(const StudyDirectory& directory);
 
 // Mean and standard deviation (n - 1) of the values that are there; std is NaN below two.

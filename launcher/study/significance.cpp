@@ -26,8 +26,10 @@ Values units(const VariantResults& results, const VariantResults& partner, size_
     Values seeds = results.folds[metric][fold];
     for (size_t seed = 0; seed < seeds.size(); ++seed)
       if (!std::isfinite(partner.folds[metric][fold][seed])) seeds[seed] = std::numeric_limits<double>::quiet_NaN();
-    if (pairs == Study::FOLDS) values.push_back(spread(seeds).mean);
-    else values.insert(values.end(), seeds.begin(), seeds.end());
+    if (pairs == Study::FOLDS)
+      values.push_back(spread(seeds).mean);
+    else
+      values.insert(values.end(), seeds.begin(), seeds.end());
   }
   return values;
 }
@@ -55,13 +57,19 @@ std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& resul
   const ToolEnd end = run_tool({python_program(), "-c", std::string(embedded::study_significance_py)}, request.dump());
   const json answer = end.code == 0 ? json::parse(end.said, nullptr, false) : json();
   if (!answer.is_array())
-    throw distributed::Error(distributed::ExitCode::kBadConfig, "the comparisons need SciPy, and " + python_program() + " could not make them (./setup.sh sets it up; MUSTER_PYTHON names another one):\n" + end.said);
+    throw distributed::Error(distributed::ExitCode::kBadConfig,
+                             "the comparisons need SciPy, and " + python_program() +
+                                 " could not make them (./setup.sh sets it up; MUSTER_PYTHON names another one):\n" +
+                                 end.said);
   std::vector<std::vector<Comparison>> comparisons;
   for (const auto& family : answer) {
     comparisons.emplace_back();
     for (const auto& one : family) {
-      const auto number = [&](const char* name) { return one[name].is_number() ? one[name].get<double>() : std::numeric_limits<double>::quiet_NaN(); };
-      comparisons.back().push_back({one["n"], number("difference"), number("low"), number("high"), number("p"), number("p_holm")});
+      const auto number = [&](const char* name) {
+        return one[name].is_number() ? one[name].get<double>() : std::numeric_limits<double>::quiet_NaN();
+      };
+      comparisons.back().push_back(
+          {one["n"], number("difference"), number("low"), number("high"), number("p"), number("p_holm")});
     }
   }
   return comparisons;

@@ -4,7 +4,8 @@
 
 namespace muster::launcher {
 
-// Every variant against the base, for every metric: [metric][variant - 1]. By SciPy, in a Python process (significance.py). Throws Error(kBadConfig) when that cannot run.
+// Every variant against the base, for every metric: [metric][variant - 1]. By SciPy, in a Python process
+// (significance.py). Throws Error(kBadConfig) when that cannot run.
 std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& results, const Study& study);
 
 }  // namespace muster::launcher

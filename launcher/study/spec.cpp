@@ -13,7 +13,8 @@ namespace {
 // What the study itself decides, or what is no part of a model.
 constexpr const char* kOwn[] = {"name", "seed", "data.split.fold", "data.split.test_group"};
 // How a process computes: the same for all that it trains.
-constexpr const char* kOfProcess[] = {"training.threads", "training.device", "training.share_device", "training.reproducible", "training.tf32"};
+constexpr const char* kOfProcess[] = {"training.threads", "training.device", "training.share_device",
+                                      "training.reproducible", "training.tf32"};
 
 template <size_t count>
 bool is_one_of(const char* const (&paths)[count], const std::string& path) {
@@ -22,7 +23,8 @@ bool is_one_of(const char* const (&paths)[count], const std::string& path) {
 
 class StudyReader {
  public:
-  StudyReader(const std::string& path, const std::vector<std::string>& overrides) : path_(path), overrides_(overrides), file_(path, study_) {}
+  StudyReader(const std::string& path, const std::vector<std::string>& overrides)
+      : path_(path), overrides_(overrides), file_(path, study_) {}
 
   StudySpec read() {
     file_.resolve_paths(*study_.mutable_set());
@@ -42,53 +44,77 @@ class StudyReader {
   void check_override(const std::string& text, const std::string& field, bool of_variant) {
     const std::string path = path_of_override(text);
     const std::string no = path + " cannot be set here: ";
-    if (is_one_of(kOwn, path)) file_.problem(field, no + (path == "seed" ? "a study has its own `seeds`" : path == "name" ? "a study names what it trains" : "a study has its own `folds`"));
-    if (of_variant && (is_one_of(kOfProcess, path) || path.rfind("checkpoints.", 0) == 0 || path.rfind("deadlines.", 0) == 0))
+    if (is_one_of(kOwn, path))
+      file_.problem(field, no + (path == "seed"   ? "a study has its own `seeds`"
+                                 : path == "name" ? "a study names what it trains"
+                                                  : "a study has its own `folds`"));
+    if (of_variant &&
+        (is_one_of(kOfProcess, path) || path.rfind("checkpoints.", 0) == 0 || path.rfind("deadlines.", 0) == 0))
       file_.problem(field, no + "it is the same for base and variants; the study's own `set` takes it");
   }
 
   void check_variants(const std::vector<std::string>& set) {
-    if (study_.variants_size() == 0 && file_.is_whole()) file_.problem("variants", "there are no variants to compare with the base, e.g. variants { name: \"no_avel\" set: \"foal_net.avel_weight=0\" }");
+    if (study_.variants_size() == 0 && file_.is_whole())
+      file_.problem("variants",
+                    "there are no variants to compare with the base, e.g. variants { name: \"no_avel\" set: "
+                    "\"foal_net.avel_weight=0\" }");
     std::set<std::string> names{"base"};
     for (int i = 0; i < study_.variants_size(); ++i) {
       const Variant& variant = study_.variants(i);
       const std::string at = "variants[" + std::to_string(i) + "]";
-      const bool clean = std::all_of(variant.name().begin(), variant.name().end(), [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '-'; });
+      const bool clean = std::all_of(variant.name().begin(), variant.name().end(), [](unsigned char c) {
+        return std::isalnum(c) || c == '.' || c == '_' || c == '-';
+      });
       if (variant.name().empty() || !clean || variant.name()[0] == '.')
-        file_.problem(at + ".name", "a variant needs a name of letters, digits, \".\", \"_\" and \"-\" (its folder); `label` is what tables call it");
+        file_.problem(at + ".name",
+                      "a variant needs a name of letters, digits, \".\", \"_\" and \"-\" (its folder); `label` is what "
+                      "tables call it");
       else if (!names.insert(variant.name()).second)
-        file_.problem(at + ".name", variant.name() == "base" ? "\"base\" is the base experiment" : "two variants are called " + variant.name());
-      if (variant.set_size() == 0) file_.problem(at, "variant " + variant.name() + " needs at least one `set`: it would be the base");
+        file_.problem(at + ".name", variant.name() == "base" ? "\"base\" is the base experiment"
+                                                             : "two variants are called " + variant.name());
+      if (variant.set_size() == 0)
+        file_.problem(at, "variant " + variant.name() + " needs at least one `set`: it would be the base");
       for (int j = 0; j < variant.set_size(); ++j) {
         const std::string field = at + ".set[" + std::to_string(j) + "]";
         check_override(variant.set(j), field, true);
         if (!file_.base_is_good()) continue;
         auto overrides = set;
         overrides.insert(overrides.end(), variant.set().begin(), variant.set().begin() + j + 1);
-        if (const std::string why = file_.refusal(overrides); !why.empty()) file_.problem(field, variant.name() + ": " + variant.set(j) + ": " + why);
+        if (const std::string why = file_.refusal(overrides); !why.empty())
+          file_.problem(field, variant.name() + ": " + variant.set(j) + ": " + why);
       }
     }
   }
 
   void check_numbers(const std::vector<std::string>& set) {
     if (study_.has_seeds() && study_.seeds() == 0) file_.problem("seeds", "seeds must be at least 1");
-    if (study_.has_ranks_per_run() && study_.ranks_per_run() == 0) file_.problem("ranks_per_run", "ranks_per_run must be at least 1");
+    if (study_.has_ranks_per_run() && study_.ranks_per_run() == 0)
+      file_.problem("ranks_per_run", "ranks_per_run must be at least 1");
     if (study_.has_significance_level() && !(study_.significance_level() > 0 && study_.significance_level() < 1))
       file_.problem("significance_level", "significance_level must be between 0 and 1, e.g. 0.05");
     std::set<std::string> seen;
     for (int i = 0; i < study_.metrics_size(); ++i) {
       const std::string field = "metrics[" + std::to_string(i) + "]";
       if (!seen.insert(study_.metrics(i)).second) file_.problem(field, study_.metrics(i) + " is listed twice");
-      if (study_.metrics(i) == "loss") file_.problem(field, "the loss is no metric of the test split");
-      else if (const std::string why = file_.base_is_good() ? file_.refusal({"evaluation.select_by=" + study_.metrics(i)}) : ""; !why.empty()) file_.problem(field, why);
+      if (study_.metrics(i) == "loss")
+        file_.problem(field, "the loss is no metric of the test split");
+      else if (const std::string why =
+                   file_.base_is_good() ? file_.refusal({"evaluation.select_by=" + study_.metrics(i)}) : "";
+               !why.empty())
+        file_.problem(field, why);
     }
-    if (study_.pairs() == Study::FOLDS && study_.folds() < 2) file_.problem("pairs", "pairs: FOLDS needs folds: 2 or more");
+    if (study_.pairs() == Study::FOLDS && study_.folds() < 2)
+      file_.problem("pairs", "pairs: FOLDS needs folds: 2 or more");
     if (!file_.base_is_good() || study_.folds() == 0 || !file_.refusal(set).empty()) return;
     const auto split = file_.varied(set).data().split();
-    if (split.kind() == config::Split::FIXED) file_.problem("folds", "folds needs a base experiment with folds: data.split.kind LEAVE_ONE_GROUP_OUT or K_FOLD");
+    if (split.kind() == config::Split::FIXED)
+      file_.problem("folds", "folds needs a base experiment with folds: data.split.kind LEAVE_ONE_GROUP_OUT or K_FOLD");
     if (split.kind() == config::Split::K_FOLD && study_.folds() > split.folds())
       file_.problem("folds", "the base experiment has " + std::to_string(split.folds()) + " folds (data.split.folds)");
-    if (!split.test_group().empty()) file_.problem("folds", "the base experiment names its test group (data.split.test_group), which leaves nothing for folds to choose");
+    if (!split.test_group().empty())
+      file_.problem(
+          "folds",
+          "the base experiment names its test group (data.split.test_group), which leaves nothing for folds to choose");
   }
 
   void set_defaults() {
@@ -118,7 +144,8 @@ class StudyReader {
     for (int64_t seed = first_seed; seed < first_seed + study_.seeds(); ++seed)
       for (int fold = 0; fold < (has_folds ? static_cast<int>(study_.folds()) : 1); ++fold)
         for (size_t variant = 0; variant < spec.variants.size(); ++variant) {
-          const std::string folder = "cells/" + spec.variants[variant].name() + "/seed-" + std::to_string(seed) + (has_folds ? "-fold-" + std::to_string(fold) : "");
+          const std::string folder = "cells/" + spec.variants[variant].name() + "/seed-" + std::to_string(seed) +
+                                     (has_folds ? "-fold-" + std::to_string(fold) : "");
           spec.cells.push_back({static_cast<int>(variant), seed, has_folds ? fold : -1, folder});
         }
     return spec;
@@ -142,6 +169,8 @@ config::LoadedExperiment StudySpec::experiment(const Cell& cell) const {
   return config::load_experiment(study.base(), overrides);
 }
 
-StudySpec load_study(const std::string& path, const std::vector<std::string>& overrides) { return StudyReader(path, overrides).read(); }
+StudySpec load_study(const std::string& path, const std::vector<std::string>& overrides) {
+  return StudyReader(path, overrides).read();
+}
 
 }  // namespace muster::launcher

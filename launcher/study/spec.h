@@ -12,7 +12,7 @@ namespace muster::launcher {
 struct Cell {
   int variant;  // index into StudySpec::variants
   int64_t seed;
-  int fold;  // -1: the split as it stands
+  int fold;            // -1: the split as it stands
   std::string folder;  // in the study's directory: "cells/no_avel/seed-1-fold-0"
 };
 
@@ -20,14 +20,15 @@ struct Cell {
 struct StudySpec {
   Study study;                    // fully resolved, but for `metrics`, which may be empty
   std::vector<Variant> variants;  // the base first, then the study's
-  std::vector<Cell> cells;        // in the order of training: whole seeds one after another, so that what there is can be compared at any time
+  std::vector<Cell> cells;  // in the order of training: whole seeds one after another, so that what there is can be
+                            // compared at any time
 
   // What a cell trains. Throws as load_experiment.
   config::LoadedExperiment experiment(const Cell& cell) const;
 };
 
-// Reads a study file (text format of muster.launcher.Study). Throws one Error(kBadConfig) that names ALL problems together, with file and line.
-// overrides: what `set` has besides.
+// Reads a study file (text format of muster.launcher.Study). Throws one Error(kBadConfig) that names ALL problems
+// together, with file and line. overrides: what `set` has besides.
 StudySpec load_study(const std::string& path, const std::vector<std::string>& overrides = {});
 
 }  // namespace muster::launcher

@@ -29,11 +29,16 @@ void StudyDirectory::require_same_settings() const {
   for (const auto& cell : spec_.cells) {
     const std::string config = run(cell) + "/config.txtpb";
     if (!fs::exists(config)) continue;
-    const auto differences = config::differences(config::parse_stored(config::read_text_file(config), config), spec_.experiment(cell).experiment);
+    const auto differences = config::differences(config::parse_stored(config::read_text_file(config), config),
+                                                 spec_.experiment(cell).experiment);
     if (differences.empty()) continue;
-    std::string text = run(cell) + " was trained with other settings than the study now asks for, so its numbers could not be compared:";
-    for (const auto& difference : differences) text += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
-    throw Error(ExitCode::kBadConfig, text + "\nGive another --study-dir, undo the change, or remove that folder to have it trained again.");
+    std::string text =
+        run(cell) +
+        " was trained with other settings than the study now asks for, so its numbers could not be compared:";
+    for (const auto& difference : differences)
+      text += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
+    throw Error(ExitCode::kBadConfig,
+                text + "\nGive another --study-dir, undo the change, or remove that folder to have it trained again.");
   }
 }
 
@@ -46,16 +51,22 @@ training::RunResult StudyDirectory::result(const Cell& cell) const {
   } catch (const Error& damaged) {
     throw Error(damaged.code(), std::string(damaged.what()) + "; remove that run's folder to have it trained again");
   }
-  if (result.test.empty()) throw Error(ExitCode::kBadData, run(cell) + "/result.json: there is no test split, and a study compares by it (data.split, docs/data.md)");
+  if (result.test.empty())
+    throw Error(
+        ExitCode::kBadData,
+        run(cell) + "/result.json: there is no test split, and a study compares by it (data.split, docs/data.md)");
   return result;
 }
 
 void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const training::RunLock lock(run(cell));
-    tidy_run(run(cell), {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"}, spec_.study.keep_weights());
+    tidy_run(run(cell),
+             {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"},
+             spec_.study.keep_weights());
   } catch (const Error& held) {
-    if (held.code() != ExitCode::kUsage) throw;  // another job looks at it and will tidy it, or a file that is no lock lies in the way
+    if (held.code() != ExitCode::kUsage)
+      throw;  // another job looks at it and will tidy it, or a file that is no lock lies in the way
   }
 }
 
@@ -69,14 +80,19 @@ void StudyDirectory::require_same_data() const {
     const std::string path = run(cell) + "/environment.json";
     std::ifstream file(path);
     const json environment = json::parse(file, nullptr, false);
-    if (!environment.is_object()) throw Error(ExitCode::kBadData, path + ": cannot be read as JSON; remove that run's folder to have it trained again");
+    if (!environment.is_object())
+      throw Error(ExitCode::kBadData,
+                  path + ": cannot be read as JSON; remove that run's folder to have it trained again");
     const std::string hash = environment.value(json::json_pointer("/data/sha256"), "");
-    const auto config = config::parse_stored(config::read_text_file(run(cell) + "/config.txtpb"), run(cell) + "/config.txtpb");
+    const auto config =
+        config::parse_stored(config::read_text_file(run(cell) + "/config.txtpb"), run(cell) + "/config.txtpb");
     if (!config.data().has_path()) continue;  // built-in data is what its settings say
     const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;
     if (first.hash != hash)
-      throw Error(ExitCode::kBadData, config.data().path() + " has changed during the study: " + first.run + " and " + run(cell) +
-                                          " were trained on different data (data.sha256 in environment.json). Remove the folders of the older ones to have them trained again.");
+      throw Error(ExitCode::kBadData, config.data().path() + " has changed during the study: " + first.run + " and " +
+                                          run(cell) +
+                                          " were trained on different data (data.sha256 in environment.json). Remove "
+                                          "the folders of the older ones to have them trained again.");
   }
 }
 

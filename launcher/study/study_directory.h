@@ -7,11 +7,12 @@
 
 namespace muster::launcher {
 
-// The folder of a study: cells/<variant>/seed-<s>[-fold-<f>], each the directory of a run; the tables beside them. It is nothing but its runs: a cell is done when its run is, and
-// several jobs may work in it at once.
+// The folder of a study: cells/<variant>/seed-<s>[-fold-<f>], each the directory of a run; the tables beside them. It
+// is nothing but its runs: a cell is done when its run is, and several jobs may work in it at once.
 class StudyDirectory {
  public:
-  // Makes the folder where it is not there. Throws Error(kBadConfig) when runs in it were trained with other settings than the study now asks for, naming one and what differs; Error(kIo).
+  // Makes the folder where it is not there. Throws Error(kBadConfig) when runs in it were trained with other settings
+  // than the study now asks for, naming one and what differs; Error(kIo).
   StudyDirectory(const std::string& path, StudySpec spec);
 
   const std::string& path() const { return path_; }

@@ -7,7 +7,8 @@ namespace muster::launcher {
 namespace {
 
 size_t width_of(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));  // characters, not bytes
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));  // characters, not bytes
 }
 
 std::string markdown_cell(const std::string& text) {
@@ -17,9 +18,22 @@ std::string markdown_cell(const std::string& text) {
 }
 
 std::string latex_text(const std::string& text) {
-  static const std::map<std::string, std::string> known{
-      {"±", "$\\pm$"}, {"Δ", "$\\Delta$"}, {"≥", "$\\ge$"}, {"−", "$-$"}, {"_", "\\_"}, {"%", "\\%"}, {"&", "\\&"}, {"#", "\\#"}, {"$", "\\$"}, {"{", "\\{"}, {"}", "\\}"},
-      {"~", "\\textasciitilde{}"}, {"^", "\\textasciicircum{}"}, {"\\", "\\textbackslash{}"}, {"<", "$<$"}, {">", "$>$"}};
+  static const std::map<std::string, std::string> known{{"±", "$\\pm$"},
+                                                        {"Δ", "$\\Delta$"},
+                                                        {"≥", "$\\ge$"},
+                                                        {"−", "$-$"},
+                                                        {"_", "\\_"},
+                                                        {"%", "\\%"},
+                                                        {"&", "\\&"},
+                                                        {"#", "\\#"},
+                                                        {"$", "\\$"},
+                                                        {"{", "\\{"},
+                                                        {"}", "\\}"},
+                                                        {"~", "\\textasciitilde{}"},
+                                                        {"^", "\\textasciicircum{}"},
+                                                        {"\\", "\\textbackslash{}"},
+                                                        {"<", "$<$"},
+                                                        {">", "$>$"}};
   std::string result;
   for (size_t i = 0; i < text.size();) {
     size_t size = 1;
@@ -64,7 +78,8 @@ std::string as_text(const Table& table) {
 std::string as_markdown(const Table& table) {
   std::string text;
   for (const auto& warning : table.warnings) text += "> **WARNING: " + warning + "**\n\n";
-  text += table.caption + "\n\n| " + joined(table.header, " | ", markdown_cell) + " |\n|" + joined(table.header, "", [](const std::string&) { return std::string("---|"); }) + "\n";
+  text += table.caption + "\n\n| " + joined(table.header, " | ", markdown_cell) + " |\n|" +
+          joined(table.header, "", [](const std::string&) { return std::string("---|"); }) + "\n";
   for (const auto& row : table.rows) text += "| " + joined(row, " | ", markdown_cell) + " |\n";
   for (const auto& note : table.notes) text += "\n" + note + "\n";
   return text;
@@ -73,7 +88,8 @@ std::string as_markdown(const Table& table) {
 std::string as_latex(const Table& table) {
   std::string text = "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n";
   for (const auto& warning : table.warnings) text += "\\textbf{WARNING: " + latex_text(warning) + "}\\\\\n";
-  text += "\\caption{" + latex_text(table.caption) + "}\n\\begin{tabular}{l" + std::string(table.header.size() - 1, 'r') + "}\n\\toprule\n" + joined(table.header, " & ", latex_text) +
+  text += "\\caption{" + latex_text(table.caption) + "}\n\\begin{tabular}{l" +
+          std::string(table.header.size() - 1, 'r') + "}\n\\toprule\n" + joined(table.header, " & ", latex_text) +
           " \\\\\n\\midrule\n";
   for (const auto& row : table.rows) text += joined(row, " & ", latex_text) + " \\\\\n";
   text += "\\bottomrule\n\\end{tabular}\n";

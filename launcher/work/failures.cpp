@@ -4,11 +4,14 @@
 
 namespace muster::launcher {
 
-void stop_when_all_fail(const std::string& whole, const std::string& parts, int64_t ended, int64_t succeeded, const std::string& name, const std::string& reason) {
+void stop_when_all_fail(const std::string& whole, const std::string& parts, int64_t ended, int64_t succeeded,
+                        const std::string& name, const std::string& reason) {
   constexpr int64_t kHopeless = 10;
   if (ended < kHopeless || succeeded > 0) return;
   throw distributed::Error(distributed::ExitCode::kBadConfig,
-                           "all " + std::to_string(ended) + " " + parts + " of this job have failed, and none has ever succeeded, so the " + whole + " was stopped; the last one, " + name + ": " + reason);
+                           "all " + std::to_string(ended) + " " + parts +
+                               " of this job have failed, and none has ever succeeded, so the " + whole +
+                               " was stopped; the last one, " + name + ": " + reason);
 }
 
 }  // namespace muster::launcher

@@ -32,7 +32,9 @@ void ProgressLine::write() {
   std::string text = std::exchange(waiting_, "");
   if (terminal_) {
     winsize size = {};
-    const size_t width = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;  // a longer line could not be rewritten
+    const size_t width = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1
+                             ? size.ws_col - 1
+                             : 79;  // a longer line could not be rewritten
     if (text.size() > width) text.resize(width);
     std::fprintf(stderr, "\r%s\033[K", text.c_str());
     drawn_ = true;

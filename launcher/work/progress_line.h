@@ -5,8 +5,8 @@
 
 namespace muster::launcher {
 
-// What a person sees of a job that works on many things: on a terminal one line that is rewritten, otherwise a plain line for each thing that has ended, at most
-// one in a second. Goes to standard error. For use by one thread at a time.
+// What a person sees of a job that works on many things: on a terminal one line that is rewritten, otherwise a plain
+// line for each thing that has ended, at most one in a second. Goes to standard error. For use by one thread at a time.
 class ProgressLine {
  public:
   ProgressLine();

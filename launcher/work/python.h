@@ -4,7 +4,8 @@
 
 namespace muster::launcher {
 
-// The Python that has what requirements.txt lists: the one that muster was built with, or MUSTER_PYTHON from the environment.
+// The Python that has what requirements.txt lists: the one that muster was built with, or MUSTER_PYTHON from the
+// environment.
 std::string python_program();
 
 }  // namespace muster::launcher

@@ -18,12 +18,16 @@ using distributed::Error;
 SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message) : path_(path), problems_(path) {
   const std::string text = config::read_text_file(path);
   config::require_proto_message(text, path, message.GetDescriptor()->full_name());
-  const auto statements = config::outline(text, [&](int line, const std::string& what) { problems_.at_line(line, what); });
-  config::StatementReader(parsed_, problems_, [&](int line) { return path_ + ":" + std::to_string(line); }).read(statements, message, "");
+  const auto statements =
+      config::outline(text, [&](int line, const std::string& what) { problems_.at_line(line, what); });
+  config::StatementReader(parsed_, problems_, [&](int line) {
+    return path_ + ":" + std::to_string(line);
+  }).read(statements, message, "");
 }
 
 std::string SpecFile::place(const std::string& field) const {
-  for (std::string path = field; !path.empty(); path = path.substr(0, path.rfind('.') == std::string::npos ? 0 : path.rfind('.')))
+  for (std::string path = field; !path.empty();
+       path = path.substr(0, path.rfind('.') == std::string::npos ? 0 : path.rfind('.')))
     if (const auto found = parsed_.origins.find(path); found != parsed_.origins.end()) return found->second;
   return path_ + ":1";
 }
@@ -50,7 +54,8 @@ void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& ov
   constexpr std::string_view key = "data.path=";
   for (auto& text : overrides)
     if (text.size() > key.size() && text.compare(0, key.size(), key) == 0)
-      text = std::string(key) + fs::absolute(fs::path(path_).parent_path() / text.substr(key.size())).lexically_normal().string();
+      text = std::string(key) +
+             fs::absolute(fs::path(path_).parent_path() / text.substr(key.size())).lexically_normal().string();
 }
 
 std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
@@ -64,7 +69,8 @@ std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
     const auto line = text.find('\n');
     std::string first = line == std::string::npos ? text : text.substr(line + 1, text.find('\n', line + 1) - line - 1);
     first.erase(0, first.find_first_not_of(' '));
-    if (const std::string own = "--set " + overrides.back() + ": "; first.rfind(own, 0) == 0) first.erase(0, own.size());
+    if (const std::string own = "--set " + overrides.back() + ": "; first.rfind(own, 0) == 0)
+      first.erase(0, own.size());
     return first;
   }
 }

@@ -11,7 +11,8 @@
 
 namespace muster::launcher {
 
-// A text file that says what to do with a base experiment: a search, a study. Collects ALL that is wrong with it, each with its line.
+// A text file that says what to do with a base experiment: a search, a study. Collects ALL that is wrong with it, each
+// with its line.
 class SpecFile {
  public:
   // Reads the file into `message`, an empty one.
@@ -25,13 +26,16 @@ class SpecFile {
   // Makes the paths of data in overrides absolute: they are relative to the file's folder.
   void resolve_paths(google::protobuf::RepeatedPtrField<std::string>& overrides) const;
 
-  // The base experiment of the field `base`, and what `set` (overrides, the field of that name) makes of it. `base` becomes absolute.
+  // The base experiment of the field `base`, and what `set` (overrides, the field of that name) makes of it. `base`
+  // becomes absolute.
   void read_base(std::string& base, const std::vector<std::string>& set);
   bool base_is_good() const { return base_is_good_; }
   // The base experiment as it stands, without `set`.
   const config::Experiment& base() const { return base_; }
   // With overrides. Throws as load_experiment.
-  config::Experiment varied(const std::vector<std::string>& overrides) const { return config::load_experiment(base_path_, overrides).experiment; }
+  config::Experiment varied(const std::vector<std::string>& overrides) const {
+    return config::load_experiment(base_path_, overrides).experiment;
+  }
   // What is wrong with the base experiment with these overrides, in one line; empty: nothing.
   std::string refusal(const std::vector<std::string>& overrides) const;
 

@@ -9,8 +9,10 @@ void tidy_run(const std::string& run, const std::set<std::string>& kept, bool ke
   for (const auto& entry : std::filesystem::directory_iterator(run, ignored)) {
     const std::string name = entry.path().filename().string();
     if (kept.count(name)) continue;
-    if (name == "weights" && keep_weights) std::filesystem::remove(entry.path() / "last.safetensors", ignored);
-    else std::filesystem::remove_all(entry.path(), ignored);
+    if (name == "weights" && keep_weights)
+      std::filesystem::remove(entry.path() / "last.safetensors", ignored);
+    else
+      std::filesystem::remove_all(entry.path(), ignored);
   }
 }
 

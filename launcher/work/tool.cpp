@@ -33,10 +33,12 @@ std::string contents(std::FILE* file) {
 
 ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input) {
   const File in(std::tmpfile()), out(std::tmpfile()), errors(std::tmpfile());
-  const bool ready = in && out && errors && std::fwrite(input.data(), 1, input.size(), in.get()) == input.size() && std::fflush(in.get()) == 0;
+  const bool ready = in && out && errors && std::fwrite(input.data(), 1, input.size(), in.get()) == input.size() &&
+                     std::fflush(in.get()) == 0;
   std::fflush(nullptr);
   const pid_t child = ready ? fork() : -1;
-  if (child < 0) throw distributed::Error(distributed::ExitCode::kIo, "cannot start " + words[0] + ": " + std::strerror(errno));
+  if (child < 0)
+    throw distributed::Error(distributed::ExitCode::kIo, "cannot start " + words[0] + ": " + std::strerror(errno));
   if (child == 0) {
     if (!input.empty() && lseek(fileno(in.get()), 0, SEEK_SET) == 0) dup2(fileno(in.get()), STDIN_FILENO);
     dup2(fileno(out.get()), STDOUT_FILENO);
@@ -56,7 +58,8 @@ ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  ToolEnd end{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get()), contents(errors.get())};
+  ToolEnd end{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), contents(out.get()),
+              contents(errors.get())};
   if (end.code == 127) return {127, "there is no " + words[0] + " on the PATH", ""};
   if (end.code != 0) end.said += (end.said.empty() ? "" : "\n") + end.errors;
   return end;

@@ -11,7 +11,8 @@ struct ToolEnd {
   std::string errors;  // standard error
 };
 
-// Runs a program from the PATH (sbatch, squeue, scontrol) or at a path, and waits for it. input: what it reads from standard input, if not empty. Throws Error(kIo) when no process can be started.
+// Runs a program from the PATH (sbatch, squeue, scontrol) or at a path, and waits for it. input: what it reads from
+// standard input, if not empty. Throws Error(kIo) when no process can be started.
 ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input = "");
 
 }  // namespace muster::launcher

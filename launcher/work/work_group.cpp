@@ -33,11 +33,15 @@ bool any(distributed::Communicator& ranks, bool here) {
 
 void require_whole_groups(int ranks, uint32_t ranks_per_group, const std::string& field) {
   if (static_cast<uint32_t>(ranks) % ranks_per_group == 0) return;
-  throw Error(ExitCode::kUsage, field + " is " + std::to_string(ranks_per_group) + ", and the job's " + std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks") +
-                                    " cannot be parted into such groups: start a multiple of " + std::to_string(ranks_per_group) + ", or set another " + field);
+  throw Error(ExitCode::kUsage, field + " is " + std::to_string(ranks_per_group) + ", and the job's " +
+                                    std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks") +
+                                    " cannot be parted into such groups: start a multiple of " +
+                                    std::to_string(ranks_per_group) + ", or set another " + field);
 }
 
-WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group, const config::Training& training, WorkSource* source) : world_(world), source_(source) {
+WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group, const config::Training& training,
+                     WorkSource* source)
+    : world_(world), source_(source) {
   ranks_ = world.split(world.rank() / static_cast<int>(ranks_per_group));
   trainer_ = std::make_unique<training::TrialTrainer>(training, world, *ranks_);
   if (groups() == 1) return;
@@ -50,7 +54,8 @@ WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group,
   });
   address = world.all_gather_bytes(address)[0];
   distributed::together(world, [&] {
-    if (leads() && world.rank() != 0) connection_ = std::make_unique<RemoteWorkSource>(world.rank(), world.size(), address);
+    if (leads() && world.rank() != 0)
+      connection_ = std::make_unique<RemoteWorkSource>(world.rank(), world.size(), address);
   });
   source_ = connection_.get();
 }
@@ -88,7 +93,8 @@ void WorkGroup::work(const std::function<void(const json& task)>& train) {
   }
 }
 
-void WorkGroup::run(const std::function<void(const json& task)>& train, const std::function<void(bool stopped)>& conclude, const std::string& command) {
+void WorkGroup::run(const std::function<void(const json& task)>& train,
+                    const std::function<void(bool stopped)>& conclude, const std::string& command) {
   try {
     work(train);
   } catch (const SharedError& error) {
@@ -103,16 +109,19 @@ void WorkGroup::run(const std::function<void(const json& task)>& train, const st
   if (stopped) throw SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command);
 }
 
-// What is thrown on some ranks only: the others are in a collective, or come to one. It does not fit the one that is called here, which is an error on
-// every rank (communicator.h) and brings them here too.
+// What is thrown on some ranks only: the others are in a collective, or come to one. It does not fit the one that is
+// called here, which is an error on every rank (communicator.h) and brings them here too.
 SharedError WorkGroup::shared(const std::exception& own) {
   const auto* known = dynamic_cast<const Error*>(&own);
-  const std::string outcome = std::string(1, static_cast<char>(known ? known->code() : ExitCode::kInternal)) + own.what();
+  const std::string outcome =
+      std::string(1, static_cast<char>(known ? known->code() : ExitCode::kInternal)) + own.what();
   const distributed::CollectiveLabel label("what has failed");
   while (true) {
     try {
       const auto outcomes = ranks_->all_gather_bytes(outcome);
-      const auto is_cause = [](const std::string& text) { return text.find("Ranks disagree about") == std::string::npos; };
+      const auto is_cause = [](const std::string& text) {
+        return text.find("Ranks disagree about") == std::string::npos;
+      };
       const auto cause = std::find_if(outcomes.begin(), outcomes.end(), is_cause);
       const std::string& first = cause == outcomes.end() ? outcomes[0] : *cause;
       return SharedError(static_cast<ExitCode>(first[0]), first.substr(1));
@@ -143,10 +152,12 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
       ask({{"op", "stopping"}});
       return {Ending::kStopped, ""};
     case ExitCode::kIo:
-    case ExitCode::kPeerFailed: throw *failure;
+    case ExitCode::kPeerFailed:
+      throw *failure;
     default:
 #if defined(__GLIBC__)
-      ::malloc_trim(0);  // what a trial of another size has left in pieces (main.cpp keeps freed memory) may be what the next one lacks
+      ::malloc_trim(0);  // what a trial of another size has left in pieces (main.cpp keeps freed memory) may be what
+                         // the next one lacks
 #endif
       return {Ending::kFailed, reason_of(failure->what())};
   }
@@ -161,12 +172,17 @@ std::string reason_of(const std::string& message) {
     std::snprintf(text, sizeof text, "out of memory (%.3g GB at once)", std::stod(found[1]) / 1e9);
     return text;
   }
-  if (std::regex_search(message, found, std::regex("out of memory\\. Tried to allocate ([0-9.]+ \\w+)"))) return "out of memory (" + found[1].str() + " at once)";
+  if (std::regex_search(message, found, std::regex("out of memory\\. Tried to allocate ([0-9.]+ \\w+)")))
+    return "out of memory (" + found[1].str() + " at once)";
   std::string reason;
-  const std::string text = message.substr(0, std::min(message.find("\nframe #"), message.find("\nException raised from")));  // what Torch's exceptions say of the stack
+  const std::string text =
+      message.substr(0, std::min(message.find("\nframe #"),
+                                 message.find("\nException raised from")));  // what Torch's exceptions say of the stack
   for (const char c : text)
-    if (c != '\n' && (c != ' ' || reason.empty() || reason.back() != ' ')) reason += c;
-    else if (c == '\n') reason += ' ';
+    if (c != '\n' && (c != ' ' || reason.empty() || reason.back() != ' '))
+      reason += c;
+    else if (c == '\n')
+      reason += ' ';
   while (!reason.empty() && reason.back() == ' ') reason.pop_back();
   if (reason.size() <= kLongest) return reason;
   size_t end = kLongest - 3;

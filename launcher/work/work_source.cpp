@@ -15,8 +15,10 @@ using nlohmann::json;
 
 std::string text_of(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-WorkServer::WorkServer(WorkSource& source, int ranks, bool loopback) : source_(source), line_(0, ranks), address_(line_.listen(loopback)) {
-  if (address_.empty()) throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen (TCP) for the other ranks, which ask it for work");
+WorkServer::WorkServer(WorkSource& source, int ranks, bool loopback)
+    : source_(source), line_(0, ranks), address_(line_.listen(loopback)) {
+  if (address_.empty())
+    throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen (TCP) for the other ranks, which ask it for work");
   thread_ = std::thread([this] { serve(); });
 }
 
@@ -55,7 +57,9 @@ void WorkServer::serve() {
 
 RemoteWorkSource::RemoteWorkSource(int rank, int ranks, const std::string& address) : line_(rank, ranks) {
   if (!line_.connect(address))
-    throw Error(ExitCode::kPeerFailed, "rank " + std::to_string(rank) + " cannot reach rank 0 by TCP to ask it for work: is there a firewall between the hosts?");
+    throw Error(ExitCode::kPeerFailed,
+                "rank " + std::to_string(rank) +
+                    " cannot reach rank 0 by TCP to ask it for work: is there a firewall between the hosts?");
 }
 
 json RemoteWorkSource::ask(const json& request) {
@@ -66,10 +70,12 @@ json RemoteWorkSource::ask(const json& request) {
     ::poll(waits.data(), waits.size(), 1000);
     distributed::report_progress();
     for (const auto& event : line_.receive()) {
-      if (event.kind == Lifeline::Kind::kEnd) throw Error(ExitCode::kPeerFailed, "rank 0, which hands out the work, is gone");
+      if (event.kind == Lifeline::Kind::kEnd)
+        throw Error(ExitCode::kPeerFailed, "rank 0, which hands out the work, is gone");
       if (event.kind != Lifeline::Kind::kMessage) continue;
       json answer = json::parse(event.payload);
-      if (answer.contains("trouble")) throw Error(static_cast<ExitCode>(answer["code"].get<int>()), answer["trouble"].get<std::string>());
+      if (answer.contains("trouble"))
+        throw Error(static_cast<ExitCode>(answer["code"].get<int>()), answer["trouble"].get<std::string>());
       return answer;
     }
   }

@@ -24,10 +24,12 @@ class WorkSource {
   virtual nlohmann::json ask(const nlohmann::json& request) = 0;
 };
 
-// Rank 0's: answers its own group, and by a thread the first ranks of other groups, one request at a time, so that nobody waits for another's training.
+// Rank 0's: answers its own group, and by a thread the first ranks of other groups, one request at a time, so that
+// nobody waits for another's training.
 class WorkServer final : public WorkSource {
  public:
-  // Answers with what `source` says, which must outlive it and is only called with one request at a time. ranks: of the job. Throws Error(kPeerFailed) when it cannot listen.
+  // Answers with what `source` says, which must outlive it and is only called with one request at a time. ranks: of the
+  // job. Throws Error(kPeerFailed) when it cannot listen.
   WorkServer(WorkSource& source, int ranks, bool loopback);
   ~WorkServer() override;
 
@@ -39,7 +41,7 @@ class WorkServer final : public WorkSource {
   void serve();
 
   WorkSource& source_;
-  std::mutex mutex_;  // of the source and the trouble
+  std::mutex mutex_;     // of the source and the trouble
   std::string trouble_;  // an error that the thread met: the next ask() of rank 0 throws it
   distributed::ExitCode trouble_code_ = distributed::ExitCode::kInternal;
   distributed::Lifeline line_;

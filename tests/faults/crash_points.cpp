@@ -1,18 +1,23 @@
-// Trains a small run with a fault at every file operation in turn, goes on with what is left of it, and compares with the undisturbed run.
+// Trains a small run with a fault at every file operation in turn, goes on with what is left of it, and compares with
+// the undisturbed run.
 //
 //   crash_points train|prepared|saver FOLDER RANKS sync|async PART PARTS
 //
-// train: a whole training run; prepared: the same in a run directory that waits for it; saver: checkpoints alone, of a state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short
-// (fault_shim.c). saver has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only at the first
-// two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS deciding which share of all is done.
-// Each point is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second child
-// has another number of them. After each point:
+// train: a whole training run; prepared: the same in a run directory that waits for it; saver: checkpoints alone, of a
+// state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short (fault_shim.c). saver
+// has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only
+// at the first two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS
+// deciding which share of all is done. Each point is two forked children of this process, so that LibTorch is loaded
+// once; ranks are threads, and the second child has another number of them. After each point:
 //   - the first child was killed, has finished, or has ended by an error that a person can act on (74);
-//   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the newest one there, and finishes;
-//   - weights (last and best), results, the rows of metrics.jsonl and the tensors are those of the undisturbed run; the checkpoints that it kept are
-//     there, unless the fault made a save fail that was not needed any more, and all are whole. One too many may stay: it goes with the next save.
-// Before that, the log of the undisturbed run must show that every commit is flushed in the right order, since a power failure is not played.
-// Prints a line per broken promise, the counts last. Exit status: 1 if there is any.
+//   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the
+//   newest one there, and finishes;
+//   - weights (last and best), results, the rows of metrics.jsonl and the tensors are those of the undisturbed run; the
+//   checkpoints that it kept are
+//     there, unless the fault made a save fail that was not needed any more, and all are whole. One too many may stay:
+//     it goes with the next save.
+// Before that, the log of the undisturbed run must show that every commit is flushed in the right order, since a power
+// failure is not played. Prints a line per broken promise, the counts last. Exit status: 1 if there is any.
 #include <ATen/Parallel.h>
 #include <fcntl.h>
 #include <sys/wait.h>
@@ -84,7 +89,8 @@ std::string contents(const std::string& path) {
 int train(const Setting& setting, int ranks) {
   const auto body = [&](distributed::Communicator& communicator) {
     at::set_num_threads(1);
-    const auto loaded = config::load_experiment(setting.experiment(), {std::string("checkpoints.asynchronous=") + (setting.asynchronous ? "true" : "false")});
+    const auto loaded = config::load_experiment(
+        setting.experiment(), {std::string("checkpoints.asynchronous=") + (setting.asynchronous ? "true" : "false")});
     training::TrainOptions options;
     options.run_directory = setting.run();
     options.begin = training::Begin::kAuto;
@@ -122,8 +128,10 @@ int run_in_child(const Setting& setting, int ranks, long at, const std::string& 
     ::setenv("MUSTER_FAULT_AT", std::to_string(at).c_str(), 1);
     ::setenv("MUSTER_FAULT_KIND", kind.c_str(), 1);
     fault_shim_arm();
-    at::set_num_threads(1);  // PyTorch makes its thread pool anew in a forked child, and not safely from several threads
-    ::_exit(setting.trains ? train(setting, ranks) : faults::run_saver(setting.checkpoints(), setting.report(), ranks, setting.asynchronous));
+    at::set_num_threads(
+        1);  // PyTorch makes its thread pool anew in a forked child, and not safely from several threads
+    ::_exit(setting.trains ? train(setting, ranks)
+                           : faults::run_saver(setting.checkpoints(), setting.report(), ranks, setting.asynchronous));
   }
   int status = 0;
   while (::waitpid(child, &status, 0) < 0) {
@@ -153,10 +161,15 @@ const std::string kCheckpoint = "run/checkpoints/step-";
 // Steps of the checkpoints that are committed when the log ends: a commit gives a name, a removal takes it.
 std::set<uint64_t> committed(const Setting& setting, const std::string& kind) {
   std::set<uint64_t> steps;
-  const auto step_of = [](const std::string& path) { return std::strtoull(path.c_str() + kCheckpoint.size(), nullptr, 10); };
-  const auto is_checkpoint = [](const std::string& path) { return path.rfind(kCheckpoint, 0) == 0 && path.find('/', kCheckpoint.size()) == std::string::npos; };
+  const auto step_of = [](const std::string& path) {
+    return std::strtoull(path.c_str() + kCheckpoint.size(), nullptr, 10);
+  };
+  const auto is_checkpoint = [](const std::string& path) {
+    return path.rfind(kCheckpoint, 0) == 0 && path.find('/', kCheckpoint.size()) == std::string::npos;
+  };
   for (const auto& operation : operations(setting.log())) {
-    if (operation.name != "rename" || (operation.end != "ok" && !(operation.end == "killed" && kind == "kill_after"))) continue;
+    if (operation.name != "rename" || (operation.end != "ok" && !(operation.end == "killed" && kind == "kill_after")))
+      continue;
     if (is_checkpoint(operation.path)) steps.erase(step_of(operation.path));
     if (is_checkpoint(operation.target)) steps.insert(step_of(operation.target));
   }
@@ -182,7 +195,9 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
     return found;
   }
   const auto result = nlohmann::json::parse(contents(setting.run() + "/result.json"), nullptr, false);
-  found["result.json"] = result.is_discarded() ? "absent" : nlohmann::json{result["last"], result["best"], result["valid"], result["test"]}.dump();
+  found["result.json"] = result.is_discarded()
+                             ? "absent"
+                             : nlohmann::json{result["last"], result["best"], result["valid"], result["test"]}.dump();
   std::istringstream lines(contents(setting.run() + "/metrics.jsonl"));
   for (std::string line; std::getline(lines, line);) {
     auto row = nlohmann::json::parse(line, nullptr, false);
@@ -190,7 +205,8 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
     for (const char* name : {"samples_per_second", "bytes_sent", "microbatches"}) row.erase(name);
     found["metrics.jsonl"] += row.dump() + "\n";
   }
-  for (const char* name : {"last", "best"}) found[name] = checkpoints::sha256_of(contents(setting.run() + "/weights/" + name + ".safetensors"));
+  for (const char* name : {"last", "best"})
+    found[name] = checkpoints::sha256_of(contents(setting.run() + "/weights/" + name + ".safetensors"));
   for (const auto& entry : fs::directory_iterator(setting.run()))
     if (const std::string name = entry.path().filename().string(); name == "lock" || name.rfind("events.", 0) == 0)
       found["lock and TensorBoard files"] += name.substr(0, 6) + " ";
@@ -201,7 +217,8 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
 std::vector<std::string> leftovers(const Setting& setting) {
   std::vector<std::string> names;
   for (const auto& entry : fs::recursive_directory_iterator(setting.work()))
-    if (const std::string name = entry.path().filename().string(); name[0] == '.') names.push_back(fs::relative(entry.path(), setting.work()).string());
+    if (const std::string name = entry.path().filename().string(); name[0] == '.')
+      names.push_back(fs::relative(entry.path(), setting.work()).string());
   return names;
 }
 
@@ -213,10 +230,13 @@ std::optional<uint64_t> resumed_from(const Setting& setting) {
   return environment["resumes"].back().at("from_step").get<uint64_t>();
 }
 
-bool is_write(const std::string& name) { return name == "write" || name == "pwrite" || name == "writev" || name == "fwrite"; }
+bool is_write(const std::string& name) {
+  return name == "write" || name == "pwrite" || name == "writev" || name == "fwrite";
+}
 
-// A kill loses nothing that was written; a power failure does. So every commit must have been flushed: each file after its last write, the folder
-// before it gets its name, the name before anything older is taken away. What is not, if there is something.
+// A kill loses nothing that was written; a power failure does. So every commit must have been flushed: each file after
+// its last write, the folder before it gets its name, the name before anything older is taken away. What is not, if
+// there is something.
 std::string unflushed(const std::vector<Operation>& all) {
   for (std::size_t commit = 0; commit < all.size(); ++commit) {
     if (all[commit].name != "rename" || all[commit].target.rfind(kCheckpoint, 0) != 0) continue;
@@ -230,17 +250,21 @@ std::string unflushed(const std::vector<Operation>& all) {
     }
     for (const auto& [path, is_flushed] : flushed)
       if (!is_flushed) return path + " is not flushed when it is committed";
-    for (std::size_t i = commit + 1; i < all.size() && !(all[i].name == "fsync" && all[i].path == "run/checkpoints"); ++i)
-      if (all[i].path.rfind(kCheckpoint, 0) == 0) return "older checkpoints go before the name of " + all[commit].target + " is flushed";
+    for (std::size_t i = commit + 1; i < all.size() && !(all[i].name == "fsync" && all[i].path == "run/checkpoints");
+         ++i)
+      if (all[i].path.rfind(kCheckpoint, 0) == 0)
+        return "older checkpoints go before the name of " + all[commit].target + " is flushed";
   }
   return "";
 }
 
 // Faults to be tried: the operation's number and the kind.
-std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std::vector<Operation>& undisturbed, long part, long parts) {
+std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std::vector<Operation>& undisturbed,
+                                               long part, long parts) {
   const long count = static_cast<long>(undisturbed.size());
   constexpr std::size_t kMany = 8;
-  std::map<std::string, std::vector<long>> writes_to;  // ranks write at the same time: what follows each other may be of several files
+  std::map<std::string, std::vector<long>>
+      writes_to;  // ranks write at the same time: what follows each other may be of several files
   for (long i = 0; i < count; ++i)
     if (is_write(undisturbed[i].name)) writes_to[undisturbed[i].path].push_back(i);
   std::vector<std::pair<long, std::string>> points;
@@ -248,7 +272,9 @@ std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std
   for (long i = 0; i < count; ++i) {
     const bool writes = is_write(undisturbed[i].name);
     const auto& all = writes_to[undisturbed[i].path];
-    if (setting.trains && writes && all.size() > kMany && i != all[0] && i != all[1] && i != all[all.size() / 2] && i != all.back()) continue;
+    if (setting.trains && writes && all.size() > kMany && i != all[0] && i != all[1] && i != all[all.size() / 2] &&
+        i != all.back())
+      continue;
     for (const char* kind : {"kill", "kill_after", "ENOSPC", "EIO", "short"}) {
       if (std::string(kind) == "short" && !writes) continue;
       if (setting.trains && std::string(kind) != "kill" && ++number % 3 != 0) continue;
@@ -264,13 +290,15 @@ std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std
 
 int main(int argc, char** argv) {
   if (argc != 7) return 2;
-  const Setting setting{std::string(argv[1]) != "saver", std::string(argv[1]) == "prepared", argv[2], std::atoi(argv[3]), std::string(argv[4]) == "async"};
+  const Setting setting{std::string(argv[1]) != "saver", std::string(argv[1]) == "prepared", argv[2],
+                        std::atoi(argv[3]), std::string(argv[4]) == "async"};
   std::ofstream(setting.experiment()) << kExperiment;
   const auto clear = [&] {
     fs::remove_all(setting.work());
     fs::create_directories(setting.checkpoints());
     if (setting.trains) fs::remove_all(setting.run());
-    if (setting.prepared) training::prepare_run_directory(setting.run(), {{"job.sbatch", "#!/bin/bash\n"}, {"submission.json", "{}\n"}});
+    if (setting.prepared)
+      training::prepare_run_directory(setting.run(), {{"job.sbatch", "#!/bin/bash\n"}, {"submission.json", "{}\n"}});
   };
   clear();
   if (setting.trains) {  // what libraries make ready at their first use, the children inherit
@@ -308,29 +336,41 @@ int main(int argc, char** argv) {
     auto found = outcome(setting);
 
     std::vector<std::string> problems;
-    if (ended == -SIGKILL && kills) ++counts["killed"];
-    else if (ended == 0) ++counts["finished all the same"];
-    else if (ended == 74 && !kills) ++counts["stopped"];
-    else problems.push_back("the run ended with " + std::to_string(ended) + ": " + first_output);
-    if (resumed != 0) problems.push_back("resuming on " + std::to_string(ranks) + " ranks ended with " + std::to_string(resumed) + ": " + contents(setting.output()));
+    if (ended == -SIGKILL && kills)
+      ++counts["killed"];
+    else if (ended == 0)
+      ++counts["finished all the same"];
+    else if (ended == 74 && !kills)
+      ++counts["stopped"];
+    else
+      problems.push_back("the run ended with " + std::to_string(ended) + ": " + first_output);
+    if (resumed != 0)
+      problems.push_back("resuming on " + std::to_string(ranks) + " ranks ended with " + std::to_string(resumed) +
+                         ": " + contents(setting.output()));
     for (const uint64_t step : by_log)
-      if (on_disk.count(step) == 0) problems.push_back("the committed checkpoint of step " + std::to_string(step) + " is gone");
+      if (on_disk.count(step) == 0)
+        problems.push_back("the committed checkpoint of step " + std::to_string(step) + " is gone");
     const auto from = resumed_from(setting);
     const uint64_t newest = on_disk.empty() ? 0 : *on_disk.rbegin();
-    if (from && *from != newest) problems.push_back("it went on from step " + std::to_string(*from) + ", the newest checkpoint is of step " + std::to_string(newest));
+    if (from && *from != newest)
+      problems.push_back("it went on from step " + std::to_string(*from) + ", the newest checkpoint is of step " +
+                         std::to_string(newest));
     for (const auto& [what, text] : expected)
       // A save that failed is not done again once training is over.
-      if (found[what] != text && !(ended == 0 && !kills && what.rfind("checkpoint ", 0) == 0)) problems.push_back(what + ":\n" + found[what] + "\ninstead of\n" + text);
+      if (found[what] != text && !(ended == 0 && !kills && what.rfind("checkpoint ", 0) == 0))
+        problems.push_back(what + ":\n" + found[what] + "\ninstead of\n" + text);
     counts["broken"] += problems.empty() ? 0 : 1;
     for (const auto& problem : problems) {
       const auto& operation = undisturbed[at - 1];
-      std::printf("BROKEN: %s at operation %ld of %zu (%s %s), %s, %d ranks, %s: %s\n", kind.c_str(), at, undisturbed.size(), operation.name.c_str(),
-                  operation.path.c_str(), argv[1], setting.ranks, argv[4], problem.c_str());
+      std::printf("BROKEN: %s at operation %ld of %zu (%s %s), %s, %d ranks, %s: %s\n", kind.c_str(), at,
+                  undisturbed.size(), operation.name.c_str(), operation.path.c_str(), argv[1], setting.ranks, argv[4],
+                  problem.c_str());
     }
     for (const auto& name : leftovers(setting)) ++left[name.substr(0, name.find_first_of("0123456789"))];
     std::fflush(stdout);
   }
-  std::printf("%s, %d ranks, %s: %zu operations, %zu points", argv[1], setting.ranks, argv[4], undisturbed.size(), points.size());
+  std::printf("%s, %d ranks, %s: %zu operations, %zu points", argv[1], setting.ranks, argv[4], undisturbed.size(),
+              points.size());
   for (const auto& [what, count] : counts) std::printf(", %ld %s", count, what.c_str());
   for (const auto& [name, count] : left) std::printf("; %ld hidden leftovers %s*", count, name.c_str());
   std::printf("\n");

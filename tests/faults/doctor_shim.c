@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 static int breaks(const char* what) {
-  const char *wanted = getenv("MUSTER_BREAK"), *only = getenv("MUSTER_BREAK_RANK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+  const char *wanted = getenv("MUSTER_BREAK"), *only = getenv("MUSTER_BREAK_RANK"),
+             *rank = getenv("OMPI_COMM_WORLD_RANK");
   return wanted && !strcmp(wanted, what) && (!only || (rank && !strcmp(rank, only)));
 }
 
@@ -34,7 +35,8 @@ static void* next(const char* name) {
 static int is_tried(const char* path) { return strstr(path, "/.muster-doctor-") != NULL; }
 
 int rename(const char* from, const char* to) {
-  if (!breaks("rename") || !is_tried(from) || !strstr(from, "replaced")) return ((int (*)(const char*, const char*))next("rename"))(from, to);
+  if (!breaks("rename") || !is_tried(from) || !strstr(from, "replaced"))
+    return ((int (*)(const char*, const char*))next("rename"))(from, to);
   static char content[1 << 20];
   const int source = open(from, O_RDONLY);
   const ssize_t length = read(source, content, sizeof content);
@@ -69,7 +71,7 @@ int link(const char* from, const char* to) {
 }
 
 ssize_t pread(int descriptor, void* buffer, size_t size, off_t offset) {
-  const ssize_t got = ((ssize_t (*)(int, void*, size_t, off_t))next("pread"))(descriptor, buffer, size, offset);
+  const ssize_t got = ((ssize_t(*)(int, void*, size_t, off_t))next("pread"))(descriptor, buffer, size, offset);
   if (got > 0 && breaks("read")) ((char*)buffer)[got / 2] ^= 1;
   return got;
 }
@@ -81,7 +83,8 @@ int clock_gettime(clockid_t clock, struct timespec* time) {
 }
 
 int MPI_Allreduce(const void* own, void* sum, int count, void* type, void* operation, void* ranks) {
-  const int status = ((int (*)(const void*, void*, int, void*, void*, void*))next("MPI_Allreduce"))(own, sum, count, type, operation, ranks);
+  const int status = ((int (*)(const void*, void*, int, void*, void*, void*))next("MPI_Allreduce"))(
+      own, sum, count, type, operation, ranks);
   if (breaks("sum")) ((float*)sum)[count / 2] += 1;
   if (breaks("delay")) usleep(30000);
   return status;

@@ -9,11 +9,13 @@
 //                         slow        every fsync takes MUSTER_FAULT_SECONDS longer (MUSTER_FAULT_AT does not matter)
 //   MUSTER_FAULT_STICKY   1: ENOSPC, EIO and short stay from that operation on
 //   MUSTER_FAULT_RANK     only in this rank of an mpirun (OMPI_COMM_WORLD_RANK)
-//   MUSTER_FAULT_LOG      a file; one line per operation once it is over: number, rank, name, path below the folder ("." itself), for renames and
+//   MUSTER_FAULT_LOG      a file; one line per operation once it is over: number, rank, name, path below the folder
+//   ("." itself), for renames and
 //                         links " -> " and the new path, and at the end "ok", "failed" or "killed"
 //
-// Seen are calls from outside the C library: open for writing, write, fsync, rename ...; all of std::filesystem and std::ofstream; of
-// stdio the calls themselves (fopen, fwrite, fflush, fclose), not what fprintf and fputs write. Not seen: mmap, sendfile, io_uring.
+// Seen are calls from outside the C library: open for writing, write, fsync, rename ...; all of std::filesystem and
+// std::ofstream; of stdio the calls themselves (fopen, fwrite, fflush, fclose), not what fprintf and fputs write. Not
+// seen: mmap, sendfile, io_uring.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -58,17 +60,18 @@ __attribute__((visibility("default"))) void fault_shim_arm(void) {
   slow_seconds = atof(variable("MUSTER_FAULT_SECONDS"));
   const char* name = variable("MUSTER_FAULT_KIND");
   fault_errno = !strcmp(name, "ENOSPC") ? ENOSPC : EIO;
-  kind = !strcmp(name, "kill")         ? KILL
-         : !strcmp(name, "kill_after") ? KILL_AFTER
-         : !strcmp(name, "short")      ? SHORT
-         : !strcmp(name, "slow")       ? SLOW
+  kind = !strcmp(name, "kill")                             ? KILL
+         : !strcmp(name, "kill_after")                     ? KILL_AFTER
+         : !strcmp(name, "short")                          ? SHORT
+         : !strcmp(name, "slow")                           ? SLOW
          : !strcmp(name, "ENOSPC") || !strcmp(name, "EIO") ? FAIL
-                                                            : NONE;
+                                                           : NONE;
   if (*variable("MUSTER_FAULT_RANK") && strcmp(variable("MUSTER_FAULT_RANK"), rank)) kind = NONE;
   if (log_descriptor >= 0) syscall(SYS_close, log_descriptor);
   log_descriptor = -1;
   if (*variable("MUSTER_FAULT_LOG"))
-    log_descriptor = (int)syscall(SYS_openat, AT_FDCWD, variable("MUSTER_FAULT_LOG"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    log_descriptor = (int)syscall(SYS_openat, AT_FDCWD, variable("MUSTER_FAULT_LOG"),
+                                  O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   atomic_store(&operations, 0);
 }
 
@@ -126,8 +129,8 @@ static void log_operation(const Operation* operation, const char* end) {
   if (log_descriptor < 0) return;
   const int error_number = errno;
   char line[2 * PATH_MAX];
-  const int length = snprintf(line, sizeof line, "%ld %s %s %s%s%s %s\n", operation->number, rank, operation->name, operation->from,
-                              operation->to ? " -> " : "", operation->to ? operation->to : "", end);
+  const int length = snprintf(line, sizeof line, "%ld %s %s %s%s%s %s\n", operation->number, rank, operation->name,
+                              operation->from, operation->to ? " -> " : "", operation->to ? operation->to : "", end);
   syscall(SYS_write, log_descriptor, line, length);
   errno = error_number;
 }
@@ -143,7 +146,8 @@ static Operation enter(const char* name, const char* from, const char* to) {
   if (!from && !to) return operation;
   if (!from) operation.from = "(elsewhere)";
   operation.number = atomic_fetch_add(&operations, 1) + 1;
-  const int here = kind != NONE && kind != SLOW && fault_at > 0 && (operation.number == fault_at || (sticky && operation.number > fault_at));
+  const int here = kind != NONE && kind != SLOW && fault_at > 0 &&
+                   (operation.number == fault_at || (sticky && operation.number > fault_at));
   if (here && kind == KILL) die(&operation);
   operation.kills_after = here && kind == KILL_AFTER;
   operation.fails = here && kind == FAIL;
@@ -158,26 +162,27 @@ static void leave(const Operation* operation, int ok) {
 }
 
 // The result of an operation whose failure is -1; `call` is not evaluated where the fault is.
-#define DO(name, from, to, type, call)                              \
-  Operation operation = enter(name, from, to);                      \
+#define DO(name, from, to, type, call)                                            \
+  Operation operation = enter(name, from, to);                                    \
   const type result = operation.fails ? (errno = fault_errno, (type)-1) : (call); \
-  leave(&operation, result != (type)-1);                            \
+  leave(&operation, result != (type)-1);                                          \
   return result
 
 static int writes(int flags) { return (flags & O_ACCMODE) != O_RDONLY || flags & (O_CREAT | O_TRUNC); }
 
-#define MODE_ARGUMENT(flags)                    \
-  mode_t mode = 0;                              \
+#define MODE_ARGUMENT(flags)                                 \
+  mode_t mode = 0;                                           \
   if (flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE) { \
-    va_list arguments;                          \
-    va_start(arguments, flags);                 \
-    mode = va_arg(arguments, mode_t);           \
-    va_end(arguments);                          \
+    va_list arguments;                                       \
+    va_start(arguments, flags);                              \
+    mode = va_arg(arguments, mode_t);                        \
+    va_end(arguments);                                       \
   }
 
 static int open_at(int directory, const char* path, int flags, mode_t mode) {
   char buffer[PATH_MAX];
-  DO("open", writes(flags) ? of_path(directory, path, buffer) : NULL, NULL, int, (int)syscall(SYS_openat, directory, path, flags, mode));
+  DO("open", writes(flags) ? of_path(directory, path, buffer) : NULL, NULL, int,
+     (int)syscall(SYS_openat, directory, path, flags, mode));
 }
 
 int open(const char* path, int flags, ...) {
@@ -201,14 +206,17 @@ int creat64(const char* path, mode_t mode) { return creat(path, mode); }
 
 ssize_t write(int descriptor, const void* bytes, size_t count) {
   char buffer[PATH_MAX];
-  DO("write", of_descriptor(descriptor, buffer), NULL, ssize_t, syscall(SYS_write, descriptor, bytes, operation.halves ? (count + 1) / 2 : count));
+  DO("write", of_descriptor(descriptor, buffer), NULL, ssize_t,
+     syscall(SYS_write, descriptor, bytes, operation.halves ? (count + 1) / 2 : count));
 }
 ssize_t pwrite(int descriptor, const void* bytes, size_t count, off_t offset) {
   char buffer[PATH_MAX];
   DO("pwrite", of_descriptor(descriptor, buffer), NULL, ssize_t,
      syscall(SYS_pwrite64, descriptor, bytes, operation.halves ? (count + 1) / 2 : count, offset));
 }
-ssize_t pwrite64(int descriptor, const void* bytes, size_t count, off_t offset) { return pwrite(descriptor, bytes, count, offset); }
+ssize_t pwrite64(int descriptor, const void* bytes, size_t count, off_t offset) {
+  return pwrite(descriptor, bytes, count, offset);
+}
 
 static size_t half_of(const struct iovec* parts, int count) {
   size_t bytes = 0;
@@ -238,33 +246,38 @@ static void slow_down(const Operation* operation) {
 }
 int fsync(int descriptor) {
   char buffer[PATH_MAX];
-  DO("fsync", of_descriptor(descriptor, buffer), NULL, int, (slow_down(&operation), (int)syscall(SYS_fsync, descriptor)));
+  DO("fsync", of_descriptor(descriptor, buffer), NULL, int,
+     (slow_down(&operation), (int)syscall(SYS_fsync, descriptor)));
 }
 int fdatasync(int descriptor) {
   char buffer[PATH_MAX];
-  DO("fdatasync", of_descriptor(descriptor, buffer), NULL, int, (slow_down(&operation), (int)syscall(SYS_fdatasync, descriptor)));
+  DO("fdatasync", of_descriptor(descriptor, buffer), NULL, int,
+     (slow_down(&operation), (int)syscall(SYS_fdatasync, descriptor)));
 }
 
-#define TWO_PATHS(name, from_directory, from, to_directory, to, call)                                                           \
-  char from_buffer[PATH_MAX], to_buffer[PATH_MAX];                                                                                \
-  const char* from_below = of_path(from_directory, from, from_buffer);                                                            \
-  const char* to_below = of_path(to_directory, to, to_buffer);                                                                    \
+#define TWO_PATHS(name, from_directory, from, to_directory, to, call)  \
+  char from_buffer[PATH_MAX], to_buffer[PATH_MAX];                     \
+  const char* from_below = of_path(from_directory, from, from_buffer); \
+  const char* to_below = of_path(to_directory, to, to_buffer);         \
   DO(name, from_below, from_below || to_below ? (to_below ? to_below : "(elsewhere)") : NULL, int, (int)(call))
 
 int rename(const char* from, const char* to) {
   TWO_PATHS("rename", AT_FDCWD, from, AT_FDCWD, to, syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int renameat(int from_directory, const char* from, int to_directory, const char* to) {
-  TWO_PATHS("rename", from_directory, from, to_directory, to, syscall(SYS_renameat2, from_directory, from, to_directory, to, 0));
+  TWO_PATHS("rename", from_directory, from, to_directory, to,
+            syscall(SYS_renameat2, from_directory, from, to_directory, to, 0));
 }
 int renameat2(int from_directory, const char* from, int to_directory, const char* to, unsigned flags) {
-  TWO_PATHS("rename", from_directory, from, to_directory, to, syscall(SYS_renameat2, from_directory, from, to_directory, to, flags));
+  TWO_PATHS("rename", from_directory, from, to_directory, to,
+            syscall(SYS_renameat2, from_directory, from, to_directory, to, flags));
 }
 int link(const char* from, const char* to) {
   TWO_PATHS("link", AT_FDCWD, from, AT_FDCWD, to, syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int linkat(int from_directory, const char* from, int to_directory, const char* to, int flags) {
-  TWO_PATHS("link", from_directory, from, to_directory, to, syscall(SYS_linkat, from_directory, from, to_directory, to, flags));
+  TWO_PATHS("link", from_directory, from, to_directory, to,
+            syscall(SYS_linkat, from_directory, from, to_directory, to, flags));
 }
 int symlink(const char* target, const char* path) {
   char buffer[PATH_MAX];
@@ -275,7 +288,9 @@ static int unlink_at(const char* name, int directory, const char* path, int flag
   char buffer[PATH_MAX];
   DO(name, of_path(directory, path, buffer), NULL, int, (int)syscall(SYS_unlinkat, directory, path, flags));
 }
-int unlinkat(int directory, const char* path, int flags) { return unlink_at(flags & AT_REMOVEDIR ? "rmdir" : "unlink", directory, path, flags); }
+int unlinkat(int directory, const char* path, int flags) {
+  return unlink_at(flags & AT_REMOVEDIR ? "rmdir" : "unlink", directory, path, flags);
+}
 int unlink(const char* path) { return unlink_at("unlink", AT_FDCWD, path, 0); }
 int rmdir(const char* path) { return unlink_at("rmdir", AT_FDCWD, path, AT_REMOVEDIR); }
 int remove(const char* path) {
@@ -301,11 +316,16 @@ int truncate(const char* path, off_t size) {
 int truncate64(const char* path, off_t size) { return truncate(path, size); }
 int fallocate(int descriptor, int mode, off_t offset, off_t size) {
   char buffer[PATH_MAX];
-  DO("fallocate", of_descriptor(descriptor, buffer), NULL, int, (int)syscall(SYS_fallocate, descriptor, mode, offset, size));
+  DO("fallocate", of_descriptor(descriptor, buffer), NULL, int,
+     (int)syscall(SYS_fallocate, descriptor, mode, offset, size));
 }
-int fallocate64(int descriptor, int mode, off_t offset, off_t size) { return fallocate(descriptor, mode, offset, size); }
+int fallocate64(int descriptor, int mode, off_t offset, off_t size) {
+  return fallocate(descriptor, mode, offset, size);
+}
 // Returns the error instead of setting it.
-int posix_fallocate(int descriptor, off_t offset, off_t size) { return fallocate(descriptor, 0, offset, size) == 0 ? 0 : errno; }
+int posix_fallocate(int descriptor, off_t offset, off_t size) {
+  return fallocate(descriptor, 0, offset, size) == 0 ? 0 : errno;
+}
 int posix_fallocate64(int descriptor, off_t offset, off_t size) { return posix_fallocate(descriptor, offset, size); }
 
 // A descriptor is closed even when closing it fails.
@@ -323,12 +343,14 @@ int close(int descriptor) {
 }
 
 static const char* of_stream(FILE* stream, char* buffer) {
-  return stream && stream != stdout && stream != stderr && stream != stdin && folder_length ? of_descriptor(fileno(stream), buffer) : NULL;
+  return stream && stream != stdout && stream != stderr && stream != stdin && folder_length
+             ? of_descriptor(fileno(stream), buffer)
+             : NULL;
 }
 static FILE* open_stream(const char* real, const char* path, const char* mode) {
   static FILE* (*opens[2])(const char*, const char*);
   const int which = real[5] != 0;  // fopen, fopen64
-  if (!opens[which]) opens[which] = (FILE * (*)(const char*, const char*))next(real);
+  if (!opens[which]) opens[which] = (FILE * (*)(const char*, const char*)) next(real);
   char buffer[PATH_MAX];
   Operation operation = enter("fopen", strpbrk(mode, "wa+") ? of_path(AT_FDCWD, path, buffer) : NULL, NULL);
   FILE* result = operation.fails ? (errno = fault_errno, NULL) : opens[which](path, mode);
@@ -343,7 +365,8 @@ size_t fwrite(const void* bytes, size_t size, size_t count, FILE* stream) {
   if (!real) real = (size_t(*)(const void*, size_t, size_t, FILE*))next("fwrite");
   char buffer[PATH_MAX];
   Operation operation = enter("fwrite", of_stream(stream, buffer), NULL);
-  const size_t result = operation.fails ? (errno = fault_errno, 0) : real(bytes, size, operation.halves ? (count + 1) / 2 : count, stream);
+  const size_t result = operation.fails ? (errno = fault_errno, 0)
+                                        : real(bytes, size, operation.halves ? (count + 1) / 2 : count, stream);
   leave(&operation, result == count);
   return result;
 }

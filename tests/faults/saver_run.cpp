@@ -17,7 +17,8 @@ namespace {
 
 constexpr uint64_t kSteps = 5, kBestStep = 2;
 
-void run(const std::string& folder, const std::string& report, bool asynchronous, distributed::Communicator& communicator) {
+void run(const std::string& folder, const std::string& report, bool asynchronous,
+         distributed::Communicator& communicator) {
   at::set_num_threads(1);
   distributed::together(communicator, [&] {
     if (communicator.rank() == 0) checkpoints::sweep_leftovers(folder);
@@ -28,7 +29,8 @@ void run(const std::string& folder, const std::string& report, bool asynchronous
   const uint64_t from = loaded ? loaded->checkpoint.info.step : 0;
   if (loaded && loaded->checkpoint.info.training_state != "state of step " + std::to_string(from))
     throw distributed::Error(distributed::ExitCode::kBadData, "the training state is of another step");
-  std::vector<checkpoints::NamedTensor> tensors = {{"weight", at::zeros({7, 5})}, {"bias", at::zeros({3}, at::kDouble)}, {"count", at::zeros({}, at::kLong)}};
+  std::vector<checkpoints::NamedTensor> tensors = {
+      {"weight", at::zeros({7, 5})}, {"bias", at::zeros({3}, at::kDouble)}, {"count", at::zeros({}, at::kLong)}};
   if (loaded)
     for (auto& [name, tensor] : tensors) tensor.copy_(loaded->tensors.at(name));
 
@@ -52,7 +54,8 @@ void run(const std::string& folder, const std::string& report, bool asynchronous
 
 int run_saver(const std::string& folder, const std::string& report, int ranks, bool asynchronous) {
   try {
-    distributed::run_as_threads(ranks, [&](distributed::Communicator& communicator) { run(folder, report, asynchronous, communicator); });
+    distributed::run_as_threads(
+        ranks, [&](distributed::Communicator& communicator) { run(folder, report, asynchronous, communicator); });
     return 0;
   } catch (const distributed::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

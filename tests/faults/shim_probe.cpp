@@ -1,4 +1,5 @@
-// Works on files in every way that the shim watches, in one order, and says what failed: "name: message" per line; nothing when all went well.
+// Works on files in every way that the shim watches, in one order, and says what failed: "name: message" per line;
+// nothing when all went well.
 //   shim_probe FOLDER
 #include <fcntl.h>
 #include <sys/stat.h>

@@ -1,5 +1,6 @@
-// libFuzzer: the readers of safetensors files, one alone and one of a checkpoint. The input is the header's JSON, a line break and the data; after a first
-// byte 'r' it is the file itself. What is taken must be the same after it was written and read again.
+// libFuzzer: the readers of safetensors files, one alone and one of a checkpoint. The input is the header's JSON, a
+// line break and the data; after a first byte 'r' it is the file itself. What is taken must be the same after it was
+// written and read again.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,7 +18,9 @@ namespace checkpoints = muster::checkpoints;
 namespace {
 
 void fill(int descriptor, const std::string& bytes) {
-  if (::ftruncate(descriptor, 0) != 0 || ::pwrite(descriptor, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) std::abort();
+  if (::ftruncate(descriptor, 0) != 0 ||
+      ::pwrite(descriptor, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
+    std::abort();
 }
 
 // Whether the file was taken.
@@ -56,7 +59,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       reader.read(values.data());
       const auto other = file.tensors.find(tensor);
       if (other == file.tensors.end() || other->second.nbytes() != values.size()) std::abort();
-      if (!values.empty() && std::memcmp(values.data(), other->second.const_data_ptr(), values.size()) != 0) std::abort();
+      if (!values.empty() && std::memcmp(values.data(), other->second.const_data_ptr(), values.size()) != 0)
+        std::abort();
     }
     reader.finish();
   });

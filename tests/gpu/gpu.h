@@ -22,7 +22,8 @@ inline bool gpu_required() {
   return required && std::strcmp(required, "1") == 0;
 }
 
-// Without a GPU a test is skipped, saying why; with MUSTER_REQUIRE_GPU=1 it fails: for machines that are there to run it.
+// Without a GPU a test is skipped, saying why; with MUSTER_REQUIRE_GPU=1 it fails: for machines that are there to run
+// it.
 class Gpu : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -59,13 +59,14 @@ TEST_F(Batches, EqualThoseOnTheCpu) {
           expect_equal(on_gpu.read(samples, rows), on_cpu.read(samples, rows));
           EXPECT_TRUE(on_gpu.labels(samples).equal(on_cpu.labels(samples)));
           EXPECT_TRUE(on_gpu.presence(samples).equal(on_cpu.presence(samples)));
-          EXPECT_TRUE(on_gpu.read_modality(0, samples).values.to(at::kCPU).equal(on_cpu.read_modality(0, samples).values));
+          EXPECT_TRUE(
+              on_gpu.read_modality(0, samples).values.to(at::kCPU).equal(on_cpu.read_modality(0, samples).values));
         }
       }
 }
 
-// The memory of batches that were dropped is given out again while the upload stream runs ahead: a missing event or record_stream
-// shows here as wrong numbers.
+// The memory of batches that were dropped is given out again while the upload stream runs ahead: a missing event or
+// record_stream shows here as wrong numbers.
 TEST_F(Batches, ReadAheadEqualThoseOnTheCpu) {
   const Fixture fixture(200);
   for (const bool resident : {false, true}) {

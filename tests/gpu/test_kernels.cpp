@@ -1,4 +1,5 @@
-// The kernels on a GPU against the same functions on the CPU, which other tests hold against independent implementations.
+// The kernels on a GPU against the same functions on the CPU, which other tests hold against independent
+// implementations.
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -26,7 +27,8 @@ at::Tensor leaf(const at::Tensor& x) { return x.detach().clone().requires_grad_(
 double relative_difference(const at::Tensor& a, const at::Tensor& b) {
   if (b.numel() == 0) return a.numel() == 0 ? 0 : std::numeric_limits<double>::infinity();
   const at::Tensor reference = b.to(at::kDouble);
-  return ((a.to(at::kCPU).to(at::kDouble) - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item<double>();
+  return ((a.to(at::kCPU).to(at::kDouble) - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+      .item<double>();
 }
 
 // Turns PyTorch's deterministic mode on for a scope.
@@ -37,7 +39,8 @@ class Deterministic {
 };
 
 TEST_F(Kernels, DropoutHasTheBitsOfTheCpu) {
-  const std::vector<std::vector<int64_t>> all_lengths{{1}, {0, 5, 1, 0}, {3, 7, 2, 300}, {0, 0}, std::vector<int64_t>(700, 1), {5000, 1}};
+  const std::vector<std::vector<int64_t>> all_lengths{
+      {1}, {0, 5, 1, 0}, {3, 7, 2, 300}, {0, 0}, std::vector<int64_t>(700, 1), {5000, 1}};
   for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16})
     for (const int64_t dim : {1, 3, 4, 7, 64, 513})
       for (const auto& lengths : all_lengths)
@@ -45,7 +48,8 @@ TEST_F(Kernels, DropoutHasTheBitsOfTheCpu) {
           SCOPED_TRACE(std::string(c10::toString(dtype)) + " dim " + std::to_string(dim) + " p " + std::to_string(p));
           const auto offsets = offsets_of(lengths);
           std::vector<int64_t> global_rows;
-          for (size_t i = 0; i < lengths.size(); ++i) global_rows.push_back((int64_t{1} << 31) + 977 * static_cast<int64_t>(i));
+          for (size_t i = 0; i < lengths.size(); ++i)
+            global_rows.push_back((int64_t{1} << 31) + 977 * static_cast<int64_t>(i));
           const DropoutKey key{0xdeadbeef12345678u, 0xfffffff0u, random::kDropout + 5};
           at::manual_seed(1);
           const at::Tensor x = at::randn({offsets.back(), dim}, at::kDouble).to(dtype), gradient = at::randn_like(x);
@@ -75,10 +79,10 @@ const std::vector<AttentionCase> kAttentionCases{
     {{5, 3, 1, 17}, {2, 9, 1, 40}, 4, 32},
     {{50, 70, 3}, {200, 1, 350}, 8, 256},
     {{50, 70, 3}, {200, 1, 350}, 16, 1024},
-    {{1, 1, 1, 1}, {5, 60, 7, 300}, 2, 128},          // MIAR's last layer: one query each
-    {{5, 0, 4}, {3, 2, 6}, 2, 16},                    // no queries
-    {{5, 2, 4}, {3, 0, 6}, 2, 16},                    // no context
-    {{4, 6}, {5, 7}, 2, 6},                           // heads too narrow for the fused kernel
+    {{1, 1, 1, 1}, {5, 60, 7, 300}, 2, 128},  // MIAR's last layer: one query each
+    {{5, 0, 4}, {3, 2, 6}, 2, 16},            // no queries
+    {{5, 2, 4}, {3, 0, 6}, 2, 16},            // no context
+    {{4, 6}, {5, 7}, 2, 6},                   // heads too narrow for the fused kernel
     {std::vector<int64_t>(300, 3), std::vector<int64_t>(300, 4), 2, 16},
 };
 
@@ -86,7 +90,8 @@ struct AttentionResult {
   at::Tensor output, query_gradient, key_value_gradient;
 };
 
-AttentionResult run_attention(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& cotangent, const AttentionCase& c) {
+AttentionResult run_attention(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& cotangent,
+                              const AttentionCase& c) {
   const at::Tensor q = leaf(query), kv = leaf(key_value);
   const at::Tensor output = attention(q, kv, offsets_of(c.query_lengths), offsets_of(c.context_lengths), c.heads);
   torch::autograd::backward({output}, {cotangent});
@@ -98,12 +103,15 @@ TEST_F(Kernels, AttentionEqualsTheCpuInFloat64) {
     // Of the result's largest element: rounding of products over up to 350 context rows.
     const double bound = dtype == at::kDouble ? 1e-13 : dtype == at::kFloat ? 2e-5 : 3e-2;
     for (const auto& c : kAttentionCases) {
-      SCOPED_TRACE(std::string(c10::toString(dtype)) + " " + std::to_string(c.heads) + " heads, dim " + std::to_string(c.dim));
+      SCOPED_TRACE(std::string(c10::toString(dtype)) + " " + std::to_string(c.heads) + " heads, dim " +
+                   std::to_string(c.dim));
       at::manual_seed(2);
       const int64_t q = offsets_of(c.query_lengths).back(), k = offsets_of(c.context_lengths).back();
-      const at::Tensor query = at::randn({q, c.dim}, at::kDouble).to(dtype), key_value = at::randn({k, 2 * c.dim}, at::kDouble).to(dtype);
+      const at::Tensor query = at::randn({q, c.dim}, at::kDouble).to(dtype),
+                       key_value = at::randn({k, 2 * c.dim}, at::kDouble).to(dtype);
       const at::Tensor cotangent = at::randn({q, c.dim}, at::kDouble).to(dtype);
-      const auto expected = run_attention(query.to(at::kDouble), key_value.to(at::kDouble), cotangent.to(at::kDouble), c);
+      const auto expected =
+          run_attention(query.to(at::kDouble), key_value.to(at::kDouble), cotangent.to(at::kDouble), c);
       const auto actual = run_attention(query.to(device_), key_value.to(device_), cotangent.to(device_), c);
       EXPECT_EQ(actual.output.scalar_type(), dtype);
       EXPECT_LT(relative_difference(actual.output, expected.output), bound);
@@ -127,7 +135,8 @@ TEST_F(Kernels, AttentionWithoutContextIsExactlyZero) {
   const AttentionCase c{{5, 2, 4}, {3, 0, 6}, 2, 16};
   at::manual_seed(3);
   const auto options = at::TensorOptions().device(device_);
-  const auto result = run_attention(at::randn({11, 16}, options), at::randn({9, 32}, options), at::randn({11, 16}, options), c);
+  const auto result =
+      run_attention(at::randn({11, 16}, options), at::randn({9, 32}, options), at::randn({11, 16}, options), c);
   EXPECT_TRUE(result.output.slice(0, 5, 7).eq(0).all().item<bool>());
   EXPECT_TRUE(result.query_gradient.slice(0, 5, 7).eq(0).all().item<bool>());
 }
@@ -138,7 +147,8 @@ TEST_F(Kernels, AttentionRepeatsItsBitsInDeterministicMode) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     at::manual_seed(4);
     const auto options = at::TensorOptions().device(device_).dtype(dtype);
-    const at::Tensor query = at::randn({123, 256}, options), key_value = at::randn({551, 512}, options), cotangent = at::randn_like(query);
+    const at::Tensor query = at::randn({123, 256}, options), key_value = at::randn({551, 512}, options),
+                     cotangent = at::randn_like(query);
     const auto first = run_attention(query, key_value, cotangent, c);
     for (int repeat = 0; repeat < 20; ++repeat) {
       const auto again = run_attention(query, key_value, cotangent, c);
@@ -154,8 +164,10 @@ TEST_F(Kernels, SegmentMeanEqualsTheCpu) {
   for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
     const double bound = dtype == at::kDouble ? 1e-14 : dtype == at::kFloat ? 1e-5 : 1e-2;
     for (const int64_t dim : {1, 5, 300, 1100})
-      for (const auto& lengths : std::vector<std::vector<int64_t>>{{4}, {0, 3, 0, 900, 1}, {0, 0}, std::vector<int64_t>(1000, 2)}) {
-        SCOPED_TRACE(std::string(c10::toString(dtype)) + " dim " + std::to_string(dim) + ", " + std::to_string(lengths.size()) + " samples");
+      for (const auto& lengths :
+           std::vector<std::vector<int64_t>>{{4}, {0, 3, 0, 900, 1}, {0, 0}, std::vector<int64_t>(1000, 2)}) {
+        SCOPED_TRACE(std::string(c10::toString(dtype)) + " dim " + std::to_string(dim) + ", " +
+                     std::to_string(lengths.size()) + " samples");
         const auto offsets = offsets_of(lengths);
         at::manual_seed(5);
         const at::Tensor x = at::randn({offsets.back(), dim}, at::kDouble).to(dtype);

@@ -1,5 +1,5 @@
-// The NCCL communicator held to the contract that all backends keep, on as many ranks as mpirun starts (alone: one). On a machine with
-// fewer GPUs than ranks they share, so that one GPU is enough.
+// The NCCL communicator held to the contract that all backends keep, on as many ranks as mpirun starts (alone: one). On
+// a machine with fewer GPUs than ranks they share, so that one GPU is enough.
 #include "distributed/nccl.h"
 
 #include <c10/core/StreamGuard.h>
@@ -19,14 +19,17 @@ DeviceBinding binding;
 class OnGpu final : public Communicator {
  public:
   OnGpu(Communicator& inner, c10::Device device) : inner_(inner), device_(device) {}
-  OnGpu(std::unique_ptr<Communicator> inner, c10::Device device) : owned_(std::move(inner)), inner_(*owned_), device_(device) {}
+  OnGpu(std::unique_ptr<Communicator> inner, c10::Device device)
+      : owned_(std::move(inner)), inner_(*owned_), device_(device) {}
 
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
   int local_rank() const override { return inner_.local_rank(); }
   int local_size() const override { return inner_.local_size(); }
   int64_t bytes_sent() const override { return inner_.bytes_sent(); }
-  std::vector<std::string> all_gather_bytes(const std::string& bytes) override { return inner_.all_gather_bytes(bytes); }
+  std::vector<std::string> all_gather_bytes(const std::string& bytes) override {
+    return inner_.all_gather_bytes(bytes);
+  }
   void all_reduce_sum(at::Tensor tensor) override {
     const at::Tensor there = on_gpu(tensor);
     inner_.all_reduce_sum(there);
@@ -44,7 +47,9 @@ class OnGpu final : public Communicator {
     inner_.broadcast(there, root);
     tensor.copy_(there);
   }
-  std::unique_ptr<Communicator> split(int group) override { return std::make_unique<OnGpu>(inner_.split(group), device_); }
+  std::unique_ptr<Communicator> split(int group) override {
+    return std::make_unique<OnGpu>(inner_.split(group), device_);
+  }
   [[noreturn]] void abort(ExitCode code) override {
     inner_.abort(code);
     std::_Exit(static_cast<int>(code));
@@ -93,8 +98,12 @@ class ControlPeer final : public contract::Peer {
 
 class Nccl : public gpu::Gpu {
  protected:
-  at::TensorOptions here(at::ScalarType dtype = at::kFloat) const { return at::TensorOptions().device(device_).dtype(dtype); }
-  c10::Stream another_stream() const { return c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(device_); }
+  at::TensorOptions here(at::ScalarType dtype = at::kFloat) const {
+    return at::TensorOptions().device(device_).dtype(dtype);
+  }
+  c10::Stream another_stream() const {
+    return c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(device_);
+  }
 
   const c10::Device device_ = binding.device;
 };
@@ -147,11 +156,14 @@ TEST_F(Nccl, NamesARankThatCallsSomethingElse) {
   const int odd = world->size() - 1;
   const std::vector<std::pair<std::string, std::function<void()>>> mistakes{
       {"length", [&] { checked->all_reduce_sum(at::zeros({world->rank() == odd ? 4 : 3}, here())); }},
-      {"dtype", [&] { checked->all_reduce_sum(at::zeros({3}, here(world->rank() == odd ? at::kDouble : at::kFloat))); }},
+      {"dtype",
+       [&] { checked->all_reduce_sum(at::zeros({3}, here(world->rank() == odd ? at::kDouble : at::kFloat))); }},
       {"root", [&] { checked->broadcast(at::zeros({3}, here()), world->rank() == odd ? 1 : 0); }},
       {"operation", [&] {
-         if (world->rank() == odd) checked->broadcast(at::zeros({3}, here()), 0);
-         else checked->all_reduce_sum(at::zeros({3}, here()));
+         if (world->rank() == odd)
+           checked->broadcast(at::zeros({3}, here()), 0);
+         else
+           checked->all_reduce_sum(at::zeros({3}, here()));
        }}};
   for (const auto& [what, mistake] : mistakes) {
     std::string message = "no error";

@@ -6,12 +6,12 @@
 
 #include "distributed/communicator.h"
 
-// The contract of Communicator as checks that every backend must pass: each runs on all ranks at once, and compares with a Peer, which
-// does the same by other means.
+// The contract of Communicator as checks that every backend must pass: each runs on all ranks at once, and compares
+// with a Peer, which does the same by other means.
 namespace muster::distributed::contract {
 
-using OfRank = std::function<at::Tensor(int rank)>;        // what a rank puts in
-using Counts = std::vector<std::vector<int64_t>>;          // [from][to]
+using OfRank = std::function<at::Tensor(int rank)>;  // what a rank puts in
+using Counts = std::vector<std::vector<int64_t>>;    // [from][to]
 
 class Peer {
  public:

@@ -139,9 +139,12 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
 }
 
 std::vector<Check> agreement_checks() {
-  return {{"TogetherSucceeds", together_succeeds}, {"TogetherAllFailAlike", together_all_fail_alike},
-          {"TogetherOneFails", together_one_fails}, {"TogetherSomeFailDifferently", together_some_fail_differently},
-          {"RequireSameNamesWhoDiffers", require_same_names_who_differs}, {"TreeSums", tree_sums}};
+  return {{"TogetherSucceeds", together_succeeds},
+          {"TogetherAllFailAlike", together_all_fail_alike},
+          {"TogetherOneFails", together_one_fails},
+          {"TogetherSomeFailDifferently", together_some_fail_differently},
+          {"RequireSameNamesWhoDiffers", require_same_names_who_differs},
+          {"TreeSums", tree_sums}};
 }
 
 std::vector<Check> all_checks() {

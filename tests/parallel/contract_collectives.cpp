@@ -30,7 +30,9 @@ void expect_same(const at::Tensor& actual, const at::Tensor& expected, const std
   EXPECT_TRUE(actual.is_contiguous() && actual.equal(expected)) << what;
 }
 
-std::string label(at::ScalarType dtype, int64_t numel) { return std::string(c10::toString(dtype)) + " " + std::to_string(numel); }
+std::string label(at::ScalarType dtype, int64_t numel) {
+  return std::string(c10::toString(dtype)) + " " + std::to_string(numel);
+}
 
 void sums(Communicator& ranks, Peer& peer) {
   const auto compare = [&](at::ScalarType dtype, int64_t numel) {
@@ -69,7 +71,8 @@ std::vector<std::vector<int64_t>> count_patterns(int n) {
 }
 
 void gathers(Communicator& ranks, Peer& peer) {
-  const auto compare = [&](const std::vector<int64_t>& counts, const std::vector<int64_t>& trailing, at::ScalarType dtype) {
+  const auto compare = [&](const std::vector<int64_t>& counts, const std::vector<int64_t>& trailing,
+                           at::ScalarType dtype) {
     const OfRank put_in = rows(counts, trailing, dtype);
     const at::Tensor own = put_in(ranks.rank()), gathered = ranks.all_gather_rows(own, counts);
     expect_same(gathered, peer.gather(put_in), label(dtype, gathered.numel()));
@@ -78,7 +81,8 @@ void gathers(Communicator& ranks, Peer& peer) {
   };
   for (const auto& counts : count_patterns(ranks.size()))
     for (const auto dtype : kMoved)
-      for (const auto& trailing : std::vector<std::vector<int64_t>>{{}, {1}, {13}, {2, 3}, {0}}) compare(counts, trailing, dtype);
+      for (const auto& trailing : std::vector<std::vector<int64_t>>{{}, {1}, {13}, {2, 3}, {0}})
+        compare(counts, trailing, dtype);
   compare(std::vector<int64_t>(ranks.size(), peer.large() / ranks.size()), {}, at::kByte);
 }
 
@@ -105,7 +109,8 @@ void exchanges(Communicator& ranks, Peer& peer) {
     }
   for (const auto& counts : {even, uneven, to_first, ring, none})
     for (const auto dtype : kMoved)
-      for (const auto& trailing : std::vector<std::vector<int64_t>>{{}, {13}, {2, 3}, {0}}) compare(counts, trailing, dtype);
+      for (const auto& trailing : std::vector<std::vector<int64_t>>{{}, {13}, {2, 3}, {0}})
+        compare(counts, trailing, dtype);
   compare(large, {}, at::kFloat);
 }
 
@@ -125,7 +130,8 @@ void byte_strings(Communicator& ranks, Peer&) {
   const auto compare = [&](const char* what, const std::function<std::string(int)>& text_of) {
     const auto gathered = ranks.all_gather_bytes(text_of(ranks.rank()));
     ASSERT_EQ(static_cast<int>(gathered.size()), ranks.size());
-    for (int rank = 0; rank < ranks.size(); ++rank) EXPECT_TRUE(gathered[rank] == text_of(rank)) << what << ", rank " << rank;
+    for (int rank = 0; rank < ranks.size(); ++rank)
+      EXPECT_TRUE(gathered[rank] == text_of(rank)) << what << ", rank " << rank;
   };
   compare("empty", [](int) { return std::string(); });
   compare("uneven", [](int rank) { return std::string(7 * rank, static_cast<char>('a' + rank)); });
@@ -156,7 +162,9 @@ void refusals(Communicator& ranks, Peer&) {
 void counted_bytes(Communicator& ranks, Peer&) {
   const int64_t n = ranks.size(), others = n - 1, start = ranks.bytes_sent();
   int64_t expected = 0;
-  const auto expect = [&](int64_t more, const char* what) { EXPECT_EQ(ranks.bytes_sent() - start, expected += more) << what; };
+  const auto expect = [&](int64_t more, const char* what) {
+    EXPECT_EQ(ranks.bytes_sent() - start, expected += more) << what;
+  };
   ranks.all_reduce_sum(at::zeros({60 * n}));
   expect(2 * 240 * others, "all_reduce_sum");
   ranks.all_gather_rows(at::zeros({3, 5}, at::kDouble), std::vector<int64_t>(n, 3));
@@ -204,10 +212,10 @@ void splits(Communicator& ranks, Peer&) {
     use_group(*again, members, ranks.rank());
     EXPECT_EQ(ranks.all_gather_bytes("here").size(), static_cast<size_t>(ranks.size()));
   };
-  check([](int rank) { return rank % 2; });                 // interleaved
-  check([](int rank) { return rank == 0 ? 1 : 0; });        // sizes 1 and W - 1
-  check([](int) { return 5; });                             // all
-  check([](int rank) { return rank; });                     // each alone
+  check([](int rank) { return rank % 2; });           // interleaved
+  check([](int rank) { return rank == 0 ? 1 : 0; });  // sizes 1 and W - 1
+  check([](int) { return 5; });                       // all
+  check([](int rank) { return rank; });               // each alone
   check([](int rank) { return rank < 3 ? 2 : 7; });
 }
 
@@ -258,9 +266,17 @@ at::Tensor PlainPeer::exchange(const OfRank& rows, const Counts& counts) {
 at::Tensor PlainPeer::broadcast(const OfRank& put_in, int root) { return put_in(root); }
 
 std::vector<Check> collective_checks() {
-  return {{"Sums", sums}, {"SumsOfShapes", sums_of_shapes}, {"SumsHaveTheSameBits", sums_have_the_same_bits}, {"Gathers", gathers},
-          {"Exchanges", exchanges}, {"Broadcasts", broadcasts}, {"ByteStrings", byte_strings}, {"Refusals", refusals},
-          {"CountedBytes", counted_bytes}, {"Splits", splits}, {"GroupsAtOnce", groups_at_once}};
+  return {{"Sums", sums},
+          {"SumsOfShapes", sums_of_shapes},
+          {"SumsHaveTheSameBits", sums_have_the_same_bits},
+          {"Gathers", gathers},
+          {"Exchanges", exchanges},
+          {"Broadcasts", broadcasts},
+          {"ByteStrings", byte_strings},
+          {"Refusals", refusals},
+          {"CountedBytes", counted_bytes},
+          {"Splits", splits},
+          {"GroupsAtOnce", groups_at_once}};
 }
 
 }  // namespace muster::distributed::contract

@@ -1,4 +1,5 @@
-// A rank that leaves the common path: every rank learns who, what it called and what the others called; afterwards all go on.
+// A rank that leaves the common path: every rank learns who, what it called and what the others called; afterwards all
+// go on.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,7 +14,7 @@ using Act = std::function<void(Communicator&)>;
 
 // `culprit` does `other` where all others do `usual`; both are described by what the message must call them.
 std::string differ(Communicator& ranks, int culprit, const Act& usual, const std::string& usual_text, const Act& other,
-            const std::string& other_text) {
+                   const std::string& other_text) {
   const std::string text = outcome(ranks, [&] { (ranks.rank() == culprit ? other : usual)(ranks); });
   std::vector<int> rest;
   for (int rank = 0; rank < ranks.size(); ++rank)
@@ -36,27 +37,45 @@ const char* const kSumText = "all_reduce_sum(float32 [7])";
 void another_kind(Communicator& ranks, Peer&) {
   if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.broadcast(at::zeros({7}), 1); },
-           "broadcast(float32 [7], root 1)");
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_gather_bytes("x"); }, "all_gather_bytes()");
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.split(0); }, "split()");
+    differ(
+        ranks, culprit, kSum, kSumText, [](Communicator& r) { r.broadcast(at::zeros({7}), 1); },
+        "broadcast(float32 [7], root 1)");
+    differ(
+        ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_gather_bytes("x"); }, "all_gather_bytes()");
+    differ(
+        ranks, culprit, kSum, kSumText, [](Communicator& r) { r.split(0); }, "split()");
   }
 }
 
 void another_dtype_size_or_root(Communicator& ranks, Peer&) {
   if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({7}, at::kDouble)); },
-           "all_reduce_sum(float64 [7])");
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({8})); }, "all_reduce_sum(float32 [8])");
-    differ(ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({7, 1})); },
-           "all_reduce_sum(float32 [7, 1])");
-    differ(ranks, culprit, [](Communicator& r) { r.broadcast(at::zeros({0}), 0); }, "broadcast(float32 [0], root 0)",
-           [](Communicator& r) { r.broadcast(at::zeros({0}), 1); }, "broadcast(float32 [0], root 1)");
+    differ(
+        ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({7}, at::kDouble)); },
+        "all_reduce_sum(float64 [7])");
+    differ(
+        ranks, culprit, kSum, kSumText, [](Communicator& r) { r.all_reduce_sum(at::zeros({8})); },
+        "all_reduce_sum(float32 [8])");
+    differ(
+        ranks, culprit, kSum, kSumText,
+        [](Communicator& r) {
+          r.all_reduce_sum(at::zeros({7, 1}));
+        },
+        "all_reduce_sum(float32 [7, 1])");
+    differ(
+        ranks, culprit, [](Communicator& r) { r.broadcast(at::zeros({0}), 0); }, "broadcast(float32 [0], root 0)",
+        [](Communicator& r) { r.broadcast(at::zeros({0}), 1); }, "broadcast(float32 [0], root 1)");
     // Only the fifth size differs, which the message does not show.
-    differ(ranks, culprit, [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 5})); },
-           "all_reduce_sum(float32 [1, 2, 3, 4, ...])", [](Communicator& r) { r.all_reduce_sum(at::zeros({1, 2, 3, 4, 6})); },
-           "all_reduce_sum(float32 [1, 2, 3, 4, ...])");
+    differ(
+        ranks, culprit,
+        [](Communicator& r) {
+          r.all_reduce_sum(at::zeros({1, 2, 3, 4, 5}));
+        },
+        "all_reduce_sum(float32 [1, 2, 3, 4, ...])",
+        [](Communicator& r) {
+          r.all_reduce_sum(at::zeros({1, 2, 3, 4, 6}));
+        },
+        "all_reduce_sum(float32 [1, 2, 3, 4, ...])");
   }
 }
 
@@ -64,15 +83,28 @@ void other_row_counts(Communicator& ranks, Peer&) {
   if (ranks.size() == 1) return;  // one rank cannot disagree
   const std::vector<int64_t> twos(ranks.size(), 2);
   for (int culprit = 0; culprit < ranks.size(); ++culprit) {
-    differ(ranks, culprit, [&](Communicator& r) { r.all_gather_rows(at::zeros({2, 3}), twos); },
-           "all_gather_rows(float32 rows of [3], 2 here)",
-           [&](Communicator& r) { r.all_gather_rows(at::zeros({2, 4}), twos); }, "all_gather_rows(float32 rows of [4], 2 here)");
+    differ(
+        ranks, culprit,
+        [&](Communicator& r) {
+          r.all_gather_rows(at::zeros({2, 3}), twos);
+        },
+        "all_gather_rows(float32 rows of [3], 2 here)",
+        [&](Communicator& r) {
+          r.all_gather_rows(at::zeros({2, 4}), twos);
+        },
+        "all_gather_rows(float32 rows of [4], 2 here)");
     auto other = twos;
     other[(culprit + 1) % ranks.size()] = 9;  // wrong about a peer, right about itself
-    const std::string text = differ(ranks, culprit, [&](Communicator& r) { r.all_gather_rows(at::zeros({2, 3}), twos); },
-                                    "all_gather_rows(float32 rows of [3], 2 here)",
-                                    [&](Communicator& r) { r.all_gather_rows(at::zeros({2, 3}), other); },
-                                    "all_gather_rows(float32 rows of [3], 2 here)");
+    const std::string text = differ(
+        ranks, culprit,
+        [&](Communicator& r) {
+          r.all_gather_rows(at::zeros({2, 3}), twos);
+        },
+        "all_gather_rows(float32 rows of [3], 2 here)",
+        [&](Communicator& r) {
+          r.all_gather_rows(at::zeros({2, 3}), other);
+        },
+        "all_gather_rows(float32 rows of [3], 2 here)");
     EXPECT_THAT(text, HasSubstr(" with another list of row counts or other sizes, while "));
   }
 }
@@ -88,8 +120,8 @@ void misfitting_exchange(Communicator& ranks, Peer&) {
       ranks.all_to_all_rows(at::zeros({2 * ranks.size(), 3}), twos, receives);
     });
     EXPECT_THAT(text, HasSubstr("70: Counts do not fit in collective "));
-    EXPECT_THAT(text, HasSubstr("all_to_all_rows: rank " + std::to_string(peer) + " sends 2 rows to rank " + std::to_string(culprit) +
-                                ", which expects 5."));
+    EXPECT_THAT(text, HasSubstr("all_to_all_rows: rank " + std::to_string(peer) + " sends 2 rows to rank " +
+                                std::to_string(culprit) + ", which expects 5."));
     kSum(ranks);
   }
 }
@@ -97,8 +129,9 @@ void misfitting_exchange(Communicator& ranks, Peer&) {
 void skipped(Communicator& ranks, Peer&) {
   if (ranks.size() == 1) return;  // one rank cannot disagree
   for (int culprit = 0; culprit < ranks.size(); ++culprit)
-    differ(ranks, culprit, [](Communicator& r) { kSum(r), r.broadcast(at::zeros({3}), 0); }, kSumText,
-           [](Communicator& r) { r.broadcast(at::zeros({3}), 0); }, "broadcast(float32 [3], root 0)");
+    differ(
+        ranks, culprit, [](Communicator& r) { kSum(r), r.broadcast(at::zeros({3}), 0); }, kSumText,
+        [](Communicator& r) { r.broadcast(at::zeros({3}), 0); }, "broadcast(float32 [3], root 0)");
 }
 
 void numbered(Communicator& ranks, Peer&) {
@@ -107,8 +140,10 @@ void numbered(Communicator& ranks, Peer&) {
   kSum(*fresh);
   std::string text;
   try {
-    if (ranks.rank() == 1) fresh->all_gather_bytes("x");
-    else kSum(*fresh);
+    if (ranks.rank() == 1)
+      fresh->all_gather_bytes("x");
+    else
+      kSum(*fresh);
   } catch (const SharedError&) {
     ADD_FAILURE() << "a part of the job must not speak for all of it";
   } catch (const Error& error) {
@@ -122,8 +157,10 @@ void names_of_the_job(Communicator& ranks, Peer&) {
   const auto group = ranks.split(ranks.rank() % 2);
   std::string text;
   try {
-    if (ranks.rank() == 3) group->all_gather_bytes("x");
-    else kSum(*group);
+    if (ranks.rank() == 3)
+      group->all_gather_bytes("x");
+    else
+      kSum(*group);
   } catch (const Error& error) {
     text = error.what();
   }
@@ -149,8 +186,12 @@ std::string outcome(Communicator& communicator, const std::function<void()>& wor
 }
 
 std::vector<Check> order_checks() {
-  return {{"AnotherKind", another_kind}, {"AnotherDtypeSizeOrRoot", another_dtype_size_or_root}, {"OtherRowCounts", other_row_counts},
-          {"MisfittingExchange", misfitting_exchange}, {"Skipped", skipped}, {"Numbered", numbered},
+  return {{"AnotherKind", another_kind},
+          {"AnotherDtypeSizeOrRoot", another_dtype_size_or_root},
+          {"OtherRowCounts", other_row_counts},
+          {"MisfittingExchange", misfitting_exchange},
+          {"Skipped", skipped},
+          {"Numbered", numbered},
           {"NamesOfTheJob", names_of_the_job}};
 }
 

@@ -27,7 +27,9 @@ class RawMpi final : public contract::Peer {
 
   at::Tensor sum(const contract::OfRank& put_in) override {
     const at::Tensor tensor = put_in(ranks->rank());
-    const auto type = tensor.scalar_type() == at::kFloat ? MPI_FLOAT : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE : MPI_INT64_T;
+    const auto type = tensor.scalar_type() == at::kFloat    ? MPI_FLOAT
+                      : tensor.scalar_type() == at::kDouble ? MPI_DOUBLE
+                                                            : MPI_INT64_T;
     MPI_Allreduce(MPI_IN_PLACE, tensor.data_ptr(), static_cast<int>(tensor.numel()), type, MPI_SUM, MPI_COMM_WORLD);
     return tensor;
   }
@@ -38,7 +40,8 @@ class RawMpi final : public contract::Peer {
     std::vector<int> counts(ranks->size()), starts;
     MPI_Allgather(&own_bytes, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD);
     const at::Tensor all = empty(own, counts, starts, rows);
-    MPI_Allgatherv(own.data_ptr(), own_bytes, MPI_BYTE, all.data_ptr(), counts.data(), starts.data(), MPI_BYTE, MPI_COMM_WORLD);
+    MPI_Allgatherv(own.data_ptr(), own_bytes, MPI_BYTE, all.data_ptr(), counts.data(), starts.data(), MPI_BYTE,
+                   MPI_COMM_WORLD);
     return all;
   }
 
@@ -69,7 +72,8 @@ class RawMpi final : public contract::Peer {
   }
 
  private:
-  at::Tensor empty(const at::Tensor& own, const std::vector<int>& counts, std::vector<int>& starts, const contract::OfRank& rows) {
+  at::Tensor empty(const at::Tensor& own, const std::vector<int>& counts, std::vector<int>& starts,
+                   const contract::OfRank& rows) {
     auto shape = own.sizes().vec();
     shape[0] = 0;
     for (int peer = 0, start = 0; peer < ranks->size(); start += counts[peer++]) {

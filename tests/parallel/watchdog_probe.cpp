@@ -1,11 +1,11 @@
 // A job for test_watchdog.py: every rank walks through the phases with labelled collectives.
 // `watchdog_probe FOLDER clean`: to the end.
-// `watchdog_probe FOLDER PHASE inside|outside RANK`: at the phase's last collective RANK prints its process number. outside: it never
-// calls it. inside: it calls it, and the last of the other ranks comes a second and a half later.
+// `watchdog_probe FOLDER PHASE inside|outside RANK`: at the phase's last collective RANK prints its process number.
+// outside: it never calls it. inside: it calls it, and the last of the other ranks comes a second and a half later.
 // `watchdog_probe FOLDER alone RANK`: RANK works by itself for longer than the deadline, and reports that it does.
 // `watchdog_probe FOLDER stuck`: all ranks hang, each by itself.
-// `watchdog_probe FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in their group, 2 waits for both in the job.
-// `watchdog_probe FOLDER crossed`: the same, but 1 does not hang: it waits with 2, and all wait for each other.
+// `watchdog_probe FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in their group, 2 waits for both in the
+// job. `watchdog_probe FOLDER crossed`: the same, but 1 does not hang: it waits with 2, and all wait for each other.
 #include <unistd.h>
 
 #include <cstdio>
@@ -32,7 +32,8 @@ void work(Communicator& ranks, const std::string& phase, bool inside, int victim
       std::printf("here %d\n", static_cast<int>(::getpid()));
       std::fflush(stdout);
     }
-    if (is_victim && !inside) while (true) ::pause();
+    if (is_victim && !inside)
+      while (true) ::pause();
     if (inside && ranks.rank() == late) ::usleep(1500000);
   };
   {
@@ -70,7 +71,8 @@ int main(int argc, char** argv) {
     while (true) ::pause();
   } else if (what == "elsewhere" || what == "crossed") {
     const auto group = ranks->split(ranks->rank() / 2);
-    if (ranks->rank() == 1 && what == "elsewhere") while (true) ::pause();
+    if (ranks->rank() == 1 && what == "elsewhere")
+      while (true) ::pause();
     if (ranks->rank() == 0) group->all_reduce_sum(at::zeros({2}));
     ranks->all_reduce_sum(at::zeros({1}));
   } else if (what == "alone") {

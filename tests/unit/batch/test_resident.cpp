@@ -31,9 +31,12 @@ TEST(ResidentFrames, GathersRowsAsIndexingDoes) {
   at::manual_seed(1);
   // Several chunks of the first table: it is larger than what is read at once.
   const std::vector<at::Tensor> tables{at::randn({9000, 2500}), at::randn({10, 3}), at::randn({0, 4})};
-  const auto read = [&](int64_t position, int64_t first, int64_t count) { return tables[position].narrow(0, first, count).to(at::kDouble); };
+  const auto read = [&](int64_t position, int64_t first, int64_t count) {
+    return tables[position].narrow(0, first, count).to(at::kDouble);
+  };
   const ResidentFrames resident({{9000, 2500}, {10, 3}, {0, 4}}, at::kDouble, read);
-  const auto expect = [&](int64_t position, const std::vector<int64_t>& first_rows, const std::vector<int64_t>& lengths) {
+  const auto expect = [&](int64_t position, const std::vector<int64_t>& first_rows,
+                          const std::vector<int64_t>& lengths) {
     std::vector<int64_t> offsets{0};
     std::vector<at::Tensor> parts{tables[position].narrow(0, 0, 0)};
     for (size_t s = 0; s < lengths.size(); ++s) {

@@ -21,7 +21,8 @@ TEST(Crc32c, GivesThePublishedVectors) {
 
 TEST(Crc32c, MayComeInPieces) {
   const std::string text = "123456789";
-  for (std::size_t cut = 0; cut <= text.size(); ++cut) EXPECT_EQ(crc32c(text.substr(cut), crc32c(text.substr(0, cut))), 0xE3069283u) << cut;
+  for (std::size_t cut = 0; cut <= text.size(); ++cut)
+    EXPECT_EQ(crc32c(text.substr(cut), crc32c(text.substr(0, cut))), 0xE3069283u) << cut;
 }
 
 }  // namespace

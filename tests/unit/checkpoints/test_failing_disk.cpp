@@ -12,8 +12,8 @@
 #include "tests/unit/checkpoints/states.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
-// The calls that change the disk, in place of libc's in this program: the `failing`-th of them since it was set fails with `failure`, and so do the
-// following ones while `lasting`.
+// The calls that change the disk, in place of libc's in this program: the `failing`-th of them since it was set fails
+// with `failure`, and so do the following ones while `lasting`.
 namespace {
 
 enum Call { kWrite, kFsync, kRename, kUnlink, kMkdir, kRmdir, kCalls };
@@ -106,13 +106,15 @@ std::vector<std::string> names_in(const std::string& folder) {
 
 class FailingDisk : public ::testing::TestWithParam<std::tuple<int, bool, int, bool>> {};
 
-// Whichever call fails, once or from there on: afterwards the newest checkpoint is whole and is the one that the outcome says.
+// Whichever call fails, once or from there on: afterwards the newest checkpoint is whole and is the one that the
+// outcome says.
 TEST_P(FailingDisk, EveryCallInTurn) {
   const auto [ranks, replacing, error, lasts] = GetParam();
   int cases = 0, committed = 0;
   for (int call = 1;; ++call) {
     // In memory: hundreds of saves would otherwise wait for the device.
-    TemporaryFolder folder(std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path());
+    TemporaryFolder folder(std::filesystem::is_directory("/dev/shm") ? "/dev/shm"
+                                                                     : std::filesystem::temp_directory_path());
     const std::string c = folder / "c";
     ASSERT_TRUE(save_on(1, c, info_of(1), awkward_state(1)).committed);
     ASSERT_TRUE(save_on(1, c, info_of(2), awkward_state(2)).committed);
@@ -129,7 +131,8 @@ TEST_P(FailingDisk, EveryCallInTurn) {
       EXPECT_THAT(outcome.error, HasSubstr(std::strerror(error)));
       EXPECT_TRUE(lasts || std::filesystem::exists(c + "/step-00000002")) << "call " << call << ": " << outcome.error;
       // Where nothing fails any more, what fails to be undone may have come through; it is whole all the same.
-      const bool new_one = lasts && loaded->checkpoint.info.step == step && at::equal(loaded->tensors.at("one row"), awkward_state(3)[3].tensor);
+      const bool new_one = lasts && loaded->checkpoint.info.step == step &&
+                           at::equal(loaded->tensors.at("one row"), awkward_state(3)[3].tensor);
       if (!new_one) {
         EXPECT_EQ(loaded->checkpoint.info.step, 2u) << "call " << call << ": " << outcome.error;
         expect_same(loaded->tensors, awkward_state(2));
@@ -139,7 +142,9 @@ TEST_P(FailingDisk, EveryCallInTurn) {
     sweep_leftovers(c);
     for (const std::string& name : names_in(c)) EXPECT_THAT(name, StartsWith("step-")) << "call " << call;
     EXPECT_EQ(load_on(1, c)->checkpoint.info.step, loaded->checkpoint.info.step);
-    expect_same(load_on(1, c)->tensors, awkward_state(outcome.committed || at::equal(loaded->tensors.at("one row"), awkward_state(3)[3].tensor) ? 3 : 2));
+    expect_same(load_on(1, c)->tensors,
+                awkward_state(
+                    outcome.committed || at::equal(loaded->tensors.at("one row"), awkward_state(3)[3].tensor) ? 3 : 2));
     ++cases;
     committed += outcome.committed;
     if (calls < call) break;  // none was left to fail
@@ -149,7 +154,8 @@ TEST_P(FailingDisk, EveryCallInTurn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, FailingDisk,
-                         ::testing::Combine(::testing::Values(1, 2), ::testing::Bool(), ::testing::Values(EIO, ENOSPC), ::testing::Bool()));
+                         ::testing::Combine(::testing::Values(1, 2), ::testing::Bool(), ::testing::Values(EIO, ENOSPC),
+                                            ::testing::Bool()));
 
 TEST(FailingDiskOnce, AFailedFsyncMeansTheFileIsWrittenAgainUnderAnotherName) {
   for (const Call call : {kFsync, kWrite}) {
@@ -182,8 +188,8 @@ TEST(FailingDiskOnce, AFullDiskIsNotTriedAgain) {
   const int writes = calls_of[kWrite];
   fail_no_more();
   EXPECT_FALSE(outcome.committed);
-  EXPECT_THAT(outcome.error, AllOf(HasSubstr("rank 0: could not write to"), HasSubstr("rank 1: could not"), HasSubstr("No space left"),
-                                   HasSubstr("MiB are free there")));
+  EXPECT_THAT(outcome.error, AllOf(HasSubstr("rank 0: could not write to"), HasSubstr("rank 1: could not"),
+                                   HasSubstr("No space left"), HasSubstr("MiB are free there")));
   EXPECT_TRUE(names_in(folder / "c").empty());
   EXPECT_LT(writes, 200);
 }

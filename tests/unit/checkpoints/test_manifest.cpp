@@ -49,8 +49,10 @@ TEST(Manifest, EveryFlippedBitEveryLengthAndEveryAddedByteIsNoticed) {
     bad[bit / 8] ^= static_cast<char>(1 << bit % 8);
     EXPECT_THAT(error_of(ExitCode::kBadData, [&] { parse_manifest(bad, "M"); }), HasSubstr("M is damaged")) << bit;
   }
-  for (std::size_t length = 0; length < good.size(); ++length) error_of(ExitCode::kBadData, [&] { parse_manifest(good.substr(0, length), "M"); });
-  for (int byte = 0; byte < 256; ++byte) error_of(ExitCode::kBadData, [&] { parse_manifest(good + static_cast<char>(byte), "M"); });
+  for (std::size_t length = 0; length < good.size(); ++length)
+    error_of(ExitCode::kBadData, [&] { parse_manifest(good.substr(0, length), "M"); });
+  for (int byte = 0; byte < 256; ++byte)
+    error_of(ExitCode::kBadData, [&] { parse_manifest(good + static_cast<char>(byte), "M"); });
 }
 
 TEST(Manifest, WhatCouldNotBeReadIsNotWritten) {

@@ -97,9 +97,16 @@ TEST(Retention, SweepsOnlyWhatWritersLeft) {
   const std::string c = folder / "c";
   EXPECT_EQ(sweep_leftovers(c), 0);
   save(c, 1);
-  const std::vector<std::string> stays = {".bad-step-00000003-" + kUuid, ".nfs0001", ".tmp-00000003-short", ".tmp-other", "notes", "step-00000001", "step-1"};
+  const std::vector<std::string> stays = {".bad-step-00000003-" + kUuid,
+                                          ".nfs0001",
+                                          ".tmp-00000003-short",
+                                          ".tmp-other",
+                                          "notes",
+                                          "step-00000001",
+                                          "step-1"};
   for (const std::string& name : stays) std::filesystem::create_directories(c + "/" + name);
-  for (const std::string& name : {".tmp-00000002-" + kUuid, ".del-step-00000001-" + kUuid, ".old-step-00000001-" + kUuid}) {
+  for (const std::string& name :
+       {".tmp-00000002-" + kUuid, ".del-step-00000001-" + kUuid, ".old-step-00000001-" + kUuid}) {
     std::filesystem::create_directory(c + "/" + name);
     std::ofstream(c + "/" + name + "/rank-0-of-1.safetensors") << "half";
   }
@@ -124,9 +131,11 @@ TEST(Retention, AReplacementThatWasInterruptedIsUndone) {
 TEST(Folders, NamesOfSteps) {
   EXPECT_EQ(step_name(7), "step-00000007");
   EXPECT_EQ(step_name(1234567890123), "step-1234567890123");
-  for (const uint64_t step : {uint64_t{0}, uint64_t{99999999}, uint64_t{100000000}, ~uint64_t{0}}) EXPECT_EQ(step_of_name(step_name(step)), step);
-  for (const char* other : {"", "step-", "step-7", "step-000000007", "step-0000000x", "step-99999999999999999999", "step-18446744073709551616", "Step-00000007",
-                            "step-00000007 ", ".step-00000007", "step-00000007/"}) {
+  for (const uint64_t step : {uint64_t{0}, uint64_t{99999999}, uint64_t{100000000}, ~uint64_t{0}})
+    EXPECT_EQ(step_of_name(step_name(step)), step);
+  for (const char* other :
+       {"", "step-", "step-7", "step-000000007", "step-0000000x", "step-99999999999999999999",
+        "step-18446744073709551616", "Step-00000007", "step-00000007 ", ".step-00000007", "step-00000007/"}) {
     EXPECT_FALSE(step_of_name(other)) << other;
   }
 }

@@ -85,7 +85,9 @@ TEST(Saver, StridesDoNotMatter) {
   TemporaryFolder folder;
   const at::Tensor matrix = at::arange(35.).view({5, 7});
   for (const bool asynchronous : {false, true}) {
-    ASSERT_TRUE(save_on(2, folder / "c", info_of(asynchronous), {{"x", matrix.t()}, {"y", matrix.select(1, 2)}}, asynchronous).committed);
+    ASSERT_TRUE(
+        save_on(2, folder / "c", info_of(asynchronous), {{"x", matrix.t()}, {"y", matrix.select(1, 2)}}, asynchronous)
+            .committed);
     expect_same(load_on(1, folder / "c")->tensors, {{"x", matrix.t()}, {"y", matrix.select(1, 2)}});
   }
 }
@@ -130,8 +132,11 @@ TEST(Saver, OneSaveIsInFlightAndWordsTellOfItsEnd) {
 
 TEST(Saver, SharesAreNearlyEqual) {
   TemporaryFolder folder;
-  ASSERT_TRUE(save_on(3, folder / "c", info_of(1), {{"a", at::ones({1000, 10})}, {"b", at::ones({500, 100})}, {"c", at::ones({2000})}}).committed);
-  for (const CheckpointFile& file : read_manifest(folder / "c/step-00000001").files) EXPECT_NEAR(file.size, 62000 * 4 / 3, 1500);
+  ASSERT_TRUE(save_on(3, folder / "c", info_of(1),
+                      {{"a", at::ones({1000, 10})}, {"b", at::ones({500, 100})}, {"c", at::ones({2000})}})
+                  .committed);
+  for (const CheckpointFile& file : read_manifest(folder / "c/step-00000001").files)
+    EXPECT_NEAR(file.size, 62000 * 4 / 3, 1500);
 }
 
 TEST(Saver, OnlyTheFolderOfTheCheckpointIsThereAfterwards) {
@@ -139,9 +144,11 @@ TEST(Saver, OnlyTheFolderOfTheCheckpointIsThereAfterwards) {
   ASSERT_TRUE(save_on(2, folder / "c", info_of(123456789), awkward_state(1)).committed);
   EXPECT_THAT(folder.names(), ElementsAre("c"));
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path() / "c")) names.push_back(entry.path().filename());
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path() / "c"))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
-  EXPECT_THAT(names, ElementsAre("MANIFEST.pb", "rank-0-of-2.safetensors", "rank-1-of-2.safetensors", "step-123456789"));
+  EXPECT_THAT(names,
+              ElementsAre("MANIFEST.pb", "rank-0-of-2.safetensors", "rank-1-of-2.safetensors", "step-123456789"));
 }
 
 TEST(Saver, AWholeCheckpointOfTheSameStepIsReplaced) {
@@ -171,11 +178,13 @@ TEST(Saver, AFailureIsAnOutcomeThatNamesTheRanks) {
   std::ofstream(folder / "file") << "a file";
   const SaveOutcome outcome = save_on(2, folder / "file", info_of(2), awkward_state(2));
   EXPECT_FALSE(outcome.committed);
-  EXPECT_THAT(outcome.error, AllOf(HasSubstr("step 2 was not saved"), HasSubstr("rank 0: Cannot make the folder"), HasSubstr("rank 1: Cannot make")));
+  EXPECT_THAT(outcome.error, AllOf(HasSubstr("step 2 was not saved"), HasSubstr("rank 0: Cannot make the folder"),
+                                   HasSubstr("rank 1: Cannot make")));
   EXPECT_EQ(contents(folder / "file"), "a file");
 }
 
-// What a full disk does: files stop growing in the middle of a write. One rank's share is larger than the limit, the other's is not.
+// What a full disk does: files stop growing in the middle of a write. One rank's share is larger than the limit, the
+// other's is not.
 TEST(Saver, AFailedWriteLeavesTheOlderCheckpointsAndNothingElse) {
   TemporaryFolder folder;
   ASSERT_TRUE(save_on(2, folder / "c", info_of(1), awkward_state(1)).committed);
@@ -185,10 +194,12 @@ TEST(Saver, AFailedWriteLeavesTheOlderCheckpointsAndNothingElse) {
   for (const bool asynchronous : {false, true}) {
     const rlimit limit{100'000, before.rlim_max};
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    const SaveOutcome outcome = save_on(2, folder / "c", info_of(2), {{"small", at::ones({10, 1})}, {"wide", at::ones({1, 100'000})}}, asynchronous);
+    const SaveOutcome outcome = save_on(2, folder / "c", info_of(2),
+                                        {{"small", at::ones({10, 1})}, {"wide", at::ones({1, 100'000})}}, asynchronous);
     ::setrlimit(RLIMIT_FSIZE, &before);
     EXPECT_FALSE(outcome.committed);
-    EXPECT_THAT(outcome.error, AllOf(HasSubstr("of step 2 was not saved"), HasSubstr("could not write to"), HasSubstr("File too large")));
+    EXPECT_THAT(outcome.error, AllOf(HasSubstr("of step 2 was not saved"), HasSubstr("could not write to"),
+                                     HasSubstr("File too large")));
     EXPECT_THAT(std::distance(std::filesystem::directory_iterator(folder / "c"), {}), 1);
     expect_same(load_on(2, folder / "c")->tensors, awkward_state(1));
   }

@@ -69,31 +69,38 @@ TEST(Shares, AMissingOrRepeatedShardIsNoticed) {
         for (int rank = 0; rank < 3; ++rank) {
           for (int times = rank != missing ? 1 : repeated ? 2 : 0; times > 0; --times) {
             const ShardLayout layout = lay_out_shard(table, shares[rank]);
-            coverage.add("shard " + std::to_string(rank), parse_safetensors_header(layout.head.substr(8), layout.data_size, "shard"));
+            coverage.add("shard " + std::to_string(rank),
+                         parse_safetensors_header(layout.head.substr(8), layout.data_size, "shard"));
           }
         }
         coverage.require_complete("checkpoint");
       });
-      EXPECT_THAT(message, HasSubstr(repeated ? "and again in shard " + std::to_string(missing) : std::string("tensor \""))) << missing;
+      EXPECT_THAT(message,
+                  HasSubstr(repeated ? "and again in shard " + std::to_string(missing) : std::string("tensor \"")))
+          << missing;
     }
   }
 }
 
 TEST(Shares, AGapIsNoticedAlsoWhereAnOverlapMakesUpForIt) {
   const std::vector<TensorInfo> table = {{"a", at::kFloat, {6}}};
-  EXPECT_THAT(error_of(ExitCode::kBadData, [&] {
-    Coverage coverage(table);
-    for (const int64_t first : {0, 3, 4}) {
-      coverage.add("shard", parse_safetensors_header(lay_out_shard(table, {{0, first, 2}}).head.substr(8), 8, "shard"));
-    }
-    coverage.require_complete("checkpoint");
-  }), HasSubstr("lacks rows from 2 on"));
+  EXPECT_THAT(error_of(ExitCode::kBadData,
+                       [&] {
+                         Coverage coverage(table);
+                         for (const int64_t first : {0, 3, 4}) {
+                           coverage.add("shard", parse_safetensors_header(
+                                                     lay_out_shard(table, {{0, first, 2}}).head.substr(8), 8, "shard"));
+                         }
+                         coverage.require_complete("checkpoint");
+                       }),
+              HasSubstr("lacks rows from 2 on"));
 }
 
 TEST(Shares, TellPyTorchWhereRowsBelongOnlyWhereATensorIsSplit) {
   const std::vector<TensorInfo> table = {{"a", at::kFloat, {2}}, {"b", at::kFloat, {2, 3}}};
   EXPECT_EQ(lay_out_shard(table, {{0, 0, 2}, {1, 0, 2}}).head.find("DCP"), std::string::npos);
-  const auto header = parse_safetensors_header(lay_out_shard(table, {{0, 0, 2}, {1, 1, 1}}).head.substr(8), 20, "shard");
+  const auto header =
+      parse_safetensors_header(lay_out_shard(table, {{0, 0, 2}, {1, 1, 1}}).head.substr(8), 20, "shard");
   EXPECT_EQ(header.metadata.at("DCP_SHARDING_INFO"), R"({"a":{"saved_offsets":[0]},"b":{"saved_offsets":[1,0]}})");
   EXPECT_EQ(header.tensors.at("b").shape, (std::vector<int64_t>{1, 3}));
 }

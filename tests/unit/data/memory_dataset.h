@@ -8,7 +8,8 @@
 
 namespace muster::data::test {
 
-// A dataset made by hand: classification, one modality of width 2 per name, `lengths[i]` frames for sample i, values counting up.
+// A dataset made by hand: classification, one modality of width 2 per name, `lengths[i]` frames for sample i, values
+// counting up.
 class MemoryDataset : public Dataset {
  public:
   MemoryDataset(const std::vector<std::string>& modalities, const std::vector<int64_t>& lengths) {

@@ -159,7 +159,8 @@ TEST(Container, LabelsMayBeAbsentUnlessRequired) {
   EXPECT_THROW(open_container(folder.file("d.h5"), options), Error);
 }
 
-// A limit on file size stands in for a full disk: what goes past it fails to be written. Lifted at the end of the scope.
+// A limit on file size stands in for a full disk: what goes past it fails to be written. Lifted at the end of the
+// scope.
 class FileSizeLimit {
  public:
   FileSizeLimit() {

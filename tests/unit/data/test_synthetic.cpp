@@ -46,14 +46,21 @@ TEST(Synthetic, DependsOnSeedAndNoise) {
 }
 
 TEST(Synthetic, HashNamesWhatIsPlanted) {
-  const auto hash = [](SyntheticKind kind, const SyntheticSignal& signal) { return make_synthetic(kind, 20, 1, 5, signal)->content_hash(); };
+  const auto hash = [](SyntheticKind kind, const SyntheticSignal& signal) {
+    return make_synthetic(kind, 20, 1, 5, signal)->content_hash();
+  };
   // As it was before there were any of these.
   EXPECT_EQ(hash(SyntheticKind::kRegression, {}), "81a5d993183be66e5016108b59566ecbe7c9bfc6927bd1da63654b326222b86c");
-  EXPECT_EQ(hash(SyntheticKind::kClassification, {}), "e1567a2382d0ad5582f936ea556eb6f49cca32811eb68ec66513a555ca993ea2");
-  const std::set<std::string> hashes{hash(SyntheticKind::kRegression, {}), hash(SyntheticKind::kRegression, {{"text"}, 0, 1}),
-                                     hash(SyntheticKind::kRegression, {{"audio", "text"}, 0, 1}), hash(SyntheticKind::kRegression, {{}, 0, 2}),
-                                     hash(SyntheticKind::kRegression, {{}, 0, 3}), hash(SyntheticKind::kClassification, {}),
-                                     hash(SyntheticKind::kClassification, {{}, 0.5, 1}), hash(SyntheticKind::kClassification, {{"audio"}, 0.5, 1})};
+  EXPECT_EQ(hash(SyntheticKind::kClassification, {}),
+            "e1567a2382d0ad5582f936ea556eb6f49cca32811eb68ec66513a555ca993ea2");
+  const std::set<std::string> hashes{hash(SyntheticKind::kRegression, {}),
+                                     hash(SyntheticKind::kRegression, {{"text"}, 0, 1}),
+                                     hash(SyntheticKind::kRegression, {{"audio", "text"}, 0, 1}),
+                                     hash(SyntheticKind::kRegression, {{}, 0, 2}),
+                                     hash(SyntheticKind::kRegression, {{}, 0, 3}),
+                                     hash(SyntheticKind::kClassification, {}),
+                                     hash(SyntheticKind::kClassification, {{}, 0.5, 1}),
+                                     hash(SyntheticKind::kClassification, {{"audio"}, 0.5, 1})};
   EXPECT_EQ(hashes.size(), 8u);
 }
 

@@ -22,14 +22,16 @@ class Synthetic {
     machine_ = std::make_unique<Machine>();
     unsetenv("HWLOC_SYNTHETIC");
   }
-  CoreView view(const std::string& host = "a", const CpuSet& near_gpu = {}) const { return {host, machine_->topology(), machine_->allowed(), near_gpu}; }
+  CoreView view(const std::string& host = "a", const CpuSet& near_gpu = {}) const {
+    return {host, machine_->topology(), machine_->allowed(), near_gpu};
+  }
   const Machine& machine() const { return *machine_; }
 
  private:
   std::unique_ptr<Machine> machine_;
 };
 
-const std::string kTwoSockets = "package:2 numa:1 core:4 pu:1";    // 0-3, 4-7
+const std::string kTwoSockets = "package:2 numa:1 core:4 pu:1";  // 0-3, 4-7
 const std::string kHyperThreads = "package:2 numa:1 core:4 pu:2(indexes=core:package)";
 
 std::vector<std::string> cpus(const std::vector<Affinity>& chosen) {
@@ -38,7 +40,9 @@ std::vector<std::string> cpus(const std::vector<Affinity>& chosen) {
   return texts;
 }
 
-std::vector<std::string> cpus(const std::vector<CoreView>& views, BindPolicy policy) { return cpus(choose_affinity(views, policy)); }
+std::vector<std::string> cpus(const std::vector<CoreView>& views, BindPolicy policy) {
+  return cpus(choose_affinity(views, policy));
+}
 
 using Texts = std::vector<std::string>;
 
@@ -69,7 +73,9 @@ TEST(Topology, CpusAsText) {
 
 TEST(Affinity, PlacesAreCountedPerHost) {
   const Synthetic machine(kTwoSockets);
-  const auto chosen = choose_affinity({machine.view("a"), machine.view("b"), machine.view("a"), machine.view("b"), machine.view("b")}, BindPolicy::kNone);
+  const auto chosen =
+      choose_affinity({machine.view("a"), machine.view("b"), machine.view("a"), machine.view("b"), machine.view("b")},
+                      BindPolicy::kNone);
   std::vector<int> places, sizes;
   for (const auto& each : chosen) places.push_back(each.local_rank), sizes.push_back(each.local_size);
   EXPECT_EQ(places, (std::vector<int>{0, 0, 1, 1, 2}));
@@ -150,7 +156,8 @@ TEST(Affinity, CoresAreSharedOutWhole) {
     std::sort(all.begin(), all.end());
   }
   EXPECT_EQ(all, range(0, 15));
-  for (const auto& each : choose_affinity(std::vector<CoreView>(16, machine.view()), BindPolicy::kCore)) EXPECT_EQ(each.cpus.size(), 1u) << "hardware threads";
+  for (const auto& each : choose_affinity(std::vector<CoreView>(16, machine.view()), BindPolicy::kCore))
+    EXPECT_EQ(each.cpus.size(), 1u) << "hardware threads";
   for (const auto& each : choose_affinity(std::vector<CoreView>(17, machine.view()), BindPolicy::kCore)) {
     EXPECT_EQ(each.cpus, range(0, 15));
     EXPECT_EQ(each.why, "not bound: more ranks than cores");

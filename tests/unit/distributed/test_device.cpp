@@ -43,11 +43,12 @@ std::string refusal(const std::vector<RankView>& views, const DeviceRequest& req
 }
 
 void expect_parts(const std::string& message, const std::vector<std::string>& parts) {
-  for (const auto& part : parts) EXPECT_NE(message.find(part), std::string::npos) << "\"" << part << "\" is missing in:\n" << message;
+  for (const auto& part : parts)
+    EXPECT_NE(message.find(part), std::string::npos) << "\"" << part << "\" is missing in:\n" << message;
 }
 
-constexpr DeviceRequest kAuto{WantedDevice::kAuto, false}, kCpu{WantedDevice::kCpu, false}, kCuda{WantedDevice::kCuda, false},
-    kShare{WantedDevice::kCuda, true};
+constexpr DeviceRequest kAuto{WantedDevice::kAuto, false}, kCpu{WantedDevice::kCpu, false},
+    kCuda{WantedDevice::kCuda, false}, kShare{WantedDevice::kCuda, true};
 
 TEST(Device, AloneWithOneOrManyGpus) {
   for (const int gpus : {1, 2, 8}) {
@@ -81,7 +82,8 @@ TEST(Device, EachRankSeesItsOwn) {
 }
 
 TEST(Device, PairsOfRanksSeePairsOfGpus) {
-  const std::vector<RankView> views{sees("a", {"w", "x"}), sees("a", {"w", "x"}), sees("a", {"y", "z"}), sees("a", {"y", "z"})};
+  const std::vector<RankView> views{sees("a", {"w", "x"}), sees("a", {"w", "x"}), sees("a", {"y", "z"}),
+                                    sees("a", {"y", "z"})};
   EXPECT_EQ(used(choose_devices(views, kCuda)), (std::vector<std::string>{"w", "x", "y", "z"}));
 }
 
@@ -123,7 +125,8 @@ TEST(Device, MoreRanksThanGpusAreRefusedUnlessShared) {
   std::vector<RankView> views;
   add(views, "a", 2, 2);
   add(views, "b", 5, 2);
-  expect_parts(refusal(views, kCuda), {"5 ranks on b", "2 GPUs", "rank 2 on b", "at most 2 ranks", "training.share_device: true"});
+  expect_parts(refusal(views, kCuda),
+               {"5 ranks on b", "2 GPUs", "rank 2 on b", "at most 2 ranks", "training.share_device: true"});
   const auto bindings = choose_devices(views, kShare);
   EXPECT_EQ(indices(bindings), (std::vector<int>{0, 1, 0, 1, 0, 1, 0}));
   std::vector<int> sharers;

@@ -39,7 +39,8 @@ FlightEntry entry_of(const CollectiveCall& call, bool completed, const char* com
 }
 
 RankStatus waiting_in(int64_t sequence, const char* communicator = "world") {
-  return {Phase::kStep, entry_of(sum_of(7, sequence, "gradients"), false, communicator), entry_of(sum_of(7, sequence - 1, "gradients"), true)};
+  return {Phase::kStep, entry_of(sum_of(7, sequence, "gradients"), false, communicator),
+          entry_of(sum_of(7, sequence - 1, "gradients"), true)};
 }
 
 TEST(FlightRecorder, KeepsTheLast64InOrder) {
@@ -74,7 +75,8 @@ TEST(FlightRecorder, MayBeReadWhileItIsWritten) {
   FlightRecorder recorder;
   std::atomic<bool> stop{false};
   std::thread writer([&] {
-    for (int64_t sequence = 1; !stop; ++sequence) recorder.complete(recorder.enter(sum_of(sequence, sequence, "x"), "world", Phase::kStep));
+    for (int64_t sequence = 1; !stop; ++sequence)
+      recorder.complete(recorder.enter(sum_of(sequence, sequence, "x"), "world", Phase::kStep));
   });
   for (int round = 0; round < 2000; ++round)
     for (const auto& entry : recorder.entries()) {
@@ -87,7 +89,8 @@ TEST(FlightRecorder, MayBeReadWhileItIsWritten) {
 
 TEST(FlightRecord, IsJson) {
   auto call = sum_of(7, 71, "gra\xff");
-  const std::string text = flight_record_json({2, 4, "node7", Phase::kEvaluation, "why", {1, 3}}, {entry_of(call, true), entry_of(sum_of(3, 72, ""), false)});
+  const std::string text = flight_record_json({2, 4, "node7", Phase::kEvaluation, "why", {1, 3}},
+                                              {entry_of(call, true), entry_of(sum_of(3, 72, ""), false)});
   const auto record = nlohmann::json::parse(text);
   EXPECT_EQ(record["format"], "muster-flight-record");
   EXPECT_EQ(record["rank"], 2);
@@ -116,14 +119,16 @@ TEST(CollectiveLabel, IsPartOfWhatRanksCompare) {
   const RankNames names{"world", {0, 1, 2}};
   EXPECT_EQ(disagreement({sum_of(7, 4, "a"), sum_of(7, 4, "a"), sum_of(7, 4, "a")}, names), "");
   EXPECT_THAT(disagreement({sum_of(7, 4, "a"), sum_of(7, 4, "b"), sum_of(7, 4, "a")}, names),
-              HasSubstr("rank 1 called all_reduce_sum(float32 [7]) for b, while ranks 0 and 2 called all_reduce_sum(float32 [7]) for a"));
+              HasSubstr("rank 1 called all_reduce_sum(float32 [7]) for b, while ranks 0 and 2 called "
+                        "all_reduce_sum(float32 [7]) for a"));
 }
 
 TEST(FaultMessage, NamesADeadRank) {
   std::vector<PeerView> ranks(3, {"node1", true, waiting_in(42), false, false});
   ranks[1].died = true;
   const std::string text = describe_fault({1}, ranks, waiting_in(42), 0);
-  EXPECT_THAT(text, HasSubstr("rank 1 of 3 (host node1) is lost: its process has died, last seen in phase step after collective 41 of world, "
+  EXPECT_THAT(text, HasSubstr("rank 1 of 3 (host node1) is lost: its process has died, last seen in phase step after "
+                              "collective 41 of world, "
                               "all_reduce_sum(float32 [7]) for gradients."));
   EXPECT_THAT(text, HasSubstr("dmesg"));
 }
@@ -135,9 +140,12 @@ TEST(FaultMessage, SaysWhatEachAbsentRankDoes) {
   ranks[2].status = waiting_in(3, "world/1");
   ranks[3].heard = false;
   const std::string text = describe_fault({0, 1, 2, 3}, ranks, waiting_in(42), 2.5);
-  EXPECT_THAT(text, HasSubstr("no progress in phase step for 2.5 s: rank 0 of 5 (host node1): it is still computing, last seen"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("no progress in phase step for 2.5 s: rank 0 of 5 (host node1): it is still computing, last seen"));
   EXPECT_THAT(text, HasSubstr("rank 1 of 5 (host node1): its process does not run (stopped, or its machine is gone)"));
-  EXPECT_THAT(text, HasSubstr("rank 2 of 5 (host node1): it waits elsewhere, in collective 3 of world/1, all_reduce_sum"));
+  EXPECT_THAT(text,
+              HasSubstr("rank 2 of 5 (host node1): it waits elsewhere, in collective 3 of world/1, all_reduce_sum"));
   EXPECT_THAT(text, HasSubstr("rank 3 of 5 (host node1): nothing is known about it"));
   EXPECT_THAT(text, Not(HasSubstr("rank 4")));
 }
@@ -151,12 +159,14 @@ TEST(FaultMessage, GroupsTheRanksOfALostMachine) {
     missing.push_back(rank);
   }
   EXPECT_THAT(describe_fault(missing, ranks, waiting_in(42), 0),
-              HasSubstr("ranks 8-15 of 24 (host node2): their processes have died; ranks 16-23 of 24 (host node3): their processes have died."));
+              HasSubstr("ranks 8-15 of 24 (host node2): their processes have died; ranks 16-23 of 24 (host node3): "
+                        "their processes have died."));
 }
 
 TEST(FaultMessage, BlamesNobodyWithoutReason) {
   const std::vector<PeerView> ranks(2, {"node1", true, waiting_in(42), false, false});
-  EXPECT_THAT(describe_fault({}, ranks, waiting_in(42), 9), HasSubstr("all ranks run and have come to collective 42 of world"));
+  EXPECT_THAT(describe_fault({}, ranks, waiting_in(42), 9),
+              HasSubstr("all ranks run and have come to collective 42 of world"));
 }
 
 TEST(Phases, NestAndMayBeUsedWithoutAWatchdog) {

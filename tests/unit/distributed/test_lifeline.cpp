@@ -17,7 +17,8 @@ namespace {
 using Kind = Lifeline::Kind;
 
 // Events at `end` until `enough`, for 5 s at most; `other` (may be null) is served meanwhile.
-std::vector<Lifeline::Event> until(Lifeline& end, Lifeline* other, const std::function<bool(const std::vector<Lifeline::Event>&)>& enough) {
+std::vector<Lifeline::Event> until(Lifeline& end, Lifeline* other,
+                                   const std::function<bool(const std::vector<Lifeline::Event>&)>& enough) {
   std::vector<Lifeline::Event> all;
   for (int round = 0; round < 500 && !enough(all); ++round) {
     if (other) other->receive();

@@ -90,8 +90,9 @@ TEST(Threads, AFailedRankWakesTheOthers) {
         communicator.all_gather_bytes("x");
       } catch (const Error& error) {
         EXPECT_EQ(error.code(), ExitCode::kPeerFailed);
-        EXPECT_THAT(error.what(), HasSubstr("rank 1 does not come to collective 1 of world, all_gather_bytes(): it has failed: "
-                                            "sample 17 is broken"));
+        EXPECT_THAT(error.what(),
+                    HasSubstr("rank 1 does not come to collective 1 of world, all_gather_bytes(): it has failed: "
+                              "sample 17 is broken"));
         ++woken;
         throw;
       }
@@ -114,23 +115,28 @@ TEST(Threads, AFailedRankWakesItsGroupOnly) {
 }
 
 TEST(Threads, ARankThatHasEndedIsNotWaitedFor) {
-  EXPECT_THAT(failure_of(3, [](Communicator& communicator) {
-                if (communicator.rank() != 2) communicator.broadcast(at::zeros({4}), 0);
-              }),
-              HasSubstr("76: rank 2 does not come to collective 1 of world, broadcast(float32 [4], root 0): it has ended."));
+  EXPECT_THAT(
+      failure_of(3,
+                 [](Communicator& communicator) {
+                   if (communicator.rank() != 2) communicator.broadcast(at::zeros({4}), 0);
+                 }),
+      HasSubstr("76: rank 2 does not come to collective 1 of world, broadcast(float32 [4], root 0): it has ended."));
 }
 
 TEST(Threads, AbortEndsTheJobNotTheProcess) {
-  EXPECT_EQ(failure_of(3, [](Communicator& communicator) {
-              if (communicator.rank() == 1) communicator.abort(ExitCode::kIo);
-              communicator.all_reduce_sum(at::zeros({1}));
-            }),
+  EXPECT_EQ(failure_of(3,
+                       [](Communicator& communicator) {
+                         if (communicator.rank() == 1) communicator.abort(ExitCode::kIo);
+                         communicator.all_reduce_sum(at::zeros({1}));
+                       }),
             "74: rank 1 ended the job with exit code 74");
 }
 
 TEST(Threads, SumsInRankOrder) {
   run_as_threads(5, [](Communicator& ranks) {
-    const auto value = [](int rank) { return at::sin(at::arange(1001, at::kFloat) + rank) * std::pow(10.0f, 2 - rank); };
+    const auto value = [](int rank) {
+      return at::sin(at::arange(1001, at::kFloat) + rank) * std::pow(10.0f, 2 - rank);
+    };
     const at::Tensor tensor = value(ranks.rank());
     ranks.all_reduce_sum(tensor);
     at::Tensor expected = value(0);

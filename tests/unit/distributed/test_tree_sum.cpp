@@ -35,7 +35,8 @@ TEST(TreeSum, EveryNumberOfRanksAndBoundary) {
           for (int64_t leaf = boundaries[communicator.rank()]; leaf < boundaries[communicator.rank() + 1]; ++leaf)
             if (all[leaf].defined()) sum.add(leaf, all[leaf]);
           sum.reduce(communicator, result);
-          EXPECT_TRUE(contract::same_bits(result, expected)) << ranks << " ranks, " << leaves << " leaves, round " << round;
+          EXPECT_TRUE(contract::same_bits(result, expected))
+              << ranks << " ranks, " << leaves << " leaves, round " << round;
           if (communicator.rank() > 0) continue;
           ++cases;
           order_matters += !contract::same_bits(contract::sum_in_order(all, length, dtype), expected);

@@ -87,7 +87,8 @@ Machine good_machine() {
   Machine machine;
   machine.host = "node1";
   machine.addresses = {"10.0.0.1"};
-  for (const char* name : {"open_files", "processes", "stack", "locked_memory", "file_size", "address_space"}) machine.limits[name] = {-1, -1};
+  for (const char* name : {"open_files", "processes", "stack", "locked_memory", "file_size", "address_space"})
+    machine.limits[name] = {-1, -1};
   machine.has_shared_memory = true;
   machine.shared_memory = {1000000000, 1000000000, 0, 0};
   machine.cores = 4;
@@ -96,7 +97,8 @@ Machine good_machine() {
 }
 
 TEST(Limits, AGoodMachine) {
-  for (const auto& finding : check_limits(good_machine(), true)) EXPECT_EQ(finding.state, State::kOk) << finding.check << ": " << finding.found;
+  for (const auto& finding : check_limits(good_machine(), true))
+    EXPECT_EQ(finding.state, State::kOk) << finding.check << ": " << finding.found;
 }
 
 TEST(Limits, LockedMemoryMattersWithInfiniband) {
@@ -147,7 +149,9 @@ TEST(Directory, TheLongestMountCounts) {
 }
 
 TEST(Directory, KindsOfFileSystems) {
-  const auto judged = [](const std::string& path) { return named(check_directory("/", mount_of(path, kMounts), true), "directory"); };
+  const auto judged = [](const std::string& path) {
+    return named(check_directory("/", mount_of(path, kMounts), true), "directory");
+  };
   EXPECT_EQ(judged("/home/my scratch").state, State::kOk);
   EXPECT_THAT(judged("/home/me").found, HasSubstr("mounted soft"));
   EXPECT_EQ(judged("/home/me").state, State::kWarning);
@@ -170,14 +174,17 @@ TEST(Starters, WhoseMpirun) {
 TEST(Starters, WhatEndedMeans) {
   ProcessEnd end;
   end.code = 255;
-  end.errors = "ssh: connect to host n2 port 22: Connection refused\n-----\nORTE was unable to reliably start one or more daemons.\nThis usually is caused by:\n* a\n";
+  end.errors =
+      "ssh: connect to host n2 port 22: Connection refused\n-----\nORTE was unable to reliably start one or more "
+      "daemons.\nThis usually is caused by:\n* a\n";
   const auto refused = explain_end(end, false, "mpirun ...");
   EXPECT_THAT(refused.fix, HasSubstr("is it up"));
   EXPECT_THAT(refused.found, testing::Not(HasSubstr("usually")));
   end = {137, false, false, "Primary job terminated\nmuster: rank 1 of 2 (host n2) is lost: its process has died\n"};
   const auto died = explain_end(end, true, "mpirun ...");
   EXPECT_EQ(died.check, "ranks_end");
-  EXPECT_EQ(died.found, "the ranks ended too early, exit code 137: rank 1 of 2 (host n2) is lost: its process has died");
+  EXPECT_EQ(died.found,
+            "the ranks ended too early, exit code 137: rank 1 of 2 (host n2) is lost: its process has died");
 }
 
 }  // namespace

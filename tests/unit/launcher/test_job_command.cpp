@@ -44,7 +44,10 @@ Surroundings in_allocation(std::map<std::string, std::string> variables, int gpu
   auto here = server(gpus);
   here.srun = "/usr/bin/srun";
   here.srun_speaks_pmix = true;
-  here.environment.insert({{"SLURM_JOB_ID", "7"}, {"SLURM_JOB_NUM_NODES", "2"}, {"SLURM_JOB_CPUS_PER_NODE", "64(x2)"}, {"SLURM_CPUS_ON_NODE", "64"}});
+  here.environment.insert({{"SLURM_JOB_ID", "7"},
+                           {"SLURM_JOB_NUM_NODES", "2"},
+                           {"SLURM_JOB_CPUS_PER_NODE", "64(x2)"},
+                           {"SLURM_CPUS_ON_NODE", "64"}});
   for (const auto& [name, value] : variables) here.environment[name] = value;
   here.slurm = slurm_allocation(here.environment);
   return here;
@@ -71,17 +74,21 @@ std::string refusal(const JobRequest& wanted, const Surroundings& here) {
 
 TEST(JobCommand, Laptop) {
   EXPECT_EQ(line(request(), laptop()),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=8 /usr/bin/mpirun -n 1 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=8 /usr/bin/mpirun -n 1 --use-hwthread-cpus --bind-to none "
+            "--tag-output /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(line(request(4), laptop()),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=2 /usr/bin/mpirun -n 4 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=2 /usr/bin/mpirun -n 4 --use-hwthread-cpus --bind-to none "
+            "--tag-output /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(job_command(request(16), laptop()).threads, 1);
 }
 
 TEST(JobCommand, OneRankPerSocketOrGpu) {
   EXPECT_EQ(line(request(), server(0)),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=32 /usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=32 /usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none "
+            "--tag-output /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(line(request(), server(8)),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=8 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=8 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none "
+            "--tag-output /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(job_command(request(), server(1)).ranks, 1);
 }
 
@@ -91,7 +98,8 @@ TEST(JobCommand, Oversubscribed) {
   auto wanted = request(17);
   wanted.oversubscribe = true;
   EXPECT_EQ(line(wanted, laptop()),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=1 /usr/bin/mpirun -n 17 --use-hwthread-cpus --bind-to none --tag-output --oversubscribe /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=1 /usr/bin/mpirun -n 17 --use-hwthread-cpus --bind-to none "
+            "--tag-output --oversubscribe /opt/muster train 'my experiment.txtpb'");
 }
 
 TEST(JobCommand, WhatTheUserHasSetCounts) {
@@ -99,12 +107,16 @@ TEST(JobCommand, WhatTheUserHasSetCounts) {
   here.environment["OMP_NUM_THREADS"] = "5";
   here.environment["MUSTER_BIND"] = "none";
   auto wanted = request();
-  EXPECT_EQ(line(wanted, here), "/usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
+  EXPECT_EQ(
+      line(wanted, here),
+      "/usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none --tag-output /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(job_command(wanted, here).threads, 5);
   wanted.threads = 3;
   wanted.bind = "core";
   wanted.label_output = false;
-  EXPECT_EQ(line(wanted, here), "env MUSTER_BIND=core OMP_NUM_THREADS=3 /usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none /opt/muster train 'my experiment.txtpb'");
+  EXPECT_EQ(line(wanted, here),
+            "env MUSTER_BIND=core OMP_NUM_THREADS=3 /usr/bin/mpirun -n 2 --use-hwthread-cpus --bind-to none "
+            "/opt/muster train 'my experiment.txtpb'");
 }
 
 TEST(JobCommand, Root) {
@@ -120,12 +132,18 @@ TEST(JobCommand, Root) {
 
 TEST(JobCommand, Hosts) {
   auto here = server(8);
-  here.environment.insert({{"LD_LIBRARY_PATH", "/opt/lib"}, {"CUDA_VISIBLE_DEVICES", "0"}, {"NCCL_DEBUG", "INFO"}, {"MALLOC_ARENA_MAX", "2"}, {"PATHS", "x"}});
+  here.environment.insert({{"LD_LIBRARY_PATH", "/opt/lib"},
+                           {"CUDA_VISIBLE_DEVICES", "0"},
+                           {"NCCL_DEBUG", "INFO"},
+                           {"MALLOC_ARENA_MAX", "2"},
+                           {"PATHS", "x"}});
   auto wanted = request();
   wanted.hosts = "a:4,b:4,c";
   EXPECT_EQ(line(wanted, here),
-            "env MUSTER_BIND=numa OMP_NUM_THREADS=16 /usr/bin/mpirun -n 9 --use-hwthread-cpus --bind-to none --tag-output --map-by slot --host a:4,b:4,c:1 -x LD_LIBRARY_PATH "
-            "-x MALLOC_ARENA_MAX -x MUSTER_BIND -x NCCL_DEBUG -x OMP_NUM_THREADS -x PATH /opt/muster train 'my experiment.txtpb'");
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=16 /usr/bin/mpirun -n 9 --use-hwthread-cpus --bind-to none "
+            "--tag-output --map-by slot --host a:4,b:4,c:1 -x LD_LIBRARY_PATH "
+            "-x MALLOC_ARENA_MAX -x MUSTER_BIND -x NCCL_DEBUG -x OMP_NUM_THREADS -x PATH /opt/muster train 'my "
+            "experiment.txtpb'");
   EXPECT_EQ(job_command(wanted, here).hosts, 3);
   wanted.ranks = 5;
   EXPECT_EQ(job_command(wanted, here).hosts, 2);
@@ -157,14 +175,17 @@ TEST(JobCommand, Hostfile) {
   auto wanted = request();
   wanted.hostfile = path;
   written("# nodes\n a slots=2\n\nb  slots=6 # the large one\n");
-  EXPECT_EQ(line(wanted, server(0)), "env MUSTER_BIND=numa OMP_NUM_THREADS=10 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none --tag-output --map-by slot --hostfile " + path +
-                                         " -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH /opt/muster train 'my experiment.txtpb'");
-  for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{{"a slots=2\nb\n", path + ":2: \"b\": write a host and its slots, as in: b slots=4"},
-                                                                                   {"a slots=2\na slots=1\n", path + ":2: the host a comes twice"},
-                                                                                   {"a slots=0\n", path + ":1: \"a slots=0\": the number of slots must be from 1 to 4096, not \"0\""},
-                                                                                   {"a slots=2 max_slots=3\n", path + ":1"},
-                                                                                   {"-x slots=2\n", "\"-x\" is no host's name"},
-                                                                                   {"# none\n", "it names no host"}}) {
+  EXPECT_EQ(line(wanted, server(0)),
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=10 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none "
+            "--tag-output --map-by slot --hostfile " +
+                path + " -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH /opt/muster train 'my experiment.txtpb'");
+  for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{
+           {"a slots=2\nb\n", path + ":2: \"b\": write a host and its slots, as in: b slots=4"},
+           {"a slots=2\na slots=1\n", path + ":2: the host a comes twice"},
+           {"a slots=0\n", path + ":1: \"a slots=0\": the number of slots must be from 1 to 4096, not \"0\""},
+           {"a slots=2 max_slots=3\n", path + ":1"},
+           {"-x slots=2\n", "\"-x\" is no host's name"},
+           {"# none\n", "it names no host"}}) {
     written(text);
     EXPECT_THAT(refusal(wanted, server(0)), HasSubstr(words)) << text;
   }
@@ -174,18 +195,27 @@ TEST(JobCommand, Hostfile) {
 
 TEST(JobCommand, HostsThatAreNone) {
   auto wanted = request();
-  for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{{"a:4,,b", "empty part"}, {"a:4,", "empty part"}, {"a:x", "not \"x\""}, {"a:-1", "not \"-1\""}, {"a:", "not \"\""},
-                                                                                   {"a:99999999999", "from 1 to 4096"}, {"a:1,b:1,a:1", "a comes twice"}, {":4", "no host's name"}, {"a b:1", "no host's name"}}) {
+  for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{{"a:4,,b", "empty part"},
+                                                                                    {"a:4,", "empty part"},
+                                                                                    {"a:x", "not \"x\""},
+                                                                                    {"a:-1", "not \"-1\""},
+                                                                                    {"a:", "not \"\""},
+                                                                                    {"a:99999999999", "from 1 to 4096"},
+                                                                                    {"a:1,b:1,a:1", "a comes twice"},
+                                                                                    {":4", "no host's name"},
+                                                                                    {"a b:1", "no host's name"}}) {
     wanted.hosts = text;
     EXPECT_THAT(refusal(wanted, laptop()), HasSubstr(words)) << text;
   }
 }
 
-const std::string kSrun = "/usr/bin/srun --mpi=pmix --ntasks=8 --nodes=2 --cpu-bind=none --export=ALL --kill-on-bad-exit=0 --wait=60 --label";
+const std::string kSrun =
+    "/usr/bin/srun --mpi=pmix --ntasks=8 --nodes=2 --cpu-bind=none --export=ALL --kill-on-bad-exit=0 --wait=60 --label";
 
 TEST(JobCommand, SlurmAllocation) {
   const auto here = in_allocation({{"SLURM_NTASKS", "8"}});
-  EXPECT_EQ(line(request(), here), "env MUSTER_BIND=numa OMP_NUM_THREADS=16 " + kSrun + " /opt/muster train 'my experiment.txtpb'");
+  EXPECT_EQ(line(request(), here),
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=16 " + kSrun + " /opt/muster train 'my experiment.txtpb'");
   EXPECT_EQ(job_command(request(), in_allocation({{"SLURM_GPUS_ON_NODE", "4"}})).ranks, 8);
   EXPECT_EQ(job_command(request(), in_allocation({{"SLURM_GPUS_PER_NODE", "h100:3"}})).ranks, 6);
   EXPECT_EQ(job_command(request(), in_allocation({})).ranks, 4) << "CPU sockets";
@@ -198,16 +228,26 @@ TEST(JobCommand, SlurmAllocation) {
 }
 
 TEST(JobCommand, ShellWithinAStep) {
-  const auto here = in_allocation({{"SLURM_NTASKS", "1"}, {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_PROCID", "0"}, {"PMIX_RANK", "0"}, {"PMI_FD", "3"}, {"SLURM_GPUS_ON_NODE", "4"}});
-  EXPECT_EQ(line(request(), here), "env -u PMIX_RANK -u PMI_FD -u SLURM_NTASKS -u SLURM_PROCID -u SLURM_STEP_ID -u SLURM_STEP_NUM_TASKS MUSTER_BIND=numa OMP_NUM_THREADS=16 " + kSrun +
-                                       " --overlap /opt/muster train 'my experiment.txtpb'");
+  const auto here = in_allocation({{"SLURM_NTASKS", "1"},
+                                   {"SLURM_STEP_ID", "0"},
+                                   {"SLURM_STEP_NUM_TASKS", "1"},
+                                   {"SLURM_PROCID", "0"},
+                                   {"PMIX_RANK", "0"},
+                                   {"PMI_FD", "3"},
+                                   {"SLURM_GPUS_ON_NODE", "4"}});
+  EXPECT_EQ(line(request(), here),
+            "env -u PMIX_RANK -u PMI_FD -u SLURM_NTASKS -u SLURM_PROCID -u SLURM_STEP_ID -u SLURM_STEP_NUM_TASKS "
+            "MUSTER_BIND=numa OMP_NUM_THREADS=16 " +
+                kSrun + " --overlap /opt/muster train 'my experiment.txtpb'");
 }
 
 TEST(JobCommand, SlurmWithoutPmix) {
   auto here = in_allocation({{"SLURM_NTASKS", "8"}});
   here.srun_speaks_pmix = false;
-  EXPECT_EQ(line(request(), here), "env MUSTER_BIND=numa OMP_NUM_THREADS=16 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none --tag-output -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH "
-                                   "/opt/muster train 'my experiment.txtpb'");
+  EXPECT_EQ(line(request(), here),
+            "env MUSTER_BIND=numa OMP_NUM_THREADS=16 /usr/bin/mpirun -n 8 --use-hwthread-cpus --bind-to none "
+            "--tag-output -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH "
+            "/opt/muster train 'my experiment.txtpb'");
   auto wanted = request();
   wanted.starter = Starter::kSrun;
   EXPECT_THAT(refusal(wanted, here), HasSubstr("offers no PMIx"));
@@ -226,7 +266,8 @@ TEST(JobCommand, NoStarter) {
 
 TEST(SlurmAllocation, IsReadFromTheEnvironment) {
   EXPECT_FALSE(slurm_allocation({{"SLURM_CONF", "/etc/slurm.conf"}}));
-  const auto uneven = slurm_allocation({{"SLURM_JOB_ID", "1"}, {"SLURM_JOB_NUM_NODES", "3"}, {"SLURM_JOB_CPUS_PER_NODE", "8(x2),3"}});
+  const auto uneven =
+      slurm_allocation({{"SLURM_JOB_ID", "1"}, {"SLURM_JOB_NUM_NODES", "3"}, {"SLURM_JOB_CPUS_PER_NODE", "8(x2),3"}});
   EXPECT_EQ(uneven->cpus, 19);
   EXPECT_EQ(uneven->least_cpus, 3);
   EXPECT_EQ(uneven->tasks, 0);

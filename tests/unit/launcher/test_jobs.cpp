@@ -121,7 +121,8 @@ TEST_F(SearchJobs, ManyBeginAndEndWhileOthersLookAtThem) {
           if (auto claim = jobs.take_over(name, nothing)) taken[name] = std::move(claim);
         usleep(1000);
         for (const auto& [name, claim] : taken)
-          if (!std::filesystem::exists(folder + "/" + name + "/lock")) throw std::runtime_error("somebody has removed the lock of " + name);
+          if (!std::filesystem::exists(folder + "/" + name + "/lock"))
+            throw std::runtime_error("somebody has removed the lock of " + name);
       }
     }));
   for (const auto job : running) EXPECT_TRUE(ended_well(job));

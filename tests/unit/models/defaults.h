@@ -14,7 +14,8 @@ namespace muster::models {
 inline config::Experiment defaults(const std::string& text = "") {
   config::Experiment experiment, changes;
   using google::protobuf::TextFormat;
-  if (!TextFormat::ParseFromString(std::string(config::defaults_text()), &experiment) || !TextFormat::ParseFromString(text, &changes))
+  if (!TextFormat::ParseFromString(std::string(config::defaults_text()), &experiment) ||
+      !TextFormat::ParseFromString(text, &changes))
     throw std::runtime_error("not an experiment: " + text);
   experiment.MergeFrom(changes);
   return experiment;

@@ -53,9 +53,11 @@ TEST_P(Attention, EqualsScaledDotProductAttention) {
   const auto& [query_lengths, context_lengths, heads, dim] = GetParam();
   at::manual_seed(1);
   const auto q = offsets_of(query_lengths), c = offsets_of(context_lengths);
-  const at::Tensor query = at::randn({q.back(), dim}, at::kDouble), key_value = at::randn({c.back(), 2 * dim}, at::kDouble);
+  const at::Tensor query = at::randn({q.back(), dim}, at::kDouble),
+                   key_value = at::randn({c.back(), 2 * dim}, at::kDouble);
   const at::Tensor cotangent = at::randn({q.back(), dim}, at::kDouble);
-  const at::Tensor query_a = leaf(query), key_value_a = leaf(key_value), query_b = leaf(query), key_value_b = leaf(key_value);
+  const at::Tensor query_a = leaf(query), key_value_a = leaf(key_value), query_b = leaf(query),
+                   key_value_b = leaf(key_value);
 
   const at::Tensor expected = plain_attention(query_b, key_value_b, q, c, heads);
   const at::Tensor actual = attention(query_a, key_value_a, q, c, heads);
@@ -85,14 +87,18 @@ TEST_P(Attention, EqualsScaledDotProductAttention) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Lengths, Attention,
-                         ::testing::Values(Case{{3, 5, 2}, {4, 1, 7}, 1, 6}, Case{{3, 5, 2}, {4, 1, 7}, 2, 6}, Case{{1}, {1}, 4, 8},
-                                           Case{{1, 1, 1}, {1, 1, 1}, 2, 4}, Case{{2, 3, 1}, {0, 4, 0}, 2, 4},
-                                           Case{{2, 3}, {0, 0}, 2, 4}, Case{{0, 3, 0}, {2, 0, 5}, 2, 4}, Case{{0, 2}, {3, 3}, 2, 4},
+                         ::testing::Values(Case{{3, 5, 2}, {4, 1, 7}, 1, 6}, Case{{3, 5, 2}, {4, 1, 7}, 2, 6},
+                                           Case{{1}, {1}, 4, 8}, Case{{1, 1, 1}, {1, 1, 1}, 2, 4},
+                                           Case{{2, 3, 1}, {0, 4, 0}, 2, 4}, Case{{2, 3}, {0, 0}, 2, 4},
+                                           Case{{0, 3, 0}, {2, 0, 5}, 2, 4}, Case{{0, 2}, {3, 3}, 2, 4},
                                            Case{{40, 1, 17}, {63, 90, 2}, 4, 32}, Case{{2}, {3}, 6, 6},
-                                           // Runs of equal lengths, which end where either length changes, or where there would be too many scores at once.
-                                           Case{{3, 3, 3, 2, 2, 0, 2, 2}, {4, 4, 5, 5, 5, 5, 5, 5}, 2, 8}, Case{{60, 60, 60, 60, 60}, {300, 300, 300, 300, 300}, 4, 16},
+                                           // Runs of equal lengths, which end where either length changes, or where
+                                           // there would be too many scores at once.
+                                           Case{{3, 3, 3, 2, 2, 0, 2, 2}, {4, 4, 5, 5, 5, 5, 5, 5}, 2, 8},
+                                           Case{{60, 60, 60, 60, 60}, {300, 300, 300, 300, 300}, 4, 16},
                                            // One query each.
-                                           Case{{1, 1, 1, 1}, {0, 3, 200, 3}, 4, 24}, Case{{1, 1}, {70, 9}, 3, 33}, Case{{1, 1}, {0, 0}, 2, 4}));
+                                           Case{{1, 1, 1, 1}, {0, 3, 200, 3}, 4, 24}, Case{{1, 1}, {70, 9}, 3, 33},
+                                           Case{{1, 1}, {0, 0}, 2, 4}));
 
 TEST(Attention, OfNoSamples) {
   const at::Tensor output = attention(at::zeros({0, 4}), at::zeros({0, 8}), {0}, {0}, 2);
@@ -110,7 +116,8 @@ TEST(SegmentMean, EqualsMeanPerSample) {
   const at::Tensor values = leaf(at::randn({11, 5}, at::kDouble)), plain = leaf(values);
   std::vector<at::Tensor> means;
   for (size_t s = 0; s + 1 < offsets.size(); ++s)
-    means.push_back(offsets[s] == offsets[s + 1] ? at::zeros({5}, at::kDouble) : plain.slice(0, offsets[s], offsets[s + 1]).mean(0));
+    means.push_back(offsets[s] == offsets[s + 1] ? at::zeros({5}, at::kDouble)
+                                                 : plain.slice(0, offsets[s], offsets[s + 1]).mean(0));
   const at::Tensor expected = at::stack(means), actual = segment_mean(values, offsets);
   EXPECT_LT(difference(actual, expected), 1e-15);
   const at::Tensor cotangent = at::randn({5, 5}, at::kDouble);

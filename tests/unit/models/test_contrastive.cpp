@@ -45,7 +45,8 @@ struct Result {
 
 // loss(u, v, parameter), and its gradients times 3, which an upstream factor makes them.
 template <typename Loss>
-Result differentiate(const Loss& loss, const at::Tensor& u, const at::Tensor& v, double parameter, at::ScalarType dtype) {
+Result differentiate(const Loss& loss, const at::Tensor& u, const at::Tensor& v, double parameter,
+                     at::ScalarType dtype) {
   const at::Tensor a = u.to(dtype).detach().clone().requires_grad_(), b = v.to(dtype).detach().clone().requires_grad_();
   const at::Tensor p = at::scalar_tensor(parameter, dtype).requires_grad_();
   const at::Tensor value = loss(a, b, p);
@@ -54,12 +55,14 @@ Result differentiate(const Loss& loss, const at::Tensor& u, const at::Tensor& v,
 }
 
 // |actual - expected| <= tolerance * max(|expected|, unit), by maxima.
-void expect_close(const at::Tensor& actual, const at::Tensor& expected, double tolerance, double unit, const std::string& what) {
+void expect_close(const at::Tensor& actual, const at::Tensor& expected, double tolerance, double unit,
+                  const std::string& what) {
   const double error = (actual.to(at::kDouble) - expected).abs().max().item<double>();
   EXPECT_LE(error, tolerance * std::max(unit, expected.abs().max().item<double>())) << what;
 }
 
-void expect_close(const Result& actual, const Result& expected, double tolerance, double scale, const std::string& what) {
+void expect_close(const Result& actual, const Result& expected, double tolerance, double scale,
+                  const std::string& what) {
   const double unit = 1.0 / static_cast<double>(expected.u.size(0));
   expect_close(actual.loss, expected.loss, tolerance, scale, what + ", loss");
   expect_close(actual.u, expected.u, tolerance, scale * unit, what + ", gradient of u");
@@ -74,22 +77,29 @@ TEST(Contrastive, EqualsThePlainLossAndItsGradients) {
       for (const double scale : {0.37, 14.3, -2.0}) {
         if (rows > 300 && scale != 14.3) continue;
         const Inputs in(rows, 24, 5, at::kFloat);  // exact in both precisions
-        const auto plain = [&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, in.labels, kind); };
-        const auto tiled = [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, in.labels, kind); };
-        const std::string what = std::to_string(rows) + " rows, targets " + std::to_string(static_cast<int>(kind)) + ", scale " +
-                                 std::to_string(scale);
+        const auto plain = [&](const auto& u, const auto& v, const auto& s) {
+          return plain_loss(u, v, s, in.labels, kind);
+        };
+        const auto tiled = [&](const auto& u, const auto& v, const auto& s) {
+          return contrastive_loss(u, v, s, in.labels, kind);
+        };
+        const std::string what = std::to_string(rows) + " rows, targets " + std::to_string(static_cast<int>(kind)) +
+                                 ", scale " + std::to_string(scale);
         const double single = static_cast<double>(static_cast<float>(scale));
         const Result expected = differentiate(plain, in.u, in.v, single, at::kDouble);
         expect_close(differentiate(tiled, in.u, in.v, single, at::kDouble), expected, 1e-12, 1, what + ", float64");
-        expect_close(differentiate(tiled, in.u, in.v, single, at::kFloat), expected, 1e-6, std::abs(scale), what + ", float32");
+        expect_close(differentiate(tiled, in.u, in.v, single, at::kFloat), expected, 1e-6, std::abs(scale),
+                     what + ", float32");
       }
 }
 
 TEST(Contrastive, AvelInAllTemperatureModes) {
   at::manual_seed(12);
   using Kind = Similarity::Kind;
-  const struct { Kind kind; double temperature; } modes[] = {
-      {Kind::kExpScale, 2.659}, {Kind::kDivisor, 2.659}, {Kind::kDivisor, 0.07}, {Kind::kDivisor, -0.5}};
+  const struct {
+    Kind kind;
+    double temperature;
+  } modes[] = {{Kind::kExpScale, 2.659}, {Kind::kDivisor, 2.659}, {Kind::kDivisor, 0.07}, {Kind::kDivisor, -0.5}};
   for (const auto& mode : modes)
     for (const auto targets : {AvelTargets::kRowMean, AvelTargets::kRowSum}) {
       const Inputs in(300, 16, 4, at::kDouble);
@@ -101,7 +111,8 @@ TEST(Contrastive, AvelInAllTemperatureModes) {
         return avel_loss(u, v, in.labels, {mode.kind, t}, targets);
       };
       expect_close(differentiate(tiled, in.u, in.v, mode.temperature, at::kDouble),
-                   differentiate(plain, in.u, in.v, mode.temperature, at::kDouble), 1e-12, 1, std::to_string(mode.temperature));
+                   differentiate(plain, in.u, in.v, mode.temperature, at::kDouble), 1e-12, 1,
+                   std::to_string(mode.temperature));
     }
 }
 
@@ -111,15 +122,16 @@ TEST(Contrastive, OneLabelAndAllDifferentLabels) {
   for (const at::Tensor& labels : {at::full({520}, 7, at::kLong), at::randperm(520, at::kLong) - 100})
     for (const auto kind : {PairTargets::kClassMean, PairTargets::kClassSum})
       expect_close(
-          differentiate([&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, labels, kind); }, in.u,
-                        in.v, 5, at::kDouble),
-          differentiate([&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, labels, kind); }, in.u, in.v, 5,
-                        at::kDouble),
+          differentiate(
+              [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, labels, kind); },
+              in.u, in.v, 5, at::kDouble),
+          differentiate([&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, labels, kind); },
+                        in.u, in.v, 5, at::kDouble),
           1e-12, 1, "labels");
 }
 
-// Rows that agree with everything beside columns that agree with nothing: similarities from -100 to 100, where exp alone overflows
-// and one common shift underflows whole columns.
+// Rows that agree with everything beside columns that agree with nothing: similarities from -100 to 100, where exp
+// alone overflows and one common shift underflows whole columns.
 TEST(Contrastive, WithstandsAScaleOf100InSinglePrecision) {
   at::manual_seed(14);
   const int64_t rows = 600;
@@ -128,9 +140,13 @@ TEST(Contrastive, WithstandsAScaleOf100InSinglePrecision) {
   in.v.slice(0, 200, 400).copy_(-in.u[0].expand({200, 8}));
   in.u.slice(0, 250, 600).copy_(in.u[0].expand({350, 8}));
   for (const auto kind : {PairTargets::kOwn, PairTargets::kClassMean, PairTargets::kClassSum}) {
-    const auto plain = [&](const auto& u, const auto& v, const auto& s) { return plain_loss(u, v, s, in.labels, kind); };
+    const auto plain = [&](const auto& u, const auto& v, const auto& s) {
+      return plain_loss(u, v, s, in.labels, kind);
+    };
     const Result expected = differentiate(plain, in.u, in.v, 100, at::kDouble);
-    const auto tiled = [&](const auto& u, const auto& v, const auto& s) { return contrastive_loss(u, v, s, in.labels, kind); };
+    const auto tiled = [&](const auto& u, const auto& v, const auto& s) {
+      return contrastive_loss(u, v, s, in.labels, kind);
+    };
     const Result single = differentiate(tiled, in.u, in.v, 100, at::kFloat);
     expect_close(differentiate(tiled, in.u, in.v, 100, at::kDouble), expected, 1e-12, 1, "float64");
     // A similarity near 100 is known to 4e-6 in float32, and so is each probability, relatively.
@@ -158,8 +174,8 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 
-// What `parts` parts exchange, without threads: what a part sends does not depend on what it receives, so a first round with
-// made-up answers collects it all, and later calls of gather answer from that.
+// What `parts` parts exchange, without threads: what a part sends does not depend on what it receives, so a first round
+// with made-up answers collects it all, and later calls of gather answer from that.
 class Exchange {
  public:
   explicit Exchange(int64_t parts) : sent_(parts) {}
@@ -199,7 +215,8 @@ template <typename Loss>
 void expect_same_bits_for_any_parts(const Loss& loss, const Inputs& in, at::ScalarType dtype) {
   const int64_t rows = in.u.size(0);
   const auto with = [&](const WorkShare& share) {
-    return differentiate([&](const auto& u, const auto& v, const auto& s) { return loss(u, v, s, share); }, in.u, in.v, 14.3, dtype);
+    return differentiate([&](const auto& u, const auto& v, const auto& s) { return loss(u, v, s, share); }, in.u, in.v,
+                         14.3, dtype);
   };
   const Result whole = with({});
   for (const int64_t parts : {1, 2, 3, 4, 8}) {
@@ -212,7 +229,9 @@ void expect_same_bits_for_any_parts(const Loss& loss, const Inputs& in, at::Scal
     for (int64_t part = 0; part < parts; ++part) loss(in.u.to(dtype), in.v.to(dtype), scale, share(part));
     exchange.answer();
     for (int64_t part = 0; part < parts; ++part) {
-      const auto own = [&](const at::Tensor& x) { return x.slice(0, share(part).gradient_begin, share(part).gradient_end); };
+      const auto own = [&](const at::Tensor& x) {
+        return x.slice(0, share(part).gradient_begin, share(part).gradient_end);
+      };
       const Result result = with(share(part));
       const std::string what = std::to_string(parts) + " parts, part " + std::to_string(part);
       EXPECT_TRUE(same_bits(result.loss, whole.loss)) << what;
@@ -270,7 +289,8 @@ TEST(ContrastiveSharing, LeavesRowsOutsideTheRangeAtZero) {
   const Result result = differentiate(loss, in.u, in.v, 5, at::kFloat);
   for (const at::Tensor& gradient : {result.u, result.v}) {
     EXPECT_TRUE(gradient.slice(0, 0, 10).ne(0).all().item<bool>());
-    EXPECT_TRUE(gradient.slice(0, 1000, 1200).eq(0).all().item<bool>());  // other blocks than the range's are not computed
+    EXPECT_TRUE(
+        gradient.slice(0, 1000, 1200).eq(0).all().item<bool>());  // other blocks than the range's are not computed
   }
 }
 

@@ -33,7 +33,8 @@ TEST(Dropout, FollowsItsRule) {
     const at::Tensor kept = mask(elements, 1, 0.37, 123, key);
     for (int64_t e = 0; e < elements; ++e) {
       const auto words = random::philox4x32(key.seed, {static_cast<uint32_t>(e / 4), 123, key.site, key.step});
-      ASSERT_EQ(kept[e][0].item<bool>(), random::uniform(words[e % 4]) >= 0.37) << elements << " elements, element " << e;
+      ASSERT_EQ(kept[e][0].item<bool>(), random::uniform(words[e % 4]) >= 0.37)
+          << elements << " elements, element " << e;
     }
   }
 }
@@ -55,9 +56,12 @@ TEST(Dropout, MasksAreIndependent) {
   const at::Tensor first = mask(200, 200, p, 5, {1, 2, 20});
   const double chance = (1 - p) * (1 - p) + p * p, tolerance = 5 * std::sqrt(chance * (1 - chance) / n);
   const std::vector<std::pair<const char*, at::Tensor>> others{
-      {"row", mask(200, 200, p, 6, {1, 2, 20})},        {"step", mask(200, 200, p, 5, {1, 3, 20})},
-      {"site", mask(200, 200, p, 5, {1, 2, 21})},       {"seed", mask(200, 200, p, 5, {2, 2, 20})},
-      {"swapped", mask(200, 200, p, 20, {1, 2, 5})},    {"neighbours", first.roll(1, 1)},
+      {"row", mask(200, 200, p, 6, {1, 2, 20})},
+      {"step", mask(200, 200, p, 5, {1, 3, 20})},
+      {"site", mask(200, 200, p, 5, {1, 2, 21})},
+      {"seed", mask(200, 200, p, 5, {2, 2, 20})},
+      {"swapped", mask(200, 200, p, 20, {1, 2, 5})},
+      {"neighbours", first.roll(1, 1)},
       {"seed's high half", mask(200, 200, p, 5, {1 + (uint64_t{1} << 32), 2, 20})}};
   for (const auto& [what, other] : others)
     EXPECT_LT(std::abs(first.eq(other).sum().item<double>() / n - chance), tolerance) << what;

@@ -18,8 +18,8 @@ struct Results {
 };
 
 template <class Linear>
-Results results_of(const Linear& linear, const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& cotangent,
-                   at::ScalarType dtype) {
+Results results_of(const Linear& linear, const at::Tensor& x, const at::Tensor& weight,
+                   const std::optional<at::Tensor>& bias, const at::Tensor& cotangent, at::ScalarType dtype) {
   const at::Tensor a = leaf(x, dtype), w = leaf(weight, dtype);
   const auto b = bias ? std::optional<at::Tensor>(leaf(*bias, dtype)) : std::nullopt;
   const at::Tensor y = linear(a, w, b);
@@ -27,7 +27,9 @@ Results results_of(const Linear& linear, const at::Tensor& x, const at::Tensor& 
   return {y.detach(), a.grad(), w.grad(), b ? b->grad() : at::Tensor()};
 }
 
-at::Tensor torch_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) { return at::linear(x, weight, bias); }
+at::Tensor torch_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  return at::linear(x, weight, bias);
+}
 
 class Linear : public ::testing::TestWithParam<std::tuple<int64_t, std::pair<int64_t, int64_t>, bool>> {};
 
@@ -36,8 +38,11 @@ class Linear : public ::testing::TestWithParam<std::tuple<int64_t, std::pair<int
 TEST_P(Linear, EqualsTorchInFloat64) {
   const auto& [rows, sizes, has_bias] = GetParam();
   at::manual_seed(1);
-  const auto random = [](std::vector<int64_t> shape) { return at::randn(shape, at::kDouble).to(at::kFloat).to(at::kDouble); };
-  const at::Tensor x = random({rows, sizes.first}), weight = random({sizes.second, sizes.first}), cotangent = random({rows, sizes.second});
+  const auto random = [](std::vector<int64_t> shape) {
+    return at::randn(shape, at::kDouble).to(at::kFloat).to(at::kDouble);
+  };
+  const at::Tensor x = random({rows, sizes.first}), weight = random({sizes.second, sizes.first}),
+                   cotangent = random({rows, sizes.second});
   const auto bias = has_bias ? std::optional<at::Tensor>(random({sizes.second})) : std::nullopt;
   const Results expected = results_of(torch_linear, x, weight, bias, cotangent, at::kDouble);
   const Results exact = results_of(kernels::linear, x, weight, bias, cotangent, at::kDouble);
@@ -51,20 +56,24 @@ TEST_P(Linear, EqualsTorchInFloat64) {
     EXPECT_LT(relative_difference(actual.bias_gradient, expected.bias_gradient), kTolerance);
   }
   const Results again = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat);
-  EXPECT_TRUE(at::equal(actual.y, again.y) && at::equal(actual.x_gradient, again.x_gradient) && at::equal(actual.weight_gradient, again.weight_gradient));
+  EXPECT_TRUE(at::equal(actual.y, again.y) && at::equal(actual.x_gradient, again.x_gradient) &&
+              at::equal(actual.weight_gradient, again.weight_gradient));
 
   at::globalContext().setDeterministicAlgorithms(true, false);
-  const Results strict = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat), by_mkl = results_of(torch_linear, x, weight, bias, cotangent, at::kFloat);
+  const Results strict = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat),
+                by_mkl = results_of(torch_linear, x, weight, bias, cotangent, at::kFloat);
   at::globalContext().setDeterministicAlgorithms(false, false);
-  EXPECT_TRUE(at::equal(strict.y, by_mkl.y) && at::equal(strict.x_gradient, by_mkl.x_gradient) && at::equal(strict.weight_gradient, by_mkl.weight_gradient));
+  EXPECT_TRUE(at::equal(strict.y, by_mkl.y) && at::equal(strict.x_gradient, by_mkl.x_gradient) &&
+              at::equal(strict.weight_gradient, by_mkl.weight_gradient));
 }
 
 // Of which rows lie in one block of 128, 256 or 512, in several, and beside them.
-INSTANTIATE_TEST_SUITE_P(Sizes, Linear,
-                         ::testing::Combine(::testing::Values(1, 127, 128, 300, 512, 1100),
-                                            ::testing::Values(std::pair<int64_t, int64_t>{64, 64}, std::pair<int64_t, int64_t>{768, 64}, std::pair<int64_t, int64_t>{64, 256},
-                                                              std::pair<int64_t, int64_t>{20, 64}),
-                                            ::testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, Linear,
+    ::testing::Combine(::testing::Values(1, 127, 128, 300, 512, 1100),
+                       ::testing::Values(std::pair<int64_t, int64_t>{64, 64}, std::pair<int64_t, int64_t>{768, 64},
+                                         std::pair<int64_t, int64_t>{64, 256}, std::pair<int64_t, int64_t>{20, 64}),
+                       ::testing::Bool()));
 
 TEST(LinearGradients, AreOnlyThoseAskedFor) {
   const at::Tensor x = at::randn({600, 768}), weight = at::randn({64, 768}).requires_grad_();

@@ -16,8 +16,12 @@ at::Tensor unit(const at::Tensor& x) { return x / x.norm(2, {1}, true); }
 
 at::Tensor random_unit(int64_t rows, int64_t dim) { return unit(at::randn({rows, dim}, at::kDouble)); }
 
-Similarity exp_scale(double temperature) { return {Similarity::Kind::kExpScale, at::scalar_tensor(temperature, at::kDouble)}; }
-Similarity divisor(double temperature) { return {Similarity::Kind::kDivisor, at::scalar_tensor(temperature, at::kDouble)}; }
+Similarity exp_scale(double temperature) {
+  return {Similarity::Kind::kExpScale, at::scalar_tensor(temperature, at::kDouble)};
+}
+Similarity divisor(double temperature) {
+  return {Similarity::Kind::kDivisor, at::scalar_tensor(temperature, at::kDouble)};
+}
 
 double dot(const at::Tensor& a, int64_t i, const at::Tensor& b, int64_t j) {
   double sum = 0;
@@ -45,13 +49,15 @@ double plain_avel(const at::Tensor& audio, const at::Tensor& video, const std::v
       same += labels[j] == labels[i];
     }
     for (int64_t j = 0; j < n; ++j)
-      if (labels[j] == labels[i]) total += (surprise(audio_to_video, j) + surprise(video_to_audio, j)) / (row_mean ? same : 1);
+      if (labels[j] == labels[i])
+        total += (surprise(audio_to_video, j) + surprise(video_to_audio, j)) / (row_mean ? same : 1);
   }
   return total / (2.0 * static_cast<double>(n));
 }
 
 // Central differences of `loss` in every element of x, against autograd.
-void expect_gradient(const std::function<at::Tensor(const at::Tensor&)>& loss, const at::Tensor& x, double tolerance = 1e-8) {
+void expect_gradient(const std::function<at::Tensor(const at::Tensor&)>& loss, const at::Tensor& x,
+                     double tolerance = 1e-8) {
   const at::Tensor leaf = x.detach().clone().requires_grad_();
   loss(leaf).backward();
   const double h = 1e-5;
@@ -75,22 +81,30 @@ TEST(Avel, EqualsItsFormula) {
     for (const bool row_mean : {true, false}) {
       const auto targets = row_mean ? AvelTargets::kRowMean : AvelTargets::kRowSum;
       EXPECT_NEAR(avel_loss(audio, video, label_tensor, exp_scale(1.3), targets).item<double>(),
-                  plain_avel(audio, video, labels, [](double c) { return c * std::exp(1.3); }, row_mean), 1e-12);
+                  plain_avel(
+                      audio, video, labels, [](double c) { return c * std::exp(1.3); }, row_mean),
+                  1e-12);
       EXPECT_NEAR(avel_loss(audio, video, label_tensor, divisor(0.07), targets).item<double>(),
-                  plain_avel(audio, video, labels, [](double c) { return c / 0.07; }, row_mean), 1e-12);
+                  plain_avel(
+                      audio, video, labels, [](double c) { return c / 0.07; }, row_mean),
+                  1e-12);
     }
   }
 }
 
 TEST(Avel, GradientsAreThoseOfTheValue) {
   at::manual_seed(2);
-  const at::Tensor audio = random_unit(5, 3), video = random_unit(5, 3), labels = at::tensor({0, 1, 0, 2, 1}, at::kLong);
+  const at::Tensor audio = random_unit(5, 3), video = random_unit(5, 3),
+                   labels = at::tensor({0, 1, 0, 2, 1}, at::kLong);
   for (const auto targets : {AvelTargets::kRowMean, AvelTargets::kRowSum}) {
     expect_gradient([&](const at::Tensor& x) { return avel_loss(x, video, labels, exp_scale(1), targets); }, audio);
     expect_gradient([&](const at::Tensor& x) { return avel_loss(audio, x, labels, divisor(0.5), targets); }, video);
     for (const auto kind : {Similarity::Kind::kExpScale, Similarity::Kind::kDivisor})
-      expect_gradient([&](const at::Tensor& t) { return avel_loss(audio, video, labels, {kind, t}, targets); },
-                      at::scalar_tensor(0.8, at::kDouble));
+      expect_gradient(
+          [&](const at::Tensor& t) {
+            return avel_loss(audio, video, labels, {kind, t}, targets);
+          },
+          at::scalar_tensor(0.8, at::kDouble));
   }
 }
 
@@ -125,9 +139,13 @@ TEST(Alignment, EqualsItsFormulaWithMissingModalities) {
   no_pair.slice(0, 0, 3).select(1, 0).fill_(false), no_pair.slice(0, 3, 6).select(1, 1).fill_(false);
   one_sample.slice(0, 1, 6).select(1, 2).fill_(false);
   for (const auto& presence : {complete, some, no_pair, one_sample}) {
-    EXPECT_NEAR(alignment_loss(embeddings, presence, 0.2).item<double>(), plain_alignment(embeddings, presence, 0.2), 1e-12);
-    expect_gradient([&](const at::Tensor& x) { return alignment_loss({embeddings[0], x, embeddings[2]}, presence, 0.5); },
-                    embeddings[1]);
+    EXPECT_NEAR(alignment_loss(embeddings, presence, 0.2).item<double>(), plain_alignment(embeddings, presence, 0.2),
+                1e-12);
+    expect_gradient(
+        [&](const at::Tensor& x) {
+          return alignment_loss({embeddings[0], x, embeddings[2]}, presence, 0.5);
+        },
+        embeddings[1]);
   }
 }
 
@@ -152,7 +170,8 @@ struct Draws : ::testing::Test {
   at::Tensor labels = at::tensor(label_values, at::kLong);
   at::Tensor queries = random_unit(8, 4), candidates = random_unit(8, 4);
   Similarity similarity = exp_scale(0.7);
-  std::vector<int64_t> draw(int64_t begin, int64_t end, uint32_t step, uint32_t direction = 0, uint64_t seed = 1) const {
+  std::vector<int64_t> draw(int64_t begin, int64_t end, uint32_t step, uint32_t direction = 0,
+                            uint64_t seed = 1) const {
     return draw_negatives(queries, candidates, labels, similarity, direction, begin, end, seed, step);
   }
 };
@@ -168,12 +187,16 @@ TEST_F(Draws, FrequenciesAreTheSoftmax) {
     double sum = 0, chi_square = 0;
     std::vector<double> weights(8, 0);
     for (int64_t j = 0; j < 8; ++j) {
-      if (label_values[j] == label_values[i]) EXPECT_EQ(counts[i][j], 0) << "an own label was drawn";
-      else sum += weights[j] = std::exp(dot(queries, i, candidates, j) * std::exp(0.7));
+      if (label_values[j] == label_values[i])
+        EXPECT_EQ(counts[i][j], 0) << "an own label was drawn";
+      else
+        sum += weights[j] = std::exp(dot(queries, i, candidates, j) * std::exp(0.7));
     }
     for (int64_t j = 0; j < 8; ++j)
-      if (weights[j] > 0) chi_square += std::pow(counts[i][j] - kDraws * weights[j] / sum, 2) / (kDraws * weights[j] / sum);
-    EXPECT_LT(chi_square, 24.3) << "row " << i;  // 0.1 % level of chi-square with 7 degrees of freedom; there are at most 6
+      if (weights[j] > 0)
+        chi_square += std::pow(counts[i][j] - kDraws * weights[j] / sum, 2) / (kDraws * weights[j] / sum);
+    EXPECT_LT(chi_square, 24.3) << "row "
+                                << i;  // 0.1 % level of chi-square with 7 degrees of freedom; there are at most 6
   }
 }
 
@@ -216,7 +239,9 @@ TEST_F(Draws, FollowTheScoreWhenItIsSharp) {
   for (int64_t i = 0; i < 8; ++i) {
     int64_t best = -1;
     for (int64_t j = 0; j < 8; ++j)
-      if (label_values[j] != label_values[i] && (best < 0 || dot(queries, i, candidates, j) > dot(queries, i, candidates, best))) best = j;
+      if (label_values[j] != label_values[i] &&
+          (best < 0 || dot(queries, i, candidates, j) > dot(queries, i, candidates, best)))
+        best = j;
     EXPECT_EQ(chosen[i], best);
   }
 }

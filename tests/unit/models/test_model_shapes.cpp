@@ -1,4 +1,5 @@
-// Names, shapes, counts and starting values of both models against tables written from the equations, not from the code.
+// Names, shapes, counts and starting values of both models against tables written from the equations, not from the
+// code.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +26,8 @@ FoalNet foal_net(const std::string& fields = "", at::ScalarType dtype = at::kFlo
 }
 
 Miar miar(std::vector<int64_t> dims, const std::string& fields = "", at::ScalarType dtype = at::kFloat) {
-  return Miar(defaults("miar {" + fields + "}").miar(), {{"text", "audio", "vision"}, dims, 1}, DecayScope::kMatrices, dtype, 1);
+  return Miar(defaults("miar {" + fields + "}").miar(), {{"text", "audio", "vision"}, dims, 1}, DecayScope::kMatrices,
+              dtype, 1);
 }
 
 void add_affine(Shapes& shapes, const std::string& name, int64_t out, int64_t in) {
@@ -38,7 +40,8 @@ void add_norm(Shapes& shapes, const std::string& name, int64_t width) {
   shapes[name + ".bias"] = {width};
 }
 
-// Largest distance between the values' distribution and `cdf` (Kolmogorov and Smirnov), in units of its 0.1 % critical value.
+// Largest distance between the values' distribution and `cdf` (Kolmogorov and Smirnov), in units of its 0.1 % critical
+// value.
 template <typename Cdf>
 double distance(const at::Tensor& values, Cdf cdf) {
   const at::Tensor sorted = std::get<0>(values.to(at::kDouble).flatten().sort());
@@ -46,7 +49,8 @@ double distance(const at::Tensor& values, Cdf cdf) {
   const double n = static_cast<double>(sorted.numel());
   double largest = 0;
   for (int64_t i = 0; i < sorted.numel(); ++i)
-    largest = std::max({largest, std::abs(cdf(x[i]) - static_cast<double>(i) / n), std::abs(cdf(x[i]) - static_cast<double>(i + 1) / n)});
+    largest = std::max({largest, std::abs(cdf(x[i]) - static_cast<double>(i) / n),
+                        std::abs(cdf(x[i]) - static_cast<double>(i + 1) / n)});
   return largest * std::sqrt(n) / 1.95;
 }
 
@@ -63,8 +67,10 @@ bool ends_with(const std::string& text, const std::string& end) {
 }
 
 TEST(FoalNetShapes, ArePublished) {
-  Shapes expected{{"avel.audio.input.weight", {512, 1024}}, {"avel.audio.hidden.weight", {512, 512}},
-                  {"avel.video.input.weight", {512, 768}},  {"avel.video.hidden.weight", {512, 512}},
+  Shapes expected{{"avel.audio.input.weight", {512, 1024}},
+                  {"avel.audio.hidden.weight", {512, 512}},
+                  {"avel.video.input.weight", {512, 768}},
+                  {"avel.video.hidden.weight", {512, 512}},
                   {"avel.temperature", {}}};
   add_norm(expected, "avel.audio.norm", 512);
   add_norm(expected, "avel.video.norm", 512);
@@ -110,13 +116,21 @@ TEST(FoalNetShapes, OfTheAdapter) {
 TEST(FoalNetStart, IsThatOfTheAuthors) {
   const auto model = foal_net();
   for (const auto& [name, value] : model.parameters().state()) {
-    if (name == "avel.temperature") EXPECT_NEAR(value.item<double>(), 2.6592600, 1e-6);
-    else if (value.dim() == 2 && value.numel() > 100) EXPECT_LT(normal_distance(value, 0.02), 1) << name;
-    else if (ends_with(name, "norm.weight")) EXPECT_TRUE(value.eq(1).all().item<bool>()) << name;
-    else if (value.dim() == 1) EXPECT_TRUE(value.eq(0).all().item<bool>()) << name;
+    if (name == "avel.temperature")
+      EXPECT_NEAR(value.item<double>(), 2.6592600, 1e-6);
+    else if (value.dim() == 2 && value.numel() > 100)
+      EXPECT_LT(normal_distance(value, 0.02), 1) << name;
+    else if (ends_with(name, "norm.weight"))
+      EXPECT_TRUE(value.eq(1).all().item<bool>()) << name;
+    else if (value.dim() == 1)
+      EXPECT_TRUE(value.eq(0).all().item<bool>()) << name;
   }
-  EXPECT_NEAR(foal_net("temperature_mode: RAW_DIVISOR projection_dim: 4").parameters()["avel.temperature"].item<double>(), 2.6592600, 1e-6);
-  EXPECT_NEAR(foal_net("temperature_mode: CLAMPED_DIVISOR projection_dim: 4").parameters()["avel.temperature"].item<double>(), 0.07, 1e-8);
+  EXPECT_NEAR(
+      foal_net("temperature_mode: RAW_DIVISOR projection_dim: 4").parameters()["avel.temperature"].item<double>(),
+      2.6592600, 1e-6);
+  EXPECT_NEAR(
+      foal_net("temperature_mode: CLAMPED_DIVISOR projection_dim: 4").parameters()["avel.temperature"].item<double>(),
+      0.07, 1e-8);
 }
 
 TEST(FoalNetStart, HeadsMustDivideWidths) {
@@ -168,7 +182,8 @@ TEST(MiarStart, IsXavierUniform) {
       EXPECT_LT(normal_distance(value, 0.02), 1) << name;
     } else if (value.dim() == 2) {
       // Keys and values are two square maps, each with its own fans.
-      const double fans = ends_with(name, "key_value.weight") ? 256.0 : static_cast<double>(value.size(0) + value.size(1));
+      const double fans =
+          ends_with(name, "key_value.weight") ? 256.0 : static_cast<double>(value.size(0) + value.size(1));
       const double bound = std::sqrt(6 / fans);
       EXPECT_LE(value.abs().max().item<double>(), bound * (1 + 1e-7)) << name;
       EXPECT_LT(uniform_distance(value, bound), 1) << name;
@@ -181,7 +196,8 @@ TEST(MiarStart, IsXavierUniform) {
 TEST(Start, HangsOnSeedAndNameOnly) {
   const FoalNet::Sizes sizes{12, 8, 4};
   const auto one = foal_net("projection_dim: 16 layers: 1", at::kDouble, 7, sizes);
-  const auto three = foal_net("projection_dim: 16 layers: 3 adapter_dim: 4 temperature_mode: FIXED_TEMPERATURE", at::kDouble, 7, sizes);
+  const auto three = foal_net("projection_dim: 16 layers: 3 adapter_dim: 4 temperature_mode: FIXED_TEMPERATURE",
+                              at::kDouble, 7, sizes);
   const auto other_seed = foal_net("projection_dim: 16 layers: 1", at::kDouble, 8, sizes);
   const auto single = foal_net("projection_dim: 16 layers: 1", at::kFloat, 7, sizes);
   for (const auto& [name, value] : one.parameters().state()) {
@@ -192,7 +208,9 @@ TEST(Start, HangsOnSeedAndNameOnly) {
   }
   // Same shape, other name: other numbers.
   EXPECT_FALSE(three.parameters()["fusion.audio_attends_video.0.query.weight"]
-                   .isclose(three.parameters()["fusion.audio_attends_video.1.query.weight"]).any().item<bool>());
+                   .isclose(three.parameters()["fusion.audio_attends_video.1.query.weight"])
+                   .any()
+                   .item<bool>());
 }
 
 }  // namespace

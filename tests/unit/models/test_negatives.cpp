@@ -1,5 +1,5 @@
-// The draw of MEM's negatives, which works in blocks and skips what cannot win, against its definition; vectorised Philox against
-// the scalar one.
+// The draw of MEM's negatives, which works in blocks and skips what cannot win, against its definition; vectorised
+// Philox against the scalar one.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -17,9 +17,10 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 at::Tensor unit(const at::Tensor& x) { return x / x.norm(2, {1}, true); }
 
-// argmax over columns of another label of S_ij - log(-log u_ij), the smallest of equals; a NaN never beats what came before it.
-std::vector<int64_t> defined_choice(const at::Tensor& scores, const std::vector<int64_t>& labels, uint32_t direction, uint64_t seed,
-                                    uint32_t step) {
+// argmax over columns of another label of S_ij - log(-log u_ij), the smallest of equals; a NaN never beats what came
+// before it.
+std::vector<int64_t> defined_choice(const at::Tensor& scores, const std::vector<int64_t>& labels, uint32_t direction,
+                                    uint64_t seed, uint32_t step) {
   const int64_t rows = scores.size(0);
   const auto score = scores.accessor<double, 2>();
   std::vector<int64_t> chosen(rows, -1);
@@ -27,7 +28,8 @@ std::vector<int64_t> defined_choice(const at::Tensor& scores, const std::vector<
     double best = 0;
     for (int64_t j = 0; j < rows; ++j) {
       if (labels[i] == labels[j]) continue;
-      const auto words = random::philox4x32(seed, {static_cast<uint32_t>(j), static_cast<uint32_t>(i), direction, step});
+      const auto words =
+          random::philox4x32(seed, {static_cast<uint32_t>(j), static_cast<uint32_t>(i), direction, step});
       const double noisy = score[i][j] - std::log(-std::log(random::uniform(words[0])));
       if (chosen[i] < 0 || noisy > best) chosen[i] = j, best = noisy;
     }

@@ -87,7 +87,8 @@ TEST(Parameters, DuplicateAndUnknownNames) {
 TEST(Parameters, StateIsASortedCopy) {
   Parameters parameters(some_specs(), DecayScope::kMatrices, at::kFloat, 1);
   auto state = parameters.state();
-  EXPECT_TRUE(std::is_sorted(state.begin(), state.end(), [](const auto& a, const auto& b) { return a.first < b.first; }));
+  EXPECT_TRUE(
+      std::is_sorted(state.begin(), state.end(), [](const auto& a, const auto& b) { return a.first < b.first; }));
   state[0].second.fill_(100);
   EXPECT_LT(parameters.values().max().item<double>(), 50);
 }
@@ -98,8 +99,9 @@ TEST(Parameters, LoadConvertsAndRoundTrips) {
   Parameters target(some_specs(), DecayScope::kAll, at::kFloat, 2);
   target.load({state.begin(), state.end()}, "file");
   for (const auto& [name, value] : state) EXPECT_TRUE(target[name].equal(value.to(at::kFloat))) << name;
-  EXPECT_EQ(target["head.weight"].data_ptr(), target.values().narrow(0, 0, 1).data_ptr<float>() +
-                                                  (target["head.weight"].data_ptr<float>() - target.values().data_ptr<float>()));
+  EXPECT_EQ(target["head.weight"].data_ptr(),
+            target.values().narrow(0, 0, 1).data_ptr<float>() +
+                (target["head.weight"].data_ptr<float>() - target.values().data_ptr<float>()));
   EXPECT_TRUE(target.values().narrow(0, 0, target.decayed()).equal(target.values()));
 }
 
@@ -118,8 +120,8 @@ TEST(Parameters, LoadListsEveryDifferenceAndChangesNothing) {
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kBadData);
-    for (const char* part : {"some.safetensors", "missing: head.bias [3]", "norm.weight is [8], the model needs [9]", "scale",
-                             "not in the model: heads.bias [3]", "not in the model: extra [1, 2]"})
+    for (const char* part : {"some.safetensors", "missing: head.bias [3]", "norm.weight is [8], the model needs [9]",
+                             "scale", "not in the model: heads.bias [3]", "not in the model: extra [1, 2]"})
       EXPECT_THAT(error.what(), HasSubstr(part));
   }
   EXPECT_TRUE(parameters.values().equal(before));

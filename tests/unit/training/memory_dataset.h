@@ -14,7 +14,8 @@ namespace muster::training {
 class MemoryDataset final : public data::Dataset {
  public:
   // values[m]: float32 [frames, dim]; lengths[m]: frames per sample.
-  MemoryDataset(std::vector<at::Tensor> values, const std::vector<std::vector<int64_t>>& lengths) : values_(std::move(values)) {
+  MemoryDataset(std::vector<at::Tensor> values, const std::vector<std::vector<int64_t>>& lengths)
+      : values_(std::move(values)) {
     for (size_t m = 0; m < values_.size(); ++m) {
       data::Modality modality{"m" + std::to_string(m), values_[m].size(1), {0}};
       for (const int64_t length : lengths[m]) modality.offsets.push_back(modality.offsets.back() + length);

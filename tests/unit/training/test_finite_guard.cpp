@@ -23,7 +23,8 @@ TEST(FiniteGuard, HoldsTheWeightsUntilTheHostLooks) {
     FiniteGuard guard(c10::kCPU);
     EXPECT_EQ(guard.judge(0, number(1), number(1)).item<float>(), 0);
     EXPECT_EQ(guard.judge(1, number(loss), number(norm)).item<float>(), 1);
-    EXPECT_EQ(guard.judge(2, number(1), number(1)).item<float>(), 1) << "a finite step after a bad one must not change the weights";
+    EXPECT_EQ(guard.judge(2, number(1), number(1)).item<float>(), 1)
+        << "a finite step after a bad one must not change the weights";
     EXPECT_EQ(guard.judge(3, number(kNan), number(1)).item<float>(), 1);
     EXPECT_EQ(guard.look(), std::optional<uint64_t>(1)) << "the first one counts";
     EXPECT_EQ(guard.look(), std::nullopt);

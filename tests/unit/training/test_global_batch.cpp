@@ -19,7 +19,8 @@ TEST(GlobalBatchPlan, EveryRowHasOneOwner) {
   for (int64_t n = 0; n <= 19; ++n)
     for (int64_t microbatches = 0; microbatches <= 21; ++microbatches)
       for (int ranks = 1; ranks <= 9; ++ranks) {
-        SCOPED_TRACE(std::to_string(n) + " samples, " + std::to_string(microbatches) + " microbatches, " + std::to_string(ranks) + " ranks");
+        SCOPED_TRACE(std::to_string(n) + " samples, " + std::to_string(microbatches) + " microbatches, " +
+                     std::to_string(ranks) + " ranks");
         const int64_t pieces = microbatches > 0 ? microbatches : ranks;
         int64_t next = 0;
         std::vector<int64_t> piece_sizes, pieces_per_rank;
@@ -43,7 +44,9 @@ TEST(GlobalBatchPlan, EveryRowHasOneOwner) {
         ASSERT_EQ(next, n);
         ASSERT_EQ(static_cast<int>(counts.size()), ranks);
         ASSERT_EQ(static_cast<int64_t>(piece_sizes.size()), std::min(pieces, n));
-        const auto spread = [](const std::vector<int64_t>& v) { return *std::max_element(v.begin(), v.end()) - *std::min_element(v.begin(), v.end()); };
+        const auto spread = [](const std::vector<int64_t>& v) {
+          return *std::max_element(v.begin(), v.end()) - *std::min_element(v.begin(), v.end());
+        };
         if (!piece_sizes.empty()) ASSERT_LE(spread(piece_sizes), 1);
         if (n >= pieces) ASSERT_LE(spread(pieces_per_rank), 1);
       }
@@ -72,7 +75,8 @@ TEST(GlobalBatchPlan, ReadsItsRows) {
   EXPECT_EQ(batch.global_rows, (std::vector<int64_t>{2, 3}));
   ASSERT_EQ(batch.modalities.size(), 2u);
   EXPECT_EQ(batch.modalities[0].offsets, (std::vector<int64_t>{0, 2, 3}));
-  EXPECT_TRUE(batch.modalities[0].values.equal(at::cat({second.slice(0, 2, 4), second.slice(0, 0, 1)}).to(at::kDouble)));
+  EXPECT_TRUE(
+      batch.modalities[0].values.equal(at::cat({second.slice(0, 2, 4), second.slice(0, 0, 1)}).to(at::kDouble)));
   EXPECT_EQ(batch.modalities[1].offsets, (std::vector<int64_t>{0, 1, 3}));
   EXPECT_TRUE(batch.modalities[1].values.equal(at::cat({first.slice(0, 5, 6), first.slice(0, 0, 2)}).to(at::kDouble)));
   EXPECT_TRUE(batch.labels.equal(at::tensor({1.5, 0.0}, at::kDouble)));

@@ -141,14 +141,15 @@ TEST(AdamW, EqualsPyTorchPerParameter) {
           single.steps.add_(1);
           const double decay = scope == DecayScope::kAll || single.value.dim() >= 2 ? 0.3 : 0;
           std::vector<at::Tensor> value{single.value}, first{single.first}, second{single.second};
-          at::_fused_adamw_(value, {gradient}, first, second, {}, {single.steps}, rate, 0.8, 0.95, decay, 1e-7, false, false);
+          at::_fused_adamw_(value, {gradient}, first, second, {}, {single.steps}, rate, 0.8, 0.95, decay, 1e-7, false,
+                            false);
         }
         optimizer.step(rate);
       }
       int64_t bitwise = 0;
       for (const auto& [name, single] : singles) {
-        // PyTorch computes what is left over after the last whole vector by scalar code that rounds differently; the flat buffer has
-        // no such rest, so the bits agree only for a parameter without one.
+        // PyTorch computes what is left over after the last whole vector by scalar code that rounds differently; the
+        // flat buffer has no such rest, so the bits agree only for a parameter without one.
         const bool whole_vectors = single.value.numel() % (64 / single.value.element_size()) == 0;
         bitwise += whole_vectors;
         const double difference = (parameters[name] - single.value).abs().max().item<double>();

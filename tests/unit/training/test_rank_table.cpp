@@ -7,12 +7,14 @@
 namespace muster::training {
 namespace {
 
-nlohmann::json rank(int number, const std::string& host, const std::string& device, const std::string& cores, int threads) {
+nlohmann::json rank(int number, const std::string& host, const std::string& device, const std::string& cores,
+                    int threads) {
   return {{"rank", number}, {"host", host}, {"device", device}, {"cores", cores}, {"threads", threads}};
 }
 
 TEST(RankTable, OneRowPerRank) {
-  EXPECT_EQ(rank_table({rank(0, "node1", "cuda:0 H200", "0-7", 8), rank(1, "node1", "cuda:1 H200", "8-15", 8), rank(2, "n2", "cpu", "0-127", 12)}),
+  EXPECT_EQ(rank_table({rank(0, "node1", "cuda:0 H200", "0-7", 8), rank(1, "node1", "cuda:1 H200", "8-15", 8),
+                        rank(2, "n2", "cpu", "0-127", 12)}),
             "rank  host   device       cores  threads\n"
             "0     node1  cuda:0 H200  0-7    8\n"
             "1     node1  cuda:1 H200  8-15   8\n"
@@ -21,7 +23,9 @@ TEST(RankTable, OneRowPerRank) {
 
 TEST(RankTable, ManyRanksShareRows) {
   nlohmann::json ranks = nlohmann::json::array();
-  for (int r = 0; r < 24; ++r) ranks.push_back(rank(r, r < 8 ? "a" : "b", "cuda:" + std::to_string(r % 8) + " H200", r % 8 < 4 ? "0-31" : "32-63", r == 23 ? 4 : 8));
+  for (int r = 0; r < 24; ++r)
+    ranks.push_back(rank(r, r < 8 ? "a" : "b", "cuda:" + std::to_string(r % 8) + " H200", r % 8 < 4 ? "0-31" : "32-63",
+                         r == 23 ? 4 : 8));
   EXPECT_EQ(rank_table(ranks),
             "rank  host  device         cores         threads\n"
             "0-7   a     cuda:0-7 H200  0-31 | 32-63  8\n"

@@ -16,7 +16,8 @@ struct ReadResult : testing::Test {
 };
 
 TEST_F(ReadResult, SaysWhatARunHasLeft) {
-  write(R"({"best": {"selected_by": "valid/MAE", "value": 0.5}, "valid": {"metrics": {"MAE": 0.5}}, "test": {"metrics": {"MAE": null}}, "model_note": "MIAR"})");
+  write(
+      R"({"best": {"selected_by": "valid/MAE", "value": 0.5}, "valid": {"metrics": {"MAE": 0.5}}, "test": {"metrics": {"MAE": null}}, "model_note": "MIAR"})");
   const auto result = read_result(folder.path());
   EXPECT_EQ(result.selected_by, "valid/MAE");
   EXPECT_EQ(result.best_value, 0.5);
@@ -33,7 +34,8 @@ TEST_F(ReadResult, WithoutSplitsAndValue) {
 }
 
 TEST_F(ReadResult, NamesAFileThatIsNone) {
-  for (const char* text : {"", R"({"best": {"sel)", "[]", "{}", R"({"best": {"selected_by": 1, "value": 1}})", R"({"best": {"selected_by": "x", "value": "y"}})",
+  for (const char* text : {"", R"({"best": {"sel)", "[]", "{}", R"({"best": {"selected_by": 1, "value": 1}})",
+                           R"({"best": {"selected_by": "x", "value": "y"}})",
                            R"({"best": {"selected_by": "x", "value": 1}, "test": {}})"}) {
     write(text);
     try {

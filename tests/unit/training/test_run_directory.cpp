@@ -97,7 +97,8 @@ TEST(RunDirectory, BeginsInAPreparedOne) {
 
 TEST(RunDirectory, WhatHoldsMoreIsNotPrepared) {
   const TemporaryFolder folder;
-  for (const char* name : {"mine.txt", "result.json", "metrics.jsonl", "weights/best.safetensors", "checkpoints/step-00000001/MANIFEST.pb"}) {
+  for (const char* name : {"mine.txt", "result.json", "metrics.jsonl", "weights/best.safetensors",
+                           "checkpoints/step-00000001/MANIFEST.pb"}) {
     const std::string run = folder / "run";
     fs::remove_all(run);
     prepare_run_directory(run, {{"submission.json", "{}"}});
@@ -116,7 +117,7 @@ TEST(RunDirectory, FailureLeavesNothing) {
   expect_error(ExitCode::kIo, [&] { RunDirectory(folder / "file/run", "x", {}); });
   EXPECT_EQ(folder.names(), (std::vector<std::string>{"file"}));
   // A file that cannot be written stops the making half-way: the folders are there by then.
-  struct rlimit limit, none {};
+  struct rlimit limit, none{};
   ::getrlimit(RLIMIT_FSIZE, &limit);
   none.rlim_max = limit.rlim_max;
   std::signal(SIGXFSZ, SIG_IGN);
@@ -145,7 +146,8 @@ class ContinuedRun : public testing::Test {
   ContinuedRun() {
     RunDirectory directory(folder_ / "run", "c", {});
     for (int step = 1; step <= 5; ++step)
-      for (const char* kind : {"train", "valid"}) directory.append_metrics({{"kind", kind}, {"step", step}, {"loss", 1.0 / step}});
+      for (const char* kind : {"train", "valid"})
+        directory.append_metrics({{"kind", kind}, {"step", step}, {"loss", 1.0 / step}});
     whole_ = contents(metrics());
   }
   std::string metrics() const { return folder_ / "run/metrics.jsonl"; }
@@ -181,7 +183,9 @@ TEST_F(ContinuedRun, TornEndsGo) {
 }
 
 TEST_F(ContinuedRun, TemporaryFilesOfKilledWritersGo) {
-  for (const char* name : {"run/.result.json.tmp-host-1-0", "run/weights/.best.safetensors.tmp-host-1-2", "run/.mine", "run/notes.tmp-1"}) std::ofstream(folder_ / name) << "x";
+  for (const char* name :
+       {"run/.result.json.tmp-host-1-0", "run/weights/.best.safetensors.tmp-host-1-2", "run/.mine", "run/notes.tmp-1"})
+    std::ofstream(folder_ / name) << "x";
   RunDirectory(folder_ / "run").continue_after(5);
   EXPECT_FALSE(fs::exists(folder_ / "run/.result.json.tmp-host-1-0"));
   EXPECT_TRUE(fs::is_empty(folder_ / "run/weights"));

@@ -1,4 +1,5 @@
-// Jobs here are processes of their own (fork), as they are in the field: some on this machine, some on one that only seems to be another.
+// Jobs here are processes of their own (fork), as they are in the field: some on this machine, some on one that only
+// seems to be another.
 #include "core/training/run_lock.h"
 
 #include <fcntl.h>
@@ -145,8 +146,9 @@ TEST_F(RunLocks, RefuseASecondJobOfThisMachineAtOnce) {
   const auto begin = std::chrono::steady_clock::now();
   const Job second(folder, {});
   EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);  // the interval is 15 s: it did not watch
-  for (const std::string& said : {std::string("2 "), folder + " is in use by mpirun 4711", "process " + std::to_string(first.process()),
-                                  content()["id"].get<std::string>(), std::string("sign of life"), std::string("--run-dir")})
+  for (const std::string& said :
+       {std::string("2 "), folder + " is in use by mpirun 4711", "process " + std::to_string(first.process()),
+        content()["id"].get<std::string>(), std::string("sign of life"), std::string("--run-dir")})
     EXPECT_NE(second.answer.find(said), std::string::npos) << said << "\n" << second.answer;
   EXPECT_EQ(files(), std::vector<std::string>{"lock"});
 }
@@ -195,7 +197,8 @@ TEST_F(RunLocks, OfALiveJobElsewhereAreRespected) {
   Job first(folder, on("elsewhere", 200ms));
   ASSERT_EQ(first.answer, "held");
   const Job second(folder, on("here"));
-  EXPECT_NE(second.answer.find("2 " + folder + " is in use by mpirun 4711 (host elsewhere, process"), std::string::npos) << second.answer;
+  EXPECT_NE(second.answer.find("2 " + folder + " is in use by mpirun 4711 (host elsewhere, process"), std::string::npos)
+      << second.answer;
   EXPECT_EQ(first.check(), "held");
 }
 
@@ -207,13 +210,15 @@ TEST_F(RunLocks, OfAJobElsewhereThatStandsStillAreTakenOverAndItNotices) {
   ASSERT_EQ(second.answer, "held");
   first->signal(SIGCONT);
   const std::string answer = first->check();
-  EXPECT_NE(answer.find("has lost the run directory " + folder + ": second (host here, process"), std::string::npos) << answer;
+  EXPECT_NE(answer.find("has lost the run directory " + folder + ": second (host here, process"), std::string::npos)
+      << answer;
   EXPECT_EQ(second.check(), "held");
   first.reset();
   EXPECT_EQ(content()["job"], "second") << "whoever lost a lock must not remove that of another";
 }
 
-// The local clock is not asked: a lock that seems years old, or from the future, lives when it is renewed and is dead when it is not.
+// The local clock is not asked: a lock that seems years old, or from the future, lives when it is renewed and is dead
+// when it is not.
 TEST_F(RunLocks, DoNotDependOnTheClockOfAMachine) {
   leave_lock({{"host", "elsewhere"}, {"renewed_every_seconds", 0.05}}, -86400s);
   RunLock lock(folder, {"second", 0}, on("here"));
@@ -268,7 +273,8 @@ TEST_F(RunLocks, LeftBehindGoToOneOfManyThatWantThem) {
       } catch (const distributed::Error&) {
         letter = 'e';
       }
-      if (write(outcomes[1], &letter, 1) != 1 || read(end[0], &letter, 1) != 0) _exit(1);  // holds it until all have tried
+      if (write(outcomes[1], &letter, 1) != 1 || read(end[0], &letter, 1) != 0)
+        _exit(1);  // holds it until all have tried
       try {
         if (lock) lock->check();
         lock.reset();

@@ -78,8 +78,10 @@ TEST(ClassBalanced, ClassesAreEquallyLikelyAndSamplesWithinThem) {
   }
   EXPECT_TRUE(drawn.empty());
   EXPECT_LT(chi_square, 148.3);  // 0.1 % level, 99 degrees of freedom
-  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0), epoch_order(samples, labels, Sampling::kClassBalanced, 1, 1));
-  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0), epoch_order(samples, labels, Sampling::kClassBalanced, 2, 0));
+  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0),
+            epoch_order(samples, labels, Sampling::kClassBalanced, 1, 1));
+  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0),
+            epoch_order(samples, labels, Sampling::kClassBalanced, 2, 0));
 }
 
 TEST(Sequential, IsTheOrderGiven) {

@@ -76,7 +76,8 @@ TEST(Together, OfOneRank) {
     }
     return std::string("no error");
   };
-  EXPECT_EQ(outcome([] { throw Error(ExitCode::kBadData, "line 3 is wrong\nand so is 4"); }), "65: line 3 is wrong\nand so is 4");
+  EXPECT_EQ(outcome([] { throw Error(ExitCode::kBadData, "line 3 is wrong\nand so is 4"); }),
+            "65: line 3 is wrong\nand so is 4");
   EXPECT_EQ(outcome([] { throw SharedError(ExitCode::kBadConfig, "k"); }), "78: k");
   EXPECT_EQ(outcome([] { throw std::runtime_error("defect"); }), "70: defect");
   EXPECT_EQ(outcome([] { throw Error(ExitCode::kIo, ""); }), "74: ");

@@ -27,7 +27,8 @@ TEST(Standardizer, EqualsTwoPasses) {
   const std::vector<int64_t> lengths{0, 1500, 0, 1, 499, 2000};
   const MemoryDataset dataset({values}, {lengths});
   const std::vector<int64_t> samples{0, 5, 1, 3};
-  const at::Tensor used = at::cat({values.slice(0, 2000, 4000), values.slice(0, 0, 1500), values.slice(0, 1500, 1501)}).to(at::kDouble);
+  const at::Tensor used =
+      at::cat({values.slice(0, 2000, 4000), values.slice(0, 0, 1500), values.slice(0, 1500, 1501)}).to(at::kDouble);
   const at::Tensor mean = used.mean(0), deviation = (used - mean).pow(2).mean(0).sqrt();
   const auto moments = moments_of(dataset, samples);
   EXPECT_LT(((moments.mean - mean) / deviation).abs().max().item<double>(), 1e-9);
@@ -56,7 +57,8 @@ TEST(Standardizer, SharesAddUp) {
              none = batch::sum_moments(dataset, 0, {}, pivot);
   EXPECT_EQ(a.frames + b.frames, 300);
   EXPECT_EQ(none.frames, 0);
-  const auto joined = batch::finish_moments({a.sums + b.sums + none.sums, 300}, pivot), whole = moments_of(dataset, {0, 1, 2});
+  const auto joined = batch::finish_moments({a.sums + b.sums + none.sums, 300}, pivot),
+             whole = moments_of(dataset, {0, 1, 2});
   EXPECT_TRUE(at::allclose(joined.mean, whole.mean, 1e-12, 0));
   EXPECT_TRUE(at::allclose(joined.standard_deviation, whole.standard_deviation, 1e-12, 0));
 }

@@ -30,9 +30,11 @@ data::DatasetIndex classes(std::vector<std::string> names) {
   return index;
 }
 
-std::string write(const std::string& path, const models::Parameters& parameters, const std::vector<batch::FeatureMoments>& fitted,
+std::string write(const std::string& path, const models::Parameters& parameters,
+                  const std::vector<batch::FeatureMoments>& fitted,
                   const std::map<std::string, std::string>& metadata) {
-  return write_weights(path, weight_tensors(parameters.parts_of(parameters.values()), fitted, {"audio", "vision"}), metadata);
+  return write_weights(path, weight_tensors(parameters.parts_of(parameters.values()), fitted, {"audio", "vision"}),
+                       metadata);
 }
 
 template <typename Function>
@@ -82,9 +84,13 @@ TEST(Weights, OfAnotherOrderOfModalities) {
 TEST(Weights, MomentsThatDoNotFitAreRefused) {
   const TemporaryFolder folder;
   write(folder / "w", parameters(at::kFloat, 1), {moments(4), moments(2)}, {});
-  EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "text"}, {4, 2}, 3}); }),
+  EXPECT_THAT(error_of([&] {
+                read_weights(folder / "w", {{"audio", "text"}, {4, 2}, 3});
+              }),
               ::testing::AllOf(HasSubstr("\"text\""), HasSubstr("missing")));
-  EXPECT_THAT(error_of([&] { read_weights(folder / "w", {{"audio", "vision"}, {4, 3}, 3}); }),
+  EXPECT_THAT(error_of([&] {
+                read_weights(folder / "w", {{"audio", "vision"}, {4, 3}, 3});
+              }),
               ::testing::AllOf(HasSubstr("\"vision\""), HasSubstr("another shape")));
 }
 
@@ -96,7 +102,10 @@ TEST(Weights, WithoutMoments) {
   EXPECT_EQ(read.parameters.size(), 3u);
   auto target = parameters(at::kFloat, 3);
   EXPECT_NO_THROW(load_weights(read, "w", classes({"a", "b"}), false, target));
-  EXPECT_THAT(error_of([&] { load_weights(read, "w", classes({"a", "b"}), true, target); }), HasSubstr("data.standardize"));
+  EXPECT_THAT(error_of([&] {
+                load_weights(read, "w", classes({"a", "b"}), true, target);
+              }),
+              HasSubstr("data.standardize"));
 }
 
 TEST(Weights, OfOtherClassesAreRefused) {
@@ -104,7 +113,10 @@ TEST(Weights, OfOtherClassesAreRefused) {
   weights.metadata = weights_metadata("e", 1, classes({"hap", "sad"}));
   auto target = parameters(at::kFloat, 3);
   const at::Tensor before = target.values().clone();
-  EXPECT_THAT(error_of([&] { load_weights(weights, "w.safetensors", classes({"sad", "hap"}), false, target); }), HasSubstr("w.safetensors"));
+  EXPECT_THAT(error_of([&] {
+                load_weights(weights, "w.safetensors", classes({"sad", "hap"}), false, target);
+              }),
+              HasSubstr("w.safetensors"));
   EXPECT_NE(error_of([&] { load_weights(weights, "w", classes({"hap", "sad", "ang"}), false, target); }), "no error");
   EXPECT_TRUE(target.values().equal(before));
 }
