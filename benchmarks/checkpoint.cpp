@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "checkpoints/saver.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace {
 
@@ -45,7 +45,7 @@ void run(const std::string& folder, int64_t parameters, int saves) {
     auto outcomes = saver.save(info, state);
     if (auto outcome = saver.finish()) outcomes.push_back(*outcome);
     const double whole = std::chrono::duration<double>(Clock::now() - begin).count();
-    if (!outcomes.at(0).committed) throw distributed::SharedError(distributed::ExitCode::kIo, outcomes[0].error);
+    if (!outcomes.at(0).committed) throw muster::SharedError(muster::ExitCode::kIo, outcomes[0].error);
     if (communicator->rank() != 0 || save < 0) continue;
     std::printf("%s %.4f %.4f %lu\n", waits ? "sync" : "async", outcomes[0].stall_seconds, whole,
                 static_cast<unsigned long>(outcomes[0].bytes));
@@ -66,7 +66,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     run(folder, parameters, saves);
-  } catch (const distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::fprintf(stderr, "checkpoint: %s\n", error.what());
     return static_cast<int>(error.code());
   }

@@ -162,7 +162,7 @@ void run(int64_t smallest, int64_t largest) {
 int main(int argc, char** argv) {
   try {
     muster::distributed::run(argc > 1 ? std::atoll(argv[1]) : 8, argc > 2 ? std::atoll(argv[2]) : int64_t{64} << 20);
-  } catch (const muster::distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::fprintf(stderr, "collectives: %s\n", error.what());
     return static_cast<int>(error.code());
   }

@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   const bool speaks = communicator->rank() == 0;
   if (speaks && !default_only) {
     std::printf("%d ranks, 1 thread each; global batch %ld; V = %ld; %s\n", communicator->size(), batch, microbatches,
-                compute.arithmetic.c_str());
+                compute.numerics.c_str());
     std::printf("%-16s %14s %18s %8s\n", "workload", "default ms", "reproducible ms", "ratio");
   }
   for (const auto& name : names) {

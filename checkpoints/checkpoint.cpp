@@ -7,15 +7,12 @@
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard_reader.h"
 #include "checkpoints/shares.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
 using distributed::Communicator;
-using distributed::Error;
-using distributed::ExitCode;
-using distributed::SharedError;
-using distributed::together;
+using distributed::run_on_all_ranks;
 
 namespace {
 
@@ -34,7 +31,7 @@ Manifest read_and_parse_manifest(const std::string& path) {
 // The texts of all ranks' `own`, and a failure of any as one of all.
 std::vector<std::string> gather_together(Communicator& communicator, const std::function<std::string()>& own) {
   std::string text;
-  together(communicator, [&] { text = own(); });
+  run_on_all_ranks(communicator, [&] { text = own(); });
   return communicator.all_gather_bytes(text);
 }
 
@@ -95,13 +92,13 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
   Manifest manifest;
   LoadedCheckpoint loaded;
   std::vector<at::Tensor> tensors;
-  together(communicator, [&] {
+  run_on_all_ranks(communicator, [&] {
     manifest = parse_manifest(bytes[0], path + "/" + kManifestName);
     require_step(path, manifest.info.step);
     // All sizes first: what the manifest's tensors take is no more than the files that are really there.
     for (int i = rank; i < manifest.world_size; i += ranks) look_up(path, manifest.files[i]);
   });
-  together(communicator, [&] {
+  run_on_all_ranks(communicator, [&] {
     loaded.checkpoint = describe(path, manifest);
     for (const TensorInfo& tensor : manifest.tensors)
       tensors.push_back(at::empty(tensor.shape, at::TensorOptions(tensor.dtype)));
@@ -137,7 +134,7 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
       }
     }
   }
-  together(communicator, [&] { coverage.require_complete(path); });
+  run_on_all_ranks(communicator, [&] { coverage.require_complete(path); });
   for (std::size_t i = 0; i < tensors.size(); ++i) loaded.tensors.emplace(manifest.tensors[i].name, tensors[i]);
   return loaded;
 }

@@ -9,15 +9,13 @@
 #include <cerrno>
 #include <cstring>
 
-#include "checkpoints/atomic_file.h"
-#include "checkpoints/crc32c.h"
+#include "base/atomic_file.h"
+#include "base/crc32c.h"
 #include "checkpoints/folders.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 
@@ -32,7 +30,7 @@ std::optional<uint64_t> free_space(const std::string& folder) {
   return uint64_t{space.f_bavail} * space.f_frsize;
 }
 
-[[noreturn]] void fail(const std::string& what, const std::string& path, int error) {
+[[noreturn]] void throw_with_free_space(const std::string& what, const std::string& path, int error) {
   std::string message = "could not " + what + " " + path + ": " + std::strerror(error);
   if (error == ENOSPC || error == EDQUOT) {
     const auto free = free_space(parent_of(path));
@@ -46,7 +44,7 @@ std::optional<uint64_t> free_space(const std::string& folder) {
 // closed. Other failures throw.
 int try_to_write(const std::string& path, const std::vector<std::string_view>& contents, CheckpointFile& written) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (descriptor < 0) fail("create", path, errno);
+  if (descriptor < 0) throw_with_free_space("create", path, errno);
   std::string what = "write to";
   int error = 0;
   written.size = 0;
@@ -71,8 +69,8 @@ int try_to_write(const std::string& path, const std::vector<std::string_view>& c
   // Network file systems may tell of a full disk only here. After EINTR the descriptor is closed all the same.
   if (::close(descriptor) != 0 && error == 0 && errno != EINTR) error = errno, what = "close";
   if (error == 0) return 0;
-  if (::unlink(path.c_str()) != 0) fail("remove the failed", path, errno);
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) fail(what, path, error);
+  if (::unlink(path.c_str()) != 0) throw_with_free_space("remove the failed", path, errno);
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) throw_with_free_space(what, path, error);
   return error;
 }
 
@@ -86,7 +84,7 @@ CheckpointFile write_through(const std::string& folder, const std::vector<std::s
     const int error = try_to_write(folder + "/" + file.name, contents, file);
     if (error == 0) return file;
     if (retry == kMostRetries) {
-      fail("write, in " + std::to_string(kMostRetries + 1) + " attempts,", folder + "/" + file.name, error);
+      throw_with_free_space("write, in " + std::to_string(kMostRetries + 1) + " attempts,", folder + "/" + file.name, error);
     }
   }
 }
@@ -136,7 +134,7 @@ CheckpointFile write_shard(const SaveAttempt& attempt, int rank, int ranks,
   make_folders(attempt.folder);
   // Its name and its entries are flushed by commit().
   if (::mkdir(attempt.temporary().c_str(), 0777) != 0 && errno != EEXIST)
-    fail("make the folder", attempt.temporary(), errno);
+    throw_with_free_space("make the folder", attempt.temporary(), errno);
   require_space(attempt.temporary(), bytes);
   return write_through(attempt.temporary(), contents, [&](int retry) { return shard_name(rank, ranks, retry); });
 }

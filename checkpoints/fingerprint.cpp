@@ -5,13 +5,11 @@
 #include <string_view>
 
 #include "checkpoints/safetensors_header.h"
-#include "checkpoints/sha256.h"
-#include "distributed/error.h"
+#include "base/sha256.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 std::string fingerprint(const std::vector<NamedTensor>& tensors) {
   std::vector<const NamedTensor*> order;

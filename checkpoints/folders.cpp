@@ -12,13 +12,11 @@
 #include <memory>
 #include <stdexcept>
 
-#include "checkpoints/atomic_file.h"
-#include "distributed/error.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 
@@ -44,10 +42,6 @@ std::optional<uint64_t> step_of_digits(const std::string& digits) {
   }
   if (digits_of(step) != digits) return std::nullopt;
   return step;
-}
-
-[[noreturn]] void fail(const std::string& what, const std::string& path, int error) {
-  throw Error(ExitCode::kIo, "Cannot " + what + " " + path + ": " + std::strerror(error) + ".");
 }
 
 }  // namespace
@@ -100,13 +94,13 @@ std::vector<std::string> list_folder(const std::string& folder) {
   const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder.c_str()), ::closedir);
   if (!open) {
     if (errno == ENOENT) return {};
-    fail("list", folder, errno);
+    throw_io_error("list", folder, errno);
   }
   std::vector<std::string> names;
   while (true) {
     errno = 0;
     const dirent* entry = ::readdir(open.get());
-    if (!entry && errno != 0) fail("list", folder, errno);
+    if (!entry && errno != 0) throw_io_error("list", folder, errno);
     if (!entry) break;
     const std::string name = entry->d_name;
     if (name != "." && name != "..") names.push_back(name);
@@ -125,19 +119,19 @@ void make_folders(const std::string& folder) {
   }
   struct stat status;
   if (error == EEXIST && ::stat(folder.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
-  fail("make the folder", folder, error);
+  throw_io_error("make the folder", folder, error);
 }
 
 void rename_folder(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) fail("rename " + from + " to", to, errno);
+  if (::rename(from.c_str(), to.c_str()) != 0) throw_io_error("rename " + from + " to", to, errno);
 }
 
 void remove_folder(const std::string& folder) {
   for (const std::string& name : list_folder(folder)) {
     const std::string file = folder + "/" + name;
-    if (::unlink(file.c_str()) != 0 && errno != ENOENT) fail("remove", file, errno);
+    if (::unlink(file.c_str()) != 0 && errno != ENOENT) throw_io_error("remove", file, errno);
   }
-  if (::rmdir(folder.c_str()) != 0 && errno != ENOENT) fail("remove", folder, errno);
+  if (::rmdir(folder.c_str()) != 0 && errno != ENOENT) throw_io_error("remove", folder, errno);
 }
 
 std::string parent_of(const std::string& path) {

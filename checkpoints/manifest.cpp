@@ -5,15 +5,13 @@
 
 #include <algorithm>
 
-#include "checkpoints/crc32c.h"
+#include "base/crc32c.h"
 #include "checkpoints/manifest.pb.h"
 #include "checkpoints/safetensors_header.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 

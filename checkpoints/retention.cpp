@@ -4,13 +4,12 @@
 #include <cmath>
 #include <set>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "checkpoints/folders.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
 
 std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention, uint64_t newest) {
   std::vector<Checkpoint> whole;  // newest first
@@ -56,7 +55,7 @@ void remove_checkpoint(const std::string& path) {
   name = name.substr(name.rfind('/') + 1);
   auto step = step_of_name(name);
   if (const auto hidden = parse_hidden_name(name)) step = hidden->step;
-  if (!step) throw Error(distributed::ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
+  if (!step) throw Error(ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
   const std::string folder = parent_of(path),
                     hidden = folder + "/" + hidden_name(Purpose::kRemoving, *step, make_uuid());
   rename_folder(path, hidden);
@@ -67,7 +66,7 @@ void remove_checkpoint(const std::string& path) {
 
 void set_aside(const std::string& path) {
   const auto step = step_of_name(path.substr(path.rfind('/') + 1));
-  if (!step) throw Error(distributed::ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
+  if (!step) throw Error(ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
   rename_folder(path, parent_of(path) + "/" + hidden_name(Purpose::kDamaged, *step, make_uuid()));
   sync_folder(parent_of(path));
 }

@@ -5,15 +5,13 @@
 #include <stdexcept>
 #include <utility>
 
-#include "checkpoints/atomic_file.h"
-#include "checkpoints/input_file.h"
+#include "base/atomic_file.h"
+#include "base/input_file.h"
 #include "checkpoints/safetensors_header.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors and fingerprints are little-endian; this machine would need byte swapping"

@@ -9,12 +9,10 @@
 #include <stdexcept>
 #include <utility>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 

@@ -7,17 +7,14 @@
 
 #include "checkpoints/commit.h"
 #include "checkpoints/folders.h"
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "checkpoints/staging.h"
 #include "checkpoints/writer_thread.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
 using distributed::Communicator;
-using distributed::Error;
-using distributed::ExitCode;
-using distributed::SharedError;
 using Json = nlohmann::json;
 
 namespace {
@@ -96,7 +93,7 @@ class CheckpointSaver::Implementation {
 
     const std::vector<const NamedTensor*> order = in_order(tensors);
     std::string own;
-    distributed::together(communicator_, [&] {
+    distributed::run_on_all_ranks(communicator_, [&] {
       lay_out(order);
       own = digest(table_, info) + make_uuid();
     });
@@ -110,7 +107,7 @@ class CheckpointSaver::Implementation {
     }
     attempt_ = {folder_, info.step, all[0].substr(64)};
     info_ = info;
-    distributed::together(communicator_, [&] { contents_ = staging_.stage(order, layout_, asynchronous_); });
+    distributed::run_on_all_ranks(communicator_, [&] { contents_ = staging_.stage(order, layout_, asynchronous_); });
 
     results_.assign(communicator_.size(), Json());
     told_ = false;

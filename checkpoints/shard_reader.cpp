@@ -6,15 +6,13 @@
 #include <cerrno>
 #include <cstring>
 
-#include "checkpoints/crc32c.h"
+#include "base/crc32c.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/safetensors.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "checkpoints/checkpoint.h"
-#include "checkpoints/input_file.h"
+#include "base/input_file.h"
 #include "checkpoints/safetensors_header.h"
 
 namespace muster::checkpoints {

@@ -5,12 +5,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::checkpoints {
 
-using distributed::Error;
-using distributed::ExitCode;
 using Json = nlohmann::json;
 
 namespace {

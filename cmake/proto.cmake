@@ -8,5 +8,7 @@ function(muster_proto variable proto)
   add_custom_command(OUTPUT "${out}/${stem}.pb.cc" "${out}/${stem}.pb.h"
     COMMAND protobuf::protoc "--cpp_out=${out}" "-I${CMAKE_SOURCE_DIR}" "${CMAKE_SOURCE_DIR}/${proto}"
     DEPENDS "${CMAKE_SOURCE_DIR}/${proto}" VERBATIM)
+  # Generated sources define the same names; the project's precompiled header is of no use to them.
+  set_source_files_properties("${out}/${stem}.pb.cc" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON)
   set(${variable} ${${variable}} "${out}/${stem}.pb.cc" PARENT_SCOPE)
 endfunction()

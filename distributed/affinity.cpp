@@ -161,9 +161,9 @@ Affinity bind_cores(Communicator& communicator, const DeviceBinding& device) {
   const std::string wanted = word ? word : "numa";
   require_same(communicator, kBindVariable, wanted, "Set it alike on all hosts");
   BindPolicy policy = BindPolicy::kNuma;
-  together(communicator, [&] { policy = bind_policy(wanted); });
+  run_on_all_ranks(communicator, [&] { policy = bind_policy(wanted); });
   std::unique_ptr<Machine> machine;
-  together(communicator, [&] { machine = std::make_unique<Machine>(!device.gpu.pci.empty()); });
+  run_on_all_ranks(communicator, [&] { machine = std::make_unique<Machine>(!device.gpu.pci.empty()); });
   const CpuSet allowed = machine->allowed();
   const auto& topology = machine->topology();
   const nlohmann::json own = {device.host,    topology.packages, topology.numa_nodes,

@@ -8,7 +8,7 @@
 #include <sstream>
 #include <tuple>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::distributed {
 namespace {

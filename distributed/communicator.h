@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::distributed {
 
@@ -71,7 +71,7 @@ class Communicator {
 };
 
 // A job of one process; needs no MPI.
-std::unique_ptr<Communicator> make_solo_communicator();
+std::unique_ptr<Communicator> make_single_process_communicator();
 
 // The ranks of this job: MPI's world when the process was started by mpirun or srun as one of several, otherwise a job
 // of one (MPI is then not started: it costs a quarter of a second). Throws Error(kUsage) when the starter promised more
@@ -80,7 +80,7 @@ std::unique_ptr<Communicator> connect();
 
 // Of how many processes mpirun or srun says that this is one; 1 when nobody does, and in a shell within a step (`srun
 // --pty bash`).
-int promised_ranks();
+int expected_world_size();
 
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
@@ -92,6 +92,6 @@ std::string mpi_headers_version();
 // Runs `work` on every rank and lets all succeed or all throw. When any rank throws, every rank throws one SharedError
 // that names the ranks that failed (unless all failed alike) and carries the first failing rank's exit code.
 // Collective; `work` itself must not contain collectives that only some ranks reach.
-void together(Communicator& communicator, const std::function<void()>& work);
+void run_on_all_ranks(Communicator& communicator, const std::function<void()>& work);
 
 }  // namespace muster::distributed

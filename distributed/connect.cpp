@@ -33,11 +33,11 @@ Promise promise() {
 
 }  // namespace
 
-int promised_ranks() { return std::max(1, promise().ranks); }
+int expected_world_size() { return std::max(1, promise().ranks); }
 
 std::unique_ptr<Communicator> connect() {
   const auto [starter, promised] = promise();
-  if (promised <= 1) return make_solo_communicator();
+  if (promised <= 1) return make_single_process_communicator();
   // Open MPI would end in its own words, those of its builder, on every rank.
   if (starter == std::string("srun") && !std::getenv("PMIX_RANK"))
     throw Error(ExitCode::kUsage,

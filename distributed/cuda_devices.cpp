@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::distributed {
 namespace {

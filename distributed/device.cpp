@@ -135,7 +135,7 @@ DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& reque
   // NCCL takes ranks with one host and one GPU for a mistake; with hosts of their own they talk over sockets.
   if (binding.ranks_on_gpu > 1)
     setenv("NCCL_HOSTID", (binding.host + "-rank-" + std::to_string(communicator.rank())).c_str(), 1);
-  together(communicator, [&] { use_gpu(binding.device.index()); });
+  run_on_all_ranks(communicator, [&] { use_gpu(binding.device.index()); });
   return binding;
 }
 

@@ -154,7 +154,7 @@ class NcclCommunicator final : public CheckedCommunicator {
     if (!device.is_cuda() || !device.has_index()) refuse("NCCL needs a GPU with its number, not " + device.str());
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);
-    together(control_, [&] {
+    run_on_all_ranks(control_, [&] {
       if (rank() != 0) return;
       if (const ncclResult_t result = ncclGetUniqueId(&id); result != ncclSuccess)
         throw Error(ExitCode::kPeerFailed, std::string("NCCL could not start: ") + ncclGetErrorString(result) +
@@ -163,7 +163,7 @@ class NcclCommunicator final : public CheckedCommunicator {
     const auto ids =
         control_.all_gather_bytes(rank() == 0 ? std::string(id.internal, sizeof id.internal) : std::string());
     std::memcpy(id.internal, ids[0].data(), sizeof id.internal);
-    together(control_, [&] { connection_ = std::make_unique<NcclConnection>(id, rank(), size(), device_); });
+    run_on_all_ranks(control_, [&] { connection_ = std::make_unique<NcclConnection>(id, rank(), size(), device_); });
   }
 
   int local_rank() const override { return control_.local_rank(); }

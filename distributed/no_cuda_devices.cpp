@@ -1,5 +1,5 @@
 #include "distributed/cuda_devices.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::distributed {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::distributed {
 namespace {

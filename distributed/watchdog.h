@@ -3,7 +3,7 @@
 #include <functional>
 #include <string>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/flight_record.h"
 
 // Every process of an MPI job of several ranks runs one watchdog thread from connect() until the ranks have met for the

@@ -92,7 +92,7 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
   }
   lifeline_.emplace(rank, size);
   std::string address = rank == 0 ? lifeline_->listen(one_machine) : "";
-  address.resize(Lifeline::kAddressBytes, '\0');
+  address.resize(ControlChannel::kAddressBytes, '\0');
   address_ = gather(address)[0];
   starter_process_ = open_process(::getppid());
   wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -145,7 +145,7 @@ void Watchdog::loop() {
     const auto now = Clock::now();
     if (now >= next_heartbeat) {
       next_heartbeat = now + kHeartbeat;
-      lifeline_->send_to_all(Lifeline::Kind::kStatus, bytes_of(own_status()), true);
+      lifeline_->send_to_all(ControlChannel::Kind::kStatus, bytes_of(own_status()), true);
     }
     if (now >= note_at) {
       note_at = Clock::time_point::max();
@@ -197,17 +197,17 @@ void Watchdog::wait_and_read(Clock::duration patience) {
     if (waits[2 + peer].revents) lose(peer);
 }
 
-void Watchdog::take(const Lifeline::Event& event) {
+void Watchdog::take(const ControlChannel::Event& event) {
   std::string payload = event.payload;
   heard_[event.rank] = Clock::now();
   switch (event.kind) {
-    case Lifeline::Kind::kHello:
-    case Lifeline::Kind::kMessage:
+    case ControlChannel::Kind::kHello:
+    case ControlChannel::Kind::kMessage:
       break;
-    case Lifeline::Kind::kStatus:
+    case ControlChannel::Kind::kStatus:
       views_[event.rank].heard = take_value(payload, views_[event.rank].status);
       break;
-    case Lifeline::Kind::kLeaving: {
+    case ControlChannel::Kind::kLeaving: {
       int32_t rank = 0, code = -1;
       if (!take_value(payload, rank) || !take_value(payload, code) || rank < 0 || rank >= size_) break;
       said_goodbye_[rank] = 1;
@@ -216,15 +216,15 @@ void Watchdog::take(const Lifeline::Event& event) {
       if (rank_ == 0) {
         await_connections();
         for (int peer = 1; peer < size_; ++peer)
-          if (peer != rank) lifeline_->send(peer, Lifeline::Kind::kLeaving, event.payload);
-        lifeline_->send(rank, Lifeline::Kind::kLeaving, event.payload);
+          if (peer != rank) lifeline_->send(peer, ControlChannel::Kind::kLeaving, event.payload);
+        lifeline_->send(rank, ControlChannel::Kind::kLeaving, event.payload);
       }
       abort_code_ = code;
       aborted_ = Clock::now();
       set_fault_found();
       break;
     }
-    case Lifeline::Kind::kReport: {
+    case ControlChannel::Kind::kReport: {
       RankStatus waiting;
       double seconds = 0;
       if (!take_value(payload, waiting) || !take_value(payload, seconds)) break;
@@ -239,13 +239,13 @@ void Watchdog::take(const Lifeline::Event& event) {
       }
       break;
     }
-    case Lifeline::Kind::kVerdict: {
+    case ControlChannel::Kind::kVerdict: {
       int32_t speaker = 0;
       take_value(payload, speaker);
       const auto missing = unpack(payload, size_);
       leave(missing, payload, std::clamp(speaker, 0, size_ - 1));
     }
-    case Lifeline::Kind::kEnd:
+    case ControlChannel::Kind::kEnd:
       // On this machine the process itself says when it ends. One that was never heard of may have left before it had
       // read our first word.
       if (process_fds_[event.rank] < 0 && views_[event.rank].heard) lose(event.rank);
@@ -323,7 +323,7 @@ void Watchdog::advance_fault() {
   if (rank_ != 0 && !fault.reported && !fault.orphaned) {
     fault.reported = true;
     const double seconds = died.empty() ? fault.no_progress : 0;
-    lifeline_->send(0, Lifeline::Kind::kReport,
+    lifeline_->send(0, ControlChannel::Kind::kReport,
                     bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
   }
   if (is_ready(fault)) settle(fault);
@@ -365,7 +365,7 @@ void Watchdog::settle(const Fault& fault) {
   if (speaker == size_) speaker = 0;
   while (speaker < rank_ && (views_[speaker].died || views_[speaker].silent)) ++speaker;
   // Rank 0 tells everyone. Where it does not run it finds this when it wakes up, and then does not speak.
-  lifeline_->send_to_all(Lifeline::Kind::kVerdict, bytes_of(speaker) + pack(missing) + text);
+  lifeline_->send_to_all(ControlChannel::Kind::kVerdict, bytes_of(speaker) + pack(missing) + text);
   leave(missing, text, speaker);
 }
 
@@ -397,7 +397,7 @@ void Watchdog::say_goodbye() {
   if (abort && rank_ == 0) await_connections();
   lifeline_->receive();  // who has just connected hears it too
   const std::string goodbye = bytes_of(static_cast<int32_t>(rank_)) + bytes_of(code);
-  lifeline_->send_to_all(Lifeline::Kind::kLeaving, goodbye);
+  lifeline_->send_to_all(ControlChannel::Kind::kLeaving, goodbye);
   const auto end = Clock::now() + 2s;
   // Rank 0 sends it on, to us last.
   while (abort && rank_ != 0 && lifeline_->reaches(0) && !aborted_ && Clock::now() < end) {
@@ -405,7 +405,7 @@ void Watchdog::say_goodbye() {
     lifeline_->add_to(waits);
     ::poll(waits.data(), waits.size(), 10);
     for (const auto& event : lifeline_->receive())
-      if (event.kind == Lifeline::Kind::kLeaving) take(event);
+      if (event.kind == ControlChannel::Kind::kLeaving) take(event);
   }
   lifeline_.reset();
 }

@@ -10,9 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/fault_message.h"
-#include "distributed/lifeline.h"
+#include "distributed/control_channel.h"
 
 namespace muster::distributed {
 
@@ -63,7 +63,7 @@ class Watchdog {
 
   void loop();
   void wait_and_read(Clock::duration patience);
-  void take(const Lifeline::Event& event);
+  void take(const ControlChannel::Event& event);
   void lose(int rank);
   Fault& open_fault();
   void check_deadline();
@@ -86,7 +86,7 @@ class Watchdog {
   std::vector<char> said_goodbye_, died_;
   std::vector<PeerView> views_;
   std::vector<Clock::time_point> heard_;
-  std::optional<Lifeline> lifeline_;
+  std::optional<ControlChannel> lifeline_;
   std::string address_;
   std::optional<Fault> fault_;
   std::optional<Clock::time_point> aborted_;  // another rank ends the job; when we heard

@@ -8,13 +8,13 @@
 #include <limits>
 #include <string>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/commands/commands.h"
 
 namespace {
 
-using muster::distributed::Error;
-using muster::distributed::ExitCode;
+using muster::Error;
+using muster::ExitCode;
 
 // One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the
 // starter, before MPI runs.

@@ -20,13 +20,13 @@
 #include <string>
 
 #include "checkpoints/saver.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/threads.h"
 
 using namespace muster;
 using namespace muster::checkpoints;
 using distributed::Communicator;
-using distributed::Error;
+using muster::Error;
 
 namespace {
 
@@ -39,7 +39,7 @@ void save(const std::string& in, const std::string& folder, int ranks, uint64_t 
     CheckpointSaver saver(folder, {1000, 0, 0}, asynchronous, communicator);
     auto outcomes = saver.save(info, tensors);
     if (auto outcome = saver.finish()) outcomes.push_back(*outcome);
-    if (!outcomes.at(0).committed) throw Error(distributed::ExitCode::kIo, outcomes[0].error);
+    if (!outcomes.at(0).committed) throw Error(muster::ExitCode::kIo, outcomes[0].error);
   });
 }
 
@@ -48,7 +48,7 @@ LoadedCheckpoint load(const std::string& folder, int ranks, std::vector<std::str
   distributed::run_as_threads(ranks, [&](Communicator& communicator) {
     std::vector<std::string> reasons;
     auto own = load_newest_checkpoint(folder, communicator, reasons);
-    if (!own) throw Error(distributed::ExitCode::kBadData, "There is no checkpoint in " + folder + ".");
+    if (!own) throw Error(muster::ExitCode::kBadData, "There is no checkpoint in " + folder + ".");
     if (communicator.rank() == 0) loaded = std::move(*own), damaged = reasons;
   });
   return loaded;
@@ -133,7 +133,7 @@ int main(int argc, char** argv) {
     } else if (mode == "try") {
       for (std::size_t i = 1; i < arguments.size(); ++i) {
         const std::string loading = attempt([&] {
-          const auto communicator = distributed::make_solo_communicator();
+          const auto communicator = distributed::make_single_process_communicator();
           load_checkpoint(arguments[i], *communicator);
         });
         const std::string verifying = attempt([&] { verify_checkpoint(arguments[i]); });

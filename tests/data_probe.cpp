@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/commands/data.h"
 
 int main(int argc, char** argv) {
@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
-  } catch (const muster::distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::fprintf(stderr, "muster: %s\n", error.what());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {

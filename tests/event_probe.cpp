@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "core/training/tensorboard.h"
-#include "distributed/error.h"
+#include "core/run/tensorboard.h"
+#include "base/error.h"
 
 using namespace muster;
 
@@ -17,17 +17,17 @@ int main(int argc, char** argv) {
   try {
     std::optional<uint64_t> last;
     if (argc > 2) last = std::stoull(argv[2]);
-    training::EventFile file(argv[1], last);
+    run::EventFile file(argv[1], last);
     for (std::string line; std::getline(std::cin, line);) {
       auto row = nlohmann::json::parse(line);
       const double wall_time = row.at("wall_time");
       row.erase("wall_time");
-      file.append(row.at("step"), wall_time, training::scalars_of(row));
+      file.append(row.at("step"), wall_time, run::scalars_of(row));
     }
     file.sync();
     std::cout << file.path() << "\n";
     return 0;
-  } catch (const distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::cerr << error.what() << "\n";
     return static_cast<int>(error.code());
   }

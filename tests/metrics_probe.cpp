@@ -1,7 +1,7 @@
 // Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with
 // 17 significant digits, NaN as NaN.
 //   metrics_probe regression | classification CLASSES
-//   metrics_probe regression-floor | classification-floor CLASSES     lines are `train,x` (a training label) or
+//   metrics_probe regression-baseline | classification-baseline CLASSES     lines are `train,x` (a training label) or
 //   `eval,x`
 #include <cmath>
 #include <cstdint>
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/metrics/classification.h"
-#include "core/metrics/floors.h"
+#include "core/metrics/trivial_baseline.h"
 #include "core/metrics/regression.h"
 
 namespace {
@@ -71,12 +71,12 @@ int main(int argc, char** argv) {
   std::cout << "{";
   if (mode == "regression") {
     print_metrics(regression_metrics(first, labels));
-  } else if (mode == "regression-floor") {
-    print_metrics(regression_floor(train, labels));
+  } else if (mode == "regression-baseline") {
+    print_metrics(regression_baseline(train, labels));
   } else if (mode == "classification") {
     print_classification(classification_metrics(as_classes(first), as_classes(labels), classes));
-  } else if (mode == "classification-floor") {
-    print_classification(classification_floor(as_classes(train), as_classes(labels), classes));
+  } else if (mode == "classification-baseline") {
+    print_classification(classification_baseline(as_classes(train), as_classes(labels), classes));
   } else {
     return 2;
   }

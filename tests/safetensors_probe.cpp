@@ -8,7 +8,7 @@
 
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/safetensors.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 using namespace muster;
 
@@ -28,13 +28,13 @@ int main(int argc, char** argv) {
         try {
           checkpoints::read_safetensors(argv[i]);
           std::cout << "ok\n";
-        } catch (const distributed::Error& error) {
+        } catch (const muster::Error& error) {
           std::cout << static_cast<int>(error.code()) << " " << error.what() << "\n";
         }
       }
       return 0;
     }
-  } catch (const distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::cerr << error.what() << "\n";
     return static_cast<int>(error.code());
   }

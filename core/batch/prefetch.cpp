@@ -4,7 +4,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <omp.h>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::batch {
 
@@ -23,17 +23,17 @@ Prefetcher::~Prefetcher() {
   thread_.join();
 }
 
-void Prefetcher::request(std::vector<int64_t> samples, std::vector<int64_t> global_rows) {
+void Prefetcher::request(std::vector<int64_t> samples, std::vector<int64_t> batch_index) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    requests_.push_back({std::move(samples), std::move(global_rows)});
+    requests_.push_back({std::move(samples), std::move(batch_index)});
   }
   changed_.notify_all();
   ++not_taken_;
 }
 
 Batch Prefetcher::next() {
-  if (not_taken_ == 0) throw distributed::Error(distributed::ExitCode::kInternal, "no batch was asked for");
+  if (not_taken_ == 0) throw Error(ExitCode::kInternal, "no batch was asked for");
   --not_taken_;
   Ready ready;
   {
@@ -58,11 +58,11 @@ Prefetcher::Ready Prefetcher::read(const Request& request) {
   Ready ready;
   try {
     if (!stream_) {
-      ready.batch = reader_.read(request.samples, request.global_rows);
+      ready.batch = reader_.read(request.samples, request.batch_index);
       return ready;
     }
     const c10::StreamGuard on_stream(*stream_);
-    ready.batch = reader_.read(request.samples, request.global_rows);
+    ready.batch = reader_.read(request.samples, request.batch_index);
     ready.uploaded.emplace(stream_->device_type());
     ready.uploaded->record(*stream_);
   } catch (...) {

@@ -28,7 +28,7 @@ class Prefetcher {
   Prefetcher& operator=(const Prefetcher&) = delete;
 
   // Asks for one more batch, as BatchReader::read().
-  void request(std::vector<int64_t> samples, std::vector<int64_t> global_rows);
+  void request(std::vector<int64_t> samples, std::vector<int64_t> batch_index);
 
   // The oldest batch asked for and not yet taken. Throws what reading it threw; Error(kInternal) when none was asked
   // for.
@@ -37,7 +37,7 @@ class Prefetcher {
  private:
   struct Request {
     std::vector<int64_t> samples;
-    std::vector<int64_t> global_rows;
+    std::vector<int64_t> batch_index;
   };
   struct Ready {
     Batch batch;

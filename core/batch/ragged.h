@@ -20,7 +20,7 @@ struct Ragged {
 // A microbatch, or any other run of samples. modalities are in the order of the experiment's modality list.
 struct Batch {
   std::vector<int64_t> samples;      // dataset rows
-  std::vector<int64_t> global_rows;  // place of each sample in the global batch: what random numbers are keyed by
+  std::vector<int64_t> batch_index;  // place of each sample in the global batch: what random numbers are keyed by
   std::vector<Ragged> modalities;    // an empty range: the modality is missing for that sample
   at::Tensor labels;                 // [samples]: int64 classes, or the compute dtype for regression
 

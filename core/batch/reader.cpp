@@ -62,10 +62,10 @@ Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& 
   return ragged;
 }
 
-Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<int64_t>& global_rows) const {
+Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index) const {
   Batch batch;
   batch.samples = samples;
-  batch.global_rows = global_rows;
+  batch.batch_index = batch_index;
   for (size_t position = 0; position < modalities_.size(); ++position)
     batch.modalities.push_back(read_modality(static_cast<int64_t>(position), samples));
   if (!dataset_.index().has_labels()) return batch;

@@ -29,7 +29,7 @@ class BatchReader {
   bool keep_on_device(Residency wanted, int ranks = 1);
 
   // Samples in the order given; labels are included when the dataset has them.
-  Batch read(const std::vector<int64_t>& samples, const std::vector<int64_t>& global_rows) const;
+  Batch read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index) const;
 
   // One modality alone (position in the experiment's list).
   Ragged read_modality(int64_t position, const std::vector<int64_t>& samples) const;

@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "core/kernels/upload.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::batch {
 namespace {
@@ -31,7 +31,7 @@ bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int rank
   const int64_t needed = bytes * ranks;
   if (wanted == Residency::kWhenItFits) return needed <= free_bytes / 2;
   if (needed > free_bytes)
-    throw distributed::Error(distributed::ExitCode::kBadConfig,
+    throw Error(ExitCode::kBadConfig,
                              "training.data_on_device: ALWAYS needs " + gigabytes(needed) + " of GPU memory" +
                                  (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") +
                                  ", but only " + gigabytes(free_bytes) + " are free; use WHEN_IT_FITS or NEVER");

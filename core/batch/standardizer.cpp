@@ -1,6 +1,6 @@
 #include "core/batch/standardizer.h"
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::batch {
 namespace {
@@ -19,7 +19,7 @@ at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const st
   for (const int64_t sample : samples)
     if (dataset.index().modalities[modality].length(sample) > 0)
       return read_sample(dataset, modality, sample)[0].clone();
-  throw distributed::Error(distributed::ExitCode::kBadData, "data.standardize: no training sample has modality '" +
+  throw Error(ExitCode::kBadData, "data.standardize: no training sample has modality '" +
                                                                 dataset.index().modalities[modality].name +
                                                                 "'; leave it out of data.modalities");
 }

@@ -10,6 +10,8 @@ add_custom_command(
           "--descriptor_set_out=${descriptor_set}" "${proto}"
   DEPENDS "${proto}" VERBATIM)
 
+set_source_files_properties("${proto_out}/core/config/experiment.pb.cc" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+
 set(embedded_sources)
 muster_embed(source experiment_descriptor_set "${descriptor_set}")
 list(APPEND embedded_sources "${source}")
@@ -22,5 +24,5 @@ endforeach()
 
 muster_library(muster_core_config FOLDERS core/config
   SOURCES "${proto_out}/core/config/experiment.pb.cc" ${embedded_sources}
-  LINK protobuf::libprotobuf)
+  LINK muster_base protobuf::libprotobuf)
 target_include_directories(muster_core_config PUBLIC "${proto_out}")

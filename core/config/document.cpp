@@ -9,7 +9,7 @@
 
 #include "core/config/check.h"
 #include "core/config/resolved_text.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::embedded {
 extern const std::string_view experiment_descriptor_set;
@@ -29,7 +29,7 @@ const pb::DescriptorPool& commented_schema() {
     bool right = files.ParseFromArray(embedded::experiment_descriptor_set.data(),
                                       static_cast<int>(embedded::experiment_descriptor_set.size()));
     for (const pb::FileDescriptorProto& file : files.file()) right = right && made->BuildFile(file) != nullptr;
-    if (!right) throw distributed::Error(distributed::ExitCode::kInternal, "the built-in schema cannot be read");
+    if (!right) throw Error(ExitCode::kInternal, "the built-in schema cannot be read");
     return made;
   }();
   return *pool;

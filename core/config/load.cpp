@@ -11,7 +11,7 @@
 #include "core/config/presets.h"
 #include "core/config/problems.h"
 #include "core/config/text_file.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::config {
 
@@ -25,7 +25,7 @@ constexpr char kMessage[] = "muster.config.Experiment";
 Experiment embedded_experiment(std::string_view text) {
   Experiment experiment;
   if (!pb::TextFormat::ParseFromString(std::string(text), &experiment)) {
-    throw distributed::Error(distributed::ExitCode::kInternal, "the built-in defaults or presets cannot be read");
+    throw Error(ExitCode::kInternal, "the built-in defaults or presets cannot be read");
   }
   return experiment;
 }
@@ -64,7 +64,7 @@ Experiment preset_of(Parsed& parsed, Problems& problems) {
   Experiment preset;
   try {
     preset = embedded_experiment(preset_text(name));
-  } catch (const distributed::Error& error) {
+  } catch (const Error& error) {
     problems.at(parsed.origins["preset"], error.what());
     parsed.complete = false;  // the preset meant may bring the model
     return {};
@@ -184,11 +184,11 @@ std::string where(const LoadedExperiment& loaded, const std::string& field_path)
 void with_places(const LoadedExperiment& loaded, const std::function<void()>& work) {
   try {
     work();
-  } catch (const distributed::Error& error) {
+  } catch (const Error& error) {
     const std::string text = error.what();
     const std::string place = where(loaded, text.substr(0, text.find(':')));
-    if (error.code() != distributed::ExitCode::kBadConfig || place == "default") throw;
-    throw distributed::Error(error.code(), place + ": " + text);
+    if (error.code() != ExitCode::kBadConfig || place == "default") throw;
+    throw Error(error.code(), place + ": " + text);
   }
 }
 

@@ -27,7 +27,7 @@ struct LoadedExperiment {
 // current directory when it comes from an override. An empty data.path, data.split.test_group, preset or name counts as
 // not given. `overrides` are "training.epochs=3": lists take commas, a message takes "{...}" or, to remove it, nothing.
 //
-// Throws one distributed::Error(kBadConfig) that names ALL problems of the file, the overrides and the values together.
+// Throws one Error(kBadConfig) that names ALL problems of the file, the overrides and the values together.
 LoadedExperiment load_experiment(const std::string& path, const std::vector<std::string>& overrides);
 
 // Reads a run directory's config.txtpb back: `text` is its content, `path` is used in messages only. No defaults and no

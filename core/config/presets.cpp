@@ -3,7 +3,7 @@
 #include <map>
 
 #include "core/config/suggest.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::embedded {
 extern const std::string_view defaults_txtpb;
@@ -37,7 +37,7 @@ std::string preset_text(const std::string& name) {
   const auto found = presets().find(name);
   if (found != presets().end()) return std::string(found->second);
   const std::vector<std::string> near = nearest(name, preset_names());
-  throw distributed::Error(distributed::ExitCode::kBadConfig,
+  throw Error(ExitCode::kBadConfig,
                            "there is no preset \"" + name + "\"; " +
                                (near.empty() ? "" : "did you mean " + either(near) + "? ") +
                                "Presets: " + either(preset_names()));

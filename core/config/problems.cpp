@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::config {
 
@@ -32,7 +32,7 @@ void Problems::throw_if_any() const {
   std::string text = path_ + ": " + std::to_string(sorted.size()) + (sorted.size() == 1 ? " problem:" : " problems:");
   for (size_t i = 0; i < sorted.size() && i < kShown; ++i) text += "\n  " + sorted[i].place + ": " + sorted[i].message;
   if (sorted.size() > kShown) text += "\n  ... and " + std::to_string(sorted.size() - kShown) + " more";
-  throw distributed::Error(distributed::ExitCode::kBadConfig, text);
+  throw Error(ExitCode::kBadConfig, text);
 }
 
 }  // namespace muster::config

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/config/suggest.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::config {
 
@@ -21,7 +21,7 @@ namespace {
 constexpr size_t kLargest = 1 << 20;
 
 [[noreturn]] void fail(const std::string& message) {
-  throw distributed::Error(distributed::ExitCode::kBadConfig, message);
+  throw Error(ExitCode::kBadConfig, message);
 }
 
 std::string reason(int number) { return std::generic_category().message(number != 0 ? number : EIO); }

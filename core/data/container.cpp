@@ -1,5 +1,5 @@
 #include "core/data/container.h"
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -9,17 +9,15 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "core/data/container_index.h"
 #include "core/data/half.h"
 #include "core/data/hdf5_reader.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr int64_t convert_block = int64_t{1} << 16;  // elements converted at a time
 constexpr int64_t hash_block = int64_t{8} << 20;     // bytes
@@ -88,7 +86,7 @@ class FileContainer : public Container {
   }
 
   std::string content_hash() const override {
-    checkpoints::Sha256 hash;
+    Sha256 hash;
     std::vector<char> block(static_cast<size_t>(hash_block));
     for (int64_t position = 0; position < file_bytes_; position += hash_block) {
       const int64_t bytes = std::min(hash_block, file_bytes_ - position);

@@ -6,7 +6,7 @@
 #include <set>
 #include <unordered_map>
 
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 
 namespace muster::data {
 namespace {

@@ -10,14 +10,12 @@
 #include <cstring>
 #include <limits>
 
-#include "core/data/utf8.h"
-#include "distributed/error.h"
+#include "base/utf8.h"
+#include "base/error.h"
 
 namespace muster::data::hdf5 {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr int64_t max_chunk_bytes = int64_t{1} << 30;
 constexpr size_t chunk_cache_bytes = size_t{64} << 20;

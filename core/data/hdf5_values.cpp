@@ -4,7 +4,7 @@
 
 #include "core/data/global_heap.h"
 #include "core/data/hdf5_reader.h"
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 
 // Values of index datasets and attributes.
 namespace muster::data::hdf5 {

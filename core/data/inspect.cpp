@@ -10,7 +10,7 @@
 #include "core/data/container.h"
 #include "core/data/container_index.h"
 #include "core/data/scan.h"
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 
 namespace muster::data {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 
 namespace muster::data {
 namespace {

@@ -5,15 +5,13 @@
 #include <map>
 #include <set>
 
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 #include "core/random/philox.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 using Groups = std::map<std::string, std::vector<int64_t>>;  // samples of each group; the map sorts the names
 

@@ -6,15 +6,13 @@
 #include <cstdio>
 #include <stdexcept>
 
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "core/random/philox.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr int64_t max_samples = 10000000;
 constexpr double max_noise = 1000;
@@ -112,7 +110,7 @@ class Synthetic : public Dataset {
     }
     if (signal_.text_encoders != 1) description += " text_encoders=" + std::to_string(signal_.text_encoders);
     for (const std::string& name : signal_.without) description += " without=" + name;
-    return checkpoints::sha256_of(description);
+    return sha256_of(description);
   }
 
   std::string source() const override { return "synthetic"; }

@@ -13,13 +13,11 @@
 #include <vector>
 
 #include "core/data/hdf5_reader.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using hdf5::Handle;
 
 constexpr int64_t block_elements = int64_t{1} << 20;  // 4 MiB of float32

@@ -32,12 +32,12 @@ __device__ uint4 philox(uint32_t key0, uint32_t key1, uint4 counter) {
 // samples_and_rows: offsets [samples + 1], then global rows [samples].
 template <typename Scalar, typename Compute>
 __global__ void drop_kernel(const Scalar* __restrict__ in, Scalar* __restrict__ out,
-                            const int64_t* __restrict__ offsets, const int64_t* __restrict__ global_rows, int64_t dim,
+                            const int64_t* __restrict__ offsets, const int64_t* __restrict__ batch_index, int64_t dim,
                             uint32_t threshold, Compute scale, uint32_t key0, uint32_t key1, uint32_t site,
                             uint32_t step) {
   const int64_t start = offsets[blockIdx.x] * dim;
   const int64_t elements = offsets[blockIdx.x + 1] * dim - start;
-  const uint32_t row = static_cast<uint32_t>(global_rows[blockIdx.x]);
+  const uint32_t row = static_cast<uint32_t>(batch_index[blockIdx.x]);
   const int64_t groups = (elements + 3) / 4;
   for (int64_t group = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; group < groups;
        group += int64_t{gridDim.y} * blockDim.x) {
@@ -74,13 +74,13 @@ unsigned blocks_for(int64_t threads) {
 }  // namespace
 
 at::Tensor dropout_cuda(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
-                        const std::vector<int64_t>& global_rows, const DropoutKey& key) {
+                        const std::vector<int64_t>& batch_index, const DropoutKey& key) {
   at::Tensor out = at::empty_like(x);
-  const int64_t samples = static_cast<int64_t>(global_rows.size());
+  const int64_t samples = static_cast<int64_t>(batch_index.size());
   if (x.numel() == 0) return out;
   const c10::cuda::CUDAGuard guard(x.device());
   std::vector<int64_t> numbers(offsets);
-  numbers.insert(numbers.end(), global_rows.begin(), global_rows.end());
+  numbers.insert(numbers.end(), batch_index.begin(), batch_index.end());
   const at::Tensor uploaded = upload(numbers, x.device());
   const int64_t* device_offsets = uploaded.const_data_ptr<int64_t>();
   int64_t longest = 0;

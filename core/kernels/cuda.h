@@ -13,7 +13,7 @@ namespace muster::kernels {
 
 // One pass of dropout.h's mask over x [rows, dim], contiguous, on a GPU.
 at::Tensor dropout_cuda(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
-                        const std::vector<int64_t>& global_rows, const DropoutKey& key);
+                        const std::vector<int64_t>& batch_index, const DropoutKey& key);
 
 // values [rows, dim], contiguous, on a GPU -> [samples, dim]. Each element is summed by one thread in row order
 // (float64 for float64, otherwise float32): the same bits every time.

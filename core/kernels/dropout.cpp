@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "core/kernels/cuda.h"
-#include "core/random/cpu_versions.h"
+#include "core/random/function_multiversioning.h"
 #include "core/random/philox_lanes.h"
 
 namespace muster::kernels {
@@ -51,18 +51,18 @@ void drop_sample(const Scalar* in, Scalar* out, int64_t elements, double p, uint
 }
 
 at::Tensor masked(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
-                  const std::vector<int64_t>& global_rows, const DropoutKey& key) {
+                  const std::vector<int64_t>& batch_index, const DropoutKey& key) {
   const at::Tensor in = x.contiguous();
-  if (in.is_cuda()) return dropout_cuda(in, p, offsets, global_rows, key);
+  if (in.is_cuda()) return dropout_cuda(in, p, offsets, batch_index, key);
   at::Tensor out = at::empty_like(in);
   const int64_t dim = in.size(1);
   AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, in.scalar_type(), "dropout", [&] {
     const scalar_t* source = in.const_data_ptr<scalar_t>();
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, static_cast<int64_t>(global_rows.size()), 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, static_cast<int64_t>(batch_index.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t s = begin; s < end; ++s)
         drop_sample(source + offsets[s] * dim, target + offsets[s] * dim, (offsets[s + 1] - offsets[s]) * dim, p,
-                    static_cast<uint32_t>(global_rows[s]), key);
+                    static_cast<uint32_t>(batch_index[s]), key);
     });
   });
   return out;
@@ -70,15 +70,15 @@ at::Tensor masked(const at::Tensor& x, double p, const std::vector<int64_t>& off
 
 struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, double p,
-                            const std::vector<int64_t>& offsets, const std::vector<int64_t>& global_rows, int64_t seed,
+                            const std::vector<int64_t>& offsets, const std::vector<int64_t>& batch_index, int64_t seed,
                             int64_t step, int64_t site) {
     context->saved_data["p"] = p;
     context->saved_data["offsets"] = offsets;
-    context->saved_data["global_rows"] = global_rows;
+    context->saved_data["batch_index"] = batch_index;
     context->saved_data["seed"] = seed;
     context->saved_data["step"] = step;
     context->saved_data["site"] = site;
-    return masked(x, p, offsets, global_rows,
+    return masked(x, p, offsets, batch_index,
                   {static_cast<uint64_t>(seed), static_cast<uint32_t>(step), static_cast<uint32_t>(site)});
   }
 
@@ -89,7 +89,7 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
                          static_cast<uint32_t>(saved.at("step").toInt()),
                          static_cast<uint32_t>(saved.at("site").toInt())};
     at::Tensor gradient = masked(gradients[0], saved.at("p").toDouble(), saved.at("offsets").toIntVector(),
-                                 saved.at("global_rows").toIntVector(), key);
+                                 saved.at("batch_index").toIntVector(), key);
     return {gradient, {}, {}, {}, {}, {}, {}};
   }
 };
@@ -97,16 +97,16 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
 }  // namespace
 
 at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
-                   const std::vector<int64_t>& global_rows, const DropoutKey& key) {
+                   const std::vector<int64_t>& batch_index, const DropoutKey& key) {
   if (p == 0) return x;
-  return DropoutFunction::apply(x, p, offsets, global_rows, static_cast<int64_t>(key.seed), int64_t{key.step},
+  return DropoutFunction::apply(x, p, offsets, batch_index, static_cast<int64_t>(key.seed), int64_t{key.step},
                                 int64_t{key.site});
 }
 
-at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& global_rows, const DropoutKey& key) {
-  std::vector<int64_t> offsets(global_rows.size() + 1);
+at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& batch_index, const DropoutKey& key) {
+  std::vector<int64_t> offsets(batch_index.size() + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
-  return dropout(x, p, offsets, global_rows, key);
+  return dropout(x, p, offsets, batch_index, key);
 }
 
 }  // namespace muster::kernels

@@ -22,12 +22,12 @@ inline uint32_t keep_threshold(double p) { return static_cast<uint32_t>(std::cei
 // p, the others are divided by 1 - p. Differentiable. Element e (row-major within its sample) of the sample with global
 // row g is kept iff uniform(word e % 4 of philox(seed, {e / 4, g, site, step})) >= p, so the mask depends on the sample
 // and never on how samples are spread over microbatches or ranks; the backward pass makes it again instead of storing
-// it. global_rows: one per sample. p in [0, 1); p == 0 returns x. float32, float64 or bfloat16, on the CPU or a GPU:
+// it. batch_index: one per sample. p in [0, 1); p == 0 returns x. float32, float64 or bfloat16, on the CPU or a GPU:
 // the same bits.
 at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
-                   const std::vector<int64_t>& global_rows, const DropoutKey& key);
+                   const std::vector<int64_t>& batch_index, const DropoutKey& key);
 
 // The same for x [samples, dim], one row per sample.
-at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& global_rows, const DropoutKey& key);
+at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& batch_index, const DropoutKey& key);
 
 }  // namespace muster::kernels

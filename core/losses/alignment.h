@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "core/losses/work_share.h"
+#include "core/losses/partition.h"
 
 namespace muster::losses {
 
@@ -14,6 +14,6 @@ namespace muster::losses {
 // 0. Two or more modalities. Returns a scalar; neither it nor the gradients depend on how `share` deals the work: see
 // contrastive.h.
 at::Tensor alignment_loss(const std::vector<at::Tensor>& embeddings, const at::Tensor& presence, double temperature,
-                          const WorkShare& share = {});
+                          const Partition& share = {});
 
 }  // namespace muster::losses

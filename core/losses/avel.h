@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/losses/work_share.h"
+#include "core/losses/partition.h"
 
 namespace muster::losses {
 
@@ -30,7 +30,7 @@ enum class AvelTargets { kRowMean, kRowSum };
 // CPU. N >= 1. Returns a scalar, differentiable also in the temperature; neither it nor the gradients depend on how
 // `share` deals the work: see contrastive.h.
 at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels,
-                     const Similarity& similarity, AvelTargets targets, const WorkShare& share = {});
+                     const Similarity& similarity, AvelTargets targets, const Partition& share = {});
 
 constexpr int64_t kNegativeRows = 128;
 

@@ -110,12 +110,12 @@ at::Tensor log_sum_exp(const at::Tensor& statistics) { return statistics[0] + st
 at::Tensor softmax_mean(const at::Tensor& statistics) { return statistics[0] + statistics[2] / statistics[1]; }
 
 // Statistics of every row and column of u v^T: this part's row blocks are computed, the other parts' arrive through
-// share.gather.
-Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, const WorkShare& share) {
+// partition.gather.
+Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, const Partition& partition) {
   const Blocks blocks(u);
-  const bool shared = share.parts > 1 && blocks.rows >= kSharedRows && blocks.count() > 1;
-  const auto deal = batch::even_boundaries(blocks.count(), shared ? share.parts : 1);
-  const int64_t part = shared ? share.part : 0;
+  const bool shared = partition.parts > 1 && blocks.rows >= kSharedRows && blocks.count() > 1;
+  const auto deal = batch::even_boundaries(blocks.count(), shared ? partition.parts : 1);
+  const int64_t part = shared ? partition.part : 0;
   const int64_t first = deal[part], last = deal[part + 1];
 
   const bool keep = blocks.rows < kSharedRows;
@@ -145,13 +145,13 @@ Softmaxes softmaxes(const at::Tensor& u, const at::Tensor& v, int64_t kinds, con
   }
   if (shared) {
     std::vector<int64_t> block_counts, row_counts;
-    for (int64_t p = 0; p < share.parts; ++p) {
+    for (int64_t p = 0; p < partition.parts; ++p) {
       block_counts.push_back(deal[p + 1] - deal[p]);
       row_counts.push_back(std::min(blocks.begin(deal[p + 1]), blocks.rows) -
                            std::min(blocks.begin(deal[p]), blocks.rows));
     }
-    own_rows = share.gather(own_rows, row_counts);
-    own_columns = share.gather(own_columns, block_counts);
+    own_rows = partition.gather(own_rows, row_counts);
+    own_columns = partition.gather(own_columns, block_counts);
     for (int64_t i = 0; i < blocks.count(); ++i) add_columns(own_columns.select(0, i));
   }
   return {similarity[0].all(), own_rows.t().contiguous(), columns};
@@ -200,12 +200,12 @@ struct Classes {
 struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& u, const at::Tensor& v,
                             const at::Tensor& scale, const Classes& classes, bool scale_gradient,
-                            const WorkShare& share) {
+                            const Partition& partition) {
     const int64_t n = u.size(0);
     const double half = 0.5 / static_cast<double>(n);
     // The scale goes into u once instead of into every tile.
     const at::Tensor scaled = (u * scale.to(u.scalar_type())).contiguous(), columns = v.contiguous();
-    const Softmaxes soft = softmaxes(scaled, columns, scale_gradient ? 3 : 2, share);
+    const Softmaxes soft = softmaxes(scaled, columns, scale_gradient ? 3 : 2, partition);
     const at::Tensor row = log_sum_exp(soft.row_statistics), column = log_sum_exp(soft.column_statistics);
 
     const at::Tensor class_u = classes.sums(scaled), class_v = classes.sums(columns);
@@ -232,8 +232,8 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
       saved["pull_u"] = class_v * pull;
       saved["pull_v"] = class_u * pull;
     }
-    saved["begin"] = share.gradient_end < 0 ? 0 : share.gradient_begin;
-    saved["end"] = share.gradient_end < 0 ? n : share.gradient_end;
+    saved["begin"] = partition.gradient_end < 0 ? 0 : partition.gradient_begin;
+    saved["end"] = partition.gradient_end < 0 ? n : partition.gradient_end;
     if (scale_gradient) {
       const at::Tensor means = softmax_mean(soft.row_statistics) + softmax_mean(soft.column_statistics);
       saved["scale_gradient"] = ((classes.total * means).sum() - 2 * attraction) * half / scale.to(at::kDouble);
@@ -317,9 +317,9 @@ struct ContrastiveFunction : torch::autograd::Function<ContrastiveFunction> {
 }  // namespace
 
 at::Tensor contrastive_loss(const at::Tensor& u, const at::Tensor& v, const at::Tensor& scale, const at::Tensor& labels,
-                            PairTargets targets, const WorkShare& share) {
+                            PairTargets targets, const Partition& partition) {
   const bool scale_gradient = at::GradMode::is_enabled() && scale.requires_grad();
-  return ContrastiveFunction::apply(u, v, scale, Classes(labels, targets, u), scale_gradient, share);
+  return ContrastiveFunction::apply(u, v, scale, Classes(labels, targets, u), scale_gradient, partition);
 }
 
 }  // namespace muster::losses

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "core/losses/work_share.h"
+#include "core/losses/partition.h"
 
 namespace muster::losses {
 
@@ -15,7 +15,7 @@ enum class PairTargets {
   kClassSum,   // 1 for equal labels
 };
 
-// From this many rows on the work is shared among the parts of a WorkShare (on a GPU from 2049 on: a block of rows is
+// From this many rows on the work is shared among the parts of a Partition (on a GPU from 2049 on: a block of rows is
 // not split); below it every part does everything, which is sooner done than an exchange, and `gather` is not called.
 constexpr int64_t kSharedRows = 1024;
 
@@ -29,12 +29,12 @@ constexpr int64_t kSharedRows = 1024;
 // scale; statistics are combined in float64.
 //
 // Sharing (see kSharedRows): every part must call with the same arguments but for part and range. Forward: the parts
-// deal whole blocks of rows among themselves and exchange statistics by two calls of share.gather, on tensors on u's
+// deal whole blocks of rows among themselves and exchange statistics by two calls of partition.gather, on tensors on u's
 // device. Backward: no exchange; only the blocks that meet [gradient_begin, gradient_end) get their gradients, other
 // rows stay 0 (the range is respected below kSharedRows too). The value, the gradient of scale and each row's gradient
 // are the same bits for any parts, part and range, given the same number of threads: whoever computes a tile does so
 // with equal shapes and strides, and tiles are summed in one order.
 at::Tensor contrastive_loss(const at::Tensor& u, const at::Tensor& v, const at::Tensor& scale, const at::Tensor& labels,
-                            PairTargets targets, const WorkShare& share = {});
+                            PairTargets targets, const Partition& share = {});
 
 }  // namespace muster::losses

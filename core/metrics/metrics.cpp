@@ -1,11 +1,9 @@
 #include "core/metrics/metrics.h"
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::metrics {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::models {
 namespace {
@@ -69,7 +69,7 @@ FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope d
     : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed)), config_(config), sizes_(sizes) {
   for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
     if (width % config.heads() != 0)
-      throw distributed::Error(distributed::ExitCode::kBadConfig,
+      throw Error(ExitCode::kBadConfig,
                                "foal_net.heads: " + std::to_string(config.heads()) +
                                    " heads cannot share features of width " + std::to_string(width) +
                                    " evenly; choose a number that divides " + std::to_string(sizes.audio_dim) +
@@ -108,38 +108,38 @@ void FoalNet::project_parameters() {
 }
 
 // Adapter, then feature dropout: what both branches see.
-at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& global_rows,
-                            Kind kind, const Pass& pass) const {
+at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& batch_index,
+                            Kind kind, const StepContext& step) const {
   at::Tensor x = frames.values;
   if (config_.adapter_dim() > 0) {
     const std::string name = std::string("adapter.") + kRole[modality];
     x = layer_norm(parameters_, name + ".norm",
                    x + linear(parameters_, name + ".output", at::gelu(linear(parameters_, name + ".input", x))));
   }
-  const double p = pass.training ? config_.feature_dropout() : 0;
-  return kernels::dropout(x, p, frames.offsets, global_rows,
-                          pass.dropout(layer_number(static_cast<int>(kind), kFeature + modality)));
+  const double p = step.training ? config_.feature_dropout() : 0;
+  return kernels::dropout(x, p, frames.offsets, batch_index,
+                          step.dropout(layer_number(static_cast<int>(kind), kFeature + modality)));
 }
 
 at::Tensor FoalNet::project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch,
-                            const Pass& pass) const {
+                            const StepContext& step) const {
   const std::string name = std::string("avel.") + kRole[modality];
   const at::Tensor e =
       linear(parameters_, name + ".input", kernels::segment_mean(frames, batch.modalities[modality].offsets), false);
   const at::Tensor hidden = linear(parameters_, name + ".hidden", at::gelu(e), false);
-  const double p = pass.training ? config_.projection_dropout() : 0;
+  const double p = step.training ? config_.projection_dropout() : 0;
   const at::Tensor dropped =
-      kernels::dropout_rows(hidden, p, batch.global_rows, pass.dropout(layer_number(0, kProjection + modality)));
+      kernels::dropout_rows(hidden, p, batch.batch_index, step.dropout(layer_number(0, kProjection + modality)));
   return unit_rows(layer_norm(parameters_, name + ".norm", e + dropped));
 }
 
-Embedded FoalNet::embed(const batch::Batch& batch, const Pass& pass) const {
+Embedded FoalNet::embed(const batch::Batch& batch, const StepContext& step) const {
   Embedded embedded;
   for (const int64_t m : {kAudio, kVideo})
-    embedded.kept.push_back(prepare(m, batch.modalities[m], batch.global_rows, Kind::kMatched, pass));
+    embedded.kept.push_back(prepare(m, batch.modalities[m], batch.batch_index, Kind::kMatched, step));
   if (embedding_dim() > 0)
     embedded.rows = at::cat(
-        {project(kAudio, embedded.kept[kAudio], batch, pass), project(kVideo, embedded.kept[kVideo], batch, pass)}, 1);
+        {project(kAudio, embedded.kept[kAudio], batch, step), project(kVideo, embedded.kept[kVideo], batch, step)}, 1);
   return embedded;
 }
 
@@ -148,20 +148,20 @@ std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const Gl
   const auto sides = gathered.chunk(2, 1);
   const auto targets =
       config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
-  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.share),
+  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.partition),
            config_.avel_weight()}};
 }
 
-std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
-                                           int64_t end, const Pass& pass) const {
+std::vector<HardNegatives> FoalNet::hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
+                                           int64_t end, const StepContext& step) const {
   if (config_.mem_weight() <= 0 || begin == end) return {};
   // On a GPU the first of these copies is what a step must wait for: it decides what to read. The second comes at once.
   const auto sides = gathered.detach().cpu().chunk(2, 1);
   const losses::Similarity on_host{similarity().kind, similarity().temperature.detach().cpu()};
-  std::vector<PartnerRows> partners;
+  std::vector<HardNegatives> partners;
   for (const int64_t query : {kAudio, kVideo}) {
     auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, on_host,
-                                         static_cast<uint32_t>(query), begin, end, pass.seed, pass.step);
+                                         static_cast<uint32_t>(query), begin, end, step.seed, step.step);
     if (chosen.empty()) return {};
     partners.push_back({1 - query, std::move(chosen)});
   }
@@ -171,8 +171,8 @@ std::vector<PartnerRows> FoalNet::partners(const at::Tensor& gathered, const Glo
 // Mean over the query's frames after all cross-attention layers of one direction: [samples, width of the query].
 at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const std::vector<int64_t>& query_offsets,
                          const at::Tensor& context, const std::vector<int64_t>& context_offsets,
-                         const std::vector<int64_t>& global_rows, Kind kind, const Pass& pass) const {
-  const double p = pass.training ? config_.fusion_dropout() : 0;
+                         const std::vector<int64_t>& batch_index, Kind kind, const StepContext& step) const {
+  const double p = step.training ? config_.fusion_dropout() : 0;
   at::Tensor q = query;
   for (uint32_t layer = 0; layer < config_.layers(); ++layer) {
     const std::string name = std::string(kDirection[query_modality]) + "." + std::to_string(layer);
@@ -181,32 +181,32 @@ at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const 
                            query_offsets, context_offsets, config_.heads());
     const uint32_t number = layer_number(static_cast<int>(kind), kFusion + 2 * layer + query_modality);
     q = layer_norm(parameters_, name + ".norm",
-                   q + kernels::dropout(linear(parameters_, name + ".output", attended), p, query_offsets, global_rows,
-                                        pass.dropout(number)));
+                   q + kernels::dropout(linear(parameters_, name + ".output", attended), p, query_offsets, batch_index,
+                                        step.dropout(number)));
   }
   return kernels::segment_mean(q, query_offsets);
 }
 
-RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
-                        const std::vector<batch::Ragged>& partner_frames, const GlobalBatch& global,
-                        const Pass& pass) const {
+ForwardOutput FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
+                        const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                        const StepContext& step) const {
   const double n = static_cast<double>(global.size());
   const auto matched = [&](int64_t m, Kind kind) {
     return fuse(m, embedded.kept[m], batch.modalities[m].offsets, embedded.kept[1 - m], batch.modalities[1 - m].offsets,
-                batch.global_rows, kind, pass);
+                batch.batch_index, kind, step);
   };
   const at::Tensor fused[] = {matched(kAudio, Kind::kMatched), matched(kVideo, Kind::kMatched)};
-  const double p = pass.training ? config_.classifier_dropout() : 0;
-  const at::Tensor features = kernels::dropout_rows(at::cat({fused[kAudio], fused[kVideo]}, 1), p, batch.global_rows,
-                                                    pass.dropout(layer_number(0, kClassifier)));
-  RowResult result;
+  const double p = step.training ? config_.classifier_dropout() : 0;
+  const at::Tensor features = kernels::dropout_rows(at::cat({fused[kAudio], fused[kVideo]}, 1), p, batch.batch_index,
+                                                    step.dropout(layer_number(0, kClassifier)));
+  ForwardOutput result;
   result.outputs = linear(parameters_, "classifier", features).to(parameters_.dtype());
   if (!batch.labels.defined()) return result;
   result.terms.push_back({"classification", cross_entropy_sum(result.outputs, batch.labels) / n, 1.0});
   if (config_.mem_weight() <= 0) return result;
 
   // Of N matched and K mismatched pairs per direction; K is N, or 0 when the batch holds one label only.
-  const double pairs = partner_frames.empty() ? n : 2 * n;
+  const double pairs = negative_frames.empty() ? n : 2 * n;
   at::Tensor mem = at::zeros({}, result.outputs.options());
   for (const int64_t m : {kAudio, kVideo}) {
     const std::string head = std::string("mem.") + kRole[m] + "_head";
@@ -215,12 +215,12 @@ RowResult FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
     const auto match_logits = [&](const at::Tensor& x) { return linear(parameters_, head, x).to(parameters_.dtype()); };
     const at::Tensor positive_logits = match_logits(positive);
     mem = mem + cross_entropy_sum(positive_logits, same_label(positive_logits, 1));
-    if (partner_frames.empty()) continue;
-    // partner_frames[m] holds the other modality of the negatives of modality m's rows: see partners().
-    const batch::Ragged& other = partner_frames[m];
-    const at::Tensor context = prepare(1 - m, other, batch.global_rows, Kind::kMismatched, pass);
+    if (negative_frames.empty()) continue;
+    // negative_frames[m] holds the other modality of the negatives of modality m's rows: see hard_negatives().
+    const batch::Ragged& other = negative_frames[m];
+    const at::Tensor context = prepare(1 - m, other, batch.batch_index, Kind::kMismatched, step);
     const at::Tensor negative = fuse(m, embedded.kept[m], batch.modalities[m].offsets, context, other.offsets,
-                                     batch.global_rows, Kind::kMismatched, pass);
+                                     batch.batch_index, Kind::kMismatched, step);
     const at::Tensor negative_logits = match_logits(negative);
     mem = mem + cross_entropy_sum(negative_logits, same_label(negative_logits, 0));
   }

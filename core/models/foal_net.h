@@ -24,23 +24,23 @@ class FoalNet final : public Model {
   int64_t outputs() const override { return sizes_.classes; }
   int64_t embedding_dim() const override;
   std::vector<LossTerm> row_terms() const override;
-  Embedded embed(const batch::Batch& batch, const Pass& pass) const override;
+  Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
   std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
-  std::vector<PartnerRows> partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
-                                    const Pass& pass) const override;
-  RowResult rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& partner_frames,
-                 const GlobalBatch& global, const Pass& pass) const override;
+  std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
+                                    const StepContext& step) const override;
+  ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& negative_frames,
+                 const GlobalBatch& global, const StepContext& step) const override;
   void project_parameters() override;
 
  private:
   enum class Kind { kMatched, kMismatched, kRecomputed };
 
-  at::Tensor prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& global_rows, Kind kind,
-                     const Pass& pass) const;
-  at::Tensor project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch, const Pass& pass) const;
+  at::Tensor prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& batch_index, Kind kind,
+                     const StepContext& step) const;
+  at::Tensor project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch, const StepContext& step) const;
   at::Tensor fuse(int64_t query_modality, const at::Tensor& query, const std::vector<int64_t>& query_offsets,
                   const at::Tensor& context, const std::vector<int64_t>& context_offsets,
-                  const std::vector<int64_t>& global_rows, Kind kind, const Pass& pass) const;
+                  const std::vector<int64_t>& batch_index, Kind kind, const StepContext& step) const;
   losses::Similarity similarity() const;
 
   config::FoalNet config_;

@@ -2,13 +2,11 @@
 
 #include "core/models/foal_net.h"
 #include "core/models/miar.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::models {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 void require_foal_net_shape(const DataShape& shape) {
   if (shape.modalities.size() != 2)

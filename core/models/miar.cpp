@@ -91,10 +91,10 @@ std::vector<LossTerm> Miar::row_terms() const {
   return {{sizes_.outputs == 1 ? "regression" : "classification", {}, 1.0}};
 }
 
-Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
+Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
   const int64_t samples = batch.size();
   const MiarLayout layout(batch.modalities);
-  const double p = pass.training ? config_.dropout() : 0;
+  const double p = step.training ? config_.dropout() : 0;
 
   std::vector<at::Tensor> frames, z;
   for (int64_t m = 0; m < modality_count(); ++m) {
@@ -132,11 +132,11 @@ Embedded Miar::embed(const batch::Batch& batch, const Pass& pass) const {
         taken = taken *
                 stream.has_context.repeat_interleave(lengths, 0, offsets.back()).unsqueeze(1).to(taken.scalar_type());
       }
-      z[k] = z[k] + kernels::dropout(taken, p, offsets, batch.global_rows, pass.dropout(layer_number(layer, k, 0)));
+      z[k] = z[k] + kernels::dropout(taken, p, offsets, batch.batch_index, step.dropout(layer_number(layer, k, 0)));
       const at::Tensor hidden =
           at::gelu(linear(parameters_, name(k) + ".ffn.input", layer_norm(parameters_, name(k) + ".ffn_norm", z[k])));
       z[k] = z[k] + kernels::dropout(linear(parameters_, name(k) + ".ffn.output", hidden), p, offsets,
-                                     batch.global_rows, pass.dropout(layer_number(layer, k, 1)));
+                                     batch.batch_index, step.dropout(layer_number(layer, k, 1)));
     }
   }
 
@@ -162,12 +162,12 @@ std::vector<LossTerm> Miar::batch_losses(const at::Tensor& gathered, const Globa
   if (config_.alignment_weight() <= 0) return {};
   return {{"alignment",
            losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
-                                  global.share),
+                                  global.partition),
            config_.alignment_weight()}};
 }
 
-RowResult Miar::rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>&,
-                     const GlobalBatch& global, const Pass& pass) const {
+ForwardOutput Miar::rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>&,
+                     const GlobalBatch& global, const StepContext& step) const {
   const at::Tensor tokens = at::stack(embedded.kept, 1);  // [n, M + 1, d]
   const at::Tensor scores = at::matmul(tokens, parameters_["gate.weight"].squeeze(0)).to(parameters_.dtype());
   const at::Tensor mixed = (at::softmax(scores, 1).unsqueeze(2) * tokens).sum(1);
@@ -175,8 +175,8 @@ RowResult Miar::rows(const batch::Batch& batch, const Embedded& embedded, const 
   features.insert(features.end(), embedded.kept.begin(), embedded.kept.end());
   const at::Tensor hidden = at::gelu(linear(parameters_, "head.input", at::cat(features, 1)));
   const at::Tensor dropped =
-      kernels::dropout_rows(hidden, pass.training ? config_.dropout() : 0, batch.global_rows, pass.dropout(kHead));
-  RowResult result;
+      kernels::dropout_rows(hidden, step.training ? config_.dropout() : 0, batch.batch_index, step.dropout(kHead));
+  ForwardOutput result;
   result.outputs = linear(parameters_, "head.output", dropped).to(parameters_.dtype());
   if (!batch.labels.defined()) return result;
   const double n = static_cast<double>(global.size());

@@ -23,10 +23,10 @@ class Miar final : public Model {
   int64_t outputs() const override { return sizes_.outputs; }
   int64_t embedding_dim() const override;
   std::vector<LossTerm> row_terms() const override;
-  Embedded embed(const batch::Batch& batch, const Pass& pass) const override;
+  Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
   std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
-  RowResult rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& partner_frames,
-                 const GlobalBatch& global, const Pass& pass) const override;
+  ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& negative_frames,
+                 const GlobalBatch& global, const StepContext& step) const override;
 
  private:
   int64_t modality_count() const { return static_cast<int64_t>(sizes_.modalities.size()); }

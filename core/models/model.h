@@ -9,14 +9,14 @@
 
 #include "core/batch/ragged.h"
 #include "core/kernels/dropout.h"
-#include "core/losses/work_share.h"
+#include "core/losses/partition.h"
 #include "core/models/parameters.h"
 #include "core/random/philox.h"
 
 namespace muster::models {
 
 // Which pass over which step: what random choices are keyed by.
-struct Pass {
+struct StepContext {
   uint64_t seed = 0;
   uint32_t step = 0;
   bool training = false;  // false: no dropout
@@ -37,7 +37,7 @@ struct LossTerm {
 struct GlobalBatch {
   at::Tensor labels;        // [N], on the CPU; undefined when the data has none
   at::Tensor presence;      // [N, modalities] bool, on the CPU
-  losses::WorkShare share;  // of the batch-wide losses
+  losses::Partition partition;  // of the batch-wide losses
 
   int64_t size() const { return presence.size(0); }
 };
@@ -49,19 +49,19 @@ struct Embedded {
 };
 
 // Frames of other samples that `rows` needs (MEM's negatives): row i of the asked-for range is paired with the frames
-// that global row global_rows[i] has in one modality (position in the experiment's list).
-struct PartnerRows {
+// that global row batch_index[i] has in one modality (position in the experiment's list).
+struct HardNegatives {
   int64_t modality = 0;
-  std::vector<int64_t> global_rows;
+  std::vector<int64_t> batch_index;
 };
 
-struct RowResult {
+struct ForwardOutput {
   at::Tensor outputs;  // [n, outputs]: class logits, or [n, 1] values
   std::vector<LossTerm> terms;
 };
 
 // A model and its losses as pure single-process functions; the training step calls them in this order:
-//   embed(own microbatches) -> gather -> batch_losses(all rows) and partners(all rows) -> rows(own microbatches).
+//   embed(own microbatches) -> gather -> batch_losses(all rows) and hard_negatives(all rows) -> rows(own microbatches).
 // All losses are divided by counts of the global batch, so that summing over microbatches and ranks gives the loss of
 // the global batch and its exact gradient.
 class Model {
@@ -78,7 +78,7 @@ class Model {
   // Names and weights of the terms that rows() returns when there are labels: a rank without rows must know them too.
   virtual std::vector<LossTerm> row_terms() const = 0;
 
-  virtual Embedded embed(const batch::Batch& batch, const Pass& pass) const = 0;
+  virtual Embedded embed(const batch::Batch& batch, const StepContext& step) const = 0;
 
   // gathered: [N, embedding_dim()] in global order. The same on every rank, parameters' own gradients included (such as
   // the temperature's): the caller lets them count once.
@@ -86,15 +86,15 @@ class Model {
 
   // Which other samples' frames `rows` needs for the global rows [begin, end). Deterministic; empty when none are
   // needed or none exist, which is then so for every row of the global batch.
-  virtual std::vector<PartnerRows> partners(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
-                                            int64_t end, const Pass& pass) const {
+  virtual std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
+                                            int64_t end, const StepContext& step) const {
     return {};
   }
 
-  // `partner_frames`: the frames that partners() asked for, for the rows of this microbatch.
-  virtual RowResult rows(const batch::Batch& batch, const Embedded& embedded,
-                         const std::vector<batch::Ragged>& partner_frames, const GlobalBatch& global,
-                         const Pass& pass) const = 0;
+  // `negative_frames`: the frames that hard_negatives() asked for, for the rows of this microbatch.
+  virtual ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded,
+                         const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                         const StepContext& step) const = 0;
 
   // Bounds on parameters, applied after each optimizer step.
   virtual void project_parameters() {}

@@ -4,13 +4,11 @@
 #include <cmath>
 
 #include "core/random/philox.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::models {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr int64_t kBoundaryBytes = 64;
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/random/cpu_versions.h"
+#include "core/random/function_multiversioning.h"
 
 namespace muster::optim {
 

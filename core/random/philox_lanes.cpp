@@ -1,6 +1,6 @@
 #include "core/random/philox_lanes.h"
 
-#include "core/random/cpu_versions.h"
+#include "core/random/function_multiversioning.h"
 
 namespace muster::random {
 namespace {

@@ -15,6 +15,8 @@
 #include "distributed/device.h"
 #include "distributed/nccl.h"
 
+#include <nlohmann/json.hpp>
+
 namespace muster::training {
 namespace {
 
@@ -44,8 +46,8 @@ void fix_matrix_products() {
 void require_strict_products() {
   const char* products = std::getenv("MKL_CBWR");
   if (products == nullptr || std::string(products).find("STRICT") != std::string::npos) return;
-  throw distributed::SharedError(
-      distributed::ExitCode::kBadConfig,
+  throw SharedError(
+      ExitCode::kBadConfig,
       std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
           ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
 }
@@ -69,7 +71,7 @@ void ask_for_equal_bits(bool gpu) {
       false);  // for finding uses of it; there are none, and it costs a pass each
 }
 
-std::string arithmetic_of_this_process(const std::string& gpu) {
+std::string numerics_of_this_process(const std::string& gpu) {
   const char* products = std::getenv("MKL_CBWR");
   return "torch " TORCH_VERSION ", libc " + std::string(gnu_get_libc_version()) + ", " + processor() + " " +
          at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") + (gpu.empty() ? "" : ", " + gpu);
@@ -97,8 +99,8 @@ int64_t microbatches_of(const config::Training& training, int64_t ranks) {
                                : training.reproducible()   ? kReproducibleMicrobatches
                                                            : ranks;
   if (training.reproducible() && ranks > microbatches)
-    throw distributed::SharedError(
-        distributed::ExitCode::kBadConfig,
+    throw SharedError(
+        ExitCode::kBadConfig,
         "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) + " microbatches" +
             (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " +
             std::to_string(ranks) + " ranks. Start at most " + std::to_string(microbatches) +
@@ -122,11 +124,11 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
   at::globalContext().setAllowTF32CuBLAS(training.tf32());
   if (!compute.reproducible) return compute;
   fix_matrix_products();
-  distributed::together(communicator, [] { require_strict_products(); });
+  distributed::run_on_all_ranks(communicator, [] { require_strict_products(); });
   ask_for_equal_bits(compute.device.is_cuda());
-  compute.arithmetic = arithmetic_of_this_process(compute.gpu);
+  compute.numerics = numerics_of_this_process(compute.gpu);
   distributed::require_same(
-      communicator, "the arithmetic (processor and matrix library)", compute.arithmetic,
+      communicator, "the numerics (processor and matrix library)", compute.numerics,
       "training.reproducible needs the same kind of processor and the same libraries on every rank: choose one kind of "
       "node (Slurm: --constraint), or set training.reproducible=false");
   return compute;
@@ -135,6 +137,20 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
 std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator) {
   if (compute.device.is_cpu() || communicator.size() == 1) return nullptr;
   return distributed::make_nccl_communicator(communicator, compute.device);
+}
+
+nlohmann::json describe_rank(const Compute& compute) {
+  return {{"threads", compute.threads},
+          {"local_rank", compute.affinity.local_rank},
+          {"cores", distributed::cpu_text(compute.affinity.cpus)},
+          {"binding", compute.affinity.why},
+          {"device", compute.device.is_cpu() ? "cpu" : compute.device.str() + " " + compute.gpu}};
+}
+
+nlohmann::json describe_job(const Compute& compute) {
+  nlohmann::json job = {{"microbatches", compute.microbatches}};
+  if (compute.reproducible) job["numerics"] = compute.numerics;
+  return job;
 }
 
 batch::Residency residency_of(const config::Training& training) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "core/batch/resident.h"
@@ -25,14 +26,14 @@ struct Compute {
   bool bf16 = false;
   // What must be alike for equal bits: processor or GPU generation, library versions, the matrix library's code path.
   // Set with reproducible only.
-  std::string arithmetic;
+  std::string numerics;
 };
 
 // Pieces of each global batch in a job of so many ranks. Throws SharedError(kBadConfig) for reproducible with more
 // ranks than pieces.
 int64_t microbatches_of(const config::Training& training, int64_t ranks);
 
-// Chooses this rank's device and cores and sets up threads and arithmetic of this process as the experiment asks. To be
+// Chooses this rank's device and cores and sets up threads and numerics of this process as the experiment asks. To be
 // called before the first matrix product. Throws SharedError when a setting does not fit the job: kBadConfig for
 // reproducible with more ranks than microbatches, or ranks whose processors differ; kUsage for GPUs that are missing or
 // would have to be shared, or a wrong MUSTER_BIND. Collective.
@@ -41,6 +42,11 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
 // Several ranks on GPUs: the ranks of `communicator` joined by NCCL as well. Otherwise nothing: `communicator` will do.
 // `communicator` must outlive it. Collective.
 std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, distributed::Communicator& communicator);
+
+// For environment.json: of this rank {"threads", "local_rank", "cores", "binding", "device"}, and of the job
+// {"microbatches", "numerics"}.
+nlohmann::json describe_rank(const Compute& compute);
+nlohmann::json describe_job(const Compute& compute);
 
 // Where the reader keeps the data.
 batch::Residency residency_of(const config::Training& training);

@@ -11,8 +11,6 @@
 namespace muster::training {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const std::string& path, bool labels_required) {
   if (path.empty() && config.has_synthetic()) {
@@ -190,7 +188,7 @@ void require_validation_split(const config::Experiment& experiment, const DataSo
 
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
                              const std::function<void(int64_t done, int64_t total)>& progress) {
-  distributed::together(communicator, [&] {
+  distributed::run_on_all_ranks(communicator, [&] {
     const auto shares = batch::even_boundaries(source.index().size(), communicator.size());
     const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()],
                                           shares[communicator.rank() + 1], progress);
@@ -212,7 +210,7 @@ std::vector<batch::FeatureMoments> fit_moments(const DataSource& source, const s
   std::vector<batch::FeatureMoments> moments;
   for (const int64_t modality : source.modalities) {
     at::Tensor pivot, own;
-    distributed::together(communicator, [&] {
+    distributed::run_on_all_ranks(communicator, [&] {
       pivot = batch::moment_pivot(*source.dataset, modality, samples);
       own = at::zeros({piece_counts[rank], 2 * pivot.size(0) + 1}, at::kDouble);
       for (int64_t piece = owners[rank]; piece < owners[rank + 1]; ++piece) {

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "core/metrics/floors.h"
+#include "core/metrics/trivial_baseline.h"
 #include "core/metrics/regression.h"
 #include "distributed/collective_call.h"
 
@@ -41,8 +41,8 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
   int64_t count = 0;
   for (int64_t i = 0; i < finite.size(0); ++i)
     if (!finite[i].item<bool>() && ++count <= 10) ids += (count > 1 ? ", " : "") + index.ids[predictions.samples[i]];
-  throw distributed::SharedError(
-      distributed::ExitCode::kInternal,
+  throw SharedError(
+      ExitCode::kInternal,
       "the model's outputs are not finite for " + std::to_string(count) + " of " + std::to_string(finite.size(0)) +
           " samples (" + ids + (count > 10 ? ", ..." : "") +
           "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
@@ -98,11 +98,11 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
   return evaluation;
 }
 
-metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
+metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
                                const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)
-    return metrics::regression_floor(value_labels(index, train), value_labels(index, samples));
-  return metrics::classification_floor(class_labels(index, train), class_labels(index, samples),
+    return metrics::regression_baseline(value_labels(index, train), value_labels(index, samples));
+  return metrics::classification_baseline(class_labels(index, train), class_labels(index, samples),
                                        static_cast<int64_t>(index.class_names.size()))
       .metrics;
 }

@@ -36,7 +36,7 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
                     const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses);
 
 // Metrics of the trivial prediction fitted on the training labels, for `samples`.
-metrics::Metrics floor_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
+metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
                                const std::vector<int64_t>& samples);
 
 // id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and

@@ -14,12 +14,12 @@ class FiniteGuard {
   explicit FiniteGuard(c10::Device device);
 
   // Judges step `step` by its loss and gradient norm (float64 scalars on the device). Returns a float32 scalar there: 1
-  // if this step or any since the last look() was not finite, so that the weights stay as the first bad step found
+  // if this step or any since the last poll() was not finite, so that the weights stay as the first bad step found
   // them; 0 otherwise.
-  at::Tensor judge(uint64_t step, const at::Tensor& loss, const at::Tensor& norm);
+  at::Tensor check(uint64_t step, const at::Tensor& loss, const at::Tensor& norm);
 
   // The first bad step since the last look, if there was one. Waits for the device.
-  std::optional<uint64_t> look();
+  std::optional<uint64_t> poll();
 
  private:
   at::Tensor first_bad_;  // float64 scalar: number of the step, or -1

@@ -27,22 +27,22 @@ std::vector<int64_t> GlobalBatchPlan::samples_of(const Rows& rows) const {
   return {samples_.begin() + rows.begin, samples_.begin() + rows.end};
 }
 
-std::vector<int64_t> GlobalBatchPlan::global_rows_of(const Rows& rows) const {
-  std::vector<int64_t> global_rows(rows.size());
-  std::iota(global_rows.begin(), global_rows.end(), rows.begin);
-  return global_rows;
+std::vector<int64_t> GlobalBatchPlan::batch_index_of(const Rows& rows) const {
+  std::vector<int64_t> batch_index(rows.size());
+  std::iota(batch_index.begin(), batch_index.end(), rows.begin);
+  return batch_index;
 }
 
 batch::Batch GlobalBatchPlan::read(const batch::BatchReader& reader, const Rows& rows) const {
-  return reader.read(samples_of(rows), global_rows_of(rows));
+  return reader.read(samples_of(rows), batch_index_of(rows));
 }
 
 models::GlobalBatch GlobalBatchPlan::global(const batch::BatchReader& reader, bool with_labels) const {
   models::GlobalBatch global;
   global.presence = reader.presence(samples_);
   if (with_labels) global.labels = reader.labels(samples_);
-  global.share.gradient_begin = own_.begin;
-  global.share.gradient_end = own_.end;
+  global.partition.gradient_begin = own_.begin;
+  global.partition.gradient_end = own_.end;
   return global;
 }
 

@@ -38,7 +38,7 @@ class GlobalBatchPlan {
   std::vector<int64_t> filled_counts() const;
 
   std::vector<int64_t> samples_of(const Rows& rows) const;
-  std::vector<int64_t> global_rows_of(const Rows& rows) const;
+  std::vector<int64_t> batch_index_of(const Rows& rows) const;
   batch::Batch read(const batch::BatchReader& reader, const Rows& rows) const;
   // What every rank knows of the whole batch; gradients are wanted for this rank's own rows.
   models::GlobalBatch global(const batch::BatchReader& reader, bool with_labels) const;

@@ -3,7 +3,7 @@
 #include "core/config/resolved_text.h"
 #include "core/training/compute.h"
 #include "core/training/same_job.h"
-#include "core/training/weights.h"
+#include "core/run/weights.h"
 
 namespace muster::training {
 namespace {
@@ -14,16 +14,16 @@ std::vector<int64_t> select_samples(const config::Experiment& experiment, const 
   auto split = split_data(experiment, source, false);
   auto& samples = name == "train" ? split.train : name == "valid" ? split.valid : split.test;
   if (samples.empty())
-    throw distributed::Error(
-        distributed::ExitCode::kBadData,
+    throw Error(
+        ExitCode::kBadData,
         source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
   return samples;
 }
 
 void require_data_of_the_run(const data::Dataset& dataset, const std::string& hash, const std::string& expected) {
   if (expected.empty() || hash == expected) return;
-  throw distributed::SharedError(
-      distributed::ExitCode::kBadData,
+  throw SharedError(
+      ExitCode::kBadData,
       dataset.source() +
           " is not the data that the run was trained on (its SHA-256 differs from the one in "
           "environment.json). To evaluate on it all the same, name it with --data");
@@ -38,20 +38,20 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   const auto gpus = join_gpus(compute, control);
   distributed::Communicator& communicator = gpus ? *gpus : control;
   std::vector<int64_t> samples;
-  Weights weights;
+  run::Weights weights;
   std::unique_ptr<models::Model> model;
   require_same_job(communicator,
                    config::resolved_text(experiment) + options.split + (options.needs_labels ? " with labels" : ""));
-  distributed::together(communicator,
+  distributed::run_on_all_ranks(communicator,
                         [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
   if (communicator.size() > 1 || !options.expected_hash.empty())
     require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator),
                             options.expected_hash);
-  distributed::together(communicator, [&] {
+  distributed::run_on_all_ranks(communicator, [&] {
     samples = select_samples(experiment, inference.source, options.split);
-    weights = read_weights(options.weights, inference.source.shape);
+    weights = run::read_weights(options.weights, inference.source.shape);
     model = models::make_model(experiment, inference.source.shape);
-    load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(),
+    run::load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(),
                  model->parameters());
   });
   require_finite_features(inference.source, communicator);

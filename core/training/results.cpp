@@ -5,7 +5,7 @@
 #include <fstream>
 #include <limits>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::training {
 namespace {
@@ -48,7 +48,7 @@ RunResult read_result(const std::string& run_directory) {
             value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(),
             all.contains("model_note")};
   } catch (const json::exception&) {
-    throw distributed::Error(distributed::ExitCode::kBadData,
+    throw Error(ExitCode::kBadData,
                              path + ": is missing, or is not what a finished run leaves there");
   }
 }

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "distributed/agreement.h"
 #include "distributed/collective_call.h"
 
@@ -29,9 +29,9 @@ std::string identity(const data::Dataset& dataset) {
 void require_same_job(distributed::Communicator& communicator, const std::string& experiment) {
   if (communicator.size() == 1) return;
   const distributed::CollectiveLabel label("same job");
-  distributed::require_same(communicator, "the muster program", checkpoints::sha256_of_file("/proc/self/exe"),
+  distributed::require_same(communicator, "the muster program", sha256_of_file("/proc/self/exe"),
                             "Start the same build on every node (a shared path, or the same container)");
-  distributed::require_same(communicator, "the experiment", checkpoints::sha256_of(experiment),
+  distributed::require_same(communicator, "the experiment", sha256_of(experiment),
                             "Give every rank the same config file and the same options");
 }
 
@@ -39,7 +39,7 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
                           distributed::Communicator& communicator) {
   if (communicator.size() == 1) return;
   const distributed::CollectiveLabel label("same weights");
-  checkpoints::Sha256 hash;
+  Sha256 hash;
   const auto add = [&](const at::Tensor& tensor) {
     const at::Tensor host = tensor.cpu().contiguous();
     hash.update({static_cast<const char*>(host.data_ptr()), host.nbytes()});
@@ -53,7 +53,7 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
                             "Ranks that start from different weights files, or whose processors or libraries round "
                             "differently, train different "
                             "models: give all of them the same files and one kind of node",
-                            distributed::ExitCode::kInternal);
+                            ExitCode::kInternal);
 }
 
 std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {
@@ -62,13 +62,13 @@ std::string require_same_data(const data::Dataset& dataset, distributed::Communi
   const auto first =
       std::find(identities.begin(), identities.end(), identities[communicator.rank()]) - identities.begin();
   std::string hash;
-  distributed::together(communicator, [&] {
+  distributed::run_on_all_ranks(communicator, [&] {
     if (first == communicator.rank()) hash = dataset.content_hash();
   });
   hash = communicator.all_gather_bytes(hash)[first];
   distributed::require_same(communicator, "the data (" + dataset.source() + ")", hash,
                             "Copy the same file to every node, or name one on a shared file system",
-                            distributed::ExitCode::kBadData);
+                            ExitCode::kBadData);
   return hash;
 }
 

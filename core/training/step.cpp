@@ -56,22 +56,22 @@ GlobalBatchPlan Step::plan(std::vector<int64_t> samples) const {
 void Step::expect(std::vector<int64_t> samples) {
   const auto coming = plan(std::move(samples));
   for (const auto& rows : coming.own_microbatches())
-    prefetcher_.request(coming.samples_of(rows), coming.global_rows_of(rows));
+    prefetcher_.request(coming.samples_of(rows), coming.batch_index_of(rows));
   expected_.push_back(coming.samples());
 }
 
 models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_labels) {
   auto global = plan.global(reader_, with_labels);
-  global.share.parts = communicator_.size();
-  global.share.part = communicator_.rank();
-  global.share.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
+  global.partition.parts = communicator_.size();
+  global.partition.part = communicator_.rank();
+  global.partition.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
     const distributed::CollectiveLabel label("batch losses");
     return communicator_.all_gather_rows(own, counts);
   };
   return global;
 }
 
-Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
+Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
                                       bool gather) {
   Gathered gathered;
   std::vector<at::Tensor> own;
@@ -80,7 +80,7 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
     const Autocast autocast(options_.bf16, reader_.device().type());
     for (const auto& rows : plan.own_microbatches()) {
       gathered.batches.push_back(expected ? prefetcher_.next() : plan.read(reader_, rows));
-      gathered.embedded.push_back(model_.embed(gathered.batches.back(), pass));
+      gathered.embedded.push_back(model_.embed(gathered.batches.back(), context));
       auto& embedded = gathered.embedded.back();
       if (model_.embedding_dim() == 0 || !gather) continue;
       embedded.rows = embedded.rows.to(dtype);
@@ -95,14 +95,14 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
   return gathered;
 }
 
-std::vector<batch::Ragged> Step::read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
-                                               const std::vector<models::PartnerRows>& partners) const {
+std::vector<batch::Ragged> Step::read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
+                                               const std::vector<models::HardNegatives>& partners) const {
   std::vector<batch::Ragged> frames;
   // Any rank reads any sample's frames from the data file: nothing is sent.
   for (const auto& partner : partners) {
     std::vector<int64_t> samples;
     for (int64_t row = rows.begin; row < rows.end; ++row)
-      samples.push_back(plan.samples()[partner.global_rows[row - plan.own().begin]]);
+      samples.push_back(plan.samples()[partner.batch_index[row - plan.own().begin]]);
     frames.push_back(reader_.read_modality(partner.modality, samples));
   }
   return frames;
@@ -121,19 +121,19 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
   for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
 }
 
-std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass,
+std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
                                                      bool expected, const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
   const auto global = global_batch(plan, true);
   parameters.zero_gradients();
-  Gathered gathered = embed_and_gather(plan, pass, expected, true);
+  Gathered gathered = embed_and_gather(plan, context, expected, true);
 
   std::vector<models::LossTerm> batch_terms;
-  std::vector<models::PartnerRows> partners;
+  std::vector<models::HardNegatives> partners;
   at::Tensor embedding_gradient;
   if (gathered.rows.defined()) {
-    partners = model_.partners(gathered.rows, global, plan.own().begin, plan.own().end, pass);
+    partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
     gathered.rows.requires_grad_();
     batch_terms = model_.batch_losses(gathered.rows, global);
     const at::Tensor total = weighted_sum(batch_terms, options);
@@ -145,11 +145,11 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
   }
   for (size_t m = 0; m < gathered.batches.size(); ++m) {
     const auto& rows = plan.own_microbatches()[m];
-    models::RowResult result;
+    models::ForwardOutput result;
     {
       const Autocast autocast(options_.bf16, reader_.device().type());
       result =
-          model_.rows(gathered.batches[m], gathered.embedded[m], read_partners(plan, rows, partners), global, pass);
+          model_.rows(gathered.batches[m], gathered.embedded[m], read_hard_negatives(plan, rows, partners), global, context);
     }
     const at::Tensor total = weighted_sum(result.terms, options);
     torch::autograd::variable_list roots{total}, seeds{at::ones_like(total)};
@@ -169,13 +169,13 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
   const auto options = parameters.values().options();
   const bool expected = !expected_.empty();
   if (expected && expected_.front() != plan.samples())
-    throw distributed::Error(distributed::ExitCode::kInternal,
+    throw Error(ExitCode::kInternal,
                              "another batch is trained on than the one that was expected next");
   if (expected) expected_.pop_front();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   const auto batch_terms =
       forward_backward(plan, {seed, step, true}, expected,
-                       [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor&) {
+                       [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor&) {
                          row_values.push_back(values_of(result.terms, options));
                          outputs.push_back(result.outputs.detach());
                          if (!tree_sum_) return;
@@ -199,14 +199,14 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
 
 BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t batch_number, bool with_losses) {
   const at::NoGradGuard no_gradient;
-  const models::Pass pass{seed, kEvaluation | batch_number, false};
+  const models::StepContext context{seed, kEvaluation | batch_number, false};
   const auto global = global_batch(plan, with_losses);
-  Gathered gathered = embed_and_gather(plan, pass, false, with_losses);
+  Gathered gathered = embed_and_gather(plan, context, false, with_losses);
   std::vector<models::LossTerm> batch_terms;
-  std::vector<models::PartnerRows> partners;
+  std::vector<models::HardNegatives> partners;
   if (gathered.rows.defined()) {
     batch_terms = model_.batch_losses(gathered.rows, global);
-    partners = model_.partners(gathered.rows, global, plan.own().begin, plan.own().end, pass);
+    partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
   }
 
   BatchOutcome outcome;
@@ -216,7 +216,7 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
     const Autocast autocast(options_.bf16, reader_.device().type());
     if (!with_losses) gathered.batches[m].labels = at::Tensor();
     const auto result = model_.rows(gathered.batches[m], gathered.embedded[m],
-                                    read_partners(plan, plan.own_microbatches()[m], partners), global, pass);
+                                    read_hard_negatives(plan, plan.own_microbatches()[m], partners), global, context);
     row_values.push_back(values_of(result.terms, options));
     outputs.push_back(result.outputs);
   }
@@ -231,7 +231,7 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
   std::string found;
   const auto batch_terms = forward_backward(
       plan, {seed, step, true}, false,
-      [&](const GlobalBatchPlan::Rows& rows, const models::RowResult& result, const at::Tensor& total) {
+      [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor& total) {
         const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;

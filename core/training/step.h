@@ -71,15 +71,15 @@ class Step {
     at::Tensor rows;  // [N, embedding_dim], a leaf; undefined when nothing is compared
   };
   // expected: take the batches that expect() has asked for. gather: exchange embeddings.
-  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected, bool gather);
+  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected, bool gather);
   // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
-  std::vector<batch::Ragged> read_partners(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
-                                           const std::vector<models::PartnerRows>& partners) const;
+  std::vector<batch::Ragged> read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
+                                           const std::vector<models::HardNegatives>& partners) const;
   using MicrobatchVisitor =
-      std::function<void(const GlobalBatchPlan::Rows&, const models::RowResult&, const at::Tensor& weighted_total)>;
+      std::function<void(const GlobalBatchPlan::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)>;
   // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its
   // backward pass. Returns the batch-wide terms.
-  std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::Pass& pass, bool expected,
+  std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
                                                  const MicrobatchVisitor& visit);
   models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
   // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every

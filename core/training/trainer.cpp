@@ -12,14 +12,14 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
   const auto& deadlines = loaded.experiment.deadlines();
   distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
   Compute compute;
-  distributed::together(communicator, [&] {
+  distributed::run_on_all_ranks(communicator, [&] {
     config::with_places(loaded, [&] { compute = prepare_compute(loaded.experiment.training(), communicator); });
   });
   const auto gpus = join_gpus(compute, communicator);
   TrainingRun(loaded, options, gpus ? *gpus : communicator, compute, nullptr).run();
 }
 
-TrialTrainer::TrialTrainer(const config::Training& training, distributed::Communicator& world,
+InProcessTrainer::InProcessTrainer(const config::Training& training, distributed::Communicator& world,
                            distributed::Communicator& group)
     : group_(group) {
   config::Training whole = training;
@@ -29,15 +29,15 @@ TrialTrainer::TrialTrainer(const config::Training& training, distributed::Commun
   gpus_ = join_gpus(compute_, group);
 }
 
-TrialTrainer::~TrialTrainer() = default;
+InProcessTrainer::~InProcessTrainer() = default;
 
-void TrialTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
+void InProcessTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
                          const std::function<void(const nlohmann::json&)>& on_validation) {
   const auto& deadlines = loaded.experiment.deadlines();
   distributed::set_deadlines({deadlines.setup(), deadlines.step(), deadlines.save(), deadlines.evaluation()});
   const auto& training = loaded.experiment.training();
   Compute compute = compute_;
-  distributed::together(group_, [&] {
+  distributed::run_on_all_ranks(group_, [&] {
     config::with_places(loaded, [&] { compute.microbatches = microbatches_of(training, group_.size()); });
   });
   compute.bf16 = training.precision() == config::Training::BF16;

@@ -7,7 +7,7 @@
 #include "core/config/load.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
-#include "core/training/run_lock.h"
+#include "core/run/run_lock.h"
 #include "distributed/communicator.h"
 
 namespace muster::training {
@@ -39,7 +39,7 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
 // Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but
 // without the files that nobody looks for in a trial: TensorBoard events, weights/last, predictions-valid.csv and the
 // checkpoint at the end. weights/best comes with the result.
-class TrialTrainer {
+class InProcessTrainer {
  public:
   // A trial of a search judges a configuration by the validation split alone, and never sees the test split.
   enum class Splits { kValidation, kValidationAndTest };
@@ -47,12 +47,12 @@ class TrialTrainer {
   // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world:
   // all ranks of the process's job; group: the ranks that train together here. Both must outlive it. Collective over
   // world.
-  TrialTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
-  ~TrialTrainer();
+  InProcessTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
+  ~InProcessTrainer();
 
   // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial
   // by an exception, the same on every rank; the run directory stays unfinished then. Throws as train(), and as
-  // SharedRunTaken when another job is at it. Collective over the group.
+  // SharedRunDirInUse when another job is at it. Collective over the group.
   void train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
              const std::function<void(const nlohmann::json& row)>& on_validation);
 

@@ -1,7 +1,7 @@
 #include "core/training/training_plan.h"
 
 #include "core/batch/sampler.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::training {
 namespace {
@@ -27,8 +27,8 @@ TrainingPlan::TrainingPlan(const config::LoadedExperiment& loaded, const data::D
   const uint64_t batch_size = training.batch_size();
   steps_per_epoch_ = training.drop_last() ? train_.size() / batch_size : (train_.size() + batch_size - 1) / batch_size;
   if (steps_per_epoch_ == 0)
-    throw distributed::SharedError(
-        distributed::ExitCode::kBadConfig,
+    throw SharedError(
+        ExitCode::kBadConfig,
         config::where(loaded, "training.drop_last") + ": training.drop_last leaves no batch: there are " +
             std::to_string(train_.size()) + " training samples and batch_size is " + std::to_string(batch_size));
   const uint64_t by_epochs = steps_per_epoch_ * training.epochs();

@@ -4,35 +4,33 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "core/config/resolved_text.h"
 #include "core/config/text_file.h"
 #include "core/models/make_model.h"
-#include "core/training/conclusion.h"
-#include "core/training/environment.h"
-#include "core/training/rank_table.h"
+#include "core/training/finalize.h"
+#include "core/run/environment.h"
+#include "core/run/rank_table.h"
 #include "core/training/same_job.h"
-#include "core/training/saved_tensors.h"
-#include "core/training/weights.h"
+#include "core/run/saved_tensors.h"
+#include "core/run/weights.h"
 #include "distributed/watchdog.h"
 
 namespace muster::training {
 
-using distributed::ExitCode;
-using distributed::SharedError;
 
-// What rank 0 does with the run directory. As together(), but that another job has it is a type of its own.
+// What rank 0 does with the run directory. As run_on_all_ranks(), but that another job has it is a type of its own.
 void TrainingRun::at_run_directory(const std::function<void()>& work) {
   std::string taken;
-  distributed::together(communicator_, [&] {
+  distributed::run_on_all_ranks(communicator_, [&] {
     try {
       if (is_main()) work();
-    } catch (const RunTaken& error) {
+    } catch (const run::RunDirInUse& error) {
       taken = error.what();
     }
   });
   taken = communicator_.all_gather_bytes(taken)[0];
-  if (!taken.empty()) throw SharedRunTaken(taken);
+  if (!taken.empty()) throw run::SharedRunDirInUse(taken);
 }
 
 // Decides between a new run and one that goes on; a run that goes on is held from here.
@@ -40,17 +38,17 @@ void TrainingRun::open_run_directory() {
   std::string word = "new";
   at_run_directory([&] {
     const std::string& path = options_.run_directory;
-    const RunPlace place = run_place(path);
-    const bool is_new = place == RunPlace::kNothing || place == RunPlace::kPrepared;
+    const run::RunDirState place = run::run_dir_state(path);
+    const bool is_new = place == run::RunDirState::kNothing || place == run::RunDirState::kPrepared;
     if (options_.begin == Begin::kResume || (options_.begin == Begin::kAuto && !is_new)) {
-      if (is_new) throw distributed::Error(ExitCode::kUsage, path + ": there is no such run to resume");
+      if (is_new) throw Error(ExitCode::kUsage, path + ": there is no such run to resume");
       word = "resume";
       if (options_.dry_run) return;
       directory_.emplace(
           path, [&](const std::string& text) { progress_.line(text); }, !trial_);
       checkpoints::sweep_leftovers(directory_->file("checkpoints"));
     } else if (!options_.dry_run) {
-      require_new_run_directory(path);
+      run::require_new_run_directory(path);
     }
   });
   resumes_ = communicator_.all_gather_bytes(word)[0] == "resume";
@@ -58,7 +56,7 @@ void TrainingRun::open_run_directory() {
 
 void TrainingRun::prepare() {
   open_run_directory();
-  distributed::together(communicator_, [&] {
+  distributed::run_on_all_ranks(communicator_, [&] {
     config::with_places(loaded_, [&] {
       data_ = open_data(config_, "", true, trial_ ? &trial_->datasets : nullptr);
       split_ = split_data(config_, data_, true);
@@ -70,29 +68,29 @@ void TrainingRun::prepare() {
     });
   });
   progress_.line("reading " + data_.dataset->source() + ": " + std::to_string(data_.index().size()) + " samples");
-  look_through_data();
+  check_data();
   plan_.emplace(loaded_, data_.index(), split_.train);
   select_by_ = config_.evaluation().select_by();
   if (select_by_.empty()) select_by_ = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
   if (resumes_)
-    point_ = find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
+    point_ = run::find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
 
   const bool from_checkpoint = point_.loaded.has_value();
   if (config_.data().standardize() && !from_checkpoint) moments_ = fit_moments(data_, split_.train, communicator_);
-  distributed::together(communicator_, [&] {
+  distributed::run_on_all_ranks(communicator_, [&] {
     if (from_checkpoint) return;
-    if (!options_.init_from.empty()) init_from_ = {options_.init_from, checkpoints::sha256_of_file(options_.init_from)};
+    if (!options_.init_from.empty()) init_from_ = {options_.init_from, sha256_of_file(options_.init_from)};
     if (resumes_ && !options_.force) require_same_beginning();
     if (options_.init_from.empty()) return;
-    const Weights weights = read_weights(options_.init_from, data_.shape);
-    load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
+    const run::Weights weights = run::read_weights(options_.init_from, data_.shape);
+    run::load_weights(weights, options_.init_from, data_.index(), config_.data().standardize(), model_->parameters());
   });
-  if (from_checkpoint) distributed::together(communicator_, [&] { restore_weights(); });
+  if (from_checkpoint) distributed::run_on_all_ranks(communicator_, [&] { restore_weights(); });
   require_same_weights(model_->parameters(), moments_, communicator_);
   reader_ = std::make_unique<batch::BatchReader>(*data_.dataset, data_.modalities, moments_,
                                                  model_->parameters().dtype(), compute_.device);
   model_->parameters().move_to(compute_.device);
-  distributed::together(communicator_, [&] {
+  distributed::run_on_all_ranks(communicator_, [&] {
     config::with_places(loaded_,
                         [&] { reader_->keep_on_device(residency_of(config_.training()), compute_.ranks_on_gpu); });
   });
@@ -100,7 +98,7 @@ void TrainingRun::prepare() {
   optimizer_ = std::make_unique<optim::AdamW>(
       model_->parameters(),
       optim::AdamWOptions{optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()});
-  if (from_checkpoint) distributed::together(communicator_, [&] { restore_progress(); });
+  if (from_checkpoint) distributed::run_on_all_ranks(communicator_, [&] { restore_progress(); });
   step_ = std::make_unique<Step>(*model_, *reader_, communicator_,
                                  StepOptions{compute_.microbatches, compute_.reproducible, compute_.bf16});
   guard_.emplace(compute_.device);
@@ -108,7 +106,7 @@ void TrainingRun::prepare() {
 
 // Whether all features are finite, and what the data's hash is: known already where an earlier trial of this process
 // had the same data.
-void TrainingRun::look_through_data() {
+void TrainingRun::check_data() {
   DatasetCache* cache = trial_ ? &trial_->datasets : nullptr;
   if (!cache || std::find(cache->finite.begin(), cache->finite.end(), data_.modalities) == cache->finite.end()) {
     require_finite_features(data_, communicator_, [&](int64_t done, int64_t total) {
@@ -121,7 +119,7 @@ void TrainingRun::look_through_data() {
   std::string sha256 = cache ? cache->sha256 : "";
   if (sha256.empty()) sha256 = require_same_data(*data_.dataset, communicator_);
   if (cache) cache->sha256 = sha256;
-  provenance_ = provenance_of_this_job(sha256, compute_.arithmetic);
+  provenance_ = run::provenance_of_this_job(sha256, compute_.numerics);
 }
 
 std::string TrainingRun::summary() const {
@@ -156,8 +154,8 @@ nlohmann::json TrainingRun::description() const {
 }
 
 void TrainingRun::begin_run() {
-  nlohmann::json job = describe_environment(communicator_, options_.command_line, compute_);
-  if (communicator_.size() > 1) progress_.line(rank_table(job["ranks"]));
+  nlohmann::json job = run::describe_environment(communicator_, options_.command_line, describe_rank(compute_), describe_job(compute_));
+  if (communicator_.size() > 1) progress_.line(run::rank_table(job["ranks"]));
   job["steps"] = {{"total", plan_->total_steps()}, {"per_epoch", plan_->steps_per_epoch()}};
   at_run_directory([&] {
     const std::string config_text = config::resolved_text(config_);
@@ -184,22 +182,22 @@ void TrainingRun::begin_run() {
     if (best_values_.defined() && !trial_) write_best_weights(best_values_, state_.best_step);
   });
   distributed::keep_flight_records_in(options_.run_directory + "/logs");
-  const Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(),
+  const run::Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(),
                                          options_.time_limit, started_};
   checkpointing_.emplace(settings, state_.steps_done, directory_ ? &*directory_ : nullptr, communicator_, progress_);
   checkpointing_->prepare(
-      tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
+      run::tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
 }
 
 // A run that has no checkpoint yet must begin again from the weights that it began from.
 void TrainingRun::require_same_beginning() const {
-  const InitFrom recorded = recorded_init_from(options_.run_directory);
+  const run::InitFrom recorded = run::recorded_init_from(options_.run_directory);
   if (recorded.sha256 == init_from_.sha256) return;
-  const auto text = [](const InitFrom& weights) {
+  const auto text = [](const run::InitFrom& weights) {
     return weights.path.empty() ? std::string("its own initial weights")
                                 : weights.path + " (SHA-256 " + weights.sha256 + ")";
   };
-  throw distributed::Error(
+  throw Error(
       ExitCode::kBadConfig,
       options_.run_directory +
           ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
@@ -210,8 +208,8 @@ void TrainingRun::require_same_beginning() const {
 // What checkpoints hold of the model itself; before it moves to its device.
 void TrainingRun::restore_weights() {
   const std::string& source = point_.loaded->checkpoint.path;
-  const Weights weights = weights_in(point_.loaded->tensors, source, data_.shape);
-  load_weights(weights, source, data_.index(), config_.data().standardize(), model_->parameters());
+  const run::Weights weights = run::weights_in(point_.loaded->tensors, source, data_.shape);
+  run::load_weights(weights, source, data_.index(), config_.data().standardize(), model_->parameters());
   moments_ = weights.moments;
 }
 
@@ -219,12 +217,12 @@ void TrainingRun::restore_progress() {
   const auto& tensors = point_.loaded->tensors;
   const std::string& source = point_.loaded->checkpoint.path;
   auto& parameters = model_->parameters();
-  restore_optimizer(tensors, source, parameters, *optimizer_);
+  run::restore_optimizer(tensors, source, parameters, *optimizer_);
   state_ = point_.state;
   earlier_seconds_ = state_.seconds;
   if (state_.has_best)
     best_values_ =
-        state_.best_step == state_.steps_done ? parameters.values().clone() : best_in(tensors, source, parameters);
+        state_.best_step == state_.steps_done ? parameters.values().clone() : run::best_in(tensors, source, parameters);
   // As the patience is now.
   const uint32_t patience = config_.evaluation().patience();
   state_.stopped_early = patience > 0 && state_.evaluations_without_improvement >= patience;
@@ -244,7 +242,7 @@ bool TrainingRun::nothing_is_left() const {
 
 void TrainingRun::save() {
   const distributed::PhaseScope phase(distributed::Phase::kSave);
-  if (!unjudged_.empty()) judge_steps("");
+  if (!pending_steps_.empty()) check_pending_steps("");
   // Rank 0 alone writes files and looks at the clock.
   state_.best_fingerprint = communicator_.all_gather_bytes(state_.best_fingerprint)[0];
   state_.seconds = std::stod(communicator_.all_gather_bytes(std::to_string(seconds()))[0]);
@@ -254,9 +252,9 @@ void TrainingRun::save() {
   info.seed = config_.seed();
   if (state_.validated_step == state_.steps_done) info.score = score_;
   info.config = config::resolved_text(config_);
-  info.training_state = to_bytes(state_, provenance_);
+  info.training_state = run::to_bytes(state_, provenance_);
   const bool best_is_here = state_.best_step == state_.steps_done;
-  checkpointing_->save(info, tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities,
+  checkpointing_->save(info, run::tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities,
                                         best_is_here ? at::Tensor() : best_values_));
 }
 
@@ -268,9 +266,9 @@ void TrainingRun::settle() {
 void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
   directory_->require_held();
   state_.best_fingerprint =
-      write_weights(directory_->file("weights/best.safetensors"),
-                    weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
-                    weights_metadata(config_.name(), step, data_.index()));
+      run::write_weights(directory_->file("weights/best.safetensors"),
+                    run::weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
+                    run::weights_metadata(config_.name(), step, data_.index()));
 }
 
 void TrainingRun::stop(const std::string& reason) {

@@ -8,22 +8,22 @@
 #include <vector>
 
 #include "core/optim/adamw.h"
-#include "core/training/checkpointing.h"
+#include "core/run/checkpointing.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
 #include "core/training/evaluation.h"
 #include "core/training/finite_guard.h"
-#include "core/training/progress.h"
-#include "core/training/resume.h"
-#include "core/training/run_directory.h"
+#include "core/run/progress.h"
+#include "core/run/resume.h"
+#include "core/run/run_directory.h"
 #include "core/training/step.h"
 #include "core/training/trainer.h"
 #include "core/training/training_plan.h"
-#include "core/training/training_state.h"
+#include "core/run/training_state.h"
 
 namespace muster::training {
 
-// What makes a run a trial (TrialTrainer).
+// What makes a run a trial (InProcessTrainer).
 struct TrialSettings {
   DatasetCache& datasets;
   bool sees_test_split;
@@ -53,7 +53,7 @@ class TrainingRun {
   void at_run_directory(const std::function<void()>& work);
   void open_run_directory();
   void prepare();
-  void look_through_data();
+  void check_data();
   void require_same_beginning() const;
   void restore_weights();
   void restore_progress();
@@ -72,7 +72,7 @@ class TrainingRun {
   };
   void handle_non_finite(const TakenStep& taken, const std::string& figures);
   bool logs_step(uint64_t done) const;
-  bool judge_steps(const std::string& figures_of_last);
+  bool check_pending_steps(const std::string& figures_of_last);
   void validate(int64_t epoch);
   void save();
   void settle();
@@ -85,7 +85,7 @@ class TrainingRun {
   const config::Experiment& config_;
   const TrainOptions& options_;
   distributed::Communicator& communicator_;
-  Progress progress_;
+  run::Progress progress_;
   Clock::time_point started_ = Clock::now();
   const Compute& compute_;
   const TrialSettings* trial_;
@@ -99,18 +99,18 @@ class TrainingRun {
   std::optional<TrainingPlan> plan_;
   std::unique_ptr<Step> step_;
   std::optional<FiniteGuard> guard_;
-  std::vector<TakenStep> unjudged_;  // steps since the guard was last asked
+  std::vector<TakenStep> pending_steps_;  // steps since the guard was last asked
   Clock::time_point looked_at_;      // when the first of them began
   uint64_t samples_since_look_ = 0;
-  std::optional<RunDirectory> directory_;
+  std::optional<run::RunDirectory> directory_;
 
   bool resumes_ = false;
-  InitFrom init_from_;
-  ResumePoint point_;  // only its changes once restored
+  run::InitFrom init_from_;
+  run::ResumePoint point_;  // only its changes once restored
   double earlier_seconds_ = 0;
-  TrainingState state_;
-  Provenance provenance_;
-  std::optional<Checkpointing> checkpointing_;
+  run::TrainingState state_;
+  run::Provenance provenance_;
+  std::optional<run::Checkpointing> checkpointing_;
   std::string select_by_;
   checkpoints::Score score_;                   // of the weights as they are
   at::Tensor best_values_;                     // flat copy of the parameters; undefined until the first validation

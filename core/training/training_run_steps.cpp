@@ -3,7 +3,7 @@
 
 #include "core/metrics/metrics.h"
 #include "core/optim/schedule.h"
-#include "core/training/conclusion.h"
+#include "core/training/finalize.h"
 #include "core/training/evaluation.h"
 #include "core/training/results.h"
 #include "core/training/same_job.h"
@@ -13,8 +13,6 @@
 // The single steps of a run: training, what is not finite, validation.
 namespace muster::training {
 
-using distributed::ExitCode;
-using distributed::SharedError;
 
 nlohmann::json TrainingRun::progress_row(const char* kind, int64_t epoch) const {
   return {{"kind", kind}, {"step", state_.steps_done}, {"epoch", epoch}};
@@ -53,10 +51,10 @@ bool TrainingRun::logs_step(uint64_t done) const {
 // True if all steps since the last call were finite. Otherwise the first that was not has been dealt with; none after
 // it has changed the weights. figures_of_last: loss and norm of the last step, for the message; empty when they were
 // not kept.
-bool TrainingRun::judge_steps(const std::string& figures_of_last) {
-  const auto bad = guard_->look();
-  const auto taken = std::move(unjudged_);
-  unjudged_.clear();
+bool TrainingRun::check_pending_steps(const std::string& figures_of_last) {
+  const auto bad = guard_->poll();
+  const auto taken = std::move(pending_steps_);
+  pending_steps_.clear();
   if (!bad) {
     state_.skipped_in_a_row = 0;
     return true;
@@ -67,7 +65,7 @@ bool TrainingRun::judge_steps(const std::string& figures_of_last) {
 }
 
 void TrainingRun::train_step(const std::vector<int64_t>& samples, int64_t epoch) {
-  if (unjudged_.empty()) {
+  if (pending_steps_.empty()) {
     looked_at_ = Clock::now();
     samples_since_look_ = 0;
   }
@@ -79,13 +77,13 @@ void TrainingRun::train_step(const std::vector<int64_t>& samples, int64_t epoch)
   // The norm of the summed gradient is the same everywhere, so all ranks agree without asking.
   const at::Tensor norm = optim::l2_norm(parameters.gradients());
   const at::Tensor loss = outcome.total();
-  const at::Tensor skip = guard_->judge(state_.steps_done, loss, norm);
-  unjudged_.push_back({state_.steps_done, epoch, samples});
+  const at::Tensor skip = guard_->check(state_.steps_done, loss, norm);
+  pending_steps_.push_back({state_.steps_done, epoch, samples});
   // Looking makes the host wait for a GPU. Whoever skips steps must know at once; otherwise a bad step holds the
   // weights where they are.
   const bool logs = logs_step(state_.steps_done + 1);
   const bool looks = compute_.device.is_cpu() || logs || config_.training().non_finite() == config::Training::SKIP_STEP;
-  if (looks && !judge_steps(": loss " + std::to_string(loss.item<double>()) + ", gradient norm " +
+  if (looks && !check_pending_steps(": loss " + std::to_string(loss.item<double>()) + ", gradient norm " +
                             std::to_string(norm.item<double>()))) {
     ++state_.steps_done;
     return;
@@ -119,7 +117,7 @@ void TrainingRun::validate(int64_t epoch) {
   if (split_.valid.empty() || state_.validated_step == state_.steps_done) return;
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);
   state_.validated_step = state_.steps_done;
-  if (!unjudged_.empty()) judge_steps("");
+  if (!pending_steps_.empty()) check_pending_steps("");
   require_same_weights(model_->parameters(), moments_, communicator_);
   const auto evaluation =
       evaluate(*step_, *reader_, communicator_, split_.valid, config_.evaluation().batch_size(), config_.seed(), true);
@@ -148,7 +146,7 @@ void TrainingRun::validate(int64_t epoch) {
   auto row = progress_row("valid", epoch);
   row.update(to_json(evaluation));
   row["best"] = state_.best_step == state_.steps_done;
-  distributed::together(communicator_, [&] {
+  distributed::run_on_all_ranks(communicator_, [&] {
     if (!is_main()) return;
     directory_->append_metrics(row);
     if (row["best"] && !trial_) write_best_weights(model_->parameters().values(), state_.steps_done);

@@ -9,10 +9,10 @@
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/retention.h"
 #include "core/config/load.h"
-#include "core/training/checkpointing.h"
-#include "core/training/progress.h"
-#include "core/training/run_lock.h"
-#include "core/training/saved_tensors.h"
+#include "core/run/checkpointing.h"
+#include "core/run/progress.h"
+#include "core/run/run_lock.h"
+#include "core/run/saved_tensors.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {
@@ -20,8 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using checkpoints::FoundCheckpoint;
-using distributed::Error;
-using distributed::ExitCode;
 
 bool is_checkpoint(const std::string& path) { return fs::exists(path + "/MANIFEST.pb"); }
 
@@ -70,7 +68,7 @@ void verify(const std::string& path) {
   const auto found = checkpoints_at(path);
   int damaged = 0;
   for (const auto& checkpoint : found) {
-    training::Progress progress(true);
+    run::Progress progress(true);
     try {
       const auto verified = checkpoints::verify_checkpoint(checkpoint.path, [&](uint64_t done, uint64_t all) {
         progress.work("reading step " + std::to_string(checkpoint.step) + ", MiB", static_cast<int64_t>(done >> 20),
@@ -97,10 +95,10 @@ std::string fingerprint_of(const std::string& path, const std::string& which) {
     const std::string file = fs::is_directory(path) ? path + "/weights/" + which + ".safetensors" : path;
     return checkpoints::fingerprint(checkpoints::read_safetensors(file));
   }
-  const auto alone = distributed::make_solo_communicator();
+  const auto alone = distributed::make_single_process_communicator();
   std::vector<checkpoints::NamedTensor> weights;
   for (const auto& [name, tensor] : checkpoints::load_checkpoint(path, *alone).tensors)
-    if (training::belongs_to_weights(name)) weights.push_back({name, tensor});
+    if (run::belongs_to_weights(name)) weights.push_back({name, tensor});
   return checkpoints::fingerprint(weights);
 }
 
@@ -112,11 +110,11 @@ struct PruneArguments {
 
 void prune(const PruneArguments& arguments) {
   auto retention =
-      training::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
+      run::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
   if (arguments.keep_last >= 0) retention.keep_last = static_cast<uint32_t>(arguments.keep_last);
   if (arguments.keep_best >= 0) retention.keep_best = static_cast<uint32_t>(arguments.keep_best);
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
-  std::optional<training::RunLock> lock;  // a running job prunes by itself
+  std::optional<run::RunLock> lock;  // a running job prunes by itself
   if (!arguments.dry_run) lock.emplace(arguments.path);
   // Nothing goes in favour of one that is damaged.
   const std::string folder = arguments.path + "/checkpoints";

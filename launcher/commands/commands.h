@@ -5,7 +5,7 @@
 #include "launcher/commands/data.h"
 
 // One function per subcommand; each adds it to the program. The work runs inside app.parse() and throws
-// distributed::Error when it fails.
+// Error when it fails.
 namespace muster::launcher {
 
 void add_train_command(CLI::App& parent);

@@ -10,13 +10,11 @@
 #include "core/data/inspect.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 void add_inspect(CLI::App& data) {
   struct Options {

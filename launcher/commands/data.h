@@ -5,7 +5,7 @@
 namespace muster::launcher {
 
 // Adds `data` with the subcommands inspect, verify and synth to the program. They run inside app.parse(), print to
-// stdout and throw distributed::Error when they fail.
+// stdout and throw Error when they fail.
 void add_data_command(CLI::App& parent);
 
 }  // namespace muster::launcher

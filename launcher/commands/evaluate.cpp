@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "core/config/load.h"
 #include "core/training/inference.h"
 #include "core/training/results.h"
@@ -15,8 +15,6 @@
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 struct Arguments {
   std::string run_directory;
@@ -54,7 +52,7 @@ void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
     const std::string config_path = arguments.run_directory + "/config.txtpb";
     config::Experiment experiment;
-    distributed::together(communicator,
+    distributed::run_on_all_ranks(communicator,
                           [&] { experiment = config::parse_resolved(read_text(config_path), config_path); });
     training::InferenceOptions options;
     options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
@@ -62,13 +60,13 @@ void run(const Arguments& arguments) {
     options.split = arguments.split;
     // Another file is another question; the run's own must be what it was.
     if (arguments.data.empty())
-      distributed::together(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
+      distributed::run_on_all_ranks(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
     print_dropped(inference.source);
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
-      checkpoints::write_file_atomically(arguments.output,
+      write_file_atomically(arguments.output,
                                          training::predictions_csv(inference.source.index(), evaluation.predictions));
     if (arguments.json) {
       std::printf("%s\n", training::to_json(evaluation).dump(2).c_str());
@@ -114,7 +112,7 @@ void add_predict_command(CLI::App& parent) {
   command->callback([arguments] {
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
-      distributed::together(communicator, [&] { loaded = config::load_experiment(arguments->config, {}); });
+      distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_experiment(arguments->config, {}); });
       training::InferenceOptions options;
       options.weights = arguments->weights;
       options.data = arguments->data;
@@ -123,7 +121,7 @@ void add_predict_command(CLI::App& parent) {
       const auto inference = training::infer(loaded.experiment, options, communicator);
       if (communicator.rank() != 0) return;
       print_dropped(inference.source);
-      checkpoints::write_file_atomically(
+      write_file_atomically(
           arguments->output, training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
       std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(),
                   inference.evaluation.predictions.samples.size());

@@ -17,12 +17,12 @@ void run_job(const std::function<void(distributed::Communicator&)>& work) {
   if (communicator->size() == 1 && std::getenv("OMPI_COMM_WORLD_SIZE")) prctl(PR_SET_PDEATHSIG, SIGTERM);
   try {
     work(*communicator);
-  } catch (const distributed::SharedError&) {
+  } catch (const SharedError&) {
     throw;
   } catch (const std::exception& error) {
     if (communicator->size() == 1) throw;
-    const auto* known = dynamic_cast<const distributed::Error*>(&error);
-    const auto code = known ? known->code() : distributed::ExitCode::kInternal;
+    const auto* known = dynamic_cast<const Error*>(&error);
+    const auto code = known ? known->code() : ExitCode::kInternal;
     distributed::yield_to_watchdog(code);
     std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(),
                  known ? "" : "internal error: ", error.what());

@@ -10,8 +10,8 @@
 namespace muster::launcher {
 
 void add_launch_command(CLI::App& parent) {
-  static const std::map<std::string, Starter> starters{
-      {"auto", Starter::kAuto}, {"mpirun", Starter::kMpirun}, {"srun", Starter::kSrun}};
+  static const std::map<std::string, LaunchBackend> starters{
+      {"auto", LaunchBackend::kAuto}, {"mpirun", LaunchBackend::kMpirun}, {"srun", LaunchBackend::kSrun}};
   struct Options : LaunchOptions {
     std::string starter = "auto";
   };

@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <memory>
 
-#include "core/training/run_directory.h"
-#include "distributed/error.h"
+#include "core/run/run_directory.h"
+#include "base/error.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {
@@ -35,9 +35,9 @@ void add_requeue_command(CLI::App& parent) {
       ->check(CLI::NonNegativeNumber)
       ->needs(code);
   command->callback([arguments] {
-    const auto place = training::run_place(arguments->run_directory);
-    if (place == training::RunPlace::kNothing || place == training::RunPlace::kOther)
-      throw distributed::Error(distributed::ExitCode::kUsage,
+    const auto place = run::run_dir_state(arguments->run_directory);
+    if (place == run::RunDirState::kNothing || place == run::RunDirState::kOther)
+      throw Error(ExitCode::kUsage,
                                arguments->run_directory + ": is no run directory; muster submit makes one for its job");
     if (!arguments->begins && arguments->exit_code < 0) throw CLI::RequiredError("--begin or --exit-code");
     if (arguments->begins) return begin_job(arguments->run_directory, arguments->mpi);

@@ -4,12 +4,12 @@
 #include <optional>
 #include <string>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "core/config/resolved_text.h"
 #include "core/training/data_source.h"
 #include "core/training/evaluation.h"
 #include "core/training/same_job.h"
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/launch/job_command.h"
@@ -21,8 +21,6 @@
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 struct SearchArguments {
@@ -80,7 +78,7 @@ void print_end(const SearchDirectory& directory, const json& standing, const std
 }
 
 void run(const SearchArguments& arguments) {
-  training::catch_stop_signals();
+  run::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     std::optional<SearchDirectory> directory;
     const bool is_main = world.rank() == 0;
@@ -88,7 +86,7 @@ void run(const SearchArguments& arguments) {
         "muster search run " + shell_quoted(arguments.spec) +
         (arguments.directory.empty() ? "" : " --search-dir " + shell_quoted(arguments.directory));
     std::string path;
-    distributed::together(world, [&] {
+    distributed::run_on_all_ranks(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
       require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
@@ -96,7 +94,7 @@ void run(const SearchArguments& arguments) {
       refuse_without_validation(spec);
       directory.emplace(path, spec);
     });
-    distributed::together(world, [&] {
+    distributed::run_on_all_ranks(world, [&] {
       if (!is_main) directory.emplace(path);
     });
     const SearchSpec& spec = directory->spec();
@@ -104,7 +102,7 @@ void run(const SearchArguments& arguments) {
 
     ProgressLine progress;
     std::optional<Scheduler> scheduler;
-    distributed::together(world, [&] {
+    distributed::run_on_all_ranks(world, [&] {
       if (is_main) scheduler.emplace(*directory, opening_of(*directory), progress);
     });
     const uint32_t per_trial = spec.search.ranks_per_trial();
@@ -124,10 +122,10 @@ void run(const SearchArguments& arguments) {
 }
 
 // Of a search that may be running: reads only.
-Brain look_into(const SearchDirectory& directory) {
+OptunaProcess open_study(const SearchDirectory& directory) {
   json opening = opening_of(directory);
   opening["read_only"] = true;
-  return Brain(std::move(opening));
+  return OptunaProcess(std::move(opening));
 }
 
 std::string values_text(const json& values) {
@@ -138,7 +136,7 @@ std::string values_text(const json& values) {
 
 void print_status(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
-  Brain brain = look_into(directory);
+  OptunaProcess brain = open_study(directory);
   const json standing = brain.request({{"op", "counts"}, {"best", 5}});
   if (arguments.json) {
     std::printf("%s\n", json{{"counts", standing["counts"]},
@@ -162,14 +160,14 @@ void print_status(const SearchArguments& arguments) {
 
 void print_best(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
-  const json standing = look_into(directory).request({{"op", "counts"}, {"best", 1}});
+  const json standing = open_study(directory).request({{"op", "counts"}, {"best", 1}});
   if (standing["best"].empty()) throw Error(ExitCode::kUsage, arguments.directory + ": no trial is complete yet");
   const auto& best = standing["best"][0];
   auto overrides = overrides_of(best["params"]);
   overrides.push_back("name=" + directory.spec().search.name() + "-best");
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
-  checkpoints::write_file_atomically(output, config::resolved_text(loaded.experiment));
+  write_file_atomically(output, config::resolved_text(loaded.experiment));
   std::printf("trial %ld: %s %.6g\n", best["number"].get<int64_t>(),
               directory.spec().search.objective().metric().c_str(), best["value"].get<double>());
   for (const auto& text : overrides_of(best["params"])) std::printf("  %s\n", text.c_str());
@@ -184,7 +182,7 @@ std::string field(const json& value) {
 
 void export_all(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
-  Brain brain = look_into(directory);
+  OptunaProcess brain = open_study(directory);
   const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
   std::filesystem::create_directories(folder);
   const Search& search = directory.spec().search;
@@ -200,12 +198,12 @@ void export_all(const SearchArguments& arguments) {
       csv += "," + field(trial["params"].value(parameter.path(), json()));
     csv += "\n";
   }
-  checkpoints::write_file_atomically(folder + "/trials.csv", csv);
+  write_file_atomically(folder + "/trials.csv", csv);
   std::printf("%s/trials.csv\n", folder.c_str());
   const json importance = brain.request({{"op", "importance"}});
   std::string shares = "parameter,importance\n";
   for (const auto& [path, share] : importance["importance"].items()) shares += field(path) + "," + field(share) + "\n";
-  checkpoints::write_file_atomically(folder + "/importance.csv", shares);
+  write_file_atomically(folder + "/importance.csv", shares);
   std::printf("%s/importance.csv%s\n", folder.c_str(),
               importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
   const json plots = brain.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});

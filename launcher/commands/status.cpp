@@ -4,16 +4,16 @@
 #include <string>
 #include <vector>
 
-#include "core/training/run_status.h"
-#include "distributed/error.h"
+#include "core/run/run_status.h"
+#include "base/error.h"
 #include "launcher/commands/commands.h"
 #include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
 namespace {
 
-using training::RunState;
-using training::RunStatus;
+using run::RunState;
+using run::RunStatus;
 
 std::string duration(double seconds) {
   const auto whole = static_cast<int64_t>(seconds + 0.5);
@@ -115,11 +115,11 @@ void add_status_command(CLI::App& parent) {
     std::string wrong;
     for (const auto& path : arguments->run_directories) {
       try {
-        const RunStatus status = training::run_status(path);
+        const RunStatus status = run::run_status(path);
         if (!arguments->json) print(path, status);
-        all.push_back(training::to_json(status));
+        all.push_back(run::to_json(status));
         all.back()["run_directory"] = path;
-      } catch (const distributed::Error& error) {
+      } catch (const Error& error) {
         wrong += (wrong.empty() ? "" : "\n") + std::string(error.what());
       }
     }
@@ -127,7 +127,7 @@ void add_status_command(CLI::App& parent) {
       std::printf("%s\n", (arguments->run_directories.size() == 1 ? all[0] : all)
                               .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
                               .c_str());
-    if (!wrong.empty()) throw distributed::Error(distributed::ExitCode::kUsage, wrong);
+    if (!wrong.empty()) throw Error(ExitCode::kUsage, wrong);
   });
 }
 

@@ -3,10 +3,10 @@
 #include <optional>
 #include <string>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "core/config/resolved_text.h"
 #include "core/training/same_job.h"
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/launch/job_command.h"
@@ -20,8 +20,6 @@
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 struct StudyArguments {
@@ -43,11 +41,11 @@ void report(const StudyDirectory& directory) {
     latex += between + as_latex(table);
   }
   std::printf("%s", text.c_str());
-  checkpoints::write_file_atomically(directory.file("table.txt"), text);
-  checkpoints::write_file_atomically(directory.file("table.md"), markdown);
-  checkpoints::write_file_atomically(directory.file("table.tex"), latex);
-  checkpoints::write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
-  checkpoints::write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
+  write_file_atomically(directory.file("table.txt"), text);
+  write_file_atomically(directory.file("table.md"), markdown);
+  write_file_atomically(directory.file("table.tex"), latex);
+  write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
+  write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
   std::printf("\n%s/table.{txt,md,tex,csv}, cells.csv\n", directory.path().c_str());
   std::fflush(stdout);
 }
@@ -61,17 +59,17 @@ class Training {
     const Cell& cell = directory_.spec().cells[index];
     const auto work = [&] {
       config::LoadedExperiment loaded;
-      distributed::together(group_.ranks(), [&] { loaded = directory_.spec().experiment(cell); });
+      distributed::run_on_all_ranks(group_.ranks(), [&] { loaded = directory_.spec().experiment(cell); });
       training::TrainOptions options;
       options.run_directory = directory_.run(cell);
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
-      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidationAndTest, [&](const json&) {
+      group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidationAndTest, [&](const json&) {
         group_.heed(group_.ask({{"op", "report"}}));
       });
     };
     const Ending ending = group_.attempt(work, "");
-    distributed::together(group_.ranks(), [&] {
+    distributed::run_on_all_ranks(group_.ranks(), [&] {
       if (ending.kind == Ending::kDone && group_.leads()) directory_.tidy(cell);
     });
     constexpr const char* states[] = {"done", "failed", "stopped", "elsewhere"};
@@ -91,14 +89,14 @@ void run(const StudyArguments& arguments) {
     report(StudyDirectory(path, std::move(spec)));
     return;
   }
-  training::catch_stop_signals();
+  run::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     const bool is_main = world.rank() == 0;
     std::string command_line = "muster study " + shell_quoted(arguments.spec) +
                                (arguments.directory.empty() ? "" : " --study-dir " + shell_quoted(arguments.directory));
     for (const auto& text : arguments.set) command_line += " --set " + shell_quoted(text);
     std::optional<StudyDirectory> directory;
-    distributed::together(world, [&] {
+    distributed::run_on_all_ranks(world, [&] {
       StudySpec spec = load_study(arguments.spec, arguments.set);
       require_whole_groups(world.size(), spec.study.ranks_per_run(), "ranks_per_run");
       const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
@@ -110,7 +108,7 @@ void run(const StudyArguments& arguments) {
         world, spec_text(spec.study, "launcher/study/study.proto") + config::resolved_text(base) + command_line);
     ProgressLine progress;
     std::optional<Grid> grid;
-    distributed::together(world, [&] {
+    distributed::run_on_all_ranks(world, [&] {
       if (!is_main) return;
       progress.note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " +
                     std::to_string(spec.study.seeds()) + " seeds" +

@@ -8,9 +8,9 @@
 
 #include "core/config/load.h"
 #include "core/config/resolved_text.h"
-#include "core/training/run_directory.h"
+#include "core/run/run_directory.h"
 #include "core/training/same_job.h"
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
@@ -35,17 +35,17 @@ double seconds_before() {
 }
 
 void run(const TrainArguments& arguments) {
-  training::catch_stop_signals();
+  run::catch_stop_signals();
   run_job([&](distributed::Communicator& communicator) {
     training::TrainOptions options;
     config::LoadedExperiment loaded;
-    distributed::together(communicator, [&] {
-      const auto place = training::run_place(arguments.run_directory);
-      if (arguments.resumes && place == training::RunPlace::kNothing)
-        throw distributed::Error(distributed::ExitCode::kUsage,
+    distributed::run_on_all_ranks(communicator, [&] {
+      const auto place = run::run_dir_state(arguments.run_directory);
+      if (arguments.resumes && place == run::RunDirState::kNothing)
+        throw Error(ExitCode::kUsage,
                                  arguments.run_directory + ": there is no such run to resume");
-      if (arguments.resumes && place == training::RunPlace::kPrepared)
-        throw distributed::Error(distributed::ExitCode::kUsage,
+      if (arguments.resumes && place == run::RunDirState::kPrepared)
+        throw Error(ExitCode::kUsage,
                                  arguments.run_directory +
                                      ": the run has not begun yet, so there is nothing to resume. Its job begins it, "
                                      "or: muster train CONFIG --run-dir " +
@@ -53,7 +53,7 @@ void run(const TrainArguments& arguments) {
       loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
                                        overrides_of(arguments));
       if (!arguments.time_limit.empty())
-        options.time_limit = std::max(1e-3, training::parse_duration(arguments.time_limit).value() - seconds_before());
+        options.time_limit = std::max(1e-3, run::parse_duration(arguments.time_limit).value() - seconds_before());
     });
     options.run_directory =
         arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
@@ -64,7 +64,7 @@ void run(const TrainArguments& arguments) {
     options.init_from =
         arguments.init_from.empty() ? "" : std::filesystem::absolute(arguments.init_from).lexically_normal().string();
     if (options.init_from.empty() && options.begin != training::Begin::kNew)
-      options.init_from = training::recorded_init_from(options.run_directory).path;
+      options.init_from = run::recorded_init_from(options.run_directory).path;
     options.dry_run = arguments.dry_run;
     options.command_line = command_line(arguments);
     training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line +
@@ -82,7 +82,7 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       .add_option("--time-limit", arguments.time_limit,
                   "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return training::parse_duration(text)
+        return run::parse_duration(text)
                    ? std::string()
                    : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });

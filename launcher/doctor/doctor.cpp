@@ -22,7 +22,7 @@
 #include "launcher/doctor/process.h"
 #include "launcher/doctor/ranks.h"
 #include "launcher/doctor/report.h"
-#include "launcher/doctor/starters.h"
+#include "launcher/doctor/launch_backends.h"
 #include "launcher/launch/hosts.h"
 #include "launcher/launch/job_command.h"
 #include "launcher/launch/session_folder.h"
@@ -31,15 +31,13 @@ namespace muster::launcher::doctor {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 
 const std::string kPrefix = ".muster-doctor-";
 constexpr int kInterrupted = 130;  // as shells say it
 constexpr time_t kLongAgo = 3600;  // a doctor's visit never takes so long
 
 void refuse_to_be_a_rank() {
-  if (const std::string ranks = std::to_string(distributed::promised_ranks()); ranks != "1")
+  if (const std::string ranks = std::to_string(distributed::expected_world_size()); ranks != "1")
     throw Error(ExitCode::kUsage, "doctor starts its ranks itself, but here it is one of " + ranks +
                                       " processes. Run it once: muster doctor -n " + ranks +
                                       " (inside a Slurm allocation it uses srun)");
@@ -77,7 +75,7 @@ class Folder {
 };
 
 // On one machine two ranks show most of what can be wrong between ranks.
-int ranks_of(const DoctorOptions& options, const Surroundings& here) {
+int ranks_of(const DoctorOptions& options, const LaunchEnvironment& here) {
   if (options.job.ranks > 0 || !options.job.hosts.empty() || !options.job.hostfile.empty() || here.slurm)
     return options.job.ranks;
   return here.gpus > 1 ? here.gpus : std::min(2, here.cpus);
@@ -131,8 +129,8 @@ int examine(const DoctorOptions& options) {
   if (!options.job.hostfile.empty()) read_hostfile(options.job.hostfile);
   heed_stops();
   Reporter reporter(options.json);
-  const Surroundings here = look_around();
-  const Machine machine = look_at_this_machine();
+  const LaunchEnvironment here = detect_launch_environment();
+  const Machine machine = detect_machine();
   const bool several_hosts = options.job.hosts.find(',') != std::string::npos || !options.job.hostfile.empty() ||
                              (here.slurm && here.slurm->nodes > 1);
   for (const auto& finding : check_libraries(machine, versions_here())) reporter.add(finding);

@@ -148,7 +148,7 @@ std::string variable(const Machine& machine, const std::string& name) {
   return found == machine.environment.end() ? "" : found->second;
 }
 
-Machine look_at_this_machine() {
+Machine detect_machine() {
   Machine machine;
   char host[256] = "unknown";
   gethostname(host, sizeof host - 1);

@@ -44,7 +44,7 @@ struct Machine {
   int cuda_of_runtime = 0;    // of the libcudart in this process
 };
 
-Machine look_at_this_machine();
+Machine detect_machine();
 
 std::string read_text(const std::string& path);
 Room room_of(const std::string& path);

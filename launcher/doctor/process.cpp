@@ -14,7 +14,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher::doctor {
 namespace {
@@ -90,13 +90,13 @@ ProcessEnd run_process(const std::vector<std::string>& words, double patience,
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   int out[2], errors[2];
   if (pipe2(out, O_CLOEXEC) != 0 || pipe2(errors, O_CLOEXEC) != 0)
-    throw distributed::Error(distributed::ExitCode::kIo, std::string("cannot make a pipe: ") + std::strerror(errno));
+    throw Error(ExitCode::kIo, std::string("cannot make a pipe: ") + std::strerror(errno));
   const pid_t parent = getpid(), child = fork();
   if (child == 0) become(words, environment, removed, out[1], errors[1], parent);
   close(out[1]);
   close(errors[1]);
   if (child < 0)
-    throw distributed::Error(distributed::ExitCode::kIo,
+    throw Error(ExitCode::kIo,
                              std::string("cannot start a process: ") + std::strerror(errno));
 
   ProcessEnd end;
@@ -142,7 +142,7 @@ Answer ask(const std::vector<std::string>& words) {
   return {end.silent ? -1 : end.code, end.errors + text};
 }
 
-std::string essence(const std::string& errors) {
+std::string summarize_stderr(const std::string& errors) {
   std::string own, first;
   int lines = 0;
   std::istringstream text(errors);

@@ -36,6 +36,6 @@ struct Answer {
 Answer ask(const std::vector<std::string>& words);
 
 // The lines that matter of what mpirun, ssh and ranks have written, in one line of at most some 400 characters.
-std::string essence(const std::string& errors);
+std::string summarize_stderr(const std::string& errors);
 
 }  // namespace muster::launcher::doctor

@@ -55,7 +55,7 @@ Finding compare_versions(const std::vector<nlohmann::json>& versions, const std:
 void check_machines(Communicator& communicator, const std::vector<std::string>& hosts, bool several_hosts,
                     const Report& report) {
   const auto answers = each_rank(communicator, [&] {
-    const Machine machine = look_at_this_machine();
+    const Machine machine = detect_machine();
     auto findings = check_libraries(machine, versions_here());
     for (auto& finding : check_limits(machine, several_hosts)) findings.push_back(finding);
     for (auto& finding : check_gpus(machine, !distributed::nccl_version().empty(), distributed::visible_gpus()))
@@ -115,7 +115,7 @@ void run_as_rank(const RankOptions& options) {
   const auto communicator = distributed::connect();
   distributed::set_deadlines({options.timeout, options.timeout, options.timeout, options.timeout});
   if (communicator->size() != options.expected_ranks)
-    throw distributed::Error(distributed::ExitCode::kPeerFailed,
+    throw Error(ExitCode::kPeerFailed,
                              std::to_string(options.expected_ranks) + " ranks were started, but this one sees " +
                                  std::to_string(communicator->size()) +
                                  ": mpirun belongs to another MPI than the one that muster was built with (" +

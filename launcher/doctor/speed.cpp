@@ -150,7 +150,7 @@ void check_gpu_all_reduce(Communicator& communicator, size_t machines, const Rep
     finding.figures["start_seconds"] = seconds_since(start);
     report(finding);
     report_sizes(*joined, communicator, device, machines, report);
-  } catch (const distributed::SharedError& error) {
+  } catch (const SharedError& error) {
     finding.state = State::kFailed;
     finding.found = error.what();
     finding.fix =

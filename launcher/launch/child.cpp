@@ -15,13 +15,11 @@
 #include <cstring>
 #include <fstream>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using Clock = std::chrono::steady_clock;
 
 volatile std::sig_atomic_t child_process = 0;

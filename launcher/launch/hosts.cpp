@@ -4,13 +4,11 @@
 #include <fstream>
 #include <sstream>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 constexpr int kMostSlots = 4096;
 
 // 0: not a number from 1 to kMostSlots.

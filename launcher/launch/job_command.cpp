@@ -5,14 +5,12 @@
 #include <filesystem>
 
 #include "distributed/affinity.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/launch/hosts.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 // What ranks on other hosts need of this process's environment. CUDA_VISIBLE_DEVICES is no such thing: it numbers this
 // machine's GPUs.
@@ -55,7 +53,7 @@ std::string counted(int count, const std::string& one) {
 
 class Builder {
  public:
-  Builder(const JobRequest& request, const Surroundings& here) : request_(request), here_(here) {}
+  Builder(const JobRequest& request, const LaunchEnvironment& here) : request_(request), here_(here) {}
 
   JobCommand build() {
     if (!request_.hosts.empty() && !request_.hostfile.empty()) fail("give either --hosts or --hostfile, not both");
@@ -69,7 +67,7 @@ class Builder {
       place_in_allocation();
     else
       place_here();
-    if (job_.starter == Starter::kMpirun)
+    if (job_.starter == LaunchBackend::kMpirun)
       mpirun_words();
     else
       srun_words();
@@ -89,11 +87,11 @@ class Builder {
 
   void choose_starter() {
     job_.starter = request_.starter;
-    if (job_.starter == Starter::kAuto) {
+    if (job_.starter == LaunchBackend::kAuto) {
       const bool by_slurm = here_.slurm && hosts_.empty() && !here_.srun.empty();
-      job_.starter = by_slurm && (here_.srun_speaks_pmix || here_.mpirun.empty()) ? Starter::kSrun : Starter::kMpirun;
+      job_.starter = by_slurm && (here_.srun_speaks_pmix || here_.mpirun.empty()) ? LaunchBackend::kSrun : LaunchBackend::kMpirun;
     }
-    if (job_.starter == Starter::kMpirun) {
+    if (job_.starter == LaunchBackend::kMpirun) {
       if (here_.mpirun.empty())
         fail(
             "there is no mpirun on the PATH; install Open MPI (Debian: apt-get install openmpi-bin), or load your "
@@ -249,14 +247,14 @@ class Builder {
   }
 
   const JobRequest& request_;
-  const Surroundings& here_;
+  const LaunchEnvironment& here_;
   std::vector<HostSlots> hosts_;
   JobCommand job_;
 };
 
 }  // namespace
 
-JobCommand job_command(const JobRequest& request, const Surroundings& surroundings) {
+JobCommand job_command(const JobRequest& request, const LaunchEnvironment& surroundings) {
   return Builder(request, surroundings).build();
 }
 

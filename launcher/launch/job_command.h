@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "launcher/launch/surroundings.h"
+#include "launcher/launch/launch_environment.h"
 
 namespace muster::launcher {
 
-enum class Starter { kAuto, kMpirun, kSrun };
+enum class LaunchBackend { kAuto, kMpirun, kSrun };
 
 // What is asked for.
 struct JobRequest {
@@ -17,7 +17,7 @@ struct JobRequest {
   std::string hostfile;  // lines "a slots=4"
   bool oversubscribe = false;
   bool allow_run_as_root = false;
-  Starter starter = Starter::kAuto;
+  LaunchBackend starter = LaunchBackend::kAuto;
   std::string bind;          // numa, core or none (distributed/affinity.h); empty: as the environment says, else numa
   int threads = 0;           // of each rank; 0: as the environment says, else its share of the cores
   bool label_output = true;  // let the starter mark each line of output with its rank (rank_output.h reads that)
@@ -29,7 +29,7 @@ struct JobCommand {
   std::vector<std::string> words;                  // the starter with its options, the program, its command
   std::map<std::string, std::string> environment;  // to be set for it; the user's own settings have been heeded
   std::vector<std::string> removed;                // names to be taken out of its environment
-  Starter starter = Starter::kMpirun;              // never kAuto
+  LaunchBackend starter = LaunchBackend::kMpirun;              // never kAuto
   int ranks = 1;
   int hosts = 1;         // that get a rank
   bool is_local = true;  // all on this machine
@@ -46,7 +46,7 @@ struct JobCommand {
 // Throws Error(kUsage), naming the flag that the user may add, where a starter is missing or would refuse: root, more
 // ranks than slots, hosts without ssh, srun without PMIx. Never adds an option that overrides one of the starter's
 // safeguards.
-JobCommand job_command(const JobRequest& request, const Surroundings& surroundings);
+JobCommand job_command(const JobRequest& request, const LaunchEnvironment& surroundings);
 
 // As a shell reads it: "env A=b ... words".
 std::string shell_line(const JobCommand& command);

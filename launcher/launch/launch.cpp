@@ -6,19 +6,17 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/training/environment.h"
+#include "core/run/environment.h"
 #include "launcher/launch/child.h"
 #include "launcher/launch/restarts.h"
 #include "launcher/launch/run_logs.h"
 #include "launcher/launch/session_folder.h"
-#include "launcher/launch/starter_trouble.h"
+#include "launcher/launch/backend_errors.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
-using Clock = std::chrono::system_clock;
+using SystemClock = std::chrono::system_clock;
 
 // Empty where there is none, or where the ranks will say why it cannot be told. A study is nothing but its runs.
 std::string directory_for_logs(const std::vector<std::string>& command) {
@@ -31,19 +29,19 @@ std::string directory_for_logs(const std::vector<std::string>& command) {
   }
 }
 
-std::string header_of(const JobCommand& job) { return "==== " + training::utc_now() + " " + shell_line(job); }
+std::string header_of(const JobCommand& job) { return "==== " + run::utc_now() + " " + shell_line(job); }
 
-std::string duration_text(Clock::duration passed) {
+std::string duration_text(SystemClock::duration passed) {
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(passed).count();
   if (seconds < 60) return std::to_string(seconds) + " s";
   if (seconds < 3600) return std::to_string(seconds / 60) + " min " + std::to_string(seconds % 60) + " s";
   return std::to_string(seconds / 3600) + " h " + std::to_string(seconds / 60 % 60) + " min";
 }
 
-std::string end_text(const JobCommand& job, int code, Clock::time_point begin) {
+std::string end_text(const JobCommand& job, int code, SystemClock::time_point begin) {
   return std::to_string(job.ranks) + (job.ranks == 1 ? " rank on " : " ranks on ") + std::to_string(job.hosts) +
          (job.hosts == 1 ? " host" : " hosts") + " ended with exit code " + std::to_string(code) + " after " +
-         duration_text(Clock::now() - begin);
+         duration_text(SystemClock::now() - begin);
 }
 
 void check(const LaunchOptions& options) {
@@ -67,11 +65,11 @@ struct StartEnd {
   bool has_run = false;  // the run directory was taken
 };
 
-StartEnd start(const JobCommand& job, const Surroundings& here, const std::string& run_directory, bool has_run) {
+StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::string& run_directory, bool has_run) {
   RankOutput output(job, RunLogs(run_directory, header_of(job), has_run));
   StartEnd end;
   {
-    ChildSettings settings{job.environment, job.removed, &output, job.starter == Starter::kSrun};
+    ChildSettings settings{job.environment, job.removed, &output, job.starter == LaunchBackend::kSrun};
     const auto folder = session_folder_for(job, here, settings.environment);
     end.child = run_child(job.words, settings);
   }
@@ -86,11 +84,11 @@ StartEnd start(const JobCommand& job, const Surroundings& here, const std::strin
 
 void launch(const LaunchOptions& options) {
   check(options);
-  const auto begin = Clock::now();
+  const auto begin = SystemClock::now();
   // A time limit counts from here, whatever is started again.
   if (options.max_restarts > 0)
     setenv(kLaunchStarted, std::to_string(std::chrono::duration<double>(begin.time_since_epoch()).count()).c_str(), 1);
-  const Surroundings here = look_around();
+  const LaunchEnvironment here = detect_launch_environment();
   JobRequest request = options.job;
   JobCommand job = job_command(request, here);
   if (options.dry_run) {

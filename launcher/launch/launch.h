@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
@@ -18,9 +18,9 @@ struct LaunchOptions {
 constexpr const char* kLaunchStarted = "MUSTER_LAUNCH_STARTED";
 
 // The job ended with another exit code than 0; its ranks have said why. what() is the job's last line.
-class LaunchedJobFailed : public distributed::Error {
+class LaunchedJobFailed : public Error {
  public:
-  LaunchedJobFailed(int code, const std::string& line) : Error(static_cast<distributed::ExitCode>(code), line) {}
+  LaunchedJobFailed(int code, const std::string& line) : Error(static_cast<ExitCode>(code), line) {}
 };
 
 // Starts `muster <command>` on several ranks (child.h says how signals reach them, run_logs.h where their output goes),

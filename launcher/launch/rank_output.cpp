@@ -14,7 +14,7 @@ constexpr size_t kPieceOfSrun = 1024;      // SLURM_IO_MAX_MSG_LEN
 
 }  // namespace
 
-LabelReader::LabelReader(Starter starter, const std::string& stream_name, int ranks, Sink sink)
+LabelReader::LabelReader(LaunchBackend starter, const std::string& stream_name, int ranks, Sink sink)
     : starter_(starter), after_rank_("]<" + stream_name + ">:"), ranks_(ranks), sink_(std::move(sink)) {}
 
 void LabelReader::take(const std::string& bytes) {
@@ -23,7 +23,7 @@ void LabelReader::take(const std::string& bytes) {
   for (size_t end; (end = raw_.find('\n', start)) != std::string::npos; start = end + 1)
     take_line(raw_.substr(start, end + 1 - start));
   raw_.erase(0, start);
-  if (raw_.size() <= kLongLine || starter_ == Starter::kSrun) return;
+  if (raw_.size() <= kLongLine || starter_ == LaunchBackend::kSrun) return;
   // Up to the last mark, which goes on; the next may have come in part.
   Mark last{kStarter, 0, 0};
   for (Mark mark = find_mark(raw_, 0); mark.rank != kStarter; mark = find_mark(raw_, mark.end)) last = mark;
@@ -54,7 +54,7 @@ LabelReader::Mark LabelReader::find_mark(const std::string& text, size_t from) c
 }
 
 void LabelReader::take_line(const std::string& line) {
-  if (starter_ == Starter::kSrun) return take_line_of_srun(line);
+  if (starter_ == LaunchBackend::kSrun) return take_line_of_srun(line);
   Mark mark = find_mark(line, 0);
   if (mark.begin > 0) add(kStarter, line.substr(0, mark.begin));
   while (mark.rank != kStarter) {

@@ -21,7 +21,7 @@ class LabelReader {
   using Sink = std::function<void(int rank, const std::string& text)>;
 
   // stream_name: "stdout" or "stderr".
-  LabelReader(Starter starter, const std::string& stream_name, int ranks, Sink sink);
+  LabelReader(LaunchBackend starter, const std::string& stream_name, int ranks, Sink sink);
   void take(const std::string& bytes);
   // No more will come: hands on what has not been finished.
   void finish();
@@ -37,7 +37,7 @@ class LabelReader {
   void take_line_of_srun(const std::string& line);
   void add(int rank, const std::string& text);
 
-  Starter starter_;
+  LaunchBackend starter_;
   std::string after_rank_;
   int ranks_;
   Sink sink_;

@@ -12,7 +12,6 @@ namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::ExitCode;
 
 struct Words {
   std::string file;

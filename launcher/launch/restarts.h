@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 

@@ -68,9 +68,9 @@ std::map<std::string, std::string> SessionFolder::environment() const {
   return {{"OMPI_MCA_btl_vader_backing_directory", path_}, {"OMPI_MCA_orte_tmpdir_base", path_}};
 }
 
-std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here,
+std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment) {
-  if (job.starter != Starter::kMpirun || !job.is_local) return nullptr;
+  if (job.starter != LaunchBackend::kMpirun || !job.is_local) return nullptr;
   auto folder = std::make_unique<SessionFolder>();
   for (const auto& [name, value] : folder->environment())
     if (!here.environment.count(name)) environment.emplace(name, value);

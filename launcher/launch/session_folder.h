@@ -29,7 +29,7 @@ class SessionFolder {
 // A folder for a job that mpirun starts on this machine alone, its settings added to `environment` where `here` has
 // none; null for other jobs, because mpirun and srun would hand the settings to machines on which there is no such
 // folder.
-std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const Surroundings& here,
+std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment);
 
 }  // namespace muster::launcher

@@ -1,4 +1,4 @@
-"""Runs brain.py from text: the program carries these files within itself, so that there is no path to lose.
+"""Runs optuna_process.py from text: the program carries these files within itself, so that there is no path to lose.
 
 python -u -c BOOT JOURNAL SAMPLING BRAIN, each the text of a file.
 """
@@ -8,6 +8,6 @@ import types
 
 for name, text in (("journal", sys.argv[1]), ("sampling", sys.argv[2])):
     sys.modules[name] = types.ModuleType(name)
-    with contextlib.suppress(ImportError):  # brain.py meets the same one, and answers it
+    with contextlib.suppress(ImportError):  # optuna_process.py meets the same one, and answers it
         exec(compile(text, name + ".py", "exec"), sys.modules[name].__dict__)
-exec(compile(sys.argv[3], "brain.py", "exec"))
+exec(compile(sys.argv[3], "optuna_process.py", "exec"))

@@ -3,14 +3,12 @@
 #include <filesystem>
 #include <random>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr const char* kOver = ".over-";  // the folder of a job that has ended, until it is removed
 constexpr int kMostTries = 100;
@@ -34,7 +32,7 @@ std::vector<std::string> entries(const std::string& folder) {
 
 }  // namespace
 
-Jobs::Claim::Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost)
+Jobs::Claim::Claim(std::string folder, std::unique_ptr<run::RunLock> lock, bool was_lost)
     : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
 
 // Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process has stood
@@ -60,13 +58,13 @@ std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
       fs::remove_all(folder_ + "/" + entry, ignored);  // its job died over it
   const std::string folder = folder_ + "/" + name;
   make(folder);
-  return std::make_unique<Claim>(folder, std::make_unique<training::RunLock>(folder), false);
+  return std::make_unique<Claim>(folder, std::make_unique<run::RunLock>(folder), false);
 }
 
 std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name,
                                              const std::function<void(const std::string&)>& tell) const {
   const std::string folder = folder_ + "/" + name;
-  training::LockSettings settings;
+  run::LockSettings settings;
   settings.tell = tell;
   for (int tries = 1;; ++tries) {
     make(folder);  // a job that was asked to stop has left none, but trials
@@ -74,10 +72,10 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name,
     const bool was_lost = fs::exists(folder + "/lock", ignored);
     try {
       return std::make_unique<Claim>(
-          folder, std::make_unique<training::RunLock>(folder, training::scheduler_job(), settings), was_lost);
-    } catch (const training::NoRunDirectory&) {
+          folder, std::make_unique<run::RunLock>(folder, run::scheduler_job(), settings), was_lost);
+    } catch (const run::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended
-    } catch (const training::RunTaken&) {
+    } catch (const run::RunDirInUse&) {
       return nullptr;
     }
   }

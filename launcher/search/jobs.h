@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "core/training/run_lock.h"
+#include "core/run/run_lock.h"
 
 namespace muster::launcher {
 
@@ -18,7 +18,7 @@ class Jobs {
   // with the lock.
   class Claim {
    public:
-    Claim(std::string folder, std::unique_ptr<training::RunLock> lock, bool was_lost);
+    Claim(std::string folder, std::unique_ptr<run::RunLock> lock, bool was_lost);
     ~Claim();
     Claim(const Claim&) = delete;
     Claim& operator=(const Claim&) = delete;
@@ -27,7 +27,7 @@ class Jobs {
 
    private:
     const std::string folder_;
-    std::unique_ptr<training::RunLock> lock_;
+    std::unique_ptr<run::RunLock> lock_;
     const bool was_lost_;
   };
 

@@ -6,15 +6,13 @@
 #include <cstdio>
 #include <ctime>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/work/duration.h"
 #include "launcher/work/failures.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 // A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/search/brain.h"
+#include "launcher/search/optuna_process.h"
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
 #include "launcher/work/progress_line.h"
@@ -57,7 +57,7 @@ class Scheduler final : public WorkSource {
   ProgressLine& progress_;
   std::string job_;  // this one's name
   std::unique_ptr<Jobs::Claim> claim_;
-  Brain brain_;
+  OptunaProcess brain_;
   std::map<std::string, std::unique_ptr<Jobs::Claim>> taken_over_;  // of jobs that are gone
   struct Orphan {
     int64_t number;

@@ -1,5 +1,5 @@
 # What `muster search` brings along: the Python process that runs Optuna.
-foreach(part boot journal sampling brain)
+foreach(part boot journal sampling optuna_process)
   muster_embed(source search_${part}_py "${CMAKE_SOURCE_DIR}/launcher/search/${part}.py")
   list(APPEND search_sources "${source}")
 endforeach()

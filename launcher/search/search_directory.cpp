@@ -8,19 +8,17 @@
 #include <set>
 #include <sstream>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "core/config/compare.h"
 #include "core/config/resolved_text.h"
 #include "core/config/text_file.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/work/tidy_run.h"
 
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 using google::protobuf::util::MessageDifferencer;
 
 // What may differ between jobs on one search: how long, and what is kept.
@@ -48,8 +46,8 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
   fs::create_directories(building / "trials", error);
   if (!error) fs::create_directories(building / "logs", error);
   if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
-  checkpoints::write_file_atomically((building / "base.txtpb").string(), config::resolved_text(spec.base));
-  checkpoints::write_file_atomically((building / "search.txtpb").string(), resolved_text(spec.search));
+  write_file_atomically((building / "base.txtpb").string(), config::resolved_text(spec.base));
+  write_file_atomically((building / "search.txtpb").string(), resolved_text(spec.search));
   fs::rename(building, whole, error);
   if (!error) {
     spec_ = spec;
@@ -77,7 +75,7 @@ void SearchDirectory::join(const SearchSpec& spec) {
   *spec_.search.mutable_budget() = spec.search.budget();
   spec_.search.set_keep_weights(spec.search.keep_weights());
   spec_.search.set_ranks_per_trial(spec.search.ranks_per_trial());
-  checkpoints::write_file_atomically(file("search.txtpb"), resolved_text(spec_.search));
+  write_file_atomically(file("search.txtpb"), resolved_text(spec_.search));
 }
 
 SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {

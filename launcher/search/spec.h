@@ -29,7 +29,7 @@ std::string resolved_text(const Search& search);
 // A trial's values as overrides ("optimizer.learning_rate=0.001"), exact to the last bit.
 std::vector<std::string> overrides_of(const nlohmann::json& values);
 
-// The space, sampler and pruner as the Optuna process takes them (brain.py).
+// The space, sampler and pruner as the Optuna process takes them (optuna_process.py).
 nlohmann::json brain_space(const Search& search);
 nlohmann::json brain_sampler(const Search& search);
 nlohmann::json brain_pruner(const Search& search);

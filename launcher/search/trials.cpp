@@ -7,7 +7,7 @@
 
 #include "core/config/load.h"
 #include "core/training/results.h"
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 
 namespace muster::launcher {
 namespace {
@@ -73,7 +73,7 @@ class Trials {
     for (uint32_t repeat = 0; repeat < count; ++repeat) {
       config::LoadedExperiment loaded;
       const std::string run = directory_.trial(number) + (count > 1 ? "/repeat-" + std::to_string(repeat) : "");
-      distributed::together(group_.ranks(), [&] {
+      distributed::run_on_all_ranks(group_.ranks(), [&] {
         auto overrides = overrides_of(values);
         overrides.push_back("name=" + search_.name() + "-" + fs::path(directory_.trial(number)).filename().string());
         const auto& base = directory_.spec().base;
@@ -90,10 +90,10 @@ class Trials {
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
       if (const double minutes = search_.budget().trial_minutes(); minutes > 0)
         options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
-      group_.trainer().train(loaded, options, training::TrialTrainer::Splits::kValidation,
+      group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidation,
                              [&](const json& row) { validated(number, repeat, row); });
       std::string value;  // read by one rank: a file server may show it to others later
-      distributed::together(group_.ranks(), [&] {
+      distributed::run_on_all_ranks(group_.ranks(), [&] {
         if (group_.leads()) value = json(training::read_result(run).best_value).dump();
       });
       const json best = json::parse(group_.ranks().all_gather_bytes(value)[0]);

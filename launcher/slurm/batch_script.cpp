@@ -7,7 +7,7 @@
 #include <sstream>
 #include <string_view>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/launch/job_command.h"
 
 namespace muster::embedded {
@@ -17,8 +17,6 @@ extern const std::string_view slurm_sbatch_in;
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 constexpr int kMostTasks = 10000;
 

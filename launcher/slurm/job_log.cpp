@@ -7,8 +7,8 @@
 #include <cstring>
 #include <fstream>
 
-#include "core/training/environment.h"
-#include "distributed/error.h"
+#include "core/run/environment.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 
@@ -23,7 +23,7 @@ std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
 }
 
 void append_job_log(const std::string& run_directory, nlohmann::json row) {
-  row["time"] = training::utc_now();
+  row["time"] = run::utc_now();
   const std::string path = run_directory + "/logs/jobs.jsonl";
   const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   // A row whose writer was killed must not take the next one with it.
@@ -38,7 +38,7 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   const int error = errno;
   if (file >= 0) ::close(file);
   if (!written)
-    throw distributed::Error(distributed::ExitCode::kIo,
+    throw Error(ExitCode::kIo,
                              path + ": cannot be written: " + std::strerror(error == 0 ? ENOSPC : error));
 }
 

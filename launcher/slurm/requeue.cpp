@@ -7,7 +7,7 @@
 #include <map>
 #include <sstream>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/launch/job_command.h"
 #include "launcher/launch/restarts.h"
 #include "launcher/slurm/job_log.h"
@@ -17,8 +17,6 @@
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using Action = Decision::Action;
 
 std::string variable(const char* name) { return std::getenv(name) ? std::getenv(name) : ""; }

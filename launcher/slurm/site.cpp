@@ -7,14 +7,12 @@
 #include "core/config/problems.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 
 std::string folder_of_user() {
   const char *own = std::getenv("XDG_CONFIG_HOME"), *home = std::getenv("HOME");

@@ -11,15 +11,15 @@
 #include <nlohmann/json.hpp>
 #include <regex>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "core/config/load.h"
 #include "core/config/text_file.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
-#include "core/training/environment.h"
-#include "core/training/run_directory.h"
-#include "core/training/run_status.h"
-#include "core/training/stop.h"
+#include "core/run/environment.h"
+#include "core/run/run_directory.h"
+#include "core/run/run_status.h"
+#include "core/run/stop.h"
 #include "core/training/training_plan.h"
 #include "launcher/commands/train.h"
 #include "launcher/launch/job_command.h"
@@ -32,9 +32,7 @@ namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
-using training::RunPlace;
+using run::RunDirState;
 
 Error refused(const std::string& text) { return Error(ExitCode::kUsage, "submit: " + text); }
 
@@ -99,7 +97,7 @@ BatchJob merged(const SubmitOptions& options, const Site& site) {
 }
 
 void require_time_to_train(const BatchJob& job) {
-  const auto limit = training::parse_duration(job.time);
+  const auto limit = run::parse_duration(job.time);
   if (limit && *limit <= job.grace_seconds)
     throw refused("--time " + job.time + " leaves no time to train: the run is asked to stop " +
                   std::to_string(job.grace_seconds) +
@@ -139,10 +137,10 @@ std::string text_of(const nlohmann::json& submission) {
 }
 
 void require_free(const std::string& run_directory) {
-  const RunPlace place = training::run_place(run_directory);
-  if (place == RunPlace::kOther)
+  const RunDirState place = run::run_dir_state(run_directory);
+  if (place == RunDirState::kOther)
     throw refused(run_directory + " exists already and is no run directory; choose another --run-dir");
-  if (place == RunPlace::kFinished)
+  if (place == RunDirState::kFinished)
     throw refused(run_directory +
                   " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for "
                   "longer: muster resume with --set training.epochs=N");
@@ -159,9 +157,9 @@ void require_free(const std::string& run_directory) {
       throw refused(run_directory + " has a job already: " + job + " is " + state +
                     ". Wait for it, or end it first: scancel " + job);
   }
-  if (place != RunPlace::kBegun) return;
-  const auto status = training::run_status(run_directory);
-  if (status.state == training::RunState::kRunning)
+  if (place != RunDirState::kBegun) return;
+  const auto status = run::run_status(run_directory);
+  if (status.state == run::RunState::kRunning)
     throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
 }
 
@@ -248,8 +246,8 @@ void submit(const SubmitOptions& options) {
 
   for (auto& run : runs) {
     require_free(run.directory);
-    run.is_new = training::run_place(run.directory) == RunPlace::kNothing;
-    run.submission = {{"time", training::utc_now()},
+    run.is_new = run::run_dir_state(run.directory) == RunDirState::kNothing;
+    run.submission = {{"time", run::utc_now()},
                       {"command", options.command},
                       {"job_name", job.name},
                       {"nodes", job.nodes},
@@ -263,13 +261,13 @@ void submit(const SubmitOptions& options) {
   const auto take_back = [&] {
     std::error_code ignored;
     for (const auto& run : runs)
-      if (run.is_new && training::run_place(run.directory) == RunPlace::kPrepared)
+      if (run.is_new && run::run_dir_state(run.directory) == RunDirState::kPrepared)
         fs::remove_all(run.directory, ignored);
   };
   std::string id;
   try {
     for (const auto& run : runs) {
-      training::prepare_run_directory(run.directory,
+      run::prepare_run_directory(run.directory,
                                       {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
@@ -280,7 +278,7 @@ void submit(const SubmitOptions& options) {
   }
   for (auto& run : runs) {
     run.submission["job"] = is_array ? id + "_" + run.task : id;
-    checkpoints::write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
+    write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
   }
   const auto counted = [](size_t count, const std::string& what) {
     return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
@@ -292,7 +290,7 @@ void submit(const SubmitOptions& options) {
               counted(runs.size(), "run").c_str(), job.nodes.c_str(), nodes == 1 ? "" : "s",
               counted(job.ranks_per_node, "rank").c_str(), limit.c_str());
   for (const auto& run : runs)
-    if (training::run_place(run.directory) == RunPlace::kBegun)
+    if (run::run_dir_state(run.directory) == RunDirState::kBegun)
       std::printf("%s holds an unfinished run: the job goes on with it\n", run.directory.c_str());
   const std::string shown = for_task(train.run_directory, runs[0].task);
   const std::string output = shown + "/logs/slurm-" + (is_array ? id + "_" + runs[0].task : id) + ".out";
@@ -309,7 +307,7 @@ std::string submit_again(const std::string& run_directory) {
                     name = task.empty() ? id : id + "_" + task;
   submission["script"] = script;
   submission["job"] = name;
-  checkpoints::write_file_atomically(run_directory + "/submission.json", text_of(submission));
+  write_file_atomically(run_directory + "/submission.json", text_of(submission));
   return name;
 }
 

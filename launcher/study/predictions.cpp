@@ -7,12 +7,10 @@
 #include "core/config/text_file.h"
 #include "core/metrics/classification.h"
 #include "core/metrics/regression.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 namespace {
 

@@ -6,14 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "core/metrics/metrics.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/study/predictions.h"
 #include "launcher/study/significance.h"
 
 namespace muster::launcher {
 
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 namespace {

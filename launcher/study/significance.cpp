@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/work/python.h"
 #include "launcher/work/tool.h"
 
@@ -57,7 +57,7 @@ std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& resul
   const ToolEnd end = run_tool({python_program(), "-c", std::string(embedded::study_significance_py)}, request.dump());
   const json answer = end.code == 0 ? json::parse(end.said, nullptr, false) : json();
   if (!answer.is_array())
-    throw distributed::Error(distributed::ExitCode::kBadConfig,
+    throw Error(ExitCode::kBadConfig,
                              "the comparisons need SciPy, and " + python_program() +
                                  " could not make them (./setup.sh sets it up; MUSTER_PYTHON names another one):\n" +
                                  end.said);

@@ -7,15 +7,13 @@
 
 #include "core/config/compare.h"
 #include "core/config/text_file.h"
-#include "core/training/run_lock.h"
-#include "distributed/error.h"
+#include "core/run/run_lock.h"
+#include "base/error.h"
 #include "launcher/work/tidy_run.h"
 
 namespace muster::launcher {
 
 namespace fs = std::filesystem;
-using distributed::Error;
-using distributed::ExitCode;
 using nlohmann::json;
 
 StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(path), spec_(std::move(spec)) {
@@ -60,7 +58,7 @@ training::RunResult StudyDirectory::result(const Cell& cell) const {
 
 void StudyDirectory::tidy(const Cell& cell) const {
   try {
-    const training::RunLock lock(run(cell));
+    const run::RunLock lock(run(cell));
     tidy_run(run(cell),
              {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"},
              spec_.study.keep_weights());

@@ -1,6 +1,6 @@
 #include "launcher/work/failures.h"
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 
@@ -8,7 +8,7 @@ void stop_when_all_fail(const std::string& whole, const std::string& parts, int6
                         const std::string& name, const std::string& reason) {
   constexpr int64_t kHopeless = 10;
   if (ended < kHopeless || succeeded > 0) return;
-  throw distributed::Error(distributed::ExitCode::kBadConfig,
+  throw Error(ExitCode::kBadConfig,
                            "all " + std::to_string(ended) + " " + parts +
                                " of this job have failed, and none has ever succeeded, so the " + whole +
                                " was stopped; the last one, " + name + ": " + reason);

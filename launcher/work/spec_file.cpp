@@ -8,12 +8,11 @@
 #include "core/config/outline.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 
 namespace fs = std::filesystem;
-using distributed::Error;
 
 SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message) : path_(path), problems_(path) {
   const std::string text = config::read_text_file(path);

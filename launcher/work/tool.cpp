@@ -10,7 +10,7 @@
 #include <cstring>
 #include <memory>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
@@ -38,7 +38,7 @@ ToolEnd run_tool(const std::vector<std::string>& words, const std::string& input
   std::fflush(nullptr);
   const pid_t child = ready ? fork() : -1;
   if (child < 0)
-    throw distributed::Error(distributed::ExitCode::kIo, "cannot start " + words[0] + ": " + std::strerror(errno));
+    throw Error(ExitCode::kIo, "cannot start " + words[0] + ": " + std::strerror(errno));
   if (child == 0) {
     if (!input.empty() && lseek(fileno(in.get()), 0, SEEK_SET) == 0) dup2(fileno(in.get()), STDIN_FILENO);
     dup2(fileno(out.get()), STDOUT_FILENO);

@@ -9,15 +9,12 @@
 #include <optional>
 #include <regex>
 
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 #include "distributed/collective_call.h"
 #include "distributed/watchdog.h"
 
 namespace muster::launcher {
 
-using distributed::Error;
-using distributed::ExitCode;
-using distributed::SharedError;
 using nlohmann::json;
 
 namespace {
@@ -43,17 +40,17 @@ WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group,
                      WorkSource* source)
     : world_(world), source_(source) {
   ranks_ = world.split(world.rank() / static_cast<int>(ranks_per_group));
-  trainer_ = std::make_unique<training::TrialTrainer>(training, world, *ranks_);
+  trainer_ = std::make_unique<training::InProcessTrainer>(training, world, *ranks_);
   if (groups() == 1) return;
   std::string address;
-  distributed::together(world, [&] {
+  distributed::run_on_all_ranks(world, [&] {
     if (world.rank() != 0) return;
     auto server = std::make_unique<WorkServer>(*source, world.size(), world.local_size() == world.size());
     address = server->address();
     connection_ = std::move(server);
   });
   address = world.all_gather_bytes(address)[0];
-  distributed::together(world, [&] {
+  distributed::run_on_all_ranks(world, [&] {
     if (leads() && world.rank() != 0)
       connection_ = std::make_unique<RemoteWorkSource>(world.rank(), world.size(), address);
   });
@@ -62,21 +59,21 @@ WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group,
 
 json WorkGroup::ask(const json& request) {
   json answer;
-  distributed::together(*ranks_, [&] {
+  distributed::run_on_all_ranks(*ranks_, [&] {
     if (source_) answer = source_->ask(request);
   });
-  return json::parse(ranks_->all_gather_bytes(source_ ? text_of(answer) : "")[0]);
+  return json::parse(ranks_->all_gather_bytes(source_ ? message_text(answer) : "")[0]);
 }
 
 // A signal that came while nothing was trained.
 void WorkGroup::heed_signals() {
-  if (stopped_ || !any(*ranks_, training::stop_signal() != 0)) return;
+  if (stopped_ || !any(*ranks_, run::stop_signal() != 0)) return;
   stopped_ = true;
   ask({{"op", "stopping"}});
 }
 
 void WorkGroup::heed(const json& answer) {
-  if (answer["stop"] && leads() && training::stop_signal() == 0) std::raise(SIGUSR2);
+  if (answer["stop"] && leads() && run::stop_signal() == 0) std::raise(SIGUSR2);
 }
 
 void WorkGroup::work(const std::function<void(const json& task)>& train) {
@@ -102,8 +99,8 @@ void WorkGroup::run(const std::function<void(const json& task)>& train,
     if (groups() > 1 && leads()) throw Error(error.code(), error.what());
     throw;
   }
-  const bool stopped = any(world_, stopped_ || training::stop_signal() != 0);
-  distributed::together(world_, [&] {
+  const bool stopped = any(world_, stopped_ || run::stop_signal() != 0);
+  distributed::run_on_all_ranks(world_, [&] {
     if (world_.rank() == 0) conclude(stopped);
   });
   if (stopped) throw SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command);
@@ -136,7 +133,7 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
   try {
     training();
     return {};
-  } catch (const training::SharedRunTaken& taken) {
+  } catch (const run::SharedRunDirInUse& taken) {
     return {Ending::kElsewhere, reason_of(taken.what())};
   } catch (const SharedError& error) {
     failure = error;
@@ -147,7 +144,7 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
   }
   switch (failure->code()) {
     case ExitCode::kRequeue:
-      if (!any(*ranks_, training::stop_signal() != 0)) return {Ending::kFailed, too_long};
+      if (!any(*ranks_, run::stop_signal() != 0)) return {Ending::kFailed, too_long};
       stopped_ = true;
       ask({{"op", "stopping"}});
       return {Ending::kStopped, ""};

@@ -34,7 +34,7 @@ class WorkGroup {
             WorkSource* source);
 
   distributed::Communicator& ranks() { return *ranks_; }
-  training::TrialTrainer& trainer() { return *trainer_; }
+  training::InProcessTrainer& trainer() { return *trainer_; }
   int groups() const { return world_.size() / ranks_->size(); }
   bool leads() const { return ranks_->rank() == 0; }
 
@@ -59,11 +59,11 @@ class WorkGroup {
   void work(const std::function<void(const nlohmann::json& task)>& train);
   distributed::Communicator& world_;
   std::unique_ptr<distributed::Communicator> ranks_;
-  std::unique_ptr<training::TrialTrainer> trainer_;
+  std::unique_ptr<training::InProcessTrainer> trainer_;
   std::unique_ptr<WorkSource> connection_;
   WorkSource* source_;  // of the group's first rank, otherwise nullptr
   void heed_signals();
-  distributed::SharedError shared(const std::exception& own);
+  SharedError shared(const std::exception& own);
 
   bool stopped_ = false;
 };

@@ -8,12 +8,10 @@
 
 namespace muster::launcher {
 
-using distributed::Error;
-using distributed::ExitCode;
-using distributed::Lifeline;
+using distributed::ControlChannel;
 using nlohmann::json;
 
-std::string text_of(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
+std::string message_text(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 WorkServer::WorkServer(WorkSource& source, int ranks, bool loopback)
     : source_(source), line_(0, ranks), address_(line_.listen(loopback)) {
@@ -39,7 +37,7 @@ void WorkServer::serve() {
     line_.add_to(waits);
     ::poll(waits.data(), waits.size(), 100);
     for (const auto& event : line_.receive()) {
-      if (event.kind != Lifeline::Kind::kMessage) continue;
+      if (event.kind != ControlChannel::Kind::kMessage) continue;
       json answer;
       try {
         answer = ask(json::parse(event.payload));
@@ -50,7 +48,7 @@ void WorkServer::serve() {
         trouble_code_ = known ? known->code() : ExitCode::kInternal;
         answer = {{"trouble", trouble_}, {"code", static_cast<int>(trouble_code_)}};
       }
-      line_.send(event.rank, Lifeline::Kind::kMessage, text_of(answer));
+      line_.send(event.rank, ControlChannel::Kind::kMessage, message_text(answer));
     }
   }
 }
@@ -63,16 +61,16 @@ RemoteWorkSource::RemoteWorkSource(int rank, int ranks, const std::string& addre
 }
 
 json RemoteWorkSource::ask(const json& request) {
-  line_.send(0, Lifeline::Kind::kMessage, text_of(request));
+  line_.send(0, ControlChannel::Kind::kMessage, message_text(request));
   while (true) {
     std::vector<pollfd> waits;
     line_.add_to(waits);
     ::poll(waits.data(), waits.size(), 1000);
     distributed::report_progress();
     for (const auto& event : line_.receive()) {
-      if (event.kind == Lifeline::Kind::kEnd)
+      if (event.kind == ControlChannel::Kind::kEnd)
         throw Error(ExitCode::kPeerFailed, "rank 0, which hands out the work, is gone");
-      if (event.kind != Lifeline::Kind::kMessage) continue;
+      if (event.kind != ControlChannel::Kind::kMessage) continue;
       json answer = json::parse(event.payload);
       if (answer.contains("trouble"))
         throw Error(static_cast<ExitCode>(answer["code"].get<int>()), answer["trouble"].get<std::string>());

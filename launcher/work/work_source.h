@@ -6,13 +6,13 @@
 #include <string>
 #include <thread>
 
-#include "distributed/error.h"
-#include "distributed/lifeline.h"
+#include "base/error.h"
+#include "distributed/control_channel.h"
 
 namespace muster::launcher {
 
 // A request or answer as it is sent. Bytes that are no UTF-8, as in a file's name, are replaced.
-std::string text_of(const nlohmann::json& message);
+std::string message_text(const nlohmann::json& message);
 
 // Where a group's first rank gets its work from and tells how it went. Every source knows:
 //   {"op": "next"}      -> {"do": "train", and what}, {"do": "wait"} (ask again), {"do": "end"}
@@ -43,8 +43,8 @@ class WorkServer final : public WorkSource {
   WorkSource& source_;
   std::mutex mutex_;     // of the source and the trouble
   std::string trouble_;  // an error that the thread met: the next ask() of rank 0 throws it
-  distributed::ExitCode trouble_code_ = distributed::ExitCode::kInternal;
-  distributed::Lifeline line_;
+  ExitCode trouble_code_ = ExitCode::kInternal;
+  distributed::ControlChannel line_;
   std::string address_;
   std::atomic<bool> over_{false};
   std::thread thread_;
@@ -58,7 +58,7 @@ class RemoteWorkSource final : public WorkSource {
   nlohmann::json ask(const nlohmann::json& request) override;
 
  private:
-  distributed::Lifeline line_;
+  distributed::ControlChannel line_;
 };
 
 }  // namespace muster::launcher

@@ -38,11 +38,11 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/safetensors.h"
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 #include "core/config/load.h"
-#include "core/training/run_directory.h"
+#include "core/run/run_directory.h"
 #include "core/training/trainer.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/threads.h"
 #include "tests/faults/saver_run.h"
 
@@ -98,13 +98,13 @@ int train(const Setting& setting, int ranks) {
   };
   try {
     if (ranks == 1) {
-      const auto communicator = distributed::make_solo_communicator();
+      const auto communicator = distributed::make_single_process_communicator();
       body(*communicator);
     } else {
       distributed::run_as_threads(ranks, body);
     }
     return 0;
-  } catch (const distributed::Error& error) {
+  } catch (const muster::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
@@ -184,7 +184,7 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
     found["checkpoint " + std::to_string(checkpoint.step)] = checkpoint.path;
     try {
       checkpoints::verify_checkpoint(checkpoint.path);
-    } catch (const distributed::Error& error) {
+    } catch (const muster::Error& error) {
       found["damage"] += std::string(error.what()) + "\n";
     }
   }
@@ -206,7 +206,7 @@ std::map<std::string, std::string> outcome(const Setting& setting) {
     found["metrics.jsonl"] += row.dump() + "\n";
   }
   for (const char* name : {"last", "best"})
-    found[name] = checkpoints::sha256_of(contents(setting.run() + "/weights/" + name + ".safetensors"));
+    found[name] = sha256_of(contents(setting.run() + "/weights/" + name + ".safetensors"));
   for (const auto& entry : fs::directory_iterator(setting.run()))
     if (const std::string name = entry.path().filename().string(); name == "lock" || name.rfind("events.", 0) == 0)
       found["lock and TensorBoard files"] += name.substr(0, 6) + " ";
@@ -298,7 +298,7 @@ int main(int argc, char** argv) {
     fs::create_directories(setting.checkpoints());
     if (setting.trains) fs::remove_all(setting.run());
     if (setting.prepared)
-      training::prepare_run_directory(setting.run(), {{"job.sbatch", "#!/bin/bash\n"}, {"submission.json", "{}\n"}});
+      run::prepare_run_directory(setting.run(), {{"job.sbatch", "#!/bin/bash\n"}, {"submission.json", "{}\n"}});
   };
   clear();
   if (setting.trains) {  // what libraries make ready at their first use, the children inherit

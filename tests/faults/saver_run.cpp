@@ -9,7 +9,7 @@
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/saver.h"
 #include "distributed/agreement.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/threads.h"
 
 namespace muster::faults {
@@ -20,15 +20,15 @@ constexpr uint64_t kSteps = 5, kBestStep = 2;
 void run(const std::string& folder, const std::string& report, bool asynchronous,
          distributed::Communicator& communicator) {
   at::set_num_threads(1);
-  distributed::together(communicator, [&] {
+  distributed::run_on_all_ranks(communicator, [&] {
     if (communicator.rank() == 0) checkpoints::sweep_leftovers(folder);
   });
   std::vector<std::string> damaged;
   const auto loaded = checkpoints::load_newest_checkpoint(folder, communicator, damaged);
-  if (!damaged.empty()) throw distributed::Error(distributed::ExitCode::kBadData, "damaged: " + damaged[0]);
+  if (!damaged.empty()) throw Error(ExitCode::kBadData, "damaged: " + damaged[0]);
   const uint64_t from = loaded ? loaded->checkpoint.info.step : 0;
   if (loaded && loaded->checkpoint.info.training_state != "state of step " + std::to_string(from))
-    throw distributed::Error(distributed::ExitCode::kBadData, "the training state is of another step");
+    throw Error(ExitCode::kBadData, "the training state is of another step");
   std::vector<checkpoints::NamedTensor> tensors = {
       {"weight", at::zeros({7, 5})}, {"bias", at::zeros({3}, at::kDouble)}, {"count", at::zeros({}, at::kLong)}};
   if (loaded)
@@ -57,7 +57,7 @@ int run_saver(const std::string& folder, const std::string& report, int ranks, b
     distributed::run_as_threads(
         ranks, [&](distributed::Communicator& communicator) { run(folder, report, asynchronous, communicator); });
     return 0;
-  } catch (const distributed::Error& error) {
+  } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {

@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "checkpoints/crc32c.h"
+#include "base/crc32c.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/shard_reader.h"
 #include "checkpoints/shares.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace checkpoints = muster::checkpoints;
 
@@ -29,8 +29,8 @@ bool taken(Action action) {
   try {
     action();
     return true;
-  } catch (const muster::distributed::Error& error) {
-    if (error.code() != muster::distributed::ExitCode::kBadData) std::abort();
+  } catch (const muster::Error& error) {
+    if (error.code() != muster::ExitCode::kBadData) std::abort();
     return false;
   }
 }
@@ -53,7 +53,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   checkpoints::SafetensorsFile file;
   const bool alone = taken([&] { file = checkpoints::read_safetensors(path); });
   const bool in_checkpoint = taken([&] {
-    checkpoints::ShardReader reader(folder, {name, bytes.size(), checkpoints::crc32c(bytes)});
+    checkpoints::ShardReader reader(folder, {name, bytes.size(), crc32c(bytes)});
     for (const std::string& tensor : reader.order()) {
       std::string values(reader.header().tensors.at(tensor).end - reader.header().tensors.at(tensor).begin, '\0');
       reader.read(values.data());
@@ -68,7 +68,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!alone) return 0;
 
   taken([&] {
-    checkpoints::ShardReader reader(folder, {name, bytes.size(), checkpoints::crc32c(bytes)});
+    checkpoints::ShardReader reader(folder, {name, bytes.size(), crc32c(bytes)});
     std::vector<checkpoints::TensorInfo> table;
     for (const auto& [tensor, entry] : reader.header().tensors) table.push_back({tensor, entry.dtype, entry.shape});
     checkpoints::Coverage coverage(table);

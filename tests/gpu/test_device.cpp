@@ -12,7 +12,7 @@ namespace {
 class Device : public gpu::Gpu {};
 
 TEST_F(Device, AloneTakesTheFirstGpu) {
-  const auto communicator = make_solo_communicator();
+  const auto communicator = make_single_process_communicator();
   for (const auto wanted : {WantedDevice::kAuto, WantedDevice::kCuda}) {
     const auto binding = bind_device(*communicator, {wanted, false});
     EXPECT_EQ(binding.device, c10::Device(c10::kCUDA, 0));

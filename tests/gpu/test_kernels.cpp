@@ -47,15 +47,15 @@ TEST_F(Kernels, DropoutHasTheBitsOfTheCpu) {
         for (const double p : {1e-9, 0.1, 0.5, 0.999}) {
           SCOPED_TRACE(std::string(c10::toString(dtype)) + " dim " + std::to_string(dim) + " p " + std::to_string(p));
           const auto offsets = offsets_of(lengths);
-          std::vector<int64_t> global_rows;
+          std::vector<int64_t> batch_index;
           for (size_t i = 0; i < lengths.size(); ++i)
-            global_rows.push_back((int64_t{1} << 31) + 977 * static_cast<int64_t>(i));
+            batch_index.push_back((int64_t{1} << 31) + 977 * static_cast<int64_t>(i));
           const DropoutKey key{0xdeadbeef12345678u, 0xfffffff0u, random::kDropout + 5};
           at::manual_seed(1);
           const at::Tensor x = at::randn({offsets.back(), dim}, at::kDouble).to(dtype), gradient = at::randn_like(x);
           const at::Tensor on_cpu = leaf(x), on_gpu = leaf(x.to(device_));
-          const at::Tensor expected = dropout(on_cpu, p, offsets, global_rows, key);
-          const at::Tensor actual = dropout(on_gpu, p, offsets, global_rows, key);
+          const at::Tensor expected = dropout(on_cpu, p, offsets, batch_index, key);
+          const at::Tensor actual = dropout(on_gpu, p, offsets, batch_index, key);
           ASSERT_TRUE(actual.is_cuda());
           ASSERT_TRUE(actual.to(at::kCPU).equal(expected));
           torch::autograd::backward({expected}, {gradient});

@@ -154,9 +154,9 @@ def test_loose_matrix_products_are_refused(tmp_path):
 
 def test_the_processor_is_recorded(tmp_path):
     run = mp.train(tmp_path, mp.SMALL_MIAR + mp.REGRESSION + "training { epochs: 1 reproducible: true }\n", "run", 1, changes={"MKL_CBWR": ""})
-    arithmetic = mp.read_json(run / "environment.json")["arithmetic"]
+    numerics = mp.read_json(run / "environment.json")["numerics"]
     processor = dict(re.split(r"\s*: ", line, maxsplit=1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ": " in line)
-    assert f'{processor["vendor_id"]} {processor["cpu family"]} {processor["model"]}' in arithmetic and "STRICT" in arithmetic
+    assert f'{processor["vendor_id"]} {processor["cpu family"]} {processor["model"]}' in numerics and "STRICT" in numerics
 
 
 # From 1,024 rows on ranks share the batch-wide losses: 1,300 rows are six blocks, the last a short one.

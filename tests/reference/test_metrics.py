@@ -173,11 +173,11 @@ def test_floors(seed):
     train = np.round(random.normal(0.2, 1.6, int(random.integers(1, 50))), 1)
     labels = np.round(random.normal(0, 1.6, 30), 1)
     rows = [("train", repr(float(x))) for x in train] + [("eval", repr(float(x))) for x in labels]
-    assert_equal(probe(rows, "regression-floor"), mmsa(np.full(30, np.median(train)), labels))
+    assert_equal(probe(rows, "regression-baseline"), mmsa(np.full(30, np.median(train)), labels))
 
     train, labels = random.integers(0, 4, int(random.integers(1, 20))), random.integers(0, 4, 30)
     majority = np.argmax(np.bincount(train, minlength=4))
-    ours = probe([("train", x) for x in train] + [("eval", x) for x in labels], "classification-floor", 4)
+    ours = probe([("train", x) for x in train] + [("eval", x) for x in labels], "classification-baseline", 4)
     for name, value in expected_classification(np.full(30, majority), labels, 4).items():
         assert ours[name] == pytest.approx(value, rel=0, abs=1e-12), name
 

@@ -4,7 +4,7 @@
 
 #include <atomic>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/training/memory_dataset.h"
 
 namespace muster::batch {
@@ -19,7 +19,7 @@ training::MemoryDataset dataset() {
 
 void expect_equal(const Batch& actual, const Batch& expected) {
   EXPECT_EQ(actual.samples, expected.samples);
-  EXPECT_EQ(actual.global_rows, expected.global_rows);
+  EXPECT_EQ(actual.batch_index, expected.batch_index);
   ASSERT_EQ(actual.modalities.size(), expected.modalities.size());
   for (size_t m = 0; m < actual.modalities.size(); ++m) {
     EXPECT_EQ(actual.modalities[m].offsets, expected.modalities[m].offsets);
@@ -46,10 +46,10 @@ TEST(Prefetcher, RefusesToGiveWhatWasNotAskedFor) {
   const auto data = dataset();
   const BatchReader reader(data, {0, 1}, {}, at::kFloat);
   Prefetcher prefetcher(reader);
-  EXPECT_THROW(prefetcher.next(), distributed::Error);
+  EXPECT_THROW(prefetcher.next(), Error);
   prefetcher.request({1}, {0});
   prefetcher.next();
-  EXPECT_THROW(prefetcher.next(), distributed::Error);
+  EXPECT_THROW(prefetcher.next(), Error);
 }
 
 TEST(Prefetcher, EndsWithBatchesNotTaken) {
@@ -70,7 +70,7 @@ class BrokenDataset final : public data::Dataset {
     index_.labels = {0, 1};
   }
   void read_frames(int64_t, int64_t first, int64_t, float* out) const override {
-    if (first == 1) throw distributed::Error(distributed::ExitCode::kIo, "sample b cannot be read");
+    if (first == 1) throw Error(ExitCode::kIo, "sample b cannot be read");
     out[0] = out[1] = 1;
   }
   std::string content_hash() const override { return ""; }
@@ -86,7 +86,7 @@ TEST(Prefetcher, ThrowsTheErrorOfItsBatchAndGoesOn) {
   try {
     prefetcher.next();
     FAIL() << "no error";
-  } catch (const distributed::Error& error) {
+  } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "sample b cannot be read");
   }
   EXPECT_EQ(prefetcher.next().samples, std::vector<int64_t>{0});

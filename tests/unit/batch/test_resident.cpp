@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::batch {
 namespace {
@@ -20,8 +20,8 @@ TEST(KeepResident, SaysWhatIsMissing) {
   try {
     keep_resident(Residency::kAlways, int64_t{30} * 1000000000, int64_t{80} * 1000000000, 4);
     FAIL() << "no error";
-  } catch (const distributed::Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kBadConfig);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadConfig);
     for (const char* part : {"training.data_on_device", "120.0 GB", "4 ranks", "80.0 GB", "WHEN_IT_FITS"})
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << part << " in " << error.what();
   }

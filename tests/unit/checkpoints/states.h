@@ -10,7 +10,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/saver.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "distributed/threads.h"
 
 namespace muster::checkpoints {
@@ -94,10 +94,10 @@ inline std::optional<LoadedCheckpoint> load_on(int ranks, const std::string& fol
   return loaded[0];
 }
 
-inline std::string error_of(distributed::ExitCode code, const std::function<void()>& action) {
+inline std::string error_of(ExitCode code, const std::function<void()>& action) {
   try {
     action();
-  } catch (const distributed::Error& error) {
+  } catch (const Error& error) {
     EXPECT_EQ(error.code(), code) << error.what();
     return error.what();
   }

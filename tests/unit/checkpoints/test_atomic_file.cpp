@@ -1,4 +1,4 @@
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,14 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 namespace muster::checkpoints {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 

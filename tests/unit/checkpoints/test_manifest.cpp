@@ -10,7 +10,6 @@
 namespace muster::checkpoints {
 namespace {
 
-using distributed::ExitCode;
 using ::testing::HasSubstr;
 
 Manifest example() {

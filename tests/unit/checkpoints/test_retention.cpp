@@ -86,8 +86,8 @@ TEST(Retention, RemovesOnlyCheckpoints) {
   const std::string c = folder / "c";
   save(c, 1);
   std::filesystem::create_directory(c + "/precious");
-  error_of(distributed::ExitCode::kIo, [&] { remove_checkpoint(c + "/precious"); });
-  error_of(distributed::ExitCode::kIo, [&] { remove_checkpoint(c + "/step-00000002"); });
+  error_of(ExitCode::kIo, [&] { remove_checkpoint(c + "/precious"); });
+  error_of(ExitCode::kIo, [&] { remove_checkpoint(c + "/step-00000002"); });
   remove_checkpoint(c + "/step-00000001/");
   EXPECT_THAT(list_folder(c), ElementsAre("precious"));
 }

@@ -5,17 +5,15 @@
 
 #include <stdexcept>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "checkpoints/fingerprint.h"
-#include "checkpoints/sha256.h"
-#include "distributed/error.h"
+#include "base/sha256.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 namespace muster::checkpoints {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 std::string bytes_of(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata = {}) {
   std::string bytes;

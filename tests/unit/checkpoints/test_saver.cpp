@@ -7,7 +7,7 @@
 #include <csignal>
 #include <fstream>
 
-#include "checkpoints/atomic_file.h"
+#include "base/atomic_file.h"
 #include "tests/unit/checkpoints/states.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
@@ -15,7 +15,6 @@ namespace muster::checkpoints {
 namespace {
 
 using distributed::Communicator;
-using distributed::ExitCode;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;

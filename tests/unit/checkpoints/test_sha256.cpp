@@ -1,9 +1,9 @@
-#include "checkpoints/sha256.h"
+#include "base/sha256.h"
 
 #include <gtest/gtest.h>
 
-#include "checkpoints/atomic_file.h"
-#include "distributed/error.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 namespace muster::checkpoints {
@@ -37,8 +37,8 @@ TEST(Sha256, OfFiles) {
   write_file_atomically(folder / "million", std::string(1000000, 'a'));
   EXPECT_EQ(sha256_of_file(folder / "empty"), kEmpty);
   EXPECT_EQ(sha256_of_file(folder / "million"), kMillion);
-  EXPECT_THROW(sha256_of_file(folder / "none"), distributed::Error);
-  EXPECT_THROW(sha256_of_file(folder.path().string()), distributed::Error);
+  EXPECT_THROW(sha256_of_file(folder / "none"), Error);
+  EXPECT_THROW(sha256_of_file(folder.path().string()), Error);
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 namespace muster::checkpoints {
 namespace {
 
-using distributed::ExitCode;
 using ::testing::HasSubstr;
 
 uint64_t bytes_of(const std::vector<TensorInfo>& table, const std::vector<Piece>& share) {

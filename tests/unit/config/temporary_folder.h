@@ -8,7 +8,7 @@
 #include <string>
 
 #include "core/config/load.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::config {
 
@@ -41,8 +41,8 @@ class WithFolder : public testing::Test {
   std::string problems_of_file(const std::string& path, const std::vector<std::string>& overrides = {}) {
     try {
       load_experiment(path, overrides);
-    } catch (const distributed::Error& error) {
-      EXPECT_EQ(error.code(), distributed::ExitCode::kBadConfig);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kBadConfig);
       return without_folder(error.what());
     }
     ADD_FAILURE() << "loads, though it must not";

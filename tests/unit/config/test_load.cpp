@@ -66,8 +66,8 @@ TEST_F(Load, UnknownPresetTextListsTheNames) {
   try {
     preset_text("miar");
     FAIL();
-  } catch (const distributed::Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kBadConfig);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadConfig);
     EXPECT_THAT(error.what(), testing::HasSubstr("foal_net_official, foal_net_recommended or miar_recommended"));
   }
 }

@@ -61,9 +61,9 @@ TEST_F(Mutations, OfAValidFileLoadOrAreExplained) {
       const Experiment experiment = load(text, overrides).experiment;
       ++loaded;
       ASSERT_EQ(resolved_text(parse_resolved(resolved_text(experiment), "x")), resolved_text(experiment));
-    } catch (const distributed::Error& error) {
+    } catch (const Error& error) {
       ++refused;
-      ASSERT_EQ(error.code(), distributed::ExitCode::kBadConfig) << error.what();
+      ASSERT_EQ(error.code(), ExitCode::kBadConfig) << error.what();
     }
   }
   // Both happen often, or the test would show nothing.

@@ -68,8 +68,8 @@ TEST_F(Resolved, DoublesAreExactAndShort) {
 std::string parse_problems(const std::string& text) {
   try {
     parse_resolved(text, "config.txtpb");
-  } catch (const distributed::Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kBadConfig);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadConfig);
     return error.what();
   }
   ADD_FAILURE() << "parses, though it must not";

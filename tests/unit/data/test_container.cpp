@@ -14,7 +14,7 @@
 #include "core/data/scan.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/data/memory_dataset.h"
 #include "tests/unit/data/temporary_folder.h"
 
@@ -22,8 +22,6 @@
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using test::MemoryDataset;
 using test::TemporaryFolder;
 using testing::HasSubstr;

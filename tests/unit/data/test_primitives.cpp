@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "core/data/half.h"
-#include "core/data/utf8.h"
+#include "base/utf8.h"
 
 namespace muster::data {
 namespace {

@@ -7,13 +7,11 @@
 #include <set>
 
 #include "core/data/synthetic.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using testing::HasSubstr;
 
 // Samples with the given groups; classes alternate.

@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::data {
 namespace {
@@ -116,11 +116,11 @@ TEST(Synthetic, ClassificationStructure) {
 }
 
 TEST(Synthetic, RefusesImpossibleSettings) {
-  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 0, 1, 1), distributed::Error);
-  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, -1, 1), distributed::Error);
-  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, NAN, 1), distributed::Error);
-  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{}, NAN, 1}), distributed::Error);
-  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{"text"}, 0, 1}), distributed::Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 0, 1, 1), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, -1, 1), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, NAN, 1), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{}, NAN, 1}), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{"text"}, 0, 1}), Error);
 }
 
 }  // namespace

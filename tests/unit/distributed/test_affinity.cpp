@@ -193,7 +193,7 @@ TEST(Affinity, WordsOfThePolicy) {
 }
 
 TEST(Affinity, BindsThisProcess) {
-  const auto communicator = make_solo_communicator();
+  const auto communicator = make_single_process_communicator();
   const Machine machine;
   const CpuSet before = machine.allowed();
   setenv(kBindVariable, "core", 1);

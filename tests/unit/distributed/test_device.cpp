@@ -159,7 +159,7 @@ TEST(Device, MoreRanksThanSlurmHasGivenGpusAreRefusedWithoutSeeingAny) {
 }
 
 TEST(Device, BindingAloneAgreesWithWhatIsVisible) {
-  const auto communicator = make_solo_communicator();
+  const auto communicator = make_single_process_communicator();
   const auto binding = bind_device(*communicator, kCpu);
   EXPECT_TRUE(binding.device.is_cpu());
   EXPECT_EQ(binding.ranks_on_gpu, 0);

@@ -48,7 +48,7 @@ TEST(TreeSum, EveryNumberOfRanksAndBoundary) {
 
 TEST(TreeSum, KeepsSignsOfZeroAndAbsence) {
   // -0 is -0 when nothing is added to it; an absent leaf is not a leaf of zeros.
-  const auto solo = make_solo_communicator();
+  const auto solo = make_single_process_communicator();
   const at::Tensor result = at::ones({1});
   TreeSum sum(3, {0, 3}, 0);
   sum.add(1, at::full({1}, -0.0f));
@@ -60,7 +60,7 @@ TEST(TreeSum, KeepsSignsOfZeroAndAbsence) {
 }
 
 TEST(TreeSum, HoldsFewBuffersAndKeepsThem) {
-  const auto solo = make_solo_communicator();
+  const auto solo = make_single_process_communicator();
   for (const int64_t leaves : {1, 2, 8, 13, 64, 100}) {
     TreeSum sum(leaves, {0, leaves}, 0);
     int64_t after_first = 0;
@@ -77,7 +77,7 @@ TEST(TreeSum, HoldsFewBuffersAndKeepsThem) {
 }
 
 TEST(TreeSum, TakesLeavesOfAnotherLengthAfterASum) {
-  const auto solo = make_solo_communicator();
+  const auto solo = make_single_process_communicator();
   TreeSum sum(4, {0, 4}, 0);
   for (const int64_t length : {10, 3}) {
     const at::Tensor result = at::zeros({length}, at::kDouble);
@@ -111,7 +111,7 @@ TEST(TreeSum, Refuses) {
   EXPECT_THROW(sum.add(2, at::ones({3})), Error) << "twice";
   EXPECT_THROW(sum.add(3, at::ones({4})), Error) << "another length";
   EXPECT_THROW(sum.add(3, at::ones({3}, at::kDouble)), Error) << "another dtype";
-  EXPECT_THROW(sum.reduce(*make_solo_communicator(), at::zeros({3})), Error) << "another number of ranks";
+  EXPECT_THROW(sum.reduce(*make_single_process_communicator(), at::zeros({3})), Error) << "another number of ranks";
 }
 
 }  // namespace

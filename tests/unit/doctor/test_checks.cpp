@@ -4,7 +4,7 @@
 #include "launcher/doctor/files.h"
 #include "launcher/doctor/gpu.h"
 #include "launcher/doctor/limits.h"
-#include "launcher/doctor/starters.h"
+#include "launcher/doctor/launch_backends.h"
 
 namespace muster::launcher::doctor {
 namespace {

@@ -7,20 +7,18 @@
 #include <cstdio>
 #include <fstream>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "launcher/launch/hosts.h"
 
 namespace muster::launcher {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
 // Eight cores with two hardware threads each, in one socket.
-Surroundings laptop() {
-  Surroundings here;
+LaunchEnvironment laptop() {
+  LaunchEnvironment here;
   here.program = "/opt/muster";
   here.mpirun = "/usr/bin/mpirun";
   here.remote_shell = "/usr/bin/ssh";
@@ -32,7 +30,7 @@ Surroundings laptop() {
 }
 
 // Two sockets of 32 cores.
-Surroundings server(int gpus) {
+LaunchEnvironment server(int gpus) {
   auto here = laptop();
   here.cpus = here.cores = 64;
   here.packages = 2;
@@ -40,7 +38,7 @@ Surroundings server(int gpus) {
   return here;
 }
 
-Surroundings in_allocation(std::map<std::string, std::string> variables, int gpus = 0) {
+LaunchEnvironment in_allocation(std::map<std::string, std::string> variables, int gpus = 0) {
   auto here = server(gpus);
   here.srun = "/usr/bin/srun";
   here.srun_speaks_pmix = true;
@@ -60,9 +58,9 @@ JobRequest request(int ranks = 0) {
   return wanted;
 }
 
-std::string line(const JobRequest& wanted, const Surroundings& here) { return shell_line(job_command(wanted, here)); }
+std::string line(const JobRequest& wanted, const LaunchEnvironment& here) { return shell_line(job_command(wanted, here)); }
 
-std::string refusal(const JobRequest& wanted, const Surroundings& here) {
+std::string refusal(const JobRequest& wanted, const LaunchEnvironment& here) {
   try {
     job_command(wanted, here);
   } catch (const Error& error) {
@@ -249,7 +247,7 @@ TEST(JobCommand, SlurmWithoutPmix) {
             "--tag-output -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH "
             "/opt/muster train 'my experiment.txtpb'");
   auto wanted = request();
-  wanted.starter = Starter::kSrun;
+  wanted.starter = LaunchBackend::kSrun;
   EXPECT_THAT(refusal(wanted, here), HasSubstr("offers no PMIx"));
   here.mpirun.clear();
   EXPECT_THAT(refusal(request(), here), HasSubstr("offers no PMIx"));

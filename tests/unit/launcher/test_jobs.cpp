@@ -12,7 +12,7 @@
 #include <map>
 #include <stdexcept>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 using namespace muster;

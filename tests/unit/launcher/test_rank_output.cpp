@@ -7,7 +7,7 @@
 #include <random>
 
 #include "launcher/launch/run_logs.h"
-#include "launcher/launch/starter_trouble.h"
+#include "launcher/launch/backend_errors.h"
 
 namespace muster::launcher {
 namespace {
@@ -15,7 +15,7 @@ namespace {
 using Texts = std::map<int, std::string>;
 
 // What comes out when `bytes` come in pieces of so many.
-Texts read(Starter starter, const std::string& bytes, size_t piece, int ranks = 12,
+Texts read(LaunchBackend starter, const std::string& bytes, size_t piece, int ranks = 12,
            const std::string& stream = "stdout") {
   Texts texts;
   LabelReader reader(starter, stream, ranks, [&](int rank, const std::string& text) {
@@ -27,41 +27,41 @@ Texts read(Starter starter, const std::string& bytes, size_t piece, int ranks = 
   return texts;
 }
 
-void expect(Starter starter, const std::string& bytes, const Texts& wanted, const std::string& stream = "stdout") {
+void expect(LaunchBackend starter, const std::string& bytes, const Texts& wanted, const std::string& stream = "stdout") {
   for (const size_t piece : {size_t{1}, size_t{2}, size_t{7}, size_t{4096}, bytes.size() + 1})
     EXPECT_EQ(read(starter, bytes, piece, 12, stream), wanted) << "in pieces of " << piece;
 }
 
 TEST(LabelReader, Lines) {
-  expect(Starter::kMpirun, "[1,0]<stdout>:one\n[1,11]<stdout>:two\n[1,0]<stdout>:\n[1,0]<stdout>:three\n",
+  expect(LaunchBackend::kMpirun, "[1,0]<stdout>:one\n[1,11]<stdout>:two\n[1,0]<stdout>:\n[1,0]<stdout>:three\n",
          {{0, "one\n\nthree\n"}, {11, "two\n"}});
-  expect(Starter::kSrun, " 0: one\n11: two\n 0: \n 0: three\n", {{0, "one\n\nthree\n"}, {11, "two\n"}});
+  expect(LaunchBackend::kSrun, " 0: one\n11: two\n 0: \n 0: three\n", {{0, "one\n\nthree\n"}, {11, "two\n"}});
 }
 
 TEST(LabelReader, LinesThatWereNotWholeAreMadeWhole) {
   const std::string x(4096, 'x');
-  expect(Starter::kMpirun,
+  expect(LaunchBackend::kMpirun,
          "[1,0]<stdout>:" + x + "[1,1]<stdout>:" + x + "[1,0]<stdout>:end\n[1,1]<stdout>:y[1,1]<stdout>:z",
          {{0, x + "end\n"}, {1, x + "yz"}});
 }
 
 TEST(LabelReader, LongLinesOfSrun) {
   const std::string x(1024, 'x');
-  expect(Starter::kSrun, "1: " + x + "\n0: a\n1: " + x + "\n1: rest\n1: " + x + "\n1: \n",
+  expect(LaunchBackend::kSrun, "1: " + x + "\n0: a\n1: " + x + "\n1: rest\n1: " + x + "\n1: \n",
          {{0, "a\n"}, {1, x + x + "rest\n" + x + "\n"}});
 }
 
 TEST(LabelReader, TheStartersOwnWords) {
-  expect(Starter::kMpirun, "mpirun noticed that [1,2] died\n[1,0]<stderr>:words\n--------\n",
+  expect(LaunchBackend::kMpirun, "mpirun noticed that [1,2] died\n[1,0]<stderr>:words\n--------\n",
          {{-1, "mpirun noticed that [1,2] died\n--------\n"}, {0, "words\n"}}, "stderr");
-  expect(Starter::kSrun,
+  expect(LaunchBackend::kSrun,
          "srun: error: n1: task 3: Exited with exit code 76\n0: words\nslurmstepd: error: x: y\n15: no such rank\n",
          {{-1, "srun: error: n1: task 3: Exited with exit code 76\nslurmstepd: error: x: y\n15: no such rank\n"},
           {0, "words\n"}});
 }
 
 TEST(LabelReader, WhatOnlyLooksLikeAMark) {
-  expect(Starter::kMpirun, "[1,0]<stdout>:[1,1]<stderr>:a [1,99]<stdout>:b [1,]<stdout>: [1,1<stdout>:\n",
+  expect(LaunchBackend::kMpirun, "[1,0]<stdout>:[1,1]<stderr>:a [1,99]<stdout>:b [1,]<stdout>: [1,1<stdout>:\n",
          {{0, "[1,1]<stderr>:a [1,99]<stdout>:b [1,]<stdout>: [1,1<stdout>:\n"}});
 }
 
@@ -79,14 +79,14 @@ TEST(LabelReader, AnythingElseIsKeptByteForByte) {
     }
   }
   for (const size_t piece : {size_t{97}, size_t{65536}, marked.size()})
-    EXPECT_EQ(read(Starter::kMpirun, marked, piece), (Texts{{3, garbage}}));
+    EXPECT_EQ(read(LaunchBackend::kMpirun, marked, piece), (Texts{{3, garbage}}));
 }
 
 TEST(LabelReader, LinesWithoutEndTakeNoMemoryWithoutEnd) {
   std::string marked;
   for (int i = 0; i < 1000; ++i) marked += "[1,0]<stdout>:" + std::string(4096, 'x');
   size_t pieces = 0, bytes = 0;
-  LabelReader reader(Starter::kMpirun, "stdout", 1,
+  LabelReader reader(LaunchBackend::kMpirun, "stdout", 1,
                      [&](int, const std::string& text) { ++pieces, bytes += text.size(); });
   for (size_t start = 0; start < marked.size(); start += 65536) reader.take(marked.substr(start, 65536));
   EXPECT_GE(pieces, 3u);

@@ -5,13 +5,11 @@
 
 #include "core/metrics/classification.h"
 #include "core/metrics/regression.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::metrics {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 
 std::vector<std::string> names_of(const Metrics& metrics) {
   std::vector<std::string> names;

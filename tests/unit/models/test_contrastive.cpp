@@ -180,7 +180,7 @@ class Exchange {
  public:
   explicit Exchange(int64_t parts) : sent_(parts) {}
 
-  WorkShare share(int64_t part, int64_t begin, int64_t end) {
+  Partition share(int64_t part, int64_t begin, int64_t end) {
     auto call = std::make_shared<size_t>(0);
     return {static_cast<int64_t>(sent_.size()), part,
             [this, part, call](const at::Tensor& own, const std::vector<int64_t>& counts) {
@@ -214,7 +214,7 @@ class Exchange {
 template <typename Loss>
 void expect_same_bits_for_any_parts(const Loss& loss, const Inputs& in, at::ScalarType dtype) {
   const int64_t rows = in.u.size(0);
-  const auto with = [&](const WorkShare& share) {
+  const auto with = [&](const Partition& share) {
     return differentiate([&](const auto& u, const auto& v, const auto& s) { return loss(u, v, s, share); }, in.u, in.v,
                          14.3, dtype);
   };
@@ -250,7 +250,7 @@ TEST(ContrastiveSharing, AnyNumberOfPartsGivesTheSameBits) {
       for (const auto kind : {PairTargets::kOwn, PairTargets::kClassMean}) {
         if (rows > 2000 && kind == PairTargets::kOwn) continue;
         expect_same_bits_for_any_parts(
-            [&](const auto& u, const auto& v, const auto& s, const WorkShare& share) {
+            [&](const auto& u, const auto& v, const auto& s, const Partition& share) {
               return contrastive_loss(u, v, s, in.labels, kind, share);
             },
             in, dtype);
@@ -265,7 +265,7 @@ TEST(ContrastiveSharing, AlignmentWithMissingModalitiesGivesTheSameBits) {
   at::Tensor presence = at::rand({1501, 3}).gt(0.1);
   presence.slice(0, 0, 800).select(1, 2).fill_(false);  // one pair is large enough to be shared, two are not
   expect_same_bits_for_any_parts(
-      [&](const auto& u, const auto& v, const auto& s, const WorkShare& share) {
+      [&](const auto& u, const auto& v, const auto& s, const Partition& share) {
         return alignment_loss({u, v, third}, presence, 0.07, share) + 0 * s;
       },
       in, at::kFloat);
@@ -282,7 +282,7 @@ TEST(ContrastiveSharing, ExchangesFromSharedRowsOn) {
 
 TEST(ContrastiveSharing, LeavesRowsOutsideTheRangeAtZero) {
   const Inputs in(1200, 4, 2, at::kFloat);
-  const WorkShare share{1, 0, {}, 0, 10};
+  const Partition share{1, 0, {}, 0, 10};
   const auto loss = [&](const auto& u, const auto& v, const auto& s) {
     return contrastive_loss(u, v, s, in.labels, PairTargets::kOwn, share);
   };

@@ -3,13 +3,11 @@
 
 #include "core/models/layers.h"
 #include "core/models/parameters.h"
-#include "distributed/error.h"
+#include "base/error.h"
 
 namespace muster::models {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
 using ::testing::HasSubstr;
 
 std::vector<ParameterSpec> some_specs() {

@@ -9,7 +9,7 @@ using namespace muster;
 
 // Kernels choose by it what gives the same bits (kernels/linear.h).
 TEST(Compute, AsksForEqualBitsOnACpuToo) {
-  const auto solo = distributed::make_solo_communicator();
+  const auto solo = distributed::make_single_process_communicator();
   config::Training training;
   training.set_device(config::Training::CPU);
   training::prepare_compute(training, *solo);

@@ -72,7 +72,7 @@ TEST(GlobalBatchPlan, ReadsItsRows) {
   const GlobalBatchPlan plan({4, 1, 3, 0}, 2, 1, 2);
   const auto batch = plan.read(reader, plan.own());
   EXPECT_EQ(batch.samples, (std::vector<int64_t>{3, 0}));
-  EXPECT_EQ(batch.global_rows, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(batch.batch_index, (std::vector<int64_t>{2, 3}));
   ASSERT_EQ(batch.modalities.size(), 2u);
   EXPECT_EQ(batch.modalities[0].offsets, (std::vector<int64_t>{0, 2, 3}));
   EXPECT_TRUE(

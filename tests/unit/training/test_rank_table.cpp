@@ -1,4 +1,4 @@
-#include "core/training/rank_table.h"
+#include "core/run/rank_table.h"
 
 #include <gtest/gtest.h>
 

@@ -41,8 +41,8 @@ TEST_F(ReadResult, NamesAFileThatIsNone) {
     try {
       read_result(folder.path());
       ADD_FAILURE() << text;
-    } catch (const distributed::Error& error) {
-      EXPECT_EQ(error.code(), distributed::ExitCode::kBadData);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kBadData);
       EXPECT_EQ(std::string(error.what()).rfind(folder / "result.json: ", 0), 0) << error.what();
     }
   }

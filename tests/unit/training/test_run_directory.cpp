@@ -7,8 +7,8 @@
 #include <csignal>
 #include <nlohmann/json.hpp>
 
-#include "core/training/run_directory.h"
-#include "distributed/error.h"
+#include "core/run/run_directory.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 namespace muster::training {
@@ -17,15 +17,13 @@ namespace {
 namespace fs = std::filesystem;
 using checkpoints::contents;
 using checkpoints::TemporaryFolder;
-using distributed::Error;
-using distributed::ExitCode;
 
 template <typename Function>
 void expect_error(ExitCode code, Function function) {
   try {
     function();
     ADD_FAILURE() << "accepted";
-  } catch (const RunTaken& error) {
+  } catch (const RunDirInUse& error) {
     ADD_FAILURE() << "no job has it: " << error.what();
   } catch (const Error& error) {
     EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
@@ -56,7 +54,7 @@ TEST(RunDirectory, TrailingSlashAndRelativePath) {
 TEST(RunDirectory, NeverOverwrites) {
   const TemporaryFolder folder;
   { const RunDirectory directory(folder / "run", "first", {}); }
-  EXPECT_THROW(RunDirectory(folder / "run", "second", {}), RunTaken);
+  EXPECT_THROW(RunDirectory(folder / "run", "second", {}), RunDirInUse);
   EXPECT_EQ(contents(folder / "run/config.txtpb"), "first");
   fs::create_directory(folder / "empty");
   expect_error(ExitCode::kUsage, [&] { RunDirectory(folder / "empty", "x", {}); });
@@ -68,18 +66,18 @@ TEST(RunDirectory, NeverOverwrites) {
 TEST(RunDirectory, BeginsInAPreparedOne) {
   const TemporaryFolder folder;
   const std::string run = folder / "a/run";
-  EXPECT_EQ(run_place(run), RunPlace::kNothing);
+  EXPECT_EQ(run_dir_state(run), RunDirState::kNothing);
   prepare_run_directory(run, {{"job.sbatch", "one"}, {"submission.json", "{}"}});
   EXPECT_EQ(std::distance(fs::directory_iterator(folder / "a"), {}), 1) << "something of the making was left";
   prepare_run_directory(run, {{"job.sbatch", "two"}});
   EXPECT_EQ(contents(run + "/job.sbatch"), "two");
-  EXPECT_EQ(run_place(run), RunPlace::kPrepared);
+  EXPECT_EQ(run_dir_state(run), RunDirState::kPrepared);
   // What a beginning that was killed may leave is no run yet, and nothing of it counts.
   for (const char* name : {"/weights", "/checkpoints"}) fs::create_directory(run + name);
   std::ofstream(run + "/environment.json") << R"({"init_from": {"path": "old", "sha256": "0"}})";
   std::ofstream(run + "/metrics.jsonl");
   std::ofstream(run + "/.config.txtpb.tmp-host-1-1") << "half";
-  EXPECT_EQ(run_place(run), RunPlace::kPrepared);
+  EXPECT_EQ(run_dir_state(run), RunDirState::kPrepared);
   EXPECT_EQ(recorded_init_from(run).path, "");
   EXPECT_NO_THROW(require_new_run_directory(run));
   {
@@ -88,11 +86,11 @@ TEST(RunDirectory, BeginsInAPreparedOne) {
     EXPECT_EQ(nlohmann::json::parse(contents(run + "/environment.json")), (nlohmann::json{{"ranks", 2}}));
     EXPECT_EQ(contents(run + "/job.sbatch"), "two");
     EXPECT_FALSE(fs::exists(run + "/.config.txtpb.tmp-host-1-1"));
-    EXPECT_EQ(run_place(run), RunPlace::kBegun);
-    EXPECT_THROW(RunDirectory(run, "second", {}), RunTaken);
+    EXPECT_EQ(run_dir_state(run), RunDirState::kBegun);
+    EXPECT_THROW(RunDirectory(run, "second", {}), RunDirInUse);
   }
   std::ofstream(run + "/result.json") << "{}";
-  EXPECT_EQ(run_place(run), RunPlace::kFinished);
+  EXPECT_EQ(run_dir_state(run), RunDirState::kFinished);
 }
 
 TEST(RunDirectory, WhatHoldsMoreIsNotPrepared) {
@@ -104,11 +102,11 @@ TEST(RunDirectory, WhatHoldsMoreIsNotPrepared) {
     prepare_run_directory(run, {{"submission.json", "{}"}});
     fs::create_directories(fs::path(run + "/" + name).parent_path());
     std::ofstream(run + "/" + name) << "x";
-    EXPECT_EQ(run_place(run), RunPlace::kOther) << name;
+    EXPECT_EQ(run_dir_state(run), RunDirState::kOther) << name;
     expect_error(ExitCode::kUsage, [&] { RunDirectory(run, "c", {}); });
   }
   fs::create_directories(folder / "logs only/logs");
-  EXPECT_EQ(run_place(folder / "logs only"), RunPlace::kOther);
+  EXPECT_EQ(run_dir_state(folder / "logs only"), RunDirState::kOther);
 }
 
 TEST(RunDirectory, FailureLeavesNothing) {
@@ -204,7 +202,7 @@ TEST_F(ContinuedRun, OnlyRunDirectoriesAndOneJobAtATime) {
   fs::create_directory(folder_ / "other");
   expect_error(ExitCode::kUsage, [&] { RunDirectory(folder_ / "other"); });
   RunDirectory first(folder_ / "run");
-  EXPECT_THROW(RunDirectory(folder_ / "run"), RunTaken);
+  EXPECT_THROW(RunDirectory(folder_ / "run"), RunDirInUse);
 }
 
 TEST(RunDirectory, WritesWholeFiles) {
@@ -213,9 +211,9 @@ TEST(RunDirectory, WritesWholeFiles) {
   directory.write("result.json", "one");
   directory.write("result.json", "two");
   EXPECT_EQ(contents(directory.file("result.json")), "two");
-  EXPECT_THROW(require_new_run_directory(folder / "run"), RunTaken);
+  EXPECT_THROW(require_new_run_directory(folder / "run"), RunDirInUse);
   std::filesystem::remove(directory.file("result.json"));
-  EXPECT_THROW(require_new_run_directory(folder / "run"), RunTaken);
+  EXPECT_THROW(require_new_run_directory(folder / "run"), RunDirInUse);
   EXPECT_NO_THROW(require_new_run_directory(folder / "new"));
 }
 

@@ -1,6 +1,6 @@
 // Jobs here are processes of their own (fork), as they are in the field: some on this machine, some on one that only
 // seems to be another.
-#include "core/training/run_lock.h"
+#include "core/run/run_lock.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -16,13 +16,13 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 using namespace muster;
 using namespace std::chrono_literals;
-using training::LockSettings;
-using training::RunLock;
+using run::LockSettings;
+using run::RunLock;
 
 namespace {
 
@@ -107,11 +107,11 @@ class Job {
         try {
           lock.check();
           say(lock.held() ? "held" : "not held");
-        } catch (const distributed::Error& error) {
+        } catch (const muster::Error& error) {
           say(error.what());
         }
       }
-    } catch (const distributed::Error& error) {
+    } catch (const muster::Error& error) {
       say(std::to_string(static_cast<int>(error.code())) + " " + error.what());
     }
     return 0;
@@ -230,7 +230,7 @@ TEST_F(RunLocks, ThatSomebodyRemovedAreLost) {
   std::filesystem::remove(folder + "/lock");
   for (int i = 0; i < 500 && lock.held(); ++i) std::this_thread::sleep_for(10ms);
   EXPECT_FALSE(lock.held());
-  EXPECT_THROW(lock.check(), distributed::Error);
+  EXPECT_THROW(lock.check(), muster::Error);
 }
 
 TEST_F(RunLocks, ThatMusterDidNotWriteAreLeftAlone) {
@@ -238,10 +238,10 @@ TEST_F(RunLocks, ThatMusterDidNotWriteAreLeftAlone) {
   try {
     RunLock lock(folder);
     FAIL();
-  } catch (const training::RunTaken& error) {
+  } catch (const run::RunDirInUse& error) {
     FAIL() << "no job has it: " << error.what();
-  } catch (const distributed::Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kUsage);
+  } catch (const muster::Error& error) {
+    EXPECT_EQ(error.code(), muster::ExitCode::kUsage);
   }
   EXPECT_EQ(files(), std::vector<std::string>{"lock"});
 }
@@ -266,11 +266,11 @@ TEST_F(RunLocks, LeftBehindGoToOneOfManyThatWantThem) {
       if (read(start[0], &letter, 1) != 0) _exit(1);  // all begin when the pipe is closed
       std::unique_ptr<RunLock> lock;
       try {
-        lock = std::make_unique<RunLock>(folder, training::SchedulerJob{"job " + std::to_string(job), 0});
+        lock = std::make_unique<RunLock>(folder, run::SchedulerJob{"job " + std::to_string(job), 0});
         letter = 'h';
-      } catch (const training::RunTaken&) {
+      } catch (const run::RunDirInUse&) {
         letter = 'r';
-      } catch (const distributed::Error&) {
+      } catch (const muster::Error&) {
         letter = 'e';
       }
       if (write(outcomes[1], &letter, 1) != 1 || read(end[0], &letter, 1) != 0)
@@ -278,7 +278,7 @@ TEST_F(RunLocks, LeftBehindGoToOneOfManyThatWantThem) {
       try {
         if (lock) lock->check();
         lock.reset();
-      } catch (const distributed::Error&) {
+      } catch (const muster::Error&) {
         _exit(1);
       }
       _exit(0);

@@ -7,9 +7,6 @@
 namespace muster::training {
 namespace {
 
-using distributed::Error;
-using distributed::ExitCode;
-using distributed::SharedError;
 
 at::ScalarType product_dtype() {
   const at::Tensor x = at::ones({2, 2});
@@ -64,13 +61,13 @@ TEST(Autocast, ForgetsCastsOfWeights) {
 }
 
 TEST(Together, OfOneRank) {
-  const auto solo = distributed::make_solo_communicator();
+  const auto solo = distributed::make_single_process_communicator();
   int runs = 0;
-  distributed::together(*solo, [&] { ++runs; });
+  distributed::run_on_all_ranks(*solo, [&] { ++runs; });
   EXPECT_EQ(runs, 1);
   const auto outcome = [&](const std::function<void()>& work) {
     try {
-      distributed::together(*solo, work);
+      distributed::run_on_all_ranks(*solo, work);
     } catch (const SharedError& error) {
       return std::to_string(static_cast<int>(error.code())) + ": " + error.what();
     }
@@ -84,7 +81,7 @@ TEST(Together, OfOneRank) {
 }
 
 TEST(Solo, Collectives) {
-  const auto solo = distributed::make_solo_communicator();
+  const auto solo = distributed::make_single_process_communicator();
   EXPECT_EQ(solo->rank(), 0);
   EXPECT_EQ(solo->size(), 1);
   at::Tensor x = at::arange(5).to(at::kFloat);

@@ -3,7 +3,7 @@
 
 #include "core/batch/reader.h"
 #include "core/training/data_source.h"
-#include "distributed/error.h"
+#include "base/error.h"
 #include "tests/unit/training/memory_dataset.h"
 
 namespace muster::training {
@@ -69,7 +69,7 @@ TEST(Standardizer, FitOverRanksEqualsTheFit) {
   source.dataset = std::make_unique<MemoryDataset>(std::vector<at::Tensor>{values, other},
                                                    std::vector<std::vector<int64_t>>{{100, 0, 400}, {30, 100, 0}});
   source.modalities = {1, 0};
-  const auto solo = distributed::make_solo_communicator();
+  const auto solo = distributed::make_single_process_communicator();
   const auto moments = fit_moments(source, {0, 1, 2}, *solo);
   ASSERT_EQ(moments.size(), 2u);
   const at::Tensor used[] = {other.to(at::kDouble), values.to(at::kDouble)};
@@ -85,8 +85,8 @@ TEST(Standardizer, NeedsTheModality) {
   try {
     batch::moment_pivot(dataset, 0, {0, 2});
     FAIL() << "accepted";
-  } catch (const distributed::Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kBadData);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
     EXPECT_NE(std::string(error.what()).find("'m0'"), std::string::npos);
   }
 }

@@ -2,7 +2,7 @@
 
 #include <csignal>
 
-#include "core/training/stop.h"
+#include "core/run/stop.h"
 
 namespace muster::training {
 namespace {

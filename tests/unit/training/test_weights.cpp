@@ -3,15 +3,14 @@
 
 #include "checkpoints/safetensors.h"
 #include "core/models/layers.h"
-#include "core/training/weights.h"
-#include "distributed/error.h"
+#include "core/run/weights.h"
+#include "base/error.h"
 #include "tests/unit/checkpoints/temporary_folder.h"
 
 namespace muster::training {
 namespace {
 
 using checkpoints::TemporaryFolder;
-using distributed::Error;
 using ::testing::HasSubstr;
 
 models::Parameters parameters(at::ScalarType dtype, uint64_t seed) {
@@ -42,7 +41,7 @@ std::string error_of(Function function) {
   try {
     function();
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), distributed::ExitCode::kBadData);
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
     return error.what();
   }
   return "no error";

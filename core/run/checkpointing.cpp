@@ -1,0 +1,135 @@
+#include "core/run/checkpointing.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/run/stop.h"
+#include "distributed/collective_call.h"
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+
+// The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then
+// the saver's word.
+constexpr size_t kOwnPart = 3;
+
+}  // namespace
+
+checkpoints::Retention retention_of(const config::Checkpoints& settings) {
+  return {settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
+}
+
+Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory,
+                             distributed::Communicator& communicator, Progress& progress)
+    : settings_(settings),
+      directory_(directory),
+      communicator_(communicator),
+      progress_(progress),
+      saver_(settings.run_directory + "/checkpoints", retention_of(settings.checkpoints),
+             settings.checkpoints.asynchronous(), communicator,
+             directory ? std::function<void()>([directory] {
+               directory->require_held();
+               directory->sync();
+             })
+                       : nullptr),
+      begun_step_(newest),
+      newest_(newest) {}
+
+Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
+  const auto since = [](Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  };
+  const double every = 60 * settings_.checkpoints.every_minutes();
+  const bool time_is_up = settings_.time_limit > 0 && since(settings_.started) >= settings_.time_limit;
+  const bool minutes_are_over = every > 0 && since(last_begun_) >= every;
+  const std::string own{static_cast<char>(stop_signal()), static_cast<char>(time_is_up),
+                        static_cast<char>(minutes_are_over)};
+  const distributed::CollectiveLabel label("between steps");
+  const auto words = communicator_.all_gather_bytes(own + saver_.word());
+
+  Decision decision;
+  std::vector<std::string> of_saver;
+  for (size_t rank = 0; rank < words.size(); ++rank) {
+    of_saver.push_back(words[rank].substr(kOwnPart));
+    if (words[rank][0] == 0 || !decision.stop.empty()) continue;
+    decision.stop = name_of_signal(words[rank][0]);
+    if (words.size() > 1) decision.stop += " (rank " + std::to_string(rank) + ")";
+  }
+  if (decision.stop.empty() && words[0][1]) decision.stop = "the time limit";
+  if (const auto outcome = saver_.hear(of_saver)) note(*outcome);
+
+  const auto& checkpoints = settings_.checkpoints;
+  const auto every_nth = [](uint64_t count, uint64_t period) { return period > 0 && count > 0 && count % period == 0; };
+  decision.save = words[0][2] || every_nth(step, checkpoints.every_steps()) ||
+                  (step % settings_.steps_per_epoch == 0 &&
+                   every_nth(step / settings_.steps_per_epoch, checkpoints.every_epochs()));
+  decision.save = decision.save && step != begun_step_;
+  return decision;
+}
+
+void Checkpointing::save(const checkpoints::CheckpointInfo& info,
+                         const std::vector<checkpoints::NamedTensor>& tensors) {
+  if (info.step == begun_step_ && (saver_.in_flight() || newest_ == info.step)) return;
+  distributed::run_on_all_ranks(communicator_, [&] {
+    if (directory_) directory_->require_held();
+  });
+  begun_step_ = info.step;
+  last_begun_ = Clock::now();
+  for (const auto& outcome : saver_.save(info, tensors)) note(outcome);
+}
+
+void Checkpointing::settle() {
+  if (const auto outcome = saver_.finish()) note(*outcome);
+}
+
+void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
+  stall_ += outcome.stall_seconds;
+  longest_stall_ = std::max(longest_stall_, outcome.stall_seconds);
+  if (directory_) {
+    nlohmann::json row = {{"step", outcome.step},
+                          {"committed", outcome.committed},
+                          {"stall_seconds", outcome.stall_seconds},
+                          {"write_seconds", outcome.write_seconds},
+                          {"bytes", outcome.bytes}};
+    if (!outcome.error.empty()) row["error"] = outcome.error;
+    try {
+      directory_->append_log("logs/checkpoints.jsonl", row);
+    } catch (const Error& error) {
+      progress_.line(error.what());  // a note about a save is not worth a run; the save itself has its own error
+    }
+  }
+  if (outcome.committed) {
+    ++saved_;
+    bytes_ += outcome.bytes;
+    newest_ = outcome.step;
+    failed_in_a_row_ = 0;
+    last_failure_.clear();
+    if (!outcome.error.empty()) progress_.line("warning: " + outcome.error);
+    return;
+  }
+  ++failed_;
+  ++failed_in_a_row_;
+  last_failure_ = outcome.error;
+  const std::string kept = newest_ > 0 ? "the checkpoint of step " + std::to_string(newest_) + " is still there"
+                                       : "there is no checkpoint yet";
+  const std::string text =
+      "the checkpoint of step " + std::to_string(outcome.step) + " could not be saved: " + outcome.error;
+  if (failed_in_a_row_ > settings_.checkpoints.max_failures_in_a_row())
+    throw SharedError(ExitCode::kIo, text + "\nNow " + std::to_string(failed_in_a_row_) +
+                                         " in a row have failed (checkpoints.max_failures_in_a_row is " +
+                                         std::to_string(settings_.checkpoints.max_failures_in_a_row()) + "); " + kept +
+                                         ". Mend the cause, then go on with: muster resume " + settings_.run_directory);
+  progress_.line("warning: " + text + "\ntraining goes on; " + kept);
+}
+
+nlohmann::json Checkpointing::summary() const {
+  return {{"saved", saved_},
+          {"failed", failed_},
+          {"stall_seconds", stall_},
+          {"longest_stall_seconds", longest_stall_},
+          {"bytes", bytes_}};
+}
+
+}  // namespace muster::run

@@ -1,0 +1,83 @@
+#include "core/run/progress.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+namespace muster::run {
+namespace {
+
+std::string duration(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  char text[32];
+  if (whole >= 3600)
+    std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
+  else
+    std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
+  return text;
+}
+
+}  // namespace
+
+Progress::Progress(bool visible) : visible_(visible), terminal_(isatty(STDERR_FILENO) != 0) {}
+
+void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t epochs, double loss,
+                    double samples_per_second) {
+  if (!visible_) return;
+  const auto now = Clock::now();
+  if (!any_step_) {
+    any_step_ = true;
+    first_step_ = step;
+    start_ = now;
+  }
+  if (!due()) return;
+  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  const double per_step = step > first_step_ ? elapsed / static_cast<double>(step - first_step_) : 0;
+  char text[200];
+  if (terminal_) {
+    constexpr int kWidth = 24;
+    std::string bar(kWidth, '.');
+    const auto filled = static_cast<size_t>(kWidth * static_cast<double>(step) / static_cast<double>(total_steps));
+    bar.replace(0, filled, filled, '#');
+    std::snprintf(text, sizeof text, "\r[%s] step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\033[K",
+                  bar.c_str(), step, total_steps, epoch, epochs, loss, samples_per_second,
+                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
+    drawn_ = true;
+  } else {
+    std::snprintf(text, sizeof text, "step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\n", step,
+                  total_steps, epoch, epochs, loss, samples_per_second,
+                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
+  }
+  std::fputs(text, stderr);
+  std::fflush(stderr);
+}
+
+bool Progress::due() {
+  const auto now = Clock::now();
+  if (std::chrono::duration<double>(now - last_).count() < (terminal_ ? 0.2 : 10.0)) return false;
+  last_ = now;
+  return true;
+}
+
+void Progress::work(const std::string& what, int64_t done, int64_t total) {
+  if (!visible_ || !due()) return;
+  std::fprintf(stderr, terminal_ ? "\r%s %ld/%ld\033[K" : "%s %ld/%ld\n", what.c_str(), done, total);
+  std::fflush(stderr);
+  drawn_ = terminal_;
+}
+
+void Progress::line(const std::string& text) {
+  if (!visible_) return;
+  clear();
+  std::fprintf(stderr, "%s\n", text.c_str());
+  std::fflush(stderr);
+}
+
+void Progress::clear() {
+  if (!drawn_) return;
+  std::fputs("\r\033[K", stderr);
+  std::fflush(stderr);
+  drawn_ = false;
+}
+
+}  // namespace muster::run

@@ -1,0 +1,102 @@
+#include "core/run/resume.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/config/compare.h"
+#include "core/config/load.h"
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+
+std::string read_run_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file) throw Error(ExitCode::kIo, path + ": cannot be read; is this the directory of a run?");
+  return text.str();
+}
+
+// What a run without a checkpoint is known by.
+void read_beginning(const std::string& run_directory, const Provenance& now, std::string& config_text,
+                    Provenance& before) {
+  config_text = read_run_file(run_directory + "/config.txtpb");
+  before = now;
+  const auto environment = nlohmann::json::parse(read_run_file(run_directory + "/environment.json"), nullptr, false);
+  const auto hash = nlohmann::json::json_pointer("/data/sha256");
+  if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
+    throw Error(ExitCode::kBadData,
+                run_directory + "/environment.json: has no data.sha256; is this the directory of a run?");
+  before.data_sha256 = environment[hash];
+}
+
+std::string lines(const std::vector<std::string>& items) {
+  std::string text;
+  for (const auto& item : items) text += "\n  " + item;
+  return text;
+}
+
+}  // namespace
+
+ResumePoint find_resume_point(const std::string& run_directory, const config::Experiment& now,
+                              const Provenance& provenance, bool force, distributed::Communicator& communicator,
+                              Progress& progress) {
+  ResumePoint point;
+  std::vector<std::string> damaged;
+  point.loaded = checkpoints::load_newest_checkpoint(run_directory + "/checkpoints", communicator, damaged);
+  for (const auto& reason : damaged) progress.line("warning: a damaged checkpoint is left out: " + reason);
+
+  distributed::run_on_all_ranks(communicator, [&] {
+    std::string config_text, source = run_directory + "/config.txtpb";
+    Provenance before;
+    if (point.loaded) {
+      const auto& checkpoint = point.loaded->checkpoint;
+      source = checkpoint.path;
+      config_text = checkpoint.info.config;
+      from_bytes(checkpoint.info.training_state, source, point.state, before);
+      if (point.state.steps_done != checkpoint.info.step)
+        throw Error(ExitCode::kBadData, source + ": it is of step " + std::to_string(checkpoint.info.step) +
+                                            ", but its training state of step " +
+                                            std::to_string(point.state.steps_done));
+    } else {
+      read_beginning(run_directory, provenance, config_text, before);
+    }
+    const auto experiment = config::parse_stored(config_text, source);
+    std::vector<std::string> forbidden = changes_of_results(before, provenance);
+    const bool only_data = forbidden.size() == 1 && before.data_sha256 != provenance.data_sha256;
+    bool config_changed = false;
+    for (const auto& difference : config::differences(experiment, now)) {
+      const bool free = config::may_change_in_a_run(difference.path, now);
+      config_changed = config_changed || !free;
+      (free ? point.changes : forbidden)
+          .push_back(difference.path + ": " + difference.before + " -> " + difference.after);
+    }
+    // Not judged: they make no difference beyond rounding, which is what was promised without `reproducible`.
+    if (before.muster != provenance.muster)
+      point.changes.push_back("muster: " + before.muster + " -> " + provenance.muster);
+    if (before.torch != provenance.torch) point.changes.push_back("torch: " + before.torch + " -> " + provenance.torch);
+    if (!forbidden.empty() && !force)
+      throw Error(only_data && !config_changed ? ExitCode::kBadData : ExitCode::kBadConfig,
+                  source + ": this run cannot go on as the same run, because its results would change. Different are:" +
+                      lines(forbidden) +
+                      "\nUndo the changes, or begin a new run in another --run-dir (perhaps with --init-from its "
+                      "weights), or add --force: the run then goes "
+                      "on, and environment.json lists these changes.");
+    for (const auto& change : forbidden) point.changes.push_back("forced: " + change);
+  });
+  const bool stretches = std::any_of(point.changes.begin(), point.changes.end(), [](const std::string& change) {
+    return change.rfind("training.epochs", 0) == 0 || change.rfind("training.max_steps", 0) == 0;
+  });
+  if (stretches && now.optimizer().schedule() == config::Optimizer::COSINE)
+    progress.line(
+        "note: optimizer.schedule is COSINE, which ends at the last step: from here on the learning rate is that of a "
+        "run of the new length");
+  if (!point.changes.empty()) progress.line("changed since the run began or was last saved:" + lines(point.changes));
+  return point;
+}
+
+}  // namespace muster::run

@@ -1,0 +1,286 @@
+#include "core/run/run_directory.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "base/atomic_file.h"
+#include "checkpoints/folders.h"
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kFolders[] = {"weights", "checkpoints", "logs"};
+
+// Paths need not be UTF-8; JSON must.
+std::string dumped(const nlohmann::json& value, int indent = -1) {
+  return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+[[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& reason) {
+  throw Error(ExitCode::kIo, path + ": " + what + ": " + reason);
+}
+
+int open_to_append(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (descriptor < 0) fail(path, "cannot open", std::strerror(errno));
+  return descriptor;
+}
+
+// All of it, or nothing that is left behind.
+void append(int descriptor, const std::string& bytes, const std::string& path) {
+  const off_t before = ::lseek(descriptor, 0, SEEK_END);
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t written = ::write(descriptor, bytes.data() + done, bytes.size() - done);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) {
+      const int error = errno;
+      if (done > 0 && ::ftruncate(descriptor, before) != 0) {
+        // The row stays torn; continue_after() takes it away.
+      }
+      fail(path, "cannot write", std::strerror(error));
+    }
+    done += static_cast<size_t>(written);
+  }
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file || file.bad()) fail(path, "cannot read", "it is missing or unreadable");
+  return text.str();
+}
+
+// Where the rows up to `step` end.
+size_t end_of_rows(const std::string& text, uint64_t step, const std::string& path) {
+  size_t end = 0, bad_at = std::string::npos;
+  int64_t line_number = 0;
+  for (size_t start = 0; start < text.size();) {
+    const size_t line_end = text.find('\n', start);
+    if (line_end == std::string::npos) break;
+    ++line_number;
+    const auto row = nlohmann::json::parse(text.begin() + static_cast<int64_t>(start),
+                                           text.begin() + static_cast<int64_t>(line_end), nullptr, false);
+    if (!row.is_object() || !row.contains("step") || !row["step"].is_number_unsigned()) {
+      if (bad_at == std::string::npos) bad_at = line_number;
+    } else if (row["step"].get<uint64_t>() <= step) {
+      if (bad_at != std::string::npos)
+        throw Error(ExitCode::kBadData, path + ":" + std::to_string(bad_at) +
+                                            ": is not a row of metrics. Repair the line or move the file away; a "
+                                            "resumed run adds to it");
+      end = line_end + 1;
+    } else {
+      break;
+    }
+    start = line_end + 1;
+  }
+  return end;
+}
+
+// Temporary files of AtomicFile whose writer was killed. Nobody writes here but the holder of the lock.
+void sweep_temporary_files(const fs::path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name[0] == '.' && name.find(".tmp-") != std::string::npos && entry.is_regular_file(ignored))
+      fs::remove(entry.path(), ignored);
+  }
+}
+
+// Makes a folder under another name beside its own, lets `fill` write into it, and renames it: it appears whole or not
+// at all.
+void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
+  const fs::path target = fs::absolute(path).lexically_normal();
+  const fs::path final_path = target.has_filename() ? target : target.parent_path();
+  checkpoints::make_folders(final_path.parent_path().string());
+  std::error_code error;
+  const fs::path building =
+      final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
+  try {
+    fill(building.string());
+    fs::rename(building, final_path);
+    sync_folder(final_path.parent_path().string());
+  } catch (const fs::filesystem_error& failure) {
+    fs::remove_all(building, error);
+    if (failure.code() == std::errc::directory_not_empty || failure.code() == std::errc::file_exists)
+      throw RunDirInUse(
+          path +
+          ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
+    fail(path, "cannot create the run directory", failure.code().message());
+  } catch (...) {
+    fs::remove_all(building, error);
+    throw;
+  }
+}
+
+}  // namespace
+
+InitFrom recorded_init_from(const std::string& run_directory) {
+  if (run_dir_state(run_directory) == RunDirState::kPrepared) return {};
+  std::ifstream file(run_directory + "/environment.json");
+  const auto environment = nlohmann::json::parse(file, nullptr, false);
+  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object())
+    return {};
+  return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
+}
+
+RunDirState run_dir_state(const std::string& path) {
+  std::error_code ignored;
+  if (!fs::exists(fs::symlink_status(path, ignored))) return RunDirState::kNothing;
+  if (fs::exists(path + "/config.txtpb", ignored))
+    return fs::exists(path + "/result.json", ignored) ? RunDirState::kFinished : RunDirState::kBegun;
+  if (!fs::exists(path + "/submission.json", ignored)) return RunDirState::kOther;
+  for (const auto& entry : fs::directory_iterator(path, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const bool empty =
+        (name == "weights" || name == "checkpoints" || name == "metrics.jsonl") && fs::is_empty(entry.path(), ignored);
+    const bool known = name[0] == '.' || name == "submission.json" || name == "job.sbatch" || name == "logs" ||
+                       name == "lock" || name == "environment.json";
+    if (!empty && !known) return RunDirState::kOther;
+  }
+  return RunDirState::kPrepared;
+}
+
+void require_new_run_directory(const std::string& path) {
+  const RunDirState place = run_dir_state(path);
+  if (place == RunDirState::kNothing || place == RunDirState::kPrepared) return;
+  if (place == RunDirState::kBegun)
+    throw RunDirInUse(
+        path + " exists already and holds an unfinished run. To go on with it: muster resume " + path +
+        ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first");
+  constexpr const char* kNever = ". A run is never overwritten: choose another --run-dir, or remove that one first";
+  if (place == RunDirState::kFinished) throw RunDirInUse(path + " exists already and holds a finished run" + kNever);
+  throw Error(ExitCode::kUsage, path + " exists already" + kNever);
+}
+
+void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files) {
+  const auto write_into = [&](const std::string& folder) {
+    checkpoints::make_folders(folder + "/logs");
+    for (const auto& [name, bytes] : files) write_file_atomically(folder + "/" + name, bytes);
+  };
+  run_dir_state(path) == RunDirState::kNothing ? make_whole(path, write_into) : write_into(path);
+}
+
+RunDirectory::RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
+                           const std::function<void(const std::string&)>& tell, bool keeps_events)
+    : path_(path), keeps_events_(keeps_events) {
+  require_new_run_directory(path);
+  LockSettings settings;
+  settings.tell = tell;
+  if (run_dir_state(path) == RunDirState::kNothing) {
+    make_whole(path, [&](const std::string& building) {
+      for (const char* folder : kFolders) fs::create_directories(building + "/" + folder);
+      write_file_atomically(building + "/config.txtpb", config_text);
+      write_file_atomically(building + "/environment.json", dumped(environment, 2) + "\n");
+      write_file_atomically(building + "/metrics.jsonl", "");
+    });
+    lock_.emplace(path_, scheduler_job(), settings);
+  } else {
+    lock_.emplace(path_, scheduler_job(), settings);
+    begin_in_prepared(config_text, environment);
+  }
+  if (keeps_events_) events_.emplace(path_);
+  open_metrics();
+}
+
+// Until the last line is done, this is a prepared directory as before.
+void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohmann::json& environment) {
+  require_new_run_directory(path_);  // somebody may have begun before the lock was ours
+  sweep_temporary_files(path_);
+  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));
+  write_file_atomically(file("environment.json"), dumped(environment, 2) + "\n");
+  write_file_atomically(file("metrics.jsonl"), "");
+  write("config.txtpb", config_text);
+}
+
+RunDirectory::RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell,
+                           bool keeps_events)
+    : path_(path), keeps_events_(keeps_events) {
+  for (const char* name : {"config.txtpb", "environment.json"})
+    if (!fs::is_regular_file(fs::path(path) / name))
+      throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
+  LockSettings settings;
+  settings.tell = tell;
+  lock_.emplace(path, scheduler_job(), settings);
+}
+
+RunDirectory::~RunDirectory() {
+  if (metrics_ >= 0) ::close(metrics_);
+}
+
+void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.jsonl")); }
+
+void RunDirectory::continue_after(uint64_t step) {
+  const std::string path = file("metrics.jsonl");
+  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));  // copies may have left out empty ones
+  for (const auto& entry : fs::directory_iterator(file("logs")))
+    if (entry.path().filename().string().rfind("flight-record-rank-", 0) == 0) fs::remove(entry.path());
+  sweep_temporary_files(path_);
+  sweep_temporary_files(file("weights"));
+  open_metrics();
+  const std::string text = contents(path);
+  const size_t end = end_of_rows(text, step, path);
+  if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0)
+    fail(path, "cannot take away the rows of later steps", std::strerror(errno));
+  if (keeps_events_) events_.emplace(path_, step);
+}
+
+void RunDirectory::append_metrics(const nlohmann::json& row) {
+  require_not_lost();
+  append(metrics_, dumped(row) + "\n", file("metrics.jsonl"));
+  if (!events_) return;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  events_->append(row["step"].get<uint64_t>(), std::chrono::duration<double>(now).count(), scalars_of(row));
+}
+
+void RunDirectory::append_log(const std::string& name, const nlohmann::json& row) {
+  const int descriptor = open_to_append(file(name));
+  try {
+    append(descriptor, dumped(row) + "\n", file(name));
+  } catch (...) {
+    ::close(descriptor);
+    throw;
+  }
+  ::close(descriptor);
+}
+
+void RunDirectory::sync() {
+  if (::fsync(metrics_) != 0) fail(file("metrics.jsonl"), "cannot be flushed to the device", std::strerror(errno));
+  if (events_) events_->sync();
+}
+
+void RunDirectory::require_not_lost() {
+  if (!lock_->held()) lock_->check();
+}
+
+void RunDirectory::write(const std::string& name, const std::string& bytes) {
+  lock_->check();
+  write_file_atomically(file(name), bytes);
+}
+
+void RunDirectory::remove(const std::string& name) {
+  lock_->check();
+  if (::unlink(file(name).c_str()) != 0 && errno != ENOENT) fail(file(name), "cannot be removed", std::strerror(errno));
+}
+
+nlohmann::json RunDirectory::environment() const {
+  auto environment = nlohmann::json::parse(contents(file("environment.json")), nullptr, false);
+  if (!environment.is_object())
+    throw Error(ExitCode::kBadData,
+                file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");
+  return environment;
+}
+
+}  // namespace muster::run

@@ -1,0 +1,319 @@
+#include "core/run/run_lock.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "core/run/lock_holder.h"
+#include "base/error.h"
+#include "distributed/watchdog.h"
+
+namespace muster::run {
+namespace {
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+
+std::string seconds_text(double seconds) {
+  return seconds < 600 ? std::to_string(std::lround(seconds)) + " s"
+                       : std::to_string(std::lround(seconds / 60)) + " minutes";
+}
+
+milliseconds age(const timespec& earlier, const timespec& later) {
+  return std::chrono::duration_cast<milliseconds>(std::chrono::seconds(later.tv_sec - earlier.tv_sec) +
+                                                  std::chrono::nanoseconds(later.tv_nsec - earlier.tv_nsec));
+}
+
+bool operator==(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+}  // namespace
+
+SchedulerJob scheduler_job() {
+  const auto variable = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
+  if (const auto id = variable("SLURM_JOB_ID"); !id.empty()) {
+    const auto cluster = variable("SLURM_CLUSTER_NAME");
+    return {"Slurm job " + id + (cluster.empty() ? "" : " of " + cluster),
+            std::atoll(variable("SLURM_RESTART_COUNT").c_str())};
+  }
+  if (!variable("OMPI_COMM_WORLD_SIZE").empty()) return {"mpirun " + std::to_string(getppid()), 0};
+  return {"process " + std::to_string(getpid()), 0};
+}
+
+class RunLock::Implementation {
+ public:
+  Implementation(const std::string& run_directory, const SchedulerJob& job, const LockSettings& settings);
+  ~Implementation();
+  bool held();
+  void check();
+
+ private:
+  std::string place(const std::string& name) const { return folder_ + "/" + name; }
+  // Whoever creates this file may replace the lock of that holder, and nobody else. Ids are never used twice.
+  std::string claim_on(const std::string& id) const { return place(".lock.after-" + id); }
+  [[noreturn]] void fail(const std::string& path, const std::string& what, int error_number) const;
+  void write_own();
+  bool is_ours(const std::string& path) const;
+  timespec now_on_file_server() const;
+  bool link_own(const std::string& path) const;
+  bool seize(const std::string& path);
+  std::string why_over(const std::string& path, const LockHolder& holder) const;
+  std::string watch(const std::string& path, const LockHolder& holder) const;
+  [[noreturn]] void refuse(const LockHolder& holder) const;
+  void remove_leftovers() const;
+  void renew_until_stopped();
+  void look();
+  void release();
+
+  const std::string folder_;
+  const std::string lock_;
+  const SchedulerJob job_;
+  const LockSettings settings_;
+  LockHolder self_;      // what our file says
+  std::string own_;      // a name of our file that nobody else uses
+  int descriptor_ = -1;  // of our file, whatever its name
+  std::mutex mutex_;
+  std::condition_variable stop_;
+  bool stopping_ = false;
+  std::string lost_;  // who has the lock instead; empty while it is held
+  std::thread renewer_;
+};
+
+RunLock::Implementation::Implementation(const std::string& run_directory, const SchedulerJob& job,
+                                        const LockSettings& settings)
+    : folder_(run_directory), lock_(place("lock")), job_(job), settings_(settings) {
+  try {
+    write_own();
+    while (!link_own(lock_) && !seize(lock_)) {
+    }
+    ::unlink(own_.c_str());
+    remove_leftovers();
+    renewer_ = std::thread([this] { renew_until_stopped(); });
+  } catch (...) {
+    if (descriptor_ >= 0) {
+      ::unlink(own_.c_str());
+      ::close(descriptor_);
+    }
+    throw;
+  }
+}
+
+RunLock::Implementation::~Implementation() {
+  {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    stopping_ = true;
+  }
+  stop_.notify_all();
+  renewer_.join();
+  try {
+    release();
+  } catch (const std::exception&) {
+    // A lock that cannot be removed is taken over by the next job, as that of a process that was killed.
+  }
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
+  const std::string message =
+      "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
+  if (error_number == ENOENT || error_number == ESTALE)
+    throw NoRunDirectory(ExitCode::kIo, message);  // ESTALE: NFS, removed by another machine
+  throw Error(ExitCode::kIo, message);
+}
+
+// Makes our file, under its private name.
+void RunLock::Implementation::write_own() {
+  LockHolder self = this_process();
+  self.job = job_.name;
+  self.restarts = job_.restarts;
+  self.interval = settings_.interval;
+  if (!settings_.host.empty()) self.host = settings_.host;
+  if (!settings_.boot_id.empty()) self.boot_id = settings_.boot_id;
+  self_ = self;
+  own_ = place(".lock.new-" + self_.id);
+  const std::string text = self_.to_text();
+  descriptor_ = ::open(own_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) fail(own_, "could not create", errno);
+  // Flushed, so that a lock that survives a power failure has its content.
+  if (::write(descriptor_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) || ::fsync(descriptor_) != 0)
+    fail(own_, "could not write", errno == 0 ? ENOSPC : errno);
+}
+
+bool RunLock::Implementation::is_ours(const std::string& path) const {
+  const auto holder = read_lock(path);
+  return holder && holder->id == self_.id;
+}
+
+// The modification time that our file gets now.
+timespec RunLock::Implementation::now_on_file_server() const {
+  struct stat status;
+  if (::futimens(descriptor_, nullptr) != 0 || ::fstat(descriptor_, &status) != 0) fail(own_, "could not renew", errno);
+  return status.st_mtim;
+}
+
+// Gives our file this name too, unless there is one. The answer of NFS may be that of a repeated request: what counts
+// is what is there.
+bool RunLock::Implementation::link_own(const std::string& path) const {
+  if (::link(own_.c_str(), path.c_str()) == 0) return true;
+  const int error_number = errno;
+  if (is_ours(path)) return true;
+  if (error_number != EEXIST) fail(path, "could not create (the file system must have hard links)", error_number);
+  return false;
+}
+
+// Puts our file in place of that of a holder who is gone. False: things changed meanwhile, begin again. Throws if the
+// holder lives. Whoever was about to do so may have died over it: then its claim is seized in the same way.
+bool RunLock::Implementation::seize(const std::string& path) {
+  const auto holder = read_lock(path);
+  if (!holder) return false;
+  const std::string reason = why_over(path, *holder);
+  if (reason.empty()) return false;
+  const std::string claim = claim_on(holder->id);
+  if (!link_own(claim) && !seize(claim)) return false;
+  // One who was slow may have claimed a lock that had already been replaced, its claim with it.
+  const auto now = read_lock(path);
+  if (!now || now->id != holder->id) {
+    ::unlink(claim.c_str());
+    return false;
+  }
+  ::rename(claim.c_str(), path.c_str());
+  if (!is_ours(path)) return false;
+  if (path == lock_ && settings_.tell)
+    settings_.tell("taking over the run directory from " + holder->name() + ": " + reason);
+  return true;
+}
+
+// Why the holder cannot be writing any more; empty: the file is another one by now. Throws if it lives.
+std::string RunLock::Implementation::why_over(const std::string& path, const LockHolder& holder) const {
+  if (holder.job == self_.job && self_.restarts > holder.restarts) return "Slurm has queued the same job again since";
+  if (const auto running = is_running(holder, self_)) {
+    if (*running) refuse(holder);
+    return "that process is gone";
+  }
+  // Two machines may have the same name: a restart is believed when the lock is old as well.
+  if (holder.host == self_.host && holder.boot_id != self_.boot_id &&
+      age(holder.renewed, now_on_file_server()) >= 5 * holder.interval)
+    return "that machine has been restarted since";
+  return watch(path, holder);
+}
+
+// A machine that cannot be asked. An old lock may be that of a holder whose file server was away until just now: so it
+// is watched for a while.
+std::string RunLock::Implementation::watch(const std::string& path, const LockHolder& holder) const {
+  if (settings_.tell)
+    settings_.tell("the run directory is locked by " + holder.name() + "; watching for up to " +
+                   seconds_text(std::chrono::duration<double>(5 * holder.interval).count()) +
+                   " whether that job lives");
+  const auto begin = Clock::now();
+  for (;;) {
+    std::this_thread::sleep_for(std::max(holder.interval / 4, milliseconds(1)));
+    distributed::report_progress();
+    const auto now = read_lock(path);
+    if (!now || now->id != holder.id) return "";
+    if (!(now->renewed == holder.renewed)) refuse(*now);
+    const auto watched = Clock::now() - begin;
+    const auto unchanged = age(holder.renewed, now_on_file_server());
+    if (watched >= 5 * holder.interval || (watched >= 2 * holder.interval && unchanged >= 5 * holder.interval))
+      return "it has given no sign of life for " + seconds_text(std::chrono::duration<double>(unchanged).count());
+  }
+}
+
+void RunLock::Implementation::refuse(const LockHolder& holder) const {
+  const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
+  throw RunDirInUse(folder_ + " is in use by " + holder.name() + ", id " + holder.id +
+                 ", which last gave a sign of life " + seconds_text(std::chrono::duration<double>(silent).count()) +
+                 " ago.\nIts command: " + holder.command +
+                 "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that "
+                 "it is over, remove " +
+                 lock_);
+}
+
+// Files of jobs that died while they wanted the lock.
+void RunLock::Implementation::remove_leftovers() const {
+  const auto now = now_on_file_server();
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_, ignored)) {
+    const std::string path = entry.path().string();
+    struct stat status;
+    if (entry.path().filename().string().rfind(".lock.", 0) != 0 || ::lstat(path.c_str(), &status) != 0) continue;
+    bool over = age(status.st_mtim, now) > std::chrono::hours(1);
+    try {
+      const auto owner = read_lock(path);
+      over = over || (owner && is_running(*owner, self_) == false);
+    } catch (const Error&) {
+      // Not written to the end: by age.
+    }
+    if (over) ::unlink(path.c_str());
+  }
+}
+
+void RunLock::Implementation::renew_until_stopped() {
+  std::unique_lock<std::mutex> guard(mutex_);
+  while (!stop_.wait_for(guard, self_.interval, [this] { return stopping_; })) {
+    guard.unlock();
+    // Our file, not whatever is called `lock` by now.
+    ::futimens(descriptor_, nullptr);
+    try {
+      look();
+    } catch (const std::exception&) {
+      // A file server that does not answer: looked at again next time, and before every commit.
+    }
+    guard.lock();
+  }
+}
+
+// Finds out if the lock is still ours.
+void RunLock::Implementation::look() {
+  const auto holder = read_lock(lock_);
+  if (holder && holder->id == self_.id) return;
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (lost_.empty()) lost_ = holder ? holder->name() + " has it now" : "somebody has removed " + lock_;
+}
+
+bool RunLock::Implementation::held() {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  return lost_.empty();
+}
+
+void RunLock::Implementation::check() {
+  look();
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (!lost_.empty())
+    throw Error(ExitCode::kIo, "This job has lost the run directory " + folder_ + ": " + lost_ +
+                                   ". It must have stood still for long, so that it was taken for dead. It stops here "
+                                   "and writes nothing more.");
+}
+
+// Takes the lock away as one who takes it over would, under a new id: it must not be another's by the time it is
+// removed.
+void RunLock::Implementation::release() {
+  if (!is_ours(lock_)) return;
+  const std::string id = self_.id, claim = claim_on(id);
+  ::close(std::exchange(descriptor_, -1));
+  write_own();
+  if (link_own(claim)) {
+    const auto holder = read_lock(lock_);
+    if (holder && holder->id == id) ::unlink(lock_.c_str());
+    ::unlink(claim.c_str());
+  }
+  ::unlink(own_.c_str());
+}
+
+RunLock::RunLock(const std::string& run_directory, const SchedulerJob& job, const LockSettings& settings)
+    : implementation_(std::make_unique<Implementation>(run_directory, job, settings)) {}
+RunLock::~RunLock() = default;
+bool RunLock::held() const { return implementation_->held(); }
+void RunLock::check() { implementation_->check(); }
+
+}  // namespace muster::run

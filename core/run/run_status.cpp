@@ -1,0 +1,292 @@
+#include "core/run/run_status.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "checkpoints/checkpoint.h"
+#include "core/config/load.h"
+#include "core/run/lock_holder.h"
+#include "core/run/run_directory.h"
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int64_t kTail = 1 << 18;    // bytes: hundreds of rows
+constexpr size_t kRowsForSpeed = 20;  // single steps vary
+
+// The end of a file that may be long, from the beginning of a line on.
+std::string tail(const std::string& path) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return "";
+  const int64_t size = file.tellg(), begin = std::max<int64_t>(0, size - kTail);
+  file.seekg(begin);
+  std::string text(static_cast<size_t>(size - begin), '\0');
+  file.read(text.data(), size - begin);
+  text.resize(static_cast<size_t>(std::max<int64_t>(0, file.gcount())));
+  if (begin > 0) text.erase(0, text.find('\n') + 1);
+  return text;
+}
+
+// Whole rows only: the last one may be on its way.
+std::vector<json> rows_of(const std::string& text) {
+  std::vector<json> rows;
+  for (size_t start = 0, end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
+    auto row = json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(end),
+                           nullptr, false);
+    if (row.is_object()) rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+json read_json(const std::string& path) {
+  std::ifstream file(path);
+  json value = json::parse(file, nullptr, false);
+  return value.is_object() ? value : json::object();
+}
+
+std::optional<double> number(const json& object, const char* name) {
+  if (!object.is_object() || !object.contains(name) || !object[name].is_number()) return std::nullopt;
+  return object[name].get<double>();
+}
+
+std::string text(const json& object, const char* name) {
+  return object.is_object() && object.contains(name) && object[name].is_string() ? object[name].get<std::string>() : "";
+}
+
+uint64_t count(const json& object, const char* name) {
+  return static_cast<uint64_t>(std::max(0.0, number(object, name).value_or(0)));
+}
+
+double seconds_since(const timespec& time) {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return std::max(
+      0.0, static_cast<double>(now.tv_sec - time.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec - time.tv_nsec));
+}
+
+void read_holder(const std::string& folder, RunStatus& status) {
+  std::optional<LockHolder> holder;
+  try {
+    holder = read_lock(folder + "/lock");
+  } catch (const Error&) {
+    // Being replaced, or not readable for this user.
+  }
+  if (!holder) return;
+  status.holder = holder->name();
+  status.silent_seconds = seconds_since(holder->renewed);
+  const bool renewed = status.silent_seconds < 5 * std::chrono::duration<double>(holder->interval).count();
+  status.state = is_running(*holder, this_process()).value_or(renewed) ? RunState::kRunning : RunState::kLost;
+}
+
+void read_start(const json& environment, RunStatus& status) {
+  const json* last = &environment;
+  status.begun = environment.empty() ? 0 : 1;
+  if (environment.contains("resumes") && environment["resumes"].is_array() && !environment["resumes"].empty()) {
+    status.begun += static_cast<int64_t>(environment["resumes"].size());
+    last = &environment["resumes"].back();
+  }
+  if (!last->is_object()) return;
+  status.ranks = static_cast<int64_t>(count(*last, "world_size"));
+  std::set<std::string> seen;
+  if (last->contains("ranks") && (*last)["ranks"].is_array())
+    for (const auto& rank : (*last)["ranks"])
+      if (const auto host = text(rank, "host"); seen.insert(host).second) status.hosts.push_back(host);
+  if (last->contains("steps")) {
+    status.total_steps = count((*last)["steps"], "total");
+    status.steps_per_epoch = count((*last)["steps"], "per_epoch");
+  }
+}
+
+void read_metrics(const std::string& folder, const std::string& select_by, double batch_size, RunStatus& status) {
+  const auto rows = rows_of(tail(folder + "/metrics.jsonl"));
+  std::vector<double> speeds;
+  for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
+    status.step = std::max(status.step, count(*row, "step"));
+    status.epoch = std::max(status.epoch, static_cast<int64_t>(count(*row, "epoch")));
+    const std::string kind = text(*row, "kind");
+    if (kind == "train") {
+      if (!status.loss) status.loss = number(*row, "loss");
+      if (const auto speed = number(*row, "samples_per_second"); speed && *speed > 0 && speeds.size() < kRowsForSpeed)
+        speeds.push_back(*speed);
+    }
+    if (kind != "valid" || !status.best_name.empty() || !row->contains("best") || (*row)["best"] != true) continue;
+    const json& metrics = row->contains("metrics") ? (*row)["metrics"] : *row;
+    for (const auto& name :
+         select_by.empty() ? std::vector<std::string>{"WA", "MAE"} : std::vector<std::string>{select_by}) {
+      status.best_value = number(name == "loss" ? *row : metrics, name.c_str());
+      if (!status.best_value) continue;
+      status.best_name = name;
+      status.best_step = count(*row, "step");
+      break;
+    }
+  }
+  if (speeds.empty()) return;
+  std::nth_element(speeds.begin(), speeds.begin() + static_cast<int64_t>(speeds.size() / 2), speeds.end());
+  status.samples_per_second = speeds[speeds.size() / 2];
+  if (status.total_steps > 0 && batch_size > 0)
+    status.seconds_left = static_cast<double>(status.total_steps - std::min(status.step, status.total_steps)) *
+                          batch_size / *status.samples_per_second;
+}
+
+void read_jobs(const std::string& folder, RunStatus& status) {
+  const json submission = read_json(folder + "/submission.json");
+  status.job_name = text(submission, "job_name");
+  status.job = text(submission, "job");
+  std::string last_job = status.job;  // the script may have been queued again by hand
+  for (const auto& row : rows_of(tail(folder + "/logs/jobs.jsonl"))) {
+    const std::string event = text(row, "event");
+    const auto job = text(row, "job");
+    if (event == "started") ++status.started;
+    // Not so the number of a job that was submitted: it is not known yet when its row is written.
+    if ((event == "started" || event == "resubmitted") && !job.empty()) last_job = job;
+    if (event == "submitted") last_job = status.job;
+    if (event == "started" || event == "submitted") status.decision.clear(), status.reason.clear();
+    if (event == "submitted" || event == "resubmitted") status.queued = true;
+    if (event == "started" || event == "ended") status.in_job = event == "started", status.queued = false;
+    if (event != "ended") continue;
+    status.decision = text(row, "decision");
+    status.reason = text(row, "reason");
+    status.queued = status.decision == "requeued";
+    if (status.queued) ++status.requeued;
+    const auto code = static_cast<int>(number(row, "exit_code").value_or(0));
+    if (code != 0 && code != static_cast<int>(ExitCode::kRequeue) && code != 128 + SIGUSR1 &&
+        code != 128 + SIGUSR2)
+      ++status.crashed;
+  }
+  status.job = last_job;
+}
+
+std::string last_line(const std::string& path) {
+  std::string all = tail(path);
+  const auto is_end = [](char c) { return c == '\n' || c == '\r' || c == ' '; };
+  while (!all.empty() && is_end(all.back())) all.pop_back();
+  all.erase(0, all.find_last_of("\r\n") + 1);
+  std::string shown;
+  for (const char c : all.substr(0, 300)) shown += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+  return shown;
+}
+
+std::string last_message(const std::string& folder) {
+  std::error_code error;
+  fs::path newest;
+  fs::file_time_type time = fs::file_time_type::min();
+  for (auto entry = fs::directory_iterator(folder + "/logs", error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const auto ending = entry->path().extension();
+    std::error_code gone;
+    const auto written = fs::last_write_time(entry->path(), gone);
+    if (gone || (ending != ".out" && ending != ".err" && ending != ".log" && ending != ".txt") || written < time ||
+        fs::file_size(entry->path(), gone) == 0 || gone)
+      continue;
+    time = written;
+    newest = entry->path();
+  }
+  return newest.empty() ? "" : last_line(newest.string());
+}
+
+}  // namespace
+
+RunStatus run_status(const std::string& run_directory) {
+  const RunDirState place = run_dir_state(run_directory);
+  if (std::error_code error;
+      !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
+    throw Error(ExitCode::kUsage, run_directory + ": cannot be read: " + error.message());
+  if (place == RunDirState::kNothing)
+    throw Error(ExitCode::kUsage, run_directory + ": there is nothing of that name");
+  if (place == RunDirState::kOther)
+    throw Error(ExitCode::kUsage,
+                             run_directory + ": is not the directory of a run: there is no config.txtpb in it");
+  RunStatus status;
+  status.state = place == RunDirState::kPrepared   ? RunState::kPrepared
+                 : place == RunDirState::kFinished ? RunState::kFinished
+                                                : RunState::kStopped;
+  read_jobs(run_directory, status);
+  status.last_message = last_message(run_directory);
+  if (place == RunDirState::kPrepared) return status;
+  if (place != RunDirState::kFinished) read_holder(run_directory, status);
+  read_start(read_json(run_directory + "/environment.json"), status);
+  std::string select_by;
+  double batch_size = 0;
+  try {
+    std::ifstream file(run_directory + "/config.txtpb");
+    const std::string config_text(std::istreambuf_iterator<char>(file), {});
+    const auto experiment = config::parse_stored(config_text, run_directory + "/config.txtpb");
+    select_by = experiment.evaluation().select_by();
+    batch_size = experiment.training().batch_size();
+  } catch (const Error&) {
+    // Of another muster: the rest can be told without.
+  }
+  read_metrics(run_directory, select_by, batch_size, status);
+  if (place == RunDirState::kFinished) status.seconds_left.reset();
+  const auto found = checkpoints::find_checkpoints(run_directory + "/checkpoints");
+  struct stat file {};
+  if (found.empty() || ::stat((found.front().path + "/MANIFEST.pb").c_str(), &file) != 0) return status;
+  status.checkpoint_step = found.front().step;
+  status.checkpoint_age = seconds_since(file.st_mtim);
+  status.step = std::max(status.step, found.front().step);
+  return status;
+}
+
+std::string name_of(RunState state) {
+  switch (state) {
+    case RunState::kPrepared:
+      return "prepared";
+    case RunState::kRunning:
+      return "running";
+    case RunState::kLost:
+      return "lost";
+    case RunState::kStopped:
+      return "stopped";
+    default:
+      return "finished";
+  }
+}
+
+json to_json(const RunStatus& status) {
+  const auto known = [](const auto& value) { return value ? json(*value) : json(); };
+  const auto positive = [](auto value) { return value > 0 ? json(value) : json(); };
+  const auto given = [](const std::string& value) { return value.empty() ? json() : json(value); };
+  return {
+      {"state", name_of(status.state)},
+      {"step", status.step},
+      {"total_steps", positive(status.total_steps)},
+      {"epoch", status.epoch},
+      {"epochs", status.steps_per_epoch > 0 ? json(status.epochs()) : json()},
+      {"samples_per_second", known(status.samples_per_second)},
+      {"seconds_left", known(status.seconds_left)},
+      {"loss", known(status.loss)},
+      {"best", status.best_name.empty()
+                   ? json()
+                   : json{{"name", status.best_name}, {"value", known(status.best_value)}, {"step", status.best_step}}},
+      {"checkpoint", status.checkpoint_step
+                         ? json{{"step", *status.checkpoint_step}, {"age_seconds", status.checkpoint_age}}
+                         : json()},
+      {"holder", given(status.holder)},
+      {"silent_seconds", status.holder.empty() ? json() : json(status.silent_seconds)},
+      {"hosts", status.hosts},
+      {"ranks", positive(status.ranks)},
+      {"jobs_begun", status.begun},
+      {"job_name", given(status.job_name)},
+      {"job", given(status.job)},
+      {"slurm",
+       {{"started", status.started},
+        {"requeued", status.requeued},
+        {"crashed", status.crashed},
+        {"decision", given(status.decision)},
+        {"reason", given(status.reason)}}},
+      {"last_message", given(status.last_message)}};
+}
+
+}  // namespace muster::run

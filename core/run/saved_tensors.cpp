@@ -1,0 +1,72 @@
+#include "core/run/saved_tensors.h"
+
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+const std::string kFirstMoment = "optimizer.exp_avg.", kSecondMoment = "optimizer.exp_avg_sq.",
+                  kSteps = "optimizer.step", kBest = "best.";
+
+void put_back(const std::map<std::string, at::Tensor>& tensors, const std::string& name, const std::string& source,
+              at::Tensor target) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end() || found->second.sizes() != target.sizes() ||
+      found->second.scalar_type() != target.scalar_type())
+    throw Error(ExitCode::kBadData,
+                             source + ": tensor \"" + name + "\" is " +
+                                 (found == tensors.end() ? "missing" : "of another shape or dtype") +
+                                 "; the model is not the one that was saved");
+  const at::NoGradGuard no_gradient;
+  target.copy_(found->second);
+}
+
+void put_back_all(const std::map<std::string, at::Tensor>& tensors, const std::string& prefix,
+                  const std::string& source, const models::Parameters& parameters, const at::Tensor& flat) {
+  for (const auto& [name, part] : parameters.parts_of(flat)) put_back(tensors, prefix + name, source, part);
+}
+
+}  // namespace
+
+std::vector<checkpoints::NamedTensor> tensors_of(const models::Parameters& parameters, const optim::AdamW& optimizer,
+                                                 const std::vector<batch::FeatureMoments>& moments,
+                                                 const std::vector<std::string>& modalities, const at::Tensor& best) {
+  std::vector<checkpoints::NamedTensor> tensors =
+      weight_tensors(parameters.parts_of(parameters.values()), moments, modalities);
+  const auto add = [&](const std::string& prefix, const at::Tensor& flat) {
+    for (const auto& [name, part] : parameters.parts_of(flat)) tensors.push_back({prefix + name, part});
+  };
+  add(kFirstMoment, optimizer.first_moment());
+  add(kSecondMoment, optimizer.second_moment());
+  tensors.push_back({kSteps, optimizer.steps()});
+  if (best.defined()) add(kBest, best);
+  return tensors;
+}
+
+bool belongs_to_weights(const std::string& name) {
+  return name.rfind("optimizer.", 0) != 0 && name.rfind(kBest, 0) != 0;
+}
+
+Weights weights_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                   const models::DataShape& shape) {
+  std::map<std::string, at::Tensor> own;
+  for (const auto& [name, tensor] : tensors)
+    if (belongs_to_weights(name)) own.emplace(name, tensor);
+  return weights_from(own, {}, source, shape);
+}
+
+void restore_optimizer(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                       const models::Parameters& parameters, optim::AdamW& optimizer) {
+  put_back_all(tensors, kFirstMoment, source, parameters, optimizer.first_moment());
+  put_back_all(tensors, kSecondMoment, source, parameters, optimizer.second_moment());
+  put_back(tensors, kSteps, source, optimizer.steps());
+}
+
+at::Tensor best_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
+                   const models::Parameters& parameters) {
+  const at::Tensor best = at::zeros_like(parameters.values());
+  put_back_all(tensors, kBest, source, parameters, best);
+  return best;
+}
+
+}  // namespace muster::run

@@ -1,0 +1,99 @@
+#include "core/run/weights.h"
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/fingerprint.h"
+#include "checkpoints/safetensors.h"
+#include "base/error.h"
+
+namespace muster::run {
+namespace {
+
+const std::string kPrefix = "standardize.";
+
+void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
+  const auto found = weights.metadata.find("class_names");
+  if (found == weights.metadata.end()) return;  // not one of our runs' files: nothing is known
+  const std::string here = nlohmann::json(index.class_names).dump();
+  if (found->second == here) return;
+  throw Error(ExitCode::kBadData, source + ": the weights were trained on the classes " +
+                                                                found->second + ", but the data has " + here +
+                                                                "; a class's number would mean another class");
+}
+
+}  // namespace
+
+std::vector<checkpoints::NamedTensor> weight_tensors(const std::vector<std::pair<std::string, at::Tensor>>& parameters,
+                                                     const std::vector<batch::FeatureMoments>& moments,
+                                                     const std::vector<std::string>& modalities) {
+  std::vector<checkpoints::NamedTensor> tensors;
+  for (const auto& [name, tensor] : parameters) tensors.push_back({name, tensor});
+  for (size_t m = 0; m < moments.size(); ++m) {
+    tensors.push_back({kPrefix + modalities[m] + ".mean", moments[m].mean});
+    tensors.push_back({kPrefix + modalities[m] + ".standard_deviation", moments[m].standard_deviation});
+  }
+  return tensors;
+}
+
+std::string write_weights(const std::string& path, const std::vector<checkpoints::NamedTensor>& tensors,
+                          const std::map<std::string, std::string>& metadata) {
+  checkpoints::write_safetensors(path, tensors, metadata);
+  return checkpoints::fingerprint(tensors);
+}
+
+std::map<std::string, std::string> weights_metadata(const std::string& experiment, uint64_t step,
+                                                    const data::DatasetIndex& index) {
+  std::map<std::string, std::string> metadata{
+      {"format", "muster-weights"}, {"experiment", experiment}, {"step", std::to_string(step)}};
+  if (index.task == data::Task::kClassification) metadata["class_names"] = nlohmann::json(index.class_names).dump();
+  return metadata;
+}
+
+void load_weights(const Weights& weights, const std::string& source, const data::DatasetIndex& index, bool standardize,
+                  models::Parameters& parameters) {
+  if (index.task == data::Task::kClassification) require_same_classes(weights, index, source);
+  if (weights.moments.empty() == standardize)
+    throw Error(
+        ExitCode::kBadData,
+        source + ": these weights were trained " + (standardize ? "without" : "with") +
+            " data.standardize, but here it is " + (standardize ? "true" : "false") +
+            ": they would see features of another scale. Set data.standardize as in the run they come from (its "
+            "config.txtpb)");
+  parameters.load(weights.parameters, source);
+}
+
+Weights weights_from(const std::map<std::string, at::Tensor>& tensors,
+                     const std::map<std::string, std::string>& metadata, const std::string& source,
+                     const models::DataShape& shape) {
+  Weights weights;
+  weights.metadata = metadata;
+  std::map<std::string, at::Tensor> moments;
+  for (const auto& [name, tensor] : tensors)
+    (name.rfind(kPrefix, 0) == 0 ? moments : weights.parameters).emplace(name, tensor);
+  if (moments.empty()) return weights;
+  for (size_t m = 0; m < shape.modalities.size(); ++m) {
+    batch::FeatureMoments read;
+    for (auto [field, target] :
+         {std::pair{".mean", &read.mean}, std::pair{".standard_deviation", &read.standard_deviation}}) {
+      const std::string name = kPrefix + shape.modalities[m] + field;
+      const auto found = moments.find(name);
+      if (found == moments.end() || found->second.scalar_type() != at::kDouble ||
+          found->second.sizes() != at::IntArrayRef{shape.dims[m]})
+        throw Error(ExitCode::kBadData,
+                                 source + ": the standardization of modality \"" + shape.modalities[m] + "\" (" + name +
+                                     ", F64 [" + std::to_string(shape.dims[m]) + "]) is " +
+                                     (found == moments.end() ? "missing" : "of another shape or dtype") +
+                                     ": these weights were trained on other modalities or features");
+      *target = found->second;
+    }
+    weights.moments.push_back(read);
+  }
+  return weights;
+}
+
+Weights read_weights(const std::string& path, const models::DataShape& shape) {
+  const auto file = checkpoints::read_safetensors(path);
+  return weights_from(file.tensors, file.metadata, path, shape);
+}
+
+}  // namespace muster::run

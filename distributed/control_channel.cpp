@@ -1,0 +1,223 @@
+#include "distributed/control_channel.h"
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/tcp.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace muster::distributed {
+namespace {
+
+constexpr size_t kTokenBytes = 16;
+constexpr uint32_t kMostAddresses = 16;
+constexpr uint32_t kLongest = 1 << 20;    // of a message
+constexpr size_t kLongestUnknown = 4096;  // that is read of a connection that has not said who it is
+
+struct Address {
+  char token[kTokenBytes];
+  uint32_t count;
+  uint16_t port;  // network order, like the addresses
+  uint32_t hosts[kMostAddresses];
+};
+static_assert(sizeof(Address) <= ControlChannel::kAddressBytes);
+
+struct Head {
+  ControlChannel::Kind kind;
+  uint32_t length;
+};
+
+sockaddr_in socket_address(uint32_t host, uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = host;
+  address.sin_port = port;
+  return address;
+}
+
+void send_at_once(int fd) {
+  const int on = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+}  // namespace
+
+ControlChannel::ControlChannel(int rank, int size) : rank_(rank), size_(size) {}
+
+ControlChannel::~ControlChannel() {
+  for (auto& connection : connections_) ::close(connection.fd);
+  if (listener_ >= 0) ::close(listener_);
+}
+
+std::string ControlChannel::listen(bool loopback) {
+  Address own{};
+  if (::getrandom(own.token, kTokenBytes, 0) != static_cast<ssize_t>(kTokenBytes)) return "";
+  listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  sockaddr_in address = socket_address(htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY), 0);
+  socklen_t length = sizeof address;
+  if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(listener_, size_) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+    return "";
+  own.port = address.sin_port;
+  if (loopback) {
+    own.hosts[own.count++] = htonl(INADDR_LOOPBACK);
+  } else {
+    ifaddrs* interfaces = nullptr;
+    if (::getifaddrs(&interfaces) != 0) return "";
+    for (const ifaddrs* each = interfaces; each && own.count < kMostAddresses; each = each->ifa_next)
+      if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET && (each->ifa_flags & IFF_UP) &&
+          !(each->ifa_flags & IFF_LOOPBACK))
+        own.hosts[own.count++] = reinterpret_cast<const sockaddr_in*>(each->ifa_addr)->sin_addr.s_addr;
+    ::freeifaddrs(interfaces);
+  }
+  token_.assign(own.token, kTokenBytes);
+  std::string bytes(kAddressBytes, '\0');
+  std::memcpy(bytes.data(), &own, sizeof own);
+  return bytes;
+}
+
+bool ControlChannel::connect(const std::string& address) {
+  Address theirs{};
+  if (address.size() < sizeof theirs) return false;
+  std::memcpy(&theirs, address.data(), sizeof theirs);
+  for (uint32_t i = 0; i < std::min(theirs.count, kMostAddresses); ++i) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return false;
+    const sockaddr_in target = socket_address(theirs.hosts[i], theirs.port);
+    int error = ::connect(fd, reinterpret_cast<const sockaddr*>(&target), sizeof target) == 0 ? 0 : errno;
+    if (error == EINPROGRESS) {
+      pollfd wait{fd, POLLOUT, 0};
+      socklen_t length = sizeof error;
+      if (::poll(&wait, 1, 2000) != 1 || ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0)
+        error = ETIMEDOUT;
+    }
+    if (error != 0) {
+      ::close(fd);
+      continue;
+    }
+    send_at_once(fd);
+    connections_.push_back({fd, 0, "", ""});
+    const int32_t own = rank_;
+    send(0, Kind::kHello,
+         std::string(theirs.token, kTokenBytes) + std::string(reinterpret_cast<const char*>(&own), sizeof own));
+    return true;
+  }
+  return false;
+}
+
+bool ControlChannel::reaches(int rank) const {
+  return std::any_of(connections_.begin(), connections_.end(),
+                     [&](const Connection& each) { return each.rank == rank; });
+}
+
+void ControlChannel::add_to(std::vector<pollfd>& waits) const {
+  if (listener_ >= 0) waits.push_back({listener_, POLLIN, 0});
+  for (const auto& each : connections_)
+    waits.push_back({each.fd, static_cast<short>(POLLIN | (each.out.empty() ? 0 : POLLOUT)), 0});
+}
+
+void ControlChannel::accept_new() {
+  while (listener_ >= 0) {
+    const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) return;
+    // Strangers that never say who they are must not use up this process's files.
+    const auto unknown =
+        std::count_if(connections_.begin(), connections_.end(), [](const Connection& each) { return each.rank < 0; });
+    if (unknown > size_ + 16) {
+      ::close(fd);
+      continue;
+    }
+    send_at_once(fd);
+    connections_.push_back({fd, -1, "", ""});
+  }
+}
+
+std::vector<ControlChannel::Event> ControlChannel::receive() {
+  accept_new();
+  std::vector<Event> events;
+  for (size_t i = 0; i < connections_.size();) {
+    write_some(connections_[i]);
+    if (read_some(connections_[i], events)) {
+      ++i;
+      continue;
+    }
+    if (connections_[i].rank >= 0) events.push_back({Kind::kEnd, connections_[i].rank, ""});
+    ::close(connections_[i].fd);
+    connections_.erase(connections_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  return events;
+}
+
+// False when the connection has ended, or does not speak as a watchdog does.
+bool ControlChannel::read_some(Connection& connection, std::vector<Event>& events) {
+  char buffer[16384];
+  bool open = true;
+  while (true) {
+    const ssize_t got = ::recv(connection.fd, buffer, sizeof buffer, 0);
+    if (got > 0) {
+      connection.in.append(buffer, static_cast<size_t>(got));
+      if (connection.rank < 0 && connection.in.size() > kLongestUnknown) return false;
+      continue;
+    }
+    if (got < 0 && errno == EINTR) continue;
+    open = got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+    break;
+  }
+  size_t start = 0;
+  Head head;
+  while (connection.in.size() - start >= sizeof head) {
+    std::memcpy(&head, connection.in.data() + start, sizeof head);
+    if (head.length > kLongest) return false;
+    if (connection.in.size() - start - sizeof head < head.length) break;
+    Event event{head.kind, connection.rank, connection.in.substr(start + sizeof head, head.length)};
+    start += sizeof head + head.length;
+    if (connection.rank >= 0) {
+      events.push_back(std::move(event));
+      continue;
+    }
+    int32_t claimed = -1;
+    if (head.kind != Kind::kHello || head.length != kTokenBytes + sizeof claimed ||
+        event.payload.compare(0, kTokenBytes, token_) != 0)
+      return false;
+    std::memcpy(&claimed, event.payload.data() + kTokenBytes, sizeof claimed);
+    if (claimed < 1 || claimed >= size_ || reaches(claimed)) return false;
+    connection.rank = claimed;
+  }
+  connection.in.erase(0, start);
+  return open;
+}
+
+void ControlChannel::write_some(Connection& connection) {
+  while (!connection.out.empty()) {
+    const ssize_t sent = ::send(connection.fd, connection.out.data(), connection.out.size(), MSG_NOSIGNAL);
+    if (sent > 0) {
+      connection.out.erase(0, static_cast<size_t>(sent));
+      continue;
+    }
+    if (sent < 0 && errno == EINTR) continue;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) connection.out.clear();  // receive() finds its end
+    return;
+  }
+}
+
+void ControlChannel::send(int rank, Kind kind, const std::string& payload, bool optional) {
+  for (auto& each : connections_) {
+    if (each.rank != rank || (optional && !each.out.empty())) continue;
+    const Head head{kind, static_cast<uint32_t>(payload.size())};
+    each.out.append(reinterpret_cast<const char*>(&head), sizeof head).append(payload);
+    write_some(each);
+  }
+}
+
+void ControlChannel::send_to_all(Kind kind, const std::string& payload, bool optional) {
+  for (size_t i = 0; i < connections_.size(); ++i)
+    if (connections_[i].rank >= 0) send(connections_[i].rank, kind, payload, optional);
+}
+
+}  // namespace muster::distributed
