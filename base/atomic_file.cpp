@@ -2,48 +2,25 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "base/host.h"
+#include "base/text.h"
 
 namespace muster {
-
-
 namespace {
 
-std::string folder_of(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 std::string name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
-
-std::string host_name() {
-  char name[HOST_NAME_MAX + 1] = {};
-  if (::gethostname(name, sizeof(name) - 1) != 0 || name[0] == 0) return "host";
-  return name;
-}
-
-std::string readable_size(uint64_t bytes) {
-  static const char* const kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  int unit = 0;
-  double value = static_cast<double>(bytes);
-  for (; value >= 1024 && unit < 6; ++unit) value /= 1024;
-  char text[32];
-  std::snprintf(text, sizeof(text), unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-  return text;
-}
 
 // Where the bytes go, so that a link is replaced in what it points to and a device is never replaced by a file.
 std::string resolve_target(const std::string& path) {
@@ -70,7 +47,7 @@ AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size)
     : path_(path), target_(resolve_target(path)), expected_size_(expected_size) {
   static std::atomic<uint64_t> counter{0};
   // The name is cut so that prefix and suffix never push it over the limit of 255 bytes.
-  const std::string stem = folder_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" +
+  const std::string stem = parent_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" +
                            host_name().substr(0, 64) + "-" + std::to_string(::getpid()) + "-";
   do {
     const std::string candidate = stem + std::to_string(counter++);
@@ -94,14 +71,9 @@ void AtomicFile::fail(const std::string& what, int error_number) {
   if (error_number == ENOSPC || error_number == EDQUOT) {
     // What is free is asked for after the temporary file is gone: it is what a second attempt would find.
     discard();
-    struct statvfs space;
-    message += " It needs ";
-    message +=
-        expected_size_ > 0 ? readable_size(std::max(expected_size_, size_)) : "more than " + readable_size(size_);
-    if (::statvfs(folder_of(target_).c_str(), &space) == 0) {
-      message += "; " + readable_size(uint64_t{space.f_bavail} * space.f_frsize) + " are free there";
-      if (space.f_files > 0 && space.f_favail == 0) message += ", but no more files can be created (no free inodes)";
-    }
+    const std::string needed = size_text(static_cast<double>(std::max(expected_size_, size_)));
+    message += expected_size_ > 0 ? " It needs " + needed : " It needs at least " + needed;
+    if (const std::string free = free_space_text(parent_of(target_)); !free.empty()) message += "; " + free;
     message += error_number == EDQUOT ? ", and your quota is used up." : ".";
     message += " Free some space or choose another folder, and try again.";
   }
@@ -110,15 +82,8 @@ void AtomicFile::fail(const std::string& what, int error_number) {
 }
 
 void AtomicFile::write(std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(descriptor_, bytes.data(), std::min<std::size_t>(bytes.size(), 1 << 30));
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      fail("write to it", errno);
-    }
-    size_ += static_cast<uint64_t>(written);
-    bytes.remove_prefix(static_cast<std::size_t>(written));
-  }
+  size_ += bytes.size();
+  if (const int error = try_write_all(descriptor_, bytes)) fail("write to it", error);
 }
 
 void AtomicFile::commit() {
@@ -131,30 +96,13 @@ void AtomicFile::commit() {
   if (closed != 0 && errno != EINTR) fail("close it", errno);
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("give it its name", errno);
   temporary_.clear();
-  sync_folder(folder_of(target_));
+  sync_folder(parent_of(target_));
 }
 
 void write_file_atomically(const std::string& path, std::string_view bytes) {
   AtomicFile file(path, bytes.size());
   file.write(bytes);
   file.commit();
-}
-
-void sync_folder(const std::string& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  int error = descriptor < 0 ? errno : 0;
-  if (descriptor >= 0) {
-    while (::fsync(descriptor) != 0) {
-      if (errno == EINTR) continue;
-      if (errno != EINVAL && errno != ENOTSUP) error = errno;
-      break;
-    }
-    ::close(descriptor);
-  }
-  if (error == 0) return;
-  throw Error(ExitCode::kIo, "Files in the folder " + folder +
-                                 " are written, but it cannot be flushed to the device: " + std::strerror(error) +
-                                 ". After a power failure they might be missing.");
 }
 
 }  // namespace muster

@@ -22,7 +22,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::string_view bytes);
-  // Bytes written so far.
+  // Bytes handed to write() so far.
   uint64_t size() const { return size_; }
   // Flushes the file to the device, renames it, and flushes the folder. Call once, last. If flushing the folder is what
   // fails, the new file is already in place and the error says so.
@@ -42,9 +42,5 @@ class AtomicFile {
 
 // AtomicFile for bytes that are in memory already.
 void write_file_atomically(const std::string& path, std::string_view bytes);
-
-// Flushes a folder's entries (creations, renames, removals) to the device. Throws Error(kIo). File systems that cannot
-// do this are taken at their word.
-void sync_folder(const std::string& folder);
 
 }  // namespace muster

@@ -1,10 +1,8 @@
 #include "base/utf8.h"
 
 namespace muster {
-namespace {
 
-// Length of the well-formed UTF-8 sequence at `position`, or 0.
-size_t sequence_length(const std::string& text, size_t position) {
+size_t utf8_length(const std::string& text, size_t position) {
   const auto byte = [&](size_t offset) -> unsigned {
     return position + offset < text.size() ? static_cast<unsigned char>(text[position + offset]) : 0u;
   };
@@ -28,37 +26,24 @@ size_t sequence_length(const std::string& text, size_t position) {
   return 0;
 }
 
-}  // namespace
-
 bool is_valid_utf8(const std::string& text) {
   for (size_t position = 0; position < text.size();) {
-    const size_t length = sequence_length(text, position);
+    const size_t length = utf8_length(text, position);
     if (length == 0) return false;
     position += length;
   }
   return true;
 }
 
-std::string in_quotes(const std::string& text) {
-  std::string result = "'";
+size_t first_non_text(const std::string& text) {
   for (size_t position = 0; position < text.size();) {
-    if (position >= 80) {
-      result += "...";
-      break;
-    }
-    const size_t length = sequence_length(text, position);
-    const unsigned char first = static_cast<unsigned char>(text[position]);
-    if (length == 0 || first < 0x20 || first == 0x7F) {
-      result += "\\x";
-      result += "0123456789abcdef"[first >> 4];
-      result += "0123456789abcdef"[first & 15];
-      position += 1;
-    } else {
-      result += text.substr(position, length);
-      position += length;
-    }
+    const unsigned char c = static_cast<unsigned char>(text[position]);
+    const bool control = (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F;
+    const size_t length = utf8_length(text, position);
+    if (control || length == 0) return position;
+    position += length;
   }
-  return result + "'";
+  return std::string::npos;
 }
 
 }  // namespace muster

@@ -1,14 +1,18 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
+// UTF-8 as Unicode 15, table 3-7 defines it: no overlong forms, no surrogates, nothing past U+10FFFF.
 namespace muster {
 
-// Whether the bytes are well-formed UTF-8 (Unicode 15, table 3-7: no overlong forms, no surrogates, nothing past
-// U+10FFFF).
+// The length of the sequence that starts at `position`; 0 when there is no well-formed one.
+size_t utf8_length(const std::string& text, size_t position);
+
 bool is_valid_utf8(const std::string& text);
 
-// `text` in single quotes, for messages: bytes that are not printable UTF-8 as \xNN, cut after 80 bytes.
-std::string in_quotes(const std::string& text);
+// The position of the first byte that is not part of well-formed UTF-8 or is a control character other than tab,
+// newline and carriage return; npos if there is none.
+size_t first_non_text(const std::string& text);
 
 }  // namespace muster

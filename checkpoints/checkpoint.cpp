@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <set>
 
+#include "base/error.h"
+#include "base/files.h"
 #include "checkpoints/folders.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard_reader.h"
 #include "checkpoints/shares.h"
-#include "base/error.h"
 
 namespace muster::checkpoints {
 

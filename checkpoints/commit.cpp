@@ -1,8 +1,8 @@
 #include "checkpoints/commit.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,31 +11,23 @@
 
 #include "base/atomic_file.h"
 #include "base/crc32c.h"
-#include "checkpoints/folders.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "checkpoints/folders.h"
 
 namespace muster::checkpoints {
-
-
 namespace {
 
 constexpr std::size_t kPiece = 8 << 20;
-
-std::string mebibytes(uint64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
-
-// Free bytes of the file system of `folder`, for this user; nothing when it does not tell.
-std::optional<uint64_t> free_space(const std::string& folder) {
-  struct statvfs space;
-  if (::statvfs(folder.c_str(), &space) != 0 || space.f_blocks == 0) return std::nullopt;
-  return uint64_t{space.f_bavail} * space.f_frsize;
-}
+constexpr const char* kAdvice =
+    "Free some space; `muster checkpoints prune` removes checkpoints that are kept but not needed";
 
 [[noreturn]] void throw_with_free_space(const std::string& what, const std::string& path, int error) {
   std::string message = "could not " + what + " " + path + ": " + std::strerror(error);
   if (error == ENOSPC || error == EDQUOT) {
-    const auto free = free_space(parent_of(path));
-    if (free) message += " (" + mebibytes(*free) + " are free there)";
-    message += ". Free some space; checkpoints that are kept but not needed go with `muster checkpoints prune`";
+    if (const std::string free = free_space_text(parent_of(path)); !free.empty()) message += " (" + free + ")";
+    message += fmt::format(". {}", kAdvice);
   }
   throw Error(ExitCode::kIo, message + ".");
 }
@@ -84,26 +76,26 @@ CheckpointFile write_through(const std::string& folder, const std::vector<std::s
     const int error = try_to_write(folder + "/" + file.name, contents, file);
     if (error == 0) return file;
     if (retry == kMostRetries) {
-      throw_with_free_space("write, in " + std::to_string(kMostRetries + 1) + " attempts,", folder + "/" + file.name, error);
+      throw_with_free_space("write, in " + std::to_string(kMostRetries + 1) + " attempts,", folder + "/" + file.name,
+                            error);
     }
   }
 }
 
 // What the other ranks may have written already counts as being there.
 void require_space(const std::string& folder, uint64_t bytes) {
-  const auto free = free_space(folder);
-  if (!free) return;
+  const auto space = free_space(folder);
+  if (!space) return;
   uint64_t present = 0;
   for (const std::string& name : list_folder(folder)) {
     struct stat status;
     if (::stat((folder + "/" + name).c_str(), &status) == 0) present += static_cast<uint64_t>(status.st_size);
   }
   const uint64_t missing = bytes > present ? bytes - present : 0;
-  if (missing <= *free) return;
-  throw Error(
-      ExitCode::kIo,
-      "the checkpoint needs " + mebibytes(missing) + " more in " + parent_of(folder) + ", where " + mebibytes(*free) +
-          " are free. Free some space; checkpoints that are kept but not needed go with `muster checkpoints prune`.");
+  if (missing <= space->free) return;
+  throw Error(ExitCode::kIo, fmt::format("the checkpoint needs {} more in {}, where {} are free. {}.",
+                                         size_text(static_cast<double>(missing)), parent_of(folder),
+                                         size_text(static_cast<double>(space->free)), kAdvice));
 }
 
 // Sets what has the name already aside. Returns where it is, when it must come back if the commit fails.

@@ -5,11 +5,11 @@
 #include <set>
 
 #include "base/atomic_file.h"
-#include "checkpoints/folders.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "checkpoints/folders.h"
 
 namespace muster::checkpoints {
-
 
 std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention, uint64_t newest) {
   std::vector<Checkpoint> whole;  // newest first

@@ -5,12 +5,13 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "base/error.h"
+#include "base/files.h"
+#include "base/sha256.h"
 #include "checkpoints/commit.h"
 #include "checkpoints/folders.h"
-#include "base/sha256.h"
 #include "checkpoints/staging.h"
 #include "checkpoints/writer_thread.h"
-#include "base/error.h"
 
 namespace muster::checkpoints {
 

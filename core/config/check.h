@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "base/problems.h"
 #include "core/config/experiment.pb.h"
 #include "core/config/load.h"
-#include "core/config/problems.h"
 
 namespace muster::config {
 

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "base/utf8.h"
 #include "core/config/suggest.h"
-#include "core/config/text_file.h"
 
 namespace muster::config {
 

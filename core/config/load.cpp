@@ -5,13 +5,13 @@
 #include <filesystem>
 #include <set>
 
+#include "base/error.h"
+#include "base/problems.h"
 #include "core/config/check.h"
 #include "core/config/fields.h"
 #include "core/config/parse.h"
 #include "core/config/presets.h"
-#include "core/config/problems.h"
 #include "core/config/text_file.h"
-#include "base/error.h"
 
 namespace muster::config {
 
@@ -143,7 +143,7 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
   add_preset_origins(preset, parsed.experiment.preset(), loaded.origins);
 
   check_experiment(loaded, parsed.unusable, parsed.complete, problems);
-  problems.throw_if_any();
+  problems.throw_if_any(ExitCode::kBadConfig);
   loaded.notes = ineffective_settings(loaded, defaults);
   return loaded;
 }
@@ -163,7 +163,7 @@ Experiment parse_checked(const std::string& text, const std::string& path, bool 
   loaded.origins = parsed.origins;
   if (every_value && parsed.complete) require_every_value(parsed.experiment, parsed, problems);
   check_experiment(loaded, parsed.unusable, parsed.complete, problems);
-  problems.throw_if_any();
+  problems.throw_if_any(ExitCode::kBadConfig);
   return loaded.experiment;
 }
 

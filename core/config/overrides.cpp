@@ -1,12 +1,13 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/text.h"
+#include "base/utf8.h"
 #include "core/config/fields.h"
 #include "core/config/outline.h"
 #include "core/config/parse.h"
 #include "core/config/reader.h"
 #include "core/config/suggest.h"
-#include "core/config/text_file.h"
 
 namespace muster::config {
 
@@ -14,12 +15,6 @@ namespace pb = google::protobuf;
 using Field = pb::FieldDescriptor;
 
 namespace {
-
-std::string trimmed(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string::npos) return "";
-  return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
-}
 
 bool in_quotes(const std::string& text) {
   return text.size() >= 2 && (text[0] == '"' || text[0] == '\'') && text.back() == text[0];

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/problems.h"
 #include "core/config/experiment.pb.h"
-#include "core/config/problems.h"
 
 namespace muster::config {
 

@@ -9,8 +9,9 @@
 #include <system_error>
 #include <vector>
 
-#include "core/config/suggest.h"
 #include "base/error.h"
+#include "base/utf8.h"
+#include "core/config/suggest.h"
 
 namespace muster::config {
 
@@ -20,9 +21,7 @@ namespace {
 
 constexpr size_t kLargest = 1 << 20;
 
-[[noreturn]] void fail(const std::string& message) {
-  throw Error(ExitCode::kBadConfig, message);
-}
+[[noreturn]] void fail(const std::string& message) { throw Error(ExitCode::kBadConfig, message); }
 
 std::string reason(int number) { return std::generic_category().message(number != 0 ? number : EIO); }
 
@@ -44,37 +43,7 @@ std::string similar_files(const fs::path& path) {
   return near.empty() ? "" : "; did you mean " + either(near) + "?";
 }
 
-// Length of the UTF-8 sequence at `at`, 0 if there is no valid one (overlong forms, surrogates and > U+10FFFF are
-// invalid).
-size_t utf8_length(const std::string& bytes, size_t at) {
-  const auto byte = [&](size_t i) -> unsigned { return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0; };
-  const auto continues = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
-  const unsigned first = byte(at), second = byte(at + 1);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return continues(at + 1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    const bool overlong = first == 0xE0 && second < 0xA0, surrogate = first == 0xED && second > 0x9F;
-    return !overlong && !surrogate && continues(at + 1) && continues(at + 2) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    const bool overlong = first == 0xF0 && second < 0x90, too_large = first == 0xF4 && second > 0x8F;
-    return !overlong && !too_large && continues(at + 1) && continues(at + 2) && continues(at + 3) ? 4 : 0;
-  }
-  return 0;
-}
-
 }  // namespace
-
-size_t first_non_text(const std::string& bytes) {
-  for (size_t i = 0; i < bytes.size();) {
-    const unsigned char c = static_cast<unsigned char>(bytes[i]);
-    const bool control = (c < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7F;
-    const size_t length = utf8_length(bytes, i);
-    if (control || length == 0) return i;
-    i += length;
-  }
-  return std::string::npos;
-}
 
 std::string read_text_file(const std::string& path) {
   std::error_code error;

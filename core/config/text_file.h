@@ -16,8 +16,4 @@ std::string checked_text(std::string text, const std::string& path);
 // `message`.
 void require_proto_message(const std::string& text, const std::string& path, const std::string& message);
 
-// Position of the first byte that is not part of valid UTF-8 or is a control character other than tab, newline and
-// carriage return; npos if there is none.
-size_t first_non_text(const std::string& bytes);
-
 }  // namespace muster::config

@@ -9,15 +9,14 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "base/sha256.h"
 #include "core/data/container_index.h"
 #include "core/data/half.h"
 #include "core/data/hdf5_reader.h"
-#include "base/error.h"
 
 namespace muster::data {
 namespace {
-
 
 constexpr int64_t convert_block = int64_t{1} << 16;  // elements converted at a time
 constexpr int64_t hash_block = int64_t{8} << 20;     // bytes
@@ -181,19 +180,17 @@ class FileContainer : public Container {
 std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options) {
   const std::unique_lock<std::mutex> lock(hdf5::library_mutex());
   hdf5::prepare_library();
-  Problems problems;
+  Problems problems(path, kListedProblems);
   hdf5::File file;
   ContainerIndex contents;
   problems.attempt([&] {
     file = hdf5::open_file(path);
     contents = read_container_index(file, path, options, problems);
   });
-  if (problems.count() == 0) return std::make_unique<FileContainer>(path, std::move(file), std::move(contents));
-  const auto lines = problems.lines();
-  if (lines.size() == 1) throw Error(ExitCode::kBadData, path + ": " + lines[0] + ".");
-  std::string message = path + " has " + std::to_string(problems.count()) + " problems:";
-  for (const std::string& line : lines) message += "\n  " + line;
-  throw Error(ExitCode::kBadData, message);
+  if (const auto lines = problems.lines(); lines.size() == 1)
+    throw Error(ExitCode::kBadData, path + ": " + lines[0] + ".");
+  problems.throw_if_any(ExitCode::kBadData);
+  return std::make_unique<FileContainer>(path, std::move(file), std::move(contents));
 }
 
 }  // namespace muster::data

@@ -6,6 +6,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "base/text.h"
 #include "base/utf8.h"
 
 namespace muster::data {
@@ -15,12 +16,6 @@ using hdf5::Handle;
 using hdf5::StoredDataset;
 
 constexpr int64_t supported_version = 1;
-
-std::string join(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text.empty() ? "none" : text;
-}
 
 std::string shape_text(const StoredDataset& dataset) {
   std::string text;
@@ -154,7 +149,8 @@ class Reader {
                                         : std::binary_search(result_.targets.begin(), result_.targets.end(), target);
     if (!present) {
       if (options_.labels_required)
-        throw Problem(path + ": is missing, but labels are needed; targets in this file: " + join(result_.targets));
+        throw Problem(path + ": is missing, but labels are needed; targets in this file: " +
+                      (result_.targets.empty() ? "none" : join(result_.targets)));
       return;
     }
     const StoredDataset dataset =
@@ -293,7 +289,7 @@ ContainerIndex read_container_index(const hdf5::File& file, const std::string& p
 std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options) {
   const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
   hdf5::prepare_library();
-  Problems problems;
+  Problems problems(path, kListedProblems);
   problems.attempt([&] {
     const hdf5::File file = hdf5::open_file(path);
     read_container_index(file, path, options, problems);

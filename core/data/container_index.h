@@ -3,10 +3,10 @@
 #include <string>
 #include <vector>
 
+#include "base/problems.h"
 #include "core/data/container.h"
 #include "core/data/dataset.h"
 #include "core/data/hdf5_reader.h"
-#include "core/data/problems.h"
 
 namespace muster::data {
 
@@ -23,6 +23,7 @@ ContainerIndex read_container_index(const hdf5::File& file, const std::string& p
                                     Problems& problems);
 
 // One line per problem; empty when the container is good. Throws Error(kIo) when the file cannot be read.
+constexpr size_t kListedProblems = 20;
 std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options);
 
 }  // namespace muster::data

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/data/problems.h"
+#include "base/problems.h"
 
 namespace muster::data::hdf5 {
 namespace {

@@ -10,12 +10,12 @@
 #include <cstring>
 #include <limits>
 
-#include "base/utf8.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "base/utf8.h"
 
 namespace muster::data::hdf5 {
 namespace {
-
 
 constexpr int64_t max_chunk_bytes = int64_t{1} << 30;
 constexpr size_t chunk_cache_bytes = size_t{64} << 20;

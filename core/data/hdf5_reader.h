@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/data/problems.h"
+#include "base/problems.h"
 
 // The part of HDF5 that containers need, made safe against files that are damaged or mean harm: nothing outside the
 // file is ever opened, and nothing is allocated that the file does not really hold. All functions throw Problem when

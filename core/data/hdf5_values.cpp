@@ -2,9 +2,10 @@
 
 #include <cstring>
 
+#include "base/text.h"
+#include "base/utf8.h"
 #include "core/data/global_heap.h"
 #include "core/data/hdf5_reader.h"
-#include "base/utf8.h"
 
 // Values of index datasets and attributes.
 namespace muster::data::hdf5 {

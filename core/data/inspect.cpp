@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/text.h"
 #include "core/data/container.h"
 #include "core/data/container_index.h"
 #include "core/data/scan.h"
-#include "base/utf8.h"
 
 namespace muster::data {
 namespace {

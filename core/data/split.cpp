@@ -5,13 +5,12 @@
 #include <map>
 #include <set>
 
-#include "base/utf8.h"
-#include "core/random/philox.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "core/random/philox.h"
 
 namespace muster::data {
 namespace {
-
 
 using Groups = std::map<std::string, std::vector<int64_t>>;  // samples of each group; the map sorts the names
 

@@ -12,8 +12,9 @@
 #include <sstream>
 
 #include "base/atomic_file.h"
-#include "checkpoints/folders.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "checkpoints/folders.h"
 
 namespace muster::run {
 namespace {
@@ -104,7 +105,7 @@ void sweep_temporary_files(const fs::path& folder) {
 void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
   const fs::path target = fs::absolute(path).lexically_normal();
   const fs::path final_path = target.has_filename() ? target : target.parent_path();
-  checkpoints::make_folders(final_path.parent_path().string());
+  make_folders(final_path.parent_path().string());
   std::error_code error;
   const fs::path building =
       final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
@@ -167,7 +168,7 @@ void require_new_run_directory(const std::string& path) {
 
 void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files) {
   const auto write_into = [&](const std::string& folder) {
-    checkpoints::make_folders(folder + "/logs");
+    make_folders(folder + "/logs");
     for (const auto& [name, bytes] : files) write_file_atomically(folder + "/" + name, bytes);
   };
   run_dir_state(path) == RunDirState::kNothing ? make_whole(path, write_into) : write_into(path);
@@ -199,7 +200,7 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
 void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohmann::json& environment) {
   require_new_run_directory(path_);  // somebody may have begun before the lock was ours
   sweep_temporary_files(path_);
-  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));
+  for (const char* folder : kFolders) make_folders(file(folder));
   write_file_atomically(file("environment.json"), dumped(environment, 2) + "\n");
   write_file_atomically(file("metrics.jsonl"), "");
   write("config.txtpb", config_text);
@@ -224,7 +225,7 @@ void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.json
 
 void RunDirectory::continue_after(uint64_t step) {
   const std::string path = file("metrics.jsonl");
-  for (const char* folder : kFolders) checkpoints::make_folders(file(folder));  // copies may have left out empty ones
+  for (const char* folder : kFolders) make_folders(file(folder));  // copies may have left out empty ones
   for (const auto& entry : fs::directory_iterator(file("logs")))
     if (entry.path().filename().string().rfind("flight-record-rank-", 0) == 0) fs::remove(entry.path());
   sweep_temporary_files(path_);

@@ -15,8 +15,9 @@
 
 #include "base/atomic_file.h"
 #include "base/crc32c.h"
-#include "core/run/event.pb.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "core/run/event.pb.h"
 
 namespace muster::run {
 namespace {
@@ -67,11 +68,13 @@ std::string read_at(int descriptor, uint64_t offset, uint64_t bytes) {
 // The whole record at `offset`; nothing where there is none or it is damaged.
 std::optional<Event> event_at(int descriptor, uint64_t offset, uint64_t& end) {
   const std::string head = read_at(descriptor, offset, kRecordHead);
-  if (head.size() < kRecordHead || number_at<uint32_t>(head.substr(8)) != masked_crc(head.substr(0, 8))) return std::nullopt;
+  if (head.size() < kRecordHead || number_at<uint32_t>(head.substr(8)) != masked_crc(head.substr(0, 8)))
+    return std::nullopt;
   const auto length = number_at<uint64_t>(head);
   if (length > kLongestEvent) return std::nullopt;
   const std::string body = read_at(descriptor, offset + kRecordHead, length + kRecordTail);
-  if (body.size() < length + kRecordTail || number_at<uint32_t>(body.substr(length)) != masked_crc(body.substr(0, length)))
+  if (body.size() < length + kRecordTail ||
+      number_at<uint32_t>(body.substr(length)) != masked_crc(body.substr(0, length)))
     return std::nullopt;
   Event event;
   if (!event.ParseFromArray(body.data(), static_cast<int>(length))) return std::nullopt;

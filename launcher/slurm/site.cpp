@@ -3,11 +3,11 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "base/error.h"
+#include "base/problems.h"
 #include "core/config/outline.h"
-#include "core/config/problems.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
-#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
@@ -38,7 +38,7 @@ std::string file_of(const std::string& name_or_file) {
 
 Site parse_site(const std::string& text, const std::string& path) {
   config::require_proto_message(text, path, "muster.launcher.Site");
-  config::Problems problems(path);
+  Problems problems(path);
   config::Parsed parsed;  // for its bookkeeping
   Site site;
   const auto statements =
@@ -46,7 +46,7 @@ Site parse_site(const std::string& text, const std::string& path) {
   config::StatementReader(parsed, problems, [&](int line) {
     return path + ":" + std::to_string(line);
   }).read(statements, site, "");
-  problems.throw_if_any();
+  problems.throw_if_any(ExitCode::kBadConfig);
   return site;
 }
 

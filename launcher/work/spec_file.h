@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "base/problems.h"
 #include "core/config/load.h"
 #include "core/config/parse.h"
-#include "core/config/problems.h"
 
 namespace muster::launcher {
 
@@ -40,13 +40,13 @@ class SpecFile {
   std::string refusal(const std::vector<std::string>& overrides) const;
 
   // Throws one Error(kBadConfig) that names everything.
-  void throw_if_any() const { problems_.throw_if_any(); }
+  void throw_if_any() const { problems_.throw_if_any(ExitCode::kBadConfig); }
 
  private:
   std::string place(const std::string& field) const;
 
   const std::string path_;
-  config::Problems problems_;
+  Problems problems_;
   config::Parsed parsed_;  // where each field stands
   std::string base_path_;
   config::Experiment base_;

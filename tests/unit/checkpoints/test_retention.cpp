@@ -1,3 +1,4 @@
+#include "base/files.h"
 #include "checkpoints/retention.h"
 
 #include <gmock/gmock.h>

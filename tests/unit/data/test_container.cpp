@@ -10,11 +10,11 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/error.h"
 #include "core/data/inspect.h"
 #include "core/data/scan.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
-#include "base/error.h"
 #include "tests/unit/data/memory_dataset.h"
 #include "tests/unit/data/temporary_folder.h"
 
@@ -139,7 +139,7 @@ TEST(Container, TwentyProblemsAreListedAndTheRestCounted) {
     open_container(folder.file("d.h5"));
     FAIL();
   } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("has 49 problems"));
+    EXPECT_THAT(error.what(), HasSubstr(": 49 problems:\n"));
     EXPECT_THAT(error.what(), HasSubstr("and 29 more"));
     EXPECT_THAT(error.what(), HasSubstr("'same' occurs twice, in rows 0 and 20"));
     EXPECT_THAT(error.what(), testing::Not(HasSubstr("rows 0 and 21")));

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "core/data/half.h"
-#include "base/utf8.h"
 
 namespace muster::data {
 namespace {
@@ -29,18 +28,6 @@ TEST(Half, EveryBitPattern) {
       ASSERT_EQ(std::signbit(expected), std::signbit(value)) << half;
     }
   }
-}
-
-// FIPS 180-4's examples.
-TEST(Utf8, WellFormedAndIllFormed) {
-  for (const char* good :
-       {"", "plain", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"})
-    EXPECT_TRUE(is_valid_utf8(good)) << good;
-  // Lone continuation, overlong forms, surrogate, past U+10FFFF, cut short.
-  for (const char* bad : {"\x80", "\xC0\xAF", "\xE0\x9F\xBF", "\xF0\x8F\xBF\xBF", "\xED\xA0\x80", "\xF4\x90\x80\x80",
-                          "\xE2\x82", "a\xFF"})
-    EXPECT_FALSE(is_valid_utf8(bad));
-  EXPECT_EQ(in_quotes("a\n\xFF\xC3\xA9"), "'a\\x0a\\xff\xC3\xA9'");
 }
 
 }  // namespace

@@ -1,0 +1,180 @@
+#include "base/files.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+
+#include "base/error.h"
+#include "base/text.h"
+
+namespace muster {
+namespace {
+
+// Returns the errno of a failure, or EFBIG when there are more than `limit` bytes.
+int try_read_all(const std::string& path, uint64_t limit, std::string& bytes) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return errno;
+  struct stat status;
+  if (::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode))
+    bytes.reserve(std::min(limit, static_cast<uint64_t>(status.st_size)) + 1);
+  int error = 0;
+  char piece[1 << 16];
+  while (error == 0) {
+    const ssize_t count = ::read(descriptor, piece, sizeof piece);
+    if (count == 0) break;
+    if (count < 0) {
+      if (errno != EINTR) error = errno;
+    } else if (static_cast<uint64_t>(count) > limit - bytes.size()) {
+      error = EFBIG;
+    } else {
+      bytes.append(piece, static_cast<size_t>(count));
+    }
+  }
+  ::close(descriptor);
+  return error;
+}
+
+}  // namespace
+
+std::string read_file(const std::string& path, uint64_t limit) {
+  std::string bytes;
+  const int error = try_read_all(path, limit, bytes);
+  if (error == EFBIG)
+    throw Error(ExitCode::kBadData, fmt::format("{} is larger than {}.", path, size_text(static_cast<double>(limit))));
+  if (error != 0) throw_io_error("read", path, error);
+  return bytes;
+}
+
+std::optional<std::string> read_file_if_there(const std::string& path, uint64_t limit) {
+  std::string bytes;
+  if (try_read_all(path, limit, bytes) != 0) return std::nullopt;
+  return bytes;
+}
+
+std::string first_line_of(const std::string& path) {
+  std::string bytes;
+  try_read_all(path, 1 << 16, bytes);
+  return bytes.substr(0, bytes.find('\n'));
+}
+
+void write_all(int descriptor, std::string_view bytes, const std::string& path) {
+  if (const int error = try_write_all(descriptor, bytes)) throw_io_error("write", path, error);
+}
+
+int try_write_all(int descriptor, std::string_view bytes) noexcept {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(descriptor, bytes.data(), std::min<size_t>(bytes.size(), 1 << 30));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno;
+    if (count == 0) return EIO;
+    bytes.remove_prefix(static_cast<size_t>(count));
+  }
+  return 0;
+}
+
+std::vector<std::string> list_folder(const std::string& folder) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder.c_str()), ::closedir);
+  if (!open) {
+    if (errno == ENOENT) return {};
+    throw_io_error("list", folder, errno);
+  }
+  std::vector<std::string> names;
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(open.get());
+    if (!entry && errno != 0) throw_io_error("list", folder, errno);
+    if (!entry) break;
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+void make_folders(const std::string& folder) {
+  if (::mkdir(folder.c_str(), 0777) == 0) return sync_folder(parent_of(folder));
+  int error = errno;
+  if (error == ENOENT && parent_of(folder) != folder) {
+    make_folders(parent_of(folder));
+    if (::mkdir(folder.c_str(), 0777) == 0) return sync_folder(parent_of(folder));
+    error = errno;
+  }
+  struct stat status;
+  if (error == EEXIST && ::stat(folder.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) return;
+  throw_io_error("make the folder", folder, error);
+}
+
+void rename_folder(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) throw_io_error("rename " + from + " to", to, errno);
+}
+
+void remove_folder(const std::string& folder) {
+  for (const std::string& name : list_folder(folder)) {
+    const std::string file = folder + "/" + name;
+    if (::unlink(file.c_str()) != 0 && errno != ENOENT) throw_io_error("remove", file, errno);
+  }
+  if (::rmdir(folder.c_str()) != 0 && errno != ENOENT) throw_io_error("remove", folder, errno);
+}
+
+std::string parent_of(const std::string& path) {
+  const std::size_t end = path.find_last_not_of('/');
+  const std::size_t slash = end == path.npos ? 0 : path.rfind('/', end);
+  if (slash == path.npos) return ".";
+  const std::size_t last = path.find_last_not_of('/', slash);
+  return last == path.npos ? "/" : path.substr(0, last + 1);
+}
+
+void sync_folder(const std::string& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int error = descriptor < 0 ? errno : 0;
+  if (descriptor >= 0) {
+    while (::fsync(descriptor) != 0) {
+      if (errno == EINTR) continue;
+      if (errno != EINVAL && errno != ENOTSUP) error = errno;
+      break;
+    }
+    ::close(descriptor);
+  }
+  if (error == 0) return;
+  throw Error(ExitCode::kIo,
+              fmt::format("Files in the folder {} are written, but it cannot be flushed to the device: {}. After a "
+                          "power failure they might be missing.",
+                          folder, std::strerror(error)));
+}
+
+std::optional<Space> free_space(const std::string& path) {
+  struct statvfs space;
+  if (::statvfs(path.c_str(), &space) != 0 || space.f_blocks == 0) return std::nullopt;
+  return Space{uint64_t{space.f_blocks} * space.f_frsize, uint64_t{space.f_bavail} * space.f_frsize, space.f_files,
+               space.f_favail};
+}
+
+std::string free_space_text(const std::string& path) {
+  const auto space = free_space(path);
+  if (!space) return "";
+  std::string text = size_text(static_cast<double>(space->free)) + " are free there";
+  if (space->inodes > 0 && space->free_inodes == 0) text += ", but no more files can be created (no free inodes)";
+  return text;
+}
+
+std::string make_uuid() {
+  unsigned char bytes[16];
+  if (::getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
+    throw std::runtime_error("the system provides no random bytes");
+  std::string text;
+  for (const unsigned char byte : bytes) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+}  // namespace muster

@@ -1,0 +1,113 @@
+#include "base/text.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <ctime>
+
+#include "base/utf8.h"
+
+namespace muster {
+namespace {
+
+std::string with_unit(double value, const char* unit) {
+  const bool whole = value >= 10 || value == std::floor(value);
+  return fmt::format("{:.{}f} {}", value, whole ? 0 : 1, unit);
+}
+
+template <typename Number>
+std::optional<Number> parse_whole(std::string_view text) {
+  Number number{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+}  // namespace
+
+std::string join(const std::vector<std::string>& items, std::string_view separator) {
+  return fmt::format("{}", fmt::join(items, separator));
+}
+
+std::string trimmed(std::string_view text) {
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first == text.npos) return "";
+  return std::string(text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1));
+}
+
+std::string plural(int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
+std::string in_quotes(const std::string& text) {
+  std::string result = "'";
+  for (size_t position = 0; position < text.size();) {
+    if (position >= 80) {
+      result += "...";
+      break;
+    }
+    const size_t length = utf8_length(text, position);
+    const unsigned char first = static_cast<unsigned char>(text[position]);
+    if (length == 0 || first < 0x20 || first == 0x7F) {
+      result += fmt::format("\\x{:02x}", first);
+      position += 1;
+    } else {
+      result += text.substr(position, length);
+      position += length;
+    }
+  }
+  return result + "'";
+}
+
+std::string shell_quoted(const std::string& word) {
+  if (!word.empty() &&
+      word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%") == word.npos)
+    return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == text.npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+std::string size_text(double bytes) {
+  if (bytes < 1e3) return with_unit(bytes, "bytes");
+  if (bytes < 1e6) return with_unit(bytes / 1e3, "KB");
+  if (bytes < 1e9) return with_unit(bytes / 1e6, "MB");
+  if (bytes < 1e12) return with_unit(bytes / 1e9, "GB");
+  return with_unit(bytes / 1e12, "TB");
+}
+
+std::string duration_text(double seconds) {
+  const auto whole = static_cast<int64_t>(std::lround(seconds));
+  if (whole < 120) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
+  if (whole < 86400) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
+  return fmt::format("{}d{:02}h", whole / 86400, whole / 3600 % 24);
+}
+
+std::string seconds_text(double seconds) {
+  if (seconds < 1e-3) return with_unit(seconds * 1e6, "us");
+  if (seconds < 1) return with_unit(seconds * 1e3, "ms");
+  return with_unit(seconds, "s");
+}
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  struct tm fields;
+  char text[32] = "";
+  if (::gmtime_r(&now, &fields)) std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &fields);
+  return text;
+}
+
+std::optional<int64_t> parse_integer(std::string_view text) { return parse_whole<int64_t>(text); }
+
+std::optional<double> parse_real(std::string_view text) { return parse_whole<double>(text); }
+
+}  // namespace muster
