@@ -19,14 +19,19 @@ if(NOT MUSTER_TORCH_VERSION VERSION_EQUAL "2.11.0")
   message(WARNING "muster is tested with torch 2.11.0; ${MUSTER_PYTHON} has ${MUSTER_TORCH_VERSION}")
 endif()
 
-# The wheel ships headers of an old protobuf beside its own. System headers are searched after ordinary ones, so a folder
-# that holds only a link to the system's google/ in front of them decides which protobuf is compiled against.
+# The wheel ships headers of an old protobuf, and of an fmt without its library, beside its own. System headers are searched
+# after ordinary ones, so a folder that holds only links to the system's google/ and fmt/ in front of them decides what is
+# compiled against.
 set(protobuf_first "${CMAKE_BINARY_DIR}/protobuf-first")
 file(MAKE_DIRECTORY "${protobuf_first}")
 list(GET Protobuf_INCLUDE_DIRS 0 system_protobuf)
-if(NOT EXISTS "${protobuf_first}/google")
-  file(CREATE_LINK "${system_protobuf}/google" "${protobuf_first}/google" SYMBOLIC)
-endif()
+get_target_property(system_fmt fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+foreach(header "${system_protobuf}/google" "${system_fmt}/fmt")
+  get_filename_component(name "${header}" NAME)
+  if(NOT EXISTS "${protobuf_first}/${name}")
+    file(CREATE_LINK "${header}" "${protobuf_first}/${name}" SYMBOLIC)
+  endif()
+endforeach()
 
 add_library(muster_libtorch INTERFACE)
 target_include_directories(muster_libtorch BEFORE INTERFACE "${protobuf_first}")
