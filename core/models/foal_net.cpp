@@ -2,9 +2,9 @@
 
 #include <cmath>
 
+#include "base/error.h"
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
-#include "base/error.h"
 
 namespace muster::models {
 namespace {
@@ -54,6 +54,17 @@ std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const F
   return specs;
 }
 
+std::vector<LossTerm> foal_net_row_terms(const config::FoalNet& config) {
+  std::vector<LossTerm> terms{{"classification"}};
+  if (config.mem_weight() > 0) terms.push_back({"mem", config.mem_weight()});
+  return terms;
+}
+
+std::vector<LossTerm> foal_net_batch_terms(const config::FoalNet& config) {
+  if (config.avel_weight() <= 0) return {};
+  return {{"avel", config.avel_weight()}};
+}
+
 at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& labels) {
   return at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum);
 }
@@ -66,25 +77,20 @@ at::Tensor same_label(const at::Tensor& logits, int64_t label) {
 
 FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype,
                  uint64_t seed)
-    : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed)), config_(config), sizes_(sizes) {
+    : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed), sizes.classes, foal_net_row_terms(config),
+            foal_net_batch_terms(config)),
+      config_(config) {
   for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
     if (width % config.heads() != 0)
-      throw Error(ExitCode::kBadConfig,
-                               "foal_net.heads: " + std::to_string(config.heads()) +
-                                   " heads cannot share features of width " + std::to_string(width) +
-                                   " evenly; choose a number that divides " + std::to_string(sizes.audio_dim) +
-                                   " and " + std::to_string(sizes.video_dim));
+      throw Error(ExitCode::kBadConfig, "foal_net.heads: " + std::to_string(config.heads()) +
+                                            " heads cannot share features of width " + std::to_string(width) +
+                                            " evenly; choose a number that divides " + std::to_string(sizes.audio_dim) +
+                                            " and " + std::to_string(sizes.video_dim));
 }
 
 int64_t FoalNet::embedding_dim() const {
   const bool compared = config_.avel_weight() > 0 || config_.mem_weight() > 0;
   return compared ? 2 * static_cast<int64_t>(config_.projection_dim()) : 0;
-}
-
-std::vector<LossTerm> FoalNet::row_terms() const {
-  std::vector<LossTerm> terms{{"classification", {}, 1.0}};
-  if (config_.mem_weight() > 0) terms.push_back({"mem", {}, config_.mem_weight()});
-  return terms;
 }
 
 losses::Similarity FoalNet::similarity() const {
@@ -143,17 +149,16 @@ Embedded FoalNet::embed(const batch::Batch& batch, const StepContext& step) cons
   return embedded;
 }
 
-std::vector<LossTerm> FoalNet::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
-  if (config_.avel_weight() <= 0) return {};
+std::vector<at::Tensor> FoalNet::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+  if (batch_terms().empty()) return {};
   const auto sides = gathered.chunk(2, 1);
   const auto targets =
       config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
-  return {{"avel", losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.partition),
-           config_.avel_weight()}};
+  return {losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.partition)};
 }
 
 std::vector<HardNegatives> FoalNet::hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
-                                           int64_t end, const StepContext& step) const {
+                                                   int64_t end, const StepContext& step) const {
   if (config_.mem_weight() <= 0 || begin == end) return {};
   // On a GPU the first of these copies is what a step must wait for: it decides what to read. The second comes at once.
   const auto sides = gathered.detach().cpu().chunk(2, 1);
@@ -187,9 +192,9 @@ at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const 
   return kernels::segment_mean(q, query_offsets);
 }
 
-ForwardOutput FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
-                        const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
-                        const StepContext& step) const {
+ForwardOutput FoalNet::forward(const batch::Batch& batch, const Embedded& embedded,
+                               const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                               const StepContext& step) const {
   const double n = static_cast<double>(global.size());
   const auto matched = [&](int64_t m, Kind kind) {
     return fuse(m, embedded.kept[m], batch.modalities[m].offsets, embedded.kept[1 - m], batch.modalities[1 - m].offsets,
@@ -202,7 +207,7 @@ ForwardOutput FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
   ForwardOutput result;
   result.outputs = linear(parameters_, "classifier", features).to(parameters_.dtype());
   if (!batch.labels.defined()) return result;
-  result.terms.push_back({"classification", cross_entropy_sum(result.outputs, batch.labels) / n, 1.0});
+  result.losses.push_back(cross_entropy_sum(result.outputs, batch.labels) / n);
   if (config_.mem_weight() <= 0) return result;
 
   // Of N matched and K mismatched pairs per direction; K is N, or 0 when the batch holds one label only.
@@ -224,7 +229,7 @@ ForwardOutput FoalNet::rows(const batch::Batch& batch, const Embedded& embedded,
     const at::Tensor negative_logits = match_logits(negative);
     mem = mem + cross_entropy_sum(negative_logits, same_label(negative_logits, 0));
   }
-  result.terms.push_back({"mem", mem * (0.5 / pairs), config_.mem_weight()});
+  result.losses.push_back(mem * (0.5 / pairs));
   return result;
 }
 

@@ -21,15 +21,14 @@ class FoalNet final : public Model {
   // Throws Error(kBadConfig) when the heads do not divide a modality's width.
   FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 
-  int64_t outputs() const override { return sizes_.classes; }
   int64_t embedding_dim() const override;
-  std::vector<LossTerm> row_terms() const override;
   Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
-  std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
-  std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin, int64_t end,
-                                    const StepContext& step) const override;
-  ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& negative_frames,
-                 const GlobalBatch& global, const StepContext& step) const override;
+  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
+  std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
+                                            int64_t end, const StepContext& step) const override;
+  ForwardOutput forward(const batch::Batch& batch, const Embedded& embedded,
+                        const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                        const StepContext& step) const override;
   void project_parameters() override;
 
  private:
@@ -37,14 +36,14 @@ class FoalNet final : public Model {
 
   at::Tensor prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& batch_index, Kind kind,
                      const StepContext& step) const;
-  at::Tensor project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch, const StepContext& step) const;
+  at::Tensor project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch,
+                     const StepContext& step) const;
   at::Tensor fuse(int64_t query_modality, const at::Tensor& query, const std::vector<int64_t>& query_offsets,
                   const at::Tensor& context, const std::vector<int64_t>& context_offsets,
                   const std::vector<int64_t>& batch_index, Kind kind, const StepContext& step) const;
   losses::Similarity similarity() const;
 
   config::FoalNet config_;
-  Sizes sizes_;
 };
 
 }  // namespace muster::models

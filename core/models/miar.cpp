@@ -53,6 +53,11 @@ std::vector<ParameterSpec> miar_specs(const config::Miar& config, const Miar::Si
   return specs;
 }
 
+std::vector<LossTerm> miar_batch_terms(const config::Miar& config) {
+  if (config.alignment_weight() <= 0) return {};
+  return {{"alignment", config.alignment_weight()}};
+}
+
 // Sinusoidal positions of every frame, counted from 0 in each sample: [frames, d] (Vaswani et al. 2017).
 at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::TensorOptions& options) {
   int64_t longest = 0;
@@ -76,7 +81,8 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
 }  // namespace
 
 Miar::Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
-    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed)),
+    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed), sizes.outputs,
+            {{sizes.outputs == 1 ? "regression" : "classification"}}, miar_batch_terms(config)),
       config_(config),
       sizes_(sizes),
       streams_(sizes.modalities) {
@@ -85,10 +91,6 @@ Miar::Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at:
 
 int64_t Miar::embedding_dim() const {
   return config_.alignment_weight() > 0 ? modality_count() * static_cast<int64_t>(config_.alignment_dim()) : 0;
-}
-
-std::vector<LossTerm> Miar::row_terms() const {
-  return {{sizes_.outputs == 1 ? "regression" : "classification", {}, 1.0}};
 }
 
 Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
@@ -158,16 +160,14 @@ Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
   return embedded;
 }
 
-std::vector<LossTerm> Miar::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
-  if (config_.alignment_weight() <= 0) return {};
-  return {{"alignment",
-           losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
-                                  global.partition),
-           config_.alignment_weight()}};
+std::vector<at::Tensor> Miar::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+  if (batch_terms().empty()) return {};
+  return {losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
+                                 global.partition)};
 }
 
-ForwardOutput Miar::rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>&,
-                     const GlobalBatch& global, const StepContext& step) const {
+ForwardOutput Miar::forward(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>&,
+                            const GlobalBatch& global, const StepContext& step) const {
   const at::Tensor tokens = at::stack(embedded.kept, 1);  // [n, M + 1, d]
   const at::Tensor scores = at::matmul(tokens, parameters_["gate.weight"].squeeze(0)).to(parameters_.dtype());
   const at::Tensor mixed = (at::softmax(scores, 1).unsqueeze(2) * tokens).sum(1);
@@ -181,10 +181,9 @@ ForwardOutput Miar::rows(const batch::Batch& batch, const Embedded& embedded, co
   if (!batch.labels.defined()) return result;
   const double n = static_cast<double>(global.size());
   if (sizes_.outputs == 1)
-    result.terms.push_back({"regression", (result.outputs.squeeze(1) - batch.labels).abs().sum() / n, 1.0});
+    result.losses.push_back((result.outputs.squeeze(1) - batch.labels).abs().sum() / n);
   else
-    result.terms.push_back(
-        {"classification", at::cross_entropy_loss(result.outputs, batch.labels, {}, at::Reduction::Sum) / n, 1.0});
+    result.losses.push_back(at::cross_entropy_loss(result.outputs, batch.labels, {}, at::Reduction::Sum) / n);
   return result;
 }
 

@@ -20,13 +20,12 @@ class Miar final : public Model {
   };
   Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 
-  int64_t outputs() const override { return sizes_.outputs; }
   int64_t embedding_dim() const override;
-  std::vector<LossTerm> row_terms() const override;
   Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
-  std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
-  ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>& negative_frames,
-                 const GlobalBatch& global, const StepContext& step) const override;
+  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
+  ForwardOutput forward(const batch::Batch& batch, const Embedded& embedded,
+                        const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                        const StepContext& step) const override;
 
  private:
   int64_t modality_count() const { return static_cast<int64_t>(sizes_.modalities.size()); }

@@ -25,18 +25,17 @@ struct StepContext {
   kernels::DropoutKey dropout(uint32_t layer) const { return {seed, step, random::kDropout + layer}; }
 };
 
-// A term of the loss. `value` is a scalar, already divided by global counts, so that terms add up over microbatches and
-// ranks.
+// A term of the loss. Its value is a scalar that is already divided by global counts, so that values add up over
+// microbatches and ranks.
 struct LossTerm {
   std::string name;
-  at::Tensor value;  // undefined where only name and weight are asked for
   double weight = 1;
 };
 
 // What every rank knows about the whole global batch without communicating.
 struct GlobalBatch {
-  at::Tensor labels;        // [N], on the CPU; undefined when the data has none
-  at::Tensor presence;      // [N, modalities] bool, on the CPU
+  at::Tensor labels;            // [N], on the CPU; undefined when the data has none
+  at::Tensor presence;          // [N, modalities] bool, on the CPU
   losses::Partition partition;  // of the batch-wide losses
 
   int64_t size() const { return presence.size(0); }
@@ -45,23 +44,24 @@ struct GlobalBatch {
 // Result of the first pass over a microbatch of n samples.
 struct Embedded {
   at::Tensor rows;               // [n, embedding_dim()], differentiable: what batch-wide losses compare
-  std::vector<at::Tensor> kept;  // whatever `rows` needs again, graphs included
+  std::vector<at::Tensor> kept;  // whatever forward() needs again, graphs included
 };
 
-// Frames of other samples that `rows` needs (MEM's negatives): row i of the asked-for range is paired with the frames
-// that global row batch_index[i] has in one modality (position in the experiment's list).
+// Frames of other samples that forward() needs (MEM's negatives): row i of the requested range is paired with the
+// frames that global row batch_index[i] has in one modality (position in the experiment's list).
 struct HardNegatives {
   int64_t modality = 0;
   std::vector<int64_t> batch_index;
 };
 
 struct ForwardOutput {
-  at::Tensor outputs;  // [n, outputs]: class logits, or [n, 1] values
-  std::vector<LossTerm> terms;
+  at::Tensor outputs;              // [n, outputs]: class logits, or [n, 1] values
+  std::vector<at::Tensor> losses;  // one per row_terms(); none without labels
 };
 
 // A model and its losses as pure single-process functions; the training step calls them in this order:
-//   embed(own microbatches) -> gather -> batch_losses(all rows) and hard_negatives(all rows) -> rows(own microbatches).
+//   embed(own microbatches) -> gather -> batch_losses(all rows) and hard_negatives(all rows)
+//   -> forward(own microbatches).
 // All losses are divided by counts of the global batch, so that summing over microbatches and ranks gives the loss of
 // the global batch and its exact gradient.
 class Model {
@@ -71,38 +71,50 @@ class Model {
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
 
-  virtual int64_t outputs() const = 0;
-  // Columns of Embedded::rows; 0: nothing is compared across the batch.
-  virtual int64_t embedding_dim() const = 0;
+  int64_t outputs() const { return outputs_; }
+  // The terms whose values forward() and batch_losses() return, in this order. Ranks without rows know them too.
+  const std::vector<LossTerm>& row_terms() const { return row_terms_; }
+  const std::vector<LossTerm>& batch_terms() const { return batch_terms_; }
 
-  // Names and weights of the terms that rows() returns when there are labels: a rank without rows must know them too.
-  virtual std::vector<LossTerm> row_terms() const = 0;
+  // Columns of Embedded::rows; 0: nothing is compared across the batch, and there are no batch_terms().
+  virtual int64_t embedding_dim() const { return 0; }
 
-  virtual Embedded embed(const batch::Batch& batch, const StepContext& step) const = 0;
+  virtual Embedded embed(const batch::Batch& batch, const StepContext& step) const { return {}; }
 
-  // gathered: [N, embedding_dim()] in global order. The same on every rank, parameters' own gradients included (such as
-  // the temperature's): the caller lets them count once.
-  virtual std::vector<LossTerm> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const = 0;
+  // One value per batch_terms(). gathered: [N, embedding_dim()] in global order. Every rank computes the same values
+  // and gradients, including those of the losses' own parameters (such as a temperature): the caller keeps these on
+  // rank 0 only.
+  virtual std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+    return {};
+  }
 
-  // Which other samples' frames `rows` needs for the global rows [begin, end). Deterministic; empty when none are
+  // Which other samples' frames forward() needs for the global rows [begin, end). Deterministic; empty when none are
   // needed or none exist, which is then so for every row of the global batch.
-  virtual std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
-                                            int64_t end, const StepContext& step) const {
+  virtual std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global,
+                                                    int64_t begin, int64_t end, const StepContext& step) const {
     return {};
   }
 
   // `negative_frames`: the frames that hard_negatives() asked for, for the rows of this microbatch.
-  virtual ForwardOutput rows(const batch::Batch& batch, const Embedded& embedded,
-                         const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
-                         const StepContext& step) const = 0;
+  virtual ForwardOutput forward(const batch::Batch& batch, const Embedded& embedded,
+                                const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
+                                const StepContext& step) const = 0;
 
   // Bounds on parameters, applied after each optimizer step.
   virtual void project_parameters() {}
 
  protected:
-  explicit Model(Parameters parameters) : parameters_(std::move(parameters)) {}
+  Model(Parameters parameters, int64_t outputs, std::vector<LossTerm> row_terms, std::vector<LossTerm> batch_terms = {})
+      : parameters_(std::move(parameters)),
+        outputs_(outputs),
+        row_terms_(std::move(row_terms)),
+        batch_terms_(std::move(batch_terms)) {}
 
   Parameters parameters_;
+
+ private:
+  int64_t outputs_;
+  std::vector<LossTerm> row_terms_, batch_terms_;
 };
 
 }  // namespace muster::models

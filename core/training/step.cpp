@@ -1,5 +1,6 @@
 #include "core/training/step.h"
 
+#include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -14,15 +15,16 @@ namespace {
 // Evaluations use step numbers that training never reaches.
 constexpr uint32_t kEvaluation = 0x80000000u;
 
-at::Tensor weighted_sum(const std::vector<models::LossTerm>& terms, const at::TensorOptions& options) {
+at::Tensor weighted_sum(const std::vector<at::Tensor>& losses, const std::vector<models::LossTerm>& terms,
+                        const at::TensorOptions& options) {
   at::Tensor total = at::zeros({}, options);
-  for (const auto& term : terms) total = total + term.value * term.weight;
+  for (size_t i = 0; i < losses.size(); ++i) total = total + losses[i] * terms[i].weight;
   return total;
 }
 
-at::Tensor values_of(const std::vector<models::LossTerm>& terms, const at::TensorOptions& options) {
+at::Tensor values_of(const std::vector<at::Tensor>& losses, const at::TensorOptions& options) {
   std::vector<at::Tensor> values;
-  for (const auto& term : terms) values.push_back(term.value.detach().to(at::kDouble));
+  for (const auto& loss : losses) values.push_back(loss.detach().to(at::kDouble));
   return values.empty() ? at::empty({0}, options.dtype(at::kDouble)) : at::stack(values);
 }
 
@@ -96,7 +98,7 @@ Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models:
 }
 
 std::vector<batch::Ragged> Step::read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
-                                               const std::vector<models::HardNegatives>& partners) const {
+                                                     const std::vector<models::HardNegatives>& partners) const {
   std::vector<batch::Ragged> frames;
   // Any rank reads any sample's frames from the data file: nothing is sent.
   for (const auto& partner : partners) {
@@ -109,7 +111,7 @@ std::vector<batch::Ragged> Step::read_hard_negatives(const GlobalBatchPlan& plan
 }
 
 void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
-                         const std::vector<models::LossTerm>& batch_terms) {
+                         const std::vector<at::Tensor>& batch_losses) {
   outcome.row_and_batch_terms = model_.row_terms();
   const auto options = model_.parameters().values().options();
   const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())},
@@ -117,26 +119,27 @@ void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, con
                                             : at::stack(row_values);
   const distributed::CollectiveLabel label("losses");
   const at::Tensor all = communicator_.all_gather_rows(own, plan.filled_counts());
-  outcome.values = at::cat({all.sum(0), values_of(batch_terms, options)});
-  for (const auto& term : batch_terms) outcome.row_and_batch_terms.push_back({term.name, {}, term.weight});
+  outcome.values = at::cat({all.sum(0), values_of(batch_losses, options)});
+  outcome.row_and_batch_terms.insert(outcome.row_and_batch_terms.end(), model_.batch_terms().begin(),
+                                     model_.batch_terms().end());
 }
 
-std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
-                                                     bool expected, const MicrobatchVisitor& visit) {
+std::vector<at::Tensor> Step::forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
+                                               bool expected, const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
   const auto global = global_batch(plan, true);
   parameters.zero_gradients();
   Gathered gathered = embed_and_gather(plan, context, expected, true);
 
-  std::vector<models::LossTerm> batch_terms;
+  std::vector<at::Tensor> batch_losses;
   std::vector<models::HardNegatives> partners;
   at::Tensor embedding_gradient;
   if (gathered.rows.defined()) {
     partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
     gathered.rows.requires_grad_();
-    batch_terms = model_.batch_losses(gathered.rows, global);
-    const at::Tensor total = weighted_sum(batch_terms, options);
+    batch_losses = model_.batch_losses(gathered.rows, global);
+    const at::Tensor total = weighted_sum(batch_losses, model_.batch_terms(), options);
     // A loss over pairs that no sample of the batch forms is a constant.
     if (total.requires_grad()) torch::autograd::backward({total}, {});
     embedding_gradient = gathered.rows.grad();
@@ -148,10 +151,10 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     models::ForwardOutput result;
     {
       const Autocast autocast(options_.bf16, reader_.device().type());
-      result =
-          model_.rows(gathered.batches[m], gathered.embedded[m], read_hard_negatives(plan, rows, partners), global, context);
+      result = model_.forward(gathered.batches[m], gathered.embedded[m], read_hard_negatives(plan, rows, partners),
+                              global, context);
     }
-    const at::Tensor total = weighted_sum(result.terms, options);
+    const at::Tensor total = weighted_sum(result.losses, model_.row_terms(), options);
     torch::autograd::variable_list roots{total}, seeds{at::ones_like(total)};
     if (embedding_gradient.defined()) {
       roots.push_back(gathered.embedded[m].rows);
@@ -161,7 +164,7 @@ std::vector<models::LossTerm> Step::forward_backward(const GlobalBatchPlan& plan
     visit(rows, result, total);
     gathered.embedded[m] = {};  // frees the graph before the next microbatch builds its own
   }
-  return batch_terms;
+  return batch_losses;
 }
 
 BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step) {
@@ -169,14 +172,13 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
   const auto options = parameters.values().options();
   const bool expected = !expected_.empty();
   if (expected && expected_.front() != plan.samples())
-    throw Error(ExitCode::kInternal,
-                             "another batch is trained on than the one that was expected next");
+    throw Error(ExitCode::kInternal, "another batch is trained on than the one that was expected next");
   if (expected) expected_.pop_front();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
-  const auto batch_terms =
+  const auto batch_losses =
       forward_backward(plan, {seed, step, true}, expected,
                        [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor&) {
-                         row_values.push_back(values_of(result.terms, options));
+                         row_values.push_back(values_of(result.losses, options));
                          outputs.push_back(result.outputs.detach());
                          if (!tree_sum_) return;
                          // Microbatch 0 takes along the gradient of the batch-wide losses' own parameters, which rank 0
@@ -193,7 +195,7 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
     communicator_.all_reduce_sum(parameters.gradients());
   BatchOutcome outcome;
   outcome.outputs = at::cat(outputs, 0);
-  finish_losses(outcome, plan, row_values, batch_terms);
+  finish_losses(outcome, plan, row_values, batch_losses);
   return outcome;
 }
 
@@ -202,10 +204,10 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
   const models::StepContext context{seed, kEvaluation | batch_number, false};
   const auto global = global_batch(plan, with_losses);
   Gathered gathered = embed_and_gather(plan, context, false, with_losses);
-  std::vector<models::LossTerm> batch_terms;
+  std::vector<at::Tensor> batch_losses;
   std::vector<models::HardNegatives> partners;
   if (gathered.rows.defined()) {
-    batch_terms = model_.batch_losses(gathered.rows, global);
+    batch_losses = model_.batch_losses(gathered.rows, global);
     partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
   }
 
@@ -215,13 +217,14 @@ BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t
   for (size_t m = 0; m < gathered.batches.size(); ++m) {
     const Autocast autocast(options_.bf16, reader_.device().type());
     if (!with_losses) gathered.batches[m].labels = at::Tensor();
-    const auto result = model_.rows(gathered.batches[m], gathered.embedded[m],
-                                    read_hard_negatives(plan, plan.own_microbatches()[m], partners), global, context);
-    row_values.push_back(values_of(result.terms, options));
+    const auto result =
+        model_.forward(gathered.batches[m], gathered.embedded[m],
+                       read_hard_negatives(plan, plan.own_microbatches()[m], partners), global, context);
+    row_values.push_back(values_of(result.losses, options));
     outputs.push_back(result.outputs);
   }
   outcome.outputs = at::cat(outputs, 0);
-  if (with_losses) finish_losses(outcome, plan, row_values, batch_terms);
+  if (with_losses) finish_losses(outcome, plan, row_values, batch_losses);
   return outcome;
 }
 
@@ -229,15 +232,15 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
   auto& parameters = model_.parameters();
   const auto& ids = reader_.dataset().index().ids;
   std::string found;
-  const auto batch_terms = forward_backward(
+  const auto batch_losses = forward_backward(
       plan, {seed, step, true}, false,
       [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor& total) {
         const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;
         found += "  rank " + std::to_string(communicator_.rank()) + ":";
-        for (const auto& term : result.terms)
-          found += " " + term.name + " " + std::to_string(term.value.item<double>()) + ",";
+        for (size_t i = 0; i < result.losses.size(); ++i)
+          found += fmt::format(" {} {:f},", model_.row_terms()[i].name, result.losses[i].item<double>());
         found += gradient_finite ? " gradient finite" : " gradient not finite";
         std::string names, bad;
         int64_t bad_count = 0;
@@ -254,9 +257,9 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
         found += "\n";
       });
   std::string all;
-  for (const auto& term : batch_terms)
-    if (!std::isfinite(term.value.item<double>()))
-      all += "  batch-wide loss term " + term.name + ": " + std::to_string(term.value.item<double>()) + "\n";
+  for (size_t i = 0; i < batch_losses.size(); ++i)
+    if (const double value = batch_losses[i].item<double>(); !std::isfinite(value))
+      all += fmt::format("  batch-wide loss term {}: {:f}\n", model_.batch_terms()[i].name, value);
   const distributed::CollectiveLabel label("non-finite step");
   for (const auto& part : communicator_.all_gather_bytes(found)) all += part;
   return all.empty() ? "  every microbatch is finite by itself: only their sum is not\n" : all;

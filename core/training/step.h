@@ -71,21 +71,22 @@ class Step {
     at::Tensor rows;  // [N, embedding_dim], a leaf; undefined when nothing is compared
   };
   // expected: take the batches that expect() has asked for. gather: exchange embeddings.
-  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected, bool gather);
+  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
+                            bool gather);
   // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
   std::vector<batch::Ragged> read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
-                                           const std::vector<models::HardNegatives>& partners) const;
+                                                 const std::vector<models::HardNegatives>& partners) const;
   using MicrobatchVisitor =
       std::function<void(const GlobalBatchPlan::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)>;
   // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its
-  // backward pass. Returns the batch-wide terms.
-  std::vector<models::LossTerm> forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
-                                                 const MicrobatchVisitor& visit);
+  // backward pass. Returns the batch-wide losses.
+  std::vector<at::Tensor> forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
+                                           bool expected, const MicrobatchVisitor& visit);
   models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
   // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every
   // rank has whole. row_values: per own microbatch, float64 [row terms].
   void finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
-                     const std::vector<models::LossTerm>& batch_terms);
+                     const std::vector<at::Tensor>& batch_losses);
 
   models::Model& model_;
   const batch::BatchReader& reader_;
