@@ -2,4 +2,4 @@
 muster_proto(slurm_sources launcher/slurm/site.proto)
 muster_embed(source slurm_sbatch_in "${CMAKE_SOURCE_DIR}/cluster/slurm.sbatch.in")
 list(APPEND slurm_sources "${source}")
-target_sources(muster PRIVATE ${slurm_sources})
+target_sources(muster_launcher PRIVATE ${slurm_sources})

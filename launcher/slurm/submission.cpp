@@ -132,7 +132,7 @@ nlohmann::json recorded(const std::string& run_directory) {
   return found.is_object() ? found : nlohmann::json::object();
 }
 
-std::string text_of(const nlohmann::json& submission) {
+std::string submission_text(const nlohmann::json& submission) {
   return submission.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
@@ -268,7 +268,7 @@ void submit(const SubmitOptions& options) {
   try {
     for (const auto& run : runs) {
       run::prepare_run_directory(run.directory,
-                                      {{"job.sbatch", script}, {"submission.json", text_of(run.submission)}});
+                                      {{"job.sbatch", script}, {"submission.json", submission_text(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
     id = call_sbatch({}, runs[0].submission["script"]);
@@ -278,7 +278,7 @@ void submit(const SubmitOptions& options) {
   }
   for (auto& run : runs) {
     run.submission["job"] = is_array ? id + "_" + run.task : id;
-    write_file_atomically(run.directory + "/submission.json", text_of(run.submission));
+    write_file_atomically(run.directory + "/submission.json", submission_text(run.submission));
   }
   const auto counted = [](size_t count, const std::string& what) {
     return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
@@ -307,7 +307,7 @@ std::string submit_again(const std::string& run_directory) {
                     name = task.empty() ? id : id + "_" + task;
   submission["script"] = script;
   submission["job"] = name;
-  write_file_atomically(run_directory + "/submission.json", text_of(submission));
+  write_file_atomically(run_directory + "/submission.json", submission_text(submission));
   return name;
 }
 

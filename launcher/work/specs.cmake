@@ -1,7 +1,4 @@
-# The files that say what a search or a study is, for the program and for tests of what reads them.
+# The schemas of the files that say what a search or a study is.
 muster_proto(spec_sources launcher/search/search.proto)
 muster_proto(spec_sources launcher/study/study.proto)
-set(spec_readers launcher/search/spec.cpp launcher/study/spec.cpp launcher/work/spec_file.cpp)
-list(TRANSFORM spec_readers PREPEND "${CMAKE_SOURCE_DIR}/")
-list(REMOVE_ITEM launcher_sources ${spec_readers})
-muster_library(muster_specs TORCH FOLDERS SOURCES ${spec_readers} ${spec_sources} LINK muster_core)
+target_sources(muster_launcher PRIVATE ${spec_sources})

@@ -4,16 +4,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
-import muster_program as mp  # noqa: E402
+import muster_program as mp
 
 SCRIPT = mp.ROOT / "cluster" / "local-slurm"
 

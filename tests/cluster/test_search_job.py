@@ -1,13 +1,11 @@
 """A search as a Slurm job that queues itself again: the script of docs/search.md, on a real Slurm of two nodes (local_slurm.py)."""
 import os
 import re
-import sys
 from pathlib import Path
 
 from local_slurm import mp, slurm  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "search"))
-import searching as s  # noqa: E402
+import searching as s
 
 TRIALS = 16
 

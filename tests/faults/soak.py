@@ -19,9 +19,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-import test_faults as faults
-from test_faults import mp
-from test_resume import TEXT, Job, assert_same_run, saved
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("helpers", "end_to_end")]
+import test_faults as faults  # noqa: E402
+from test_faults import mp  # noqa: E402
+from test_resume import TEXT, Job, assert_same_run, saved  # noqa: E402
 
 EXPERIMENT = TEXT.replace("epochs: 9", "epochs: 24")
 JOBS = 9  # of one run, at most; the last one is left alone

@@ -5,18 +5,15 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-
-import muster_program as mp  # noqa: E402
-from test_resume import TEXT, Job, assert_same_run, saved, steps  # noqa: E402
-from test_resume import reference as undisturbed  # noqa: E402, F401
+import muster_program as mp
+from test_resume import TEXT, Job, assert_same_run, saved, steps
+from test_resume import reference as undisturbed  # noqa: F401
 
 SHIM = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "libfault_shim.so")
 DEADLINE = 4

@@ -2,7 +2,7 @@
 #include "core/batch/prefetch.h"
 #include "core/batch/reader.h"
 #include "tests/gpu/gpu.h"
-#include "tests/unit/training/memory_dataset.h"
+#include "tests/core/batch/tensor_dataset.h"
 
 namespace muster::batch {
 namespace {
@@ -21,11 +21,11 @@ struct Fixture {
       const at::Tensor wide = table.to(at::kDouble);
       moments.push_back({wide.mean(0), wide.std(0)});
     }
-    dataset = std::make_unique<training::MemoryDataset>(values, lengths);
+    dataset = std::make_unique<TensorDataset>(values, lengths);
   }
   std::vector<at::Tensor> values;
   std::vector<FeatureMoments> moments;
-  std::unique_ptr<training::MemoryDataset> dataset;
+  std::unique_ptr<TensorDataset> dataset;
 };
 
 void expect_equal(const Batch& gpu, const Batch& cpu) {

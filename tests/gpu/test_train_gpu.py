@@ -2,16 +2,12 @@
 import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / "integration"), str(TESTS / "parallel")]
-import muster_program as mp  # noqa: E402
-from test_world_sizes import COMMON, FOAL_NET, MIAR, missing_modalities  # noqa: E402
+import muster_program as mp
+from test_world_sizes import COMMON, FOAL_NET, MIAR, missing_modalities
 
 WHY = "" if torch.cuda.is_available() else "there is no usable GPU"
 

@@ -1,16 +1,13 @@
 """Losses and gradients of several ranks against the PyTorch oracle, which knows one process only."""
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-import muster_program as mp  # noqa: E402
-import golden  # noqa: E402
-from test_models import FOAL_NET, MIAR, build  # noqa: E402
+import muster_program as mp
+import golden
+from test_models import FOAL_NET, MIAR, build
 
 STEPS = 20
 # In float32, of the whole gradient, relative to its norm. PyTorch's own autograd in float32 has up to 6e-7 on these cases. In eight pieces one case
@@ -36,7 +33,7 @@ def test_gradients_in_float32(case, ranks, reproducible, tmp_path):
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     golden.write_case(parameters, batch, config, 1, spec["seed"], 8 if reproducible else 0, *files[:2])
     files[1].write_text(json.dumps({**json.loads(files[1].read_text()), "precision": "FP32", "reproducible": reproducible}))
-    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/model_probe"), *files])
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/probe"), "model", *files])
     assert run.returncode == 0, run.stderr
     actual = load_file(files[2])
     assert actual["gradients." + next(iter(parameters))].dtype == torch.float32
@@ -62,7 +59,7 @@ def test_ranks_equal_the_oracle(case, ranks, tmp_path):
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     microbatches = 0 if spec["microbatches"] == 1 else spec["microbatches"]  # 0: one per rank
     golden.write_case(parameters, batch, config, STEPS, spec["seed"], microbatches, *files[:2])
-    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/model_probe"), *files])
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/probe"), "model", *files])
     assert run.returncode == 0, run.stderr
     expected, actual = golden.run_case(parameters, batch, config, STEPS, spec["seed"]), load_file(files[2])
     assert expected.keys() == actual.keys()

@@ -1,13 +1,10 @@
 """Ranks of one job must be one job: the same program, experiment and data; and the work and the bytes are what the formulas say."""
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-import muster_program as mp  # noqa: E402
+import muster_program as mp
 
 
 def run_ranks(commands, folder):

@@ -1,14 +1,12 @@
 """training.reproducible: the same bits on any number of ranks. Compared are files, byte for byte."""
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-import muster_program as mp  # noqa: E402
-from test_world_sizes import COMMON, EVERY_LOSS_OF_FOAL_NET, EVERY_LOSS_OF_MIAR, FOAL_NET, MIAR, field_values, is_on, missing_modalities  # noqa: E402
+import muster_program as mp
+from test_world_sizes import COMMON, EVERY_LOSS_OF_FOAL_NET, EVERY_LOSS_OF_MIAR, FOAL_NET, MIAR, field_values, is_on, missing_modalities
 
 STEPS = 200
 # What may differ: how fast it was, who did what, what was sent.

@@ -14,7 +14,7 @@ import pytest
 
 MPIRUN = shutil.which("mpirun")
 pytestmark = pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed")
-PROBE = Path(os.environ["MUSTER_BUILD_DIR"]) / "tests" / "watchdog_probe"
+PROBE = Path(os.environ["MUSTER_BUILD_DIR"]) / "tests" / "probe"
 DEADLINE = 2
 SECONDS = 5  # within which all must have left after a death, or after the deadline
 # The phase's last collective: label, what it is called, and its sequence number. See watchdog_probe.cpp.
@@ -49,7 +49,7 @@ def start(folder, ranks, *words, timeout=DEADLINE):
     shared.mkdir()
     setting = ["-x", f"MUSTER_COLLECTIVE_TIMEOUT={timeout}"] if timeout else []
     return subprocess.Popen([MPIRUN, "--oversubscribe", "-n", str(ranks), *setting, "--mca", "btl_vader_backing_directory", shared,
-                             PROBE, folder, *map(str, words)],
+                             PROBE, "watchdog", folder, *map(str, words)],
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

@@ -1,14 +1,11 @@
 """The number of ranks is not a hyperparameter: one rank and several train the same model."""
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-import muster_program as mp  # noqa: E402
+import muster_program as mp
 
 FOAL_NET = """
 foal_net { projection_dim: 16 adapter_dim: 8 layers: 1 heads: 2 feature_dropout: 0.1 projection_dropout: 0.3 fusion_dropout: 0.2

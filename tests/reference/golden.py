@@ -1,6 +1,6 @@
 """Expected outputs, losses, gradients and trained weights of a small case, and the files that carry a case to the C++ side.
 
-The program under test is called as  tests/model_probe INPUT.safetensors CONFIG.json OUTPUT.safetensors :
+The program under test is called as  tests/probe model INPUT.safetensors CONFIG.json OUTPUT.safetensors :
 
 INPUT   parameters.<name> float64; batch.<modality>.values float64 [frames, dim] and batch.<modality>.offsets int64 [N+1]
         (modalities are named as in data files: Foal-Net's video is `vision`); batch.labels float64 [N] (regression) or

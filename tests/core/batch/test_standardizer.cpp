@@ -1,0 +1,95 @@
+// Moments against a plain two-pass computation in float64.
+#include <gtest/gtest.h>
+
+#include "core/batch/reader.h"
+#include "core/training/data_source.h"
+#include "base/error.h"
+#include "tests/core/batch/tensor_dataset.h"
+
+namespace muster::training {
+namespace {
+
+batch::FeatureMoments moments_of(const data::Dataset& dataset, const std::vector<int64_t>& samples) {
+  const at::Tensor pivot = batch::moment_pivot(dataset, 0, samples);
+  return batch::finish_moments(batch::sum_moments(dataset, 0, samples, pivot), pivot);
+}
+
+// Features of offsets up to 1e7 (where float32 itself steps by 1) and spreads from 1e-3 to 1e3.
+at::Tensor hard_features(int64_t frames) {
+  at::manual_seed(1);
+  const at::Tensor offset = at::tensor({0.0, 1e3, -1e5, 1e7, 0.0, 5.0}, at::kDouble);
+  const at::Tensor spread = at::tensor({1.0, 1e-1, 1.0, 1e3, 1e-3, 1e3}, at::kDouble);
+  return (offset + spread * at::randn({frames, 6}, at::kDouble)).to(at::kFloat);
+}
+
+TEST(Standardizer, EqualsTwoPasses) {
+  const at::Tensor values = hard_features(4000);
+  const std::vector<int64_t> lengths{0, 1500, 0, 1, 499, 2000};
+  const TensorDataset dataset({values}, {lengths});
+  const std::vector<int64_t> samples{0, 5, 1, 3};
+  const at::Tensor used =
+      at::cat({values.slice(0, 2000, 4000), values.slice(0, 0, 1500), values.slice(0, 1500, 1501)}).to(at::kDouble);
+  const at::Tensor mean = used.mean(0), deviation = (used - mean).pow(2).mean(0).sqrt();
+  const auto moments = moments_of(dataset, samples);
+  EXPECT_LT(((moments.mean - mean) / deviation).abs().max().item<double>(), 1e-9);
+  EXPECT_LT(((moments.standard_deviation - deviation) / deviation).abs().max().item<double>(), 1e-9);
+}
+
+TEST(Standardizer, ConstantFeaturesBecomeZero) {
+  for (const float constant : {0.0f, 0.1f, -3e6f, 1e-20f}) {
+    const at::Tensor values = at::cat({at::full({1000, 1}, constant), at::arange(1000).to(at::kFloat).unsqueeze(1)}, 1);
+    const TensorDataset dataset({values}, {{400, 600}});
+    const auto moments = moments_of(dataset, {0, 1});
+    EXPECT_EQ(moments.standard_deviation[0].item<double>(), 1) << constant;
+    const batch::BatchReader reader(dataset, {0}, {moments}, at::kFloat);
+    const at::Tensor standardized = reader.read_modality(0, {0, 1}).values;
+    EXPECT_TRUE(standardized.select(1, 0).eq(0).all().item<bool>()) << constant;
+    EXPECT_NEAR(standardized.select(1, 1).mean().item<double>(), 0, 1e-5);
+    EXPECT_NEAR(standardized.select(1, 1).pow(2).mean().item<double>(), 1, 1e-4);
+  }
+}
+
+TEST(Standardizer, SharesAddUp) {
+  const at::Tensor values = hard_features(300);
+  const TensorDataset dataset({values}, {{100, 50, 150}});
+  const at::Tensor pivot = batch::moment_pivot(dataset, 0, {0, 1, 2});
+  const auto a = batch::sum_moments(dataset, 0, {0}, pivot), b = batch::sum_moments(dataset, 0, {1, 2}, pivot),
+             none = batch::sum_moments(dataset, 0, {}, pivot);
+  EXPECT_EQ(a.frames + b.frames, 300);
+  EXPECT_EQ(none.frames, 0);
+  const auto joined = batch::finish_moments({a.sums + b.sums + none.sums, 300}, pivot),
+             whole = moments_of(dataset, {0, 1, 2});
+  EXPECT_TRUE(at::allclose(joined.mean, whole.mean, 1e-12, 0));
+  EXPECT_TRUE(at::allclose(joined.standard_deviation, whole.standard_deviation, 1e-12, 0));
+}
+
+TEST(Standardizer, FitOverRanksEqualsTheFit) {
+  const at::Tensor values = hard_features(500), other = hard_features(130).slice(1, 0, 2).contiguous();
+  DataSource source;
+  source.dataset = std::make_unique<TensorDataset>(std::vector<at::Tensor>{values, other},
+                                                   std::vector<std::vector<int64_t>>{{100, 0, 400}, {30, 100, 0}});
+  source.modalities = {1, 0};
+  const auto solo = distributed::make_single_process_communicator();
+  const auto moments = fit_moments(source, {0, 1, 2}, *solo);
+  ASSERT_EQ(moments.size(), 2u);
+  const at::Tensor used[] = {other.to(at::kDouble), values.to(at::kDouble)};
+  for (int m = 0; m < 2; ++m) {
+    const at::Tensor mean = used[m].mean(0), deviation = (used[m] - mean).pow(2).mean(0).sqrt();
+    EXPECT_LT(((moments[m].mean - mean) / deviation).abs().max().item<double>(), 1e-9);
+    EXPECT_TRUE(at::allclose(moments[m].standard_deviation, deviation, 1e-9, 0));
+  }
+}
+
+TEST(Standardizer, NeedsTheModality) {
+  const TensorDataset dataset({at::zeros({3, 2})}, {{0, 3, 0}});
+  try {
+    batch::moment_pivot(dataset, 0, {0, 2});
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find("'m0'"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace muster::training
