@@ -16,19 +16,19 @@ using ::testing::HasSubstr;
 
 void together_succeeds(Communicator& ranks, Peer&) {
   int runs = 0;
-  EXPECT_EQ(outcome(ranks, [&] { together(ranks, [&] { ++runs; }); }), "no error");
+  EXPECT_EQ(outcome(ranks, [&] { run_on_all_ranks(ranks, [&] { ++runs; }); }), "no error");
   EXPECT_EQ(runs, 1);
 }
 
 void together_all_fail_alike(Communicator& ranks, Peer&) {
-  EXPECT_EQ(outcome(ranks, [&] { together(ranks, [] { throw Error(ExitCode::kBadConfig, "line 3: no such key"); }); }),
+  EXPECT_EQ(outcome(ranks, [&] { run_on_all_ranks(ranks, [] { throw Error(ExitCode::kBadConfig, "line 3: no such key"); }); }),
             "78: line 3: no such key");
 }
 
 void together_one_fails(Communicator& ranks, Peer&) {
   for (int failing = 0; failing < ranks.size(); ++failing) {
     const std::string text = outcome(ranks, [&] {
-      together(ranks, [&] {
+      run_on_all_ranks(ranks, [&] {
         if (ranks.rank() == failing) throw Error(ExitCode::kIo, "disk full");
       });
     });
@@ -43,7 +43,7 @@ void together_one_fails(Communicator& ranks, Peer&) {
 void together_some_fail_differently(Communicator& ranks, Peer&) {
   if (ranks.size() < 3) return;  // needs three ranks
   const std::string text = outcome(ranks, [&] {
-    together(ranks, [&] {
+    run_on_all_ranks(ranks, [&] {
       if (ranks.rank() == 1) throw std::runtime_error("a defect");
       if (ranks.rank() == 2) throw Error(ExitCode::kBadData, "bad\nfile");
     });

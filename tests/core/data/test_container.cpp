@@ -19,7 +19,7 @@
 #include "tests/helpers/memory_dataset.h"
 #include "tests/helpers/temporary_folder.h"
 
-// The container against files of our own writer; tests/reference/test_container.py does so against h5py's.
+// The container against files of our own writer; test_container.py does so against h5py's.
 namespace muster::data {
 namespace {
 

@@ -1,4 +1,4 @@
-// Autocast as a scope, and `together` in a job of one.
+// Autocast as a scope, and run_on_all_ranks() in a job of one.
 #include <gtest/gtest.h>
 
 #include "core/training/autocast.h"
