@@ -44,14 +44,10 @@ int try_to_write(const std::string& path, const std::vector<std::string_view>& c
   for (std::string_view rest : contents) {
     while (!rest.empty() && error == 0) {
       const std::string_view piece = rest.substr(0, kPiece);
-      const ssize_t count = ::write(descriptor, piece.data(), piece.size());
-      if (count < 0) {
-        if (errno != EINTR) error = errno;
-        continue;
-      }
-      written.crc32c = crc32c(piece.substr(0, static_cast<std::size_t>(count)), written.crc32c);
-      written.size += static_cast<uint64_t>(count);
-      rest.remove_prefix(static_cast<std::size_t>(count));
+      error = try_write_all(descriptor, piece);
+      written.crc32c = crc32c(piece, written.crc32c);
+      written.size += piece.size();
+      rest.remove_prefix(piece.size());
     }
   }
   while (error == 0 && ::fsync(descriptor) != 0) {

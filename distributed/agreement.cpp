@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/host.h"
 #include "distributed/collective_call.h"
 
 namespace muster::distributed {
@@ -28,9 +29,7 @@ std::string shown(const std::string& value) {
 
 void require_same(Communicator& communicator, const std::string& what, const std::string& value,
                   const std::string& advice, ExitCode code) {
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
-  const auto all = communicator.all_gather_bytes(std::string(host) + '\0' + compared_form(value));
+  const auto all = communicator.all_gather_bytes(host_name() + '\0' + compared_form(value));
   struct Party {
     std::string value;
     std::vector<int> ranks;

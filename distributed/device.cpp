@@ -7,15 +7,14 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/host.h"
+#include "base/text.h"
+
 namespace muster::distributed {
 namespace {
 
 std::string rank_on_host(size_t rank, const RankView& view) {
   return "rank " + std::to_string(rank) + " on " + view.host;
-}
-
-std::string plural(size_t count, const std::string& one) {
-  return std::to_string(count) + " " + one + (count == 1 ? "" : "s");
 }
 
 std::vector<std::string> uuids(const RankView& view) {
@@ -109,9 +108,7 @@ std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, co
 
 DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& request) {
   RankView own;
-  char host[256] = "unknown";
-  gethostname(host, sizeof host - 1);
-  own.host = host;
+  own.host = host_name();
   if (request.wanted != WantedDevice::kCpu) own.visible = visible_gpus();
   if (const char* allocated = std::getenv("SLURM_GPUS_ON_NODE")) own.allocated = std::atoi(allocated);
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "base/files.h"
 #include "distributed/watchdog_thread.h"
 
 namespace muster::distributed {
@@ -26,7 +27,7 @@ void write_file(const std::string& path, const std::string& text) {
   const std::string unfinished = path + ".unfinished";
   const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return;
-  write_all(fd, text);
+  try_write_all(fd, text);
   ::close(fd);
   std::rename(unfinished.c_str(), path.c_str());
 }
@@ -35,7 +36,7 @@ void speak_and_record(const LastWords& words) {
   const std::string* folder = flight_record_folder();
   std::string message = words.text + " " + describe_place(words.rank, words.status);
   if (folder) message += " The last collectives of every rank: " + *folder + "/flight-record-rank-*.json.";
-  if (words.speaks) write_all(STDERR_FILENO, "muster: " + message + "\n");
+  if (words.speaks) try_write_all(STDERR_FILENO, "muster: " + message + "\n");
   if (folder)
     write_file(*folder + "/flight-record-rank-" + std::to_string(words.rank) + ".json",
                flight_record_json({words.rank, words.size, words.host, words.status.phase, message, words.missing},
@@ -53,15 +54,6 @@ void speak_and_record(const LastWords& words) {
 
 }  // namespace
 
-void write_all(int fd, const std::string& text) {
-  for (size_t done = 0; done < text.size();) {
-    const ssize_t written = ::write(fd, text.data() + done, text.size() - done);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return;
-    done += static_cast<size_t>(written);
-  }
-}
-
 void end_process(const LastWords& words) {
   try {
     auto done = std::make_shared<std::promise<void>>();
@@ -71,7 +63,7 @@ void end_process(const LastWords& words) {
     }).detach();
     done->get_future().wait_for(kLastResort);
   } catch (const std::exception&) {  // no more threads: what can be done without
-    if (words.speaks) write_all(STDERR_FILENO, "muster: " + words.text + "\n");
+    if (words.speaks) try_write_all(STDERR_FILENO, "muster: " + words.text + "\n");
   }
   ::_exit(static_cast<int>(ExitCode::kPeerFailed));
 }

@@ -23,6 +23,4 @@ struct LastWords {
 // with exit code 76: after 3 s at the latest, whatever hangs.
 [[noreturn]] void end_process(const LastWords& words);
 
-void write_all(int fd, const std::string& text);
-
 }  // namespace muster::distributed

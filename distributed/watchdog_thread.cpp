@@ -9,8 +9,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 
+#include "base/files.h"
+#include "base/host.h"
 #include "distributed/last_words.h"
 #include "distributed/packing.h"
 #include "distributed/watchdog.h"
@@ -34,13 +35,6 @@ struct Introduction {
   char host[64];
 };
 
-std::string first_line(const char* path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
 int open_process(pid_t process) {
 #ifdef SYS_pidfd_open
   return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
@@ -53,11 +47,10 @@ int open_process(pid_t process) {
 Introduction introduce_self() {
   Introduction own{};
   own.process = ::getpid();
-  char space[64] = "";
+  const HostIdentity identity = this_process();
   // Processes of two containers on one machine do not know each other's numbers.
-  if (::readlink("/proc/self/ns/pid", space, sizeof space - 1) < 0) space[0] = '\0';
-  std::snprintf(own.machine, sizeof own.machine, "%s %s", first_line("/proc/sys/kernel/random/boot_id").c_str(), space);
-  ::gethostname(own.host, sizeof own.host - 1);
+  std::snprintf(own.machine, sizeof own.machine, "%s %s", identity.boot_id.c_str(), identity.process_namespace.c_str());
+  std::snprintf(own.host, sizeof own.host, "%s", identity.host.c_str());
   return own;
 }
 
@@ -149,9 +142,9 @@ void Watchdog::loop() {
     }
     if (now >= note_at) {
       note_at = Clock::time_point::max();
-      write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host +
-                                   ") cannot reach rank 0 (host " + views_[0].host +
-                                   ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
+      try_write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host +
+                                       ") cannot reach rank 0 (host " + views_[0].host +
+                                       ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
     }
     if (aborted_ && now - *aborted_ > kAborting) ::_exit(abort_code_);
     // Once all have met for the last time nobody is missed.

@@ -6,19 +6,14 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "core/kernels/upload.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "core/kernels/upload.h"
 
 namespace muster::batch {
 namespace {
 
 constexpr int64_t kChunkBytes = int64_t{64} << 20;
-
-std::string gigabytes(int64_t bytes) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.1f GB", static_cast<double>(bytes) / 1e9);
-  return text;
-}
 
 }  // namespace
 
@@ -31,10 +26,10 @@ bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int rank
   const int64_t needed = bytes * ranks;
   if (wanted == Residency::kWhenItFits) return needed <= free_bytes / 2;
   if (needed > free_bytes)
-    throw Error(ExitCode::kBadConfig,
-                             "training.data_on_device: ALWAYS needs " + gigabytes(needed) + " of GPU memory" +
-                                 (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") +
-                                 ", but only " + gigabytes(free_bytes) + " are free; use WHEN_IT_FITS or NEVER");
+    throw Error(ExitCode::kBadConfig, "training.data_on_device: ALWAYS needs " + size_text(needed) + " of GPU memory" +
+                                          (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") +
+                                          ", but only " + size_text(free_bytes) +
+                                          " are free; use WHEN_IT_FITS or NEVER");
   return true;
 }
 

@@ -7,9 +7,10 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
+#include "base/text.h"
 #include "core/config/check.h"
 #include "core/config/resolved_text.h"
-#include "base/error.h"
 
 namespace muster::embedded {
 extern const std::string_view experiment_descriptor_set;
@@ -43,12 +44,6 @@ std::vector<std::string> comment_of(const Descriptor* descriptor) {
   std::istringstream text(location.leading_comments);
   for (std::string line; std::getline(text, line);) lines.push_back(line.substr(line.rfind(' ', 0) == 0 ? 1 : 0));
   return lines;
-}
-
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
 }
 
 class Writer {
@@ -103,7 +98,7 @@ class Writer {
     } else if (field.is_repeated()) {
       std::vector<std::string> values;
       for (int i = 0; i < count; ++i) values.push_back(value_text(message, field, i));
-      line(field.name() + ": [" + joined(values) + "]", depth);
+      line(field.name() + ": [" + join(values) + "]", depth);
     } else {
       line(field.name() + ": " + value_text(message, field, -1), depth);
     }
@@ -121,8 +116,8 @@ std::string documented_text(const Experiment& experiment) {
   writer.comment(comment_of(commented_schema().FindMessageTypeByName(experiment.GetDescriptor()->full_name())), 0);
   writer.fields(experiment, 0);
   writer.line("", 0);
-  writer.comment({"Metrics that evaluation.select_by may name:", "  regression:     " + joined(regression_metrics()),
-                  "  classification: " + joined(classification_metrics())},
+  writer.comment({"Metrics that evaluation.select_by may name:", "  regression:     " + join(regression_metrics()),
+                  "  classification: " + join(classification_metrics())},
                  0);
   return writer.text();
 }

@@ -127,16 +127,6 @@ std::string padded(const std::string& text, size_t width, bool left = false) {
   return left ? text + blanks : blanks + text;
 }
 
-std::string bytes_text(double bytes) {
-  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
-  size_t unit = 0;
-  while (bytes >= 1024 && unit < 4) {
-    bytes /= 1024;
-    ++unit;
-  }
-  return number(bytes) + " " + units[unit];
-}
-
 // Columns as wide as their widest cell; the first column to the left, the others to the right.
 std::string table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<size_t> widths;
@@ -241,7 +231,7 @@ std::string inspect(const Dataset& dataset) {
   const json facts = inspect_json(dataset);
   const DatasetIndex& index = dataset.index();
   std::string text = "dataset     " + index.name + "\nsource      " + dataset.source() + "\n";
-  if (facts.contains("file_bytes")) text += "file size   " + bytes_text(facts["file_bytes"].get<double>()) + "\n";
+  if (facts.contains("file_bytes")) text += "file size   " + size_text(facts["file_bytes"].get<double>()) + "\n";
   text += "sha256      " + facts["content_hash"].get<std::string>() + "\n";
   text += "task        " + std::string(task_name(index.task)) + "\n";
   text += "samples     " + std::to_string(index.size()) + "\n";

@@ -1,17 +1,11 @@
 #include "core/metrics/metrics.h"
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace muster::metrics {
 
-
 namespace {
-
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
 
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   for (const std::string& candidate : names) {
@@ -34,8 +28,8 @@ bool higher_is_better(const std::string& metric) {
   const std::vector<std::string> regression = metric_names(data::Task::kRegression);
   const std::vector<std::string> classification = metric_names(data::Task::kClassification);
   if (contains(regression, metric) || contains(classification, metric)) return true;
-  throw Error(ExitCode::kBadConfig, "There is no metric \"" + metric + "\". Regression has " + joined(regression) +
-                                        "; classification has " + joined(classification) + "; both have loss.");
+  throw Error(ExitCode::kBadConfig, "There is no metric \"" + metric + "\". Regression has " + join(regression) +
+                                        "; classification has " + join(classification) + "; both have loss.");
 }
 
 double metric_value(const Metrics& metrics, const std::string& name) {
@@ -44,7 +38,7 @@ double metric_value(const Metrics& metrics, const std::string& name) {
     if (candidate == name) return value;
     names.push_back(candidate);
   }
-  throw Error(ExitCode::kBadConfig, "There is no metric \"" + name + "\" here. There are: " + joined(names) + ".");
+  throw Error(ExitCode::kBadConfig, "There is no metric \"" + name + "\" here. There are: " + join(names) + ".");
 }
 
 }  // namespace muster::metrics

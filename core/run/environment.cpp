@@ -5,25 +5,17 @@
 #include <torch/version.h>
 #include <unistd.h>
 
-#include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "base/host.h"
+#include "base/text.h"
 #include "distributed/nccl.h"
 
 namespace muster::run {
 
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  return text;
-}
-
 nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line,
                                     const nlohmann::json& rank, const nlohmann::json& job) {
-  char host[256] = "unknown";
-  gethostname(host, sizeof host - 1);
-  nlohmann::json own = {{"rank", communicator.rank()}, {"host", host}, {"process", getpid()}};
+  nlohmann::json own = {{"rank", communicator.rank()}, {"host", host_name()}, {"process", getpid()}};
   own.update(rank);
   nlohmann::json ranks = nlohmann::json::array();
   for (const auto& text : communicator.all_gather_bytes(own.dump())) ranks.push_back(nlohmann::json::parse(text));

@@ -7,11 +7,8 @@
 
 namespace muster::run {
 
-// "2026-01-31T12:00:00Z": as files of a run directory tell the time.
-std::string utc_now();
-
-// What environment.json holds: versions, commit, command line, and per rank its host, process id and what `rank` says of
-// it. `job`: more about the job, the same on every rank. The result is the same on every rank. Collective.
+// What environment.json holds: versions, commit, command line, and per rank its host, process id and what `rank` says
+// of it. `job`: more about the job, the same on every rank. The result is the same on every rank. Collective.
 nlohmann::json describe_environment(distributed::Communicator& communicator, const std::string& command_line,
                                     const nlohmann::json& rank, const nlohmann::json& job);
 

@@ -4,21 +4,9 @@
 
 #include <cstdio>
 
+#include "base/text.h"
+
 namespace muster::run {
-namespace {
-
-std::string duration(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
-  char text[32];
-  if (whole >= 3600)
-    std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
-  else
-    std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
-  return text;
-}
-
-}  // namespace
-
 Progress::Progress(bool visible) : visible_(visible), terminal_(isatty(STDERR_FILENO) != 0) {}
 
 void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t epochs, double loss,
@@ -41,12 +29,12 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
     bar.replace(0, filled, filled, '#');
     std::snprintf(text, sizeof text, "\r[%s] step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\033[K",
                   bar.c_str(), step, total_steps, epoch, epochs, loss, samples_per_second,
-                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
+                  duration_text(per_step * static_cast<double>(total_steps - step)).c_str());
     drawn_ = true;
   } else {
     std::snprintf(text, sizeof text, "step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\n", step,
                   total_steps, epoch, epochs, loss, samples_per_second,
-                  duration(per_step * static_cast<double>(total_steps - step)).c_str());
+                  duration_text(per_step * static_cast<double>(total_steps - step)).c_str());
   }
   std::fputs(text, stderr);
   std::fflush(stderr);

@@ -5,28 +5,23 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/error.h"
+#include "base/files.h"
 #include "core/config/compare.h"
 #include "core/config/load.h"
-#include "base/error.h"
 
 namespace muster::run {
 namespace {
 
-
-std::string read_run_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  if (!file) throw Error(ExitCode::kIo, path + ": cannot be read; is this the directory of a run?");
-  return text.str();
-}
+constexpr uint64_t kLargest = 64 << 20;  // of the files read here
 
 // What a run without a checkpoint is known by.
 void read_beginning(const std::string& run_directory, const Provenance& now, std::string& config_text,
                     Provenance& before) {
-  config_text = read_run_file(run_directory + "/config.txtpb");
+  config_text = read_file(run_directory + "/config.txtpb", kLargest);
   before = now;
-  const auto environment = nlohmann::json::parse(read_run_file(run_directory + "/environment.json"), nullptr, false);
+  const auto environment =
+      nlohmann::json::parse(read_file(run_directory + "/environment.json", kLargest), nullptr, false);
   const auto hash = nlohmann::json::json_pointer("/data/sha256");
   if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
     throw Error(ExitCode::kBadData,

@@ -41,27 +41,12 @@ int open_to_append(const std::string& path) {
 // All of it, or nothing that is left behind.
 void append(int descriptor, const std::string& bytes, const std::string& path) {
   const off_t before = ::lseek(descriptor, 0, SEEK_END);
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t written = ::write(descriptor, bytes.data() + done, bytes.size() - done);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) {
-      const int error = errno;
-      if (done > 0 && ::ftruncate(descriptor, before) != 0) {
-        // The row stays torn; continue_after() takes it away.
-      }
-      fail(path, "cannot write", std::strerror(error));
-    }
-    done += static_cast<size_t>(written);
+  const int error = try_write_all(descriptor, bytes);
+  if (error == 0) return;
+  if (::ftruncate(descriptor, before) != 0) {
+    // The row stays torn; continue_after() removes it.
   }
-}
-
-std::string contents(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  if (!file || file.bad()) fail(path, "cannot read", "it is missing or unreadable");
-  return text.str();
+  fail(path, "cannot write", std::strerror(error));
 }
 
 // Where the rows up to `step` end.
@@ -231,7 +216,7 @@ void RunDirectory::continue_after(uint64_t step) {
   sweep_temporary_files(path_);
   sweep_temporary_files(file("weights"));
   open_metrics();
-  const std::string text = contents(path);
+  const std::string text = read_file(path, UINT64_MAX);
   const size_t end = end_of_rows(text, step, path);
   if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0)
     fail(path, "cannot take away the rows of later steps", std::strerror(errno));
@@ -277,7 +262,7 @@ void RunDirectory::remove(const std::string& name) {
 }
 
 nlohmann::json RunDirectory::environment() const {
-  auto environment = nlohmann::json::parse(contents(file("environment.json")), nullptr, false);
+  auto environment = nlohmann::json::parse(read_file(file("environment.json"), 64 << 20), nullptr, false);
   if (!environment.is_object())
     throw Error(ExitCode::kBadData,
                 file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");

@@ -16,8 +16,10 @@
 #include <thread>
 #include <utility>
 
-#include "core/run/lock_holder.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "core/run/lock_holder.h"
 #include "distributed/watchdog.h"
 
 namespace muster::run {
@@ -25,11 +27,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
-
-std::string seconds_text(double seconds) {
-  return seconds < 600 ? std::to_string(std::lround(seconds)) + " s"
-                       : std::to_string(std::lround(seconds / 60)) + " minutes";
-}
 
 milliseconds age(const timespec& earlier, const timespec& later) {
   return std::chrono::duration_cast<milliseconds>(std::chrono::seconds(later.tv_sec - earlier.tv_sec) +
@@ -146,8 +143,9 @@ void RunLock::Implementation::write_own() {
   descriptor_ = ::open(own_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (descriptor_ < 0) fail(own_, "could not create", errno);
   // Flushed, so that a lock that survives a power failure has its content.
-  if (::write(descriptor_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) || ::fsync(descriptor_) != 0)
-    fail(own_, "could not write", errno == 0 ? ENOSPC : errno);
+  int error = try_write_all(descriptor_, text);
+  if (error == 0 && ::fsync(descriptor_) != 0) error = errno;
+  if (error != 0) fail(own_, "could not write", error);
 }
 
 bool RunLock::Implementation::is_ours(const std::string& path) const {
@@ -213,7 +211,7 @@ std::string RunLock::Implementation::why_over(const std::string& path, const Loc
 std::string RunLock::Implementation::watch(const std::string& path, const LockHolder& holder) const {
   if (settings_.tell)
     settings_.tell("the run directory is locked by " + holder.name() + "; watching for up to " +
-                   seconds_text(std::chrono::duration<double>(5 * holder.interval).count()) +
+                   duration_text(std::chrono::duration<double>(5 * holder.interval).count()) +
                    " whether that job lives");
   const auto begin = Clock::now();
   for (;;) {
@@ -225,18 +223,18 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
     const auto watched = Clock::now() - begin;
     const auto unchanged = age(holder.renewed, now_on_file_server());
     if (watched >= 5 * holder.interval || (watched >= 2 * holder.interval && unchanged >= 5 * holder.interval))
-      return "it has given no sign of life for " + seconds_text(std::chrono::duration<double>(unchanged).count());
+      return "it has given no sign of life for " + duration_text(std::chrono::duration<double>(unchanged).count());
   }
 }
 
 void RunLock::Implementation::refuse(const LockHolder& holder) const {
   const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
-  throw RunDirInUse(folder_ + " is in use by " + holder.name() + ", id " + holder.id +
-                 ", which last gave a sign of life " + seconds_text(std::chrono::duration<double>(silent).count()) +
-                 " ago.\nIts command: " + holder.command +
-                 "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that "
-                 "it is over, remove " +
-                 lock_);
+  throw RunDirInUse(
+      folder_ + " is in use by " + holder.name() + ", id " + holder.id + ", which last gave a sign of life " +
+      duration_text(std::chrono::duration<double>(silent).count()) + " ago.\nIts command: " + holder.command +
+      "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that "
+      "it is over, remove " +
+      lock_);
 }
 
 // Files of jobs that died while they wanted the lock.

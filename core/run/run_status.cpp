@@ -11,11 +11,12 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/error.h"
+#include "base/files.h"
 #include "checkpoints/checkpoint.h"
 #include "core/config/load.h"
 #include "core/run/lock_holder.h"
 #include "core/run/run_directory.h"
-#include "base/error.h"
 
 namespace muster::run {
 namespace {
@@ -161,8 +162,7 @@ void read_jobs(const std::string& folder, RunStatus& status) {
     status.queued = status.decision == "requeued";
     if (status.queued) ++status.requeued;
     const auto code = static_cast<int>(number(row, "exit_code").value_or(0));
-    if (code != 0 && code != static_cast<int>(ExitCode::kRequeue) && code != 128 + SIGUSR1 &&
-        code != 128 + SIGUSR2)
+    if (code != 0 && code != static_cast<int>(ExitCode::kRequeue) && code != 128 + SIGUSR1 && code != 128 + SIGUSR2)
       ++status.crashed;
   }
   status.job = last_job;
@@ -203,15 +203,13 @@ RunStatus run_status(const std::string& run_directory) {
   if (std::error_code error;
       !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
     throw Error(ExitCode::kUsage, run_directory + ": cannot be read: " + error.message());
-  if (place == RunDirState::kNothing)
-    throw Error(ExitCode::kUsage, run_directory + ": there is nothing of that name");
+  if (place == RunDirState::kNothing) throw Error(ExitCode::kUsage, run_directory + ": there is nothing of that name");
   if (place == RunDirState::kOther)
-    throw Error(ExitCode::kUsage,
-                             run_directory + ": is not the directory of a run: there is no config.txtpb in it");
+    throw Error(ExitCode::kUsage, run_directory + ": is not the directory of a run: there is no config.txtpb in it");
   RunStatus status;
   status.state = place == RunDirState::kPrepared   ? RunState::kPrepared
                  : place == RunDirState::kFinished ? RunState::kFinished
-                                                : RunState::kStopped;
+                                                   : RunState::kStopped;
   read_jobs(run_directory, status);
   status.last_message = last_message(run_directory);
   if (place == RunDirState::kPrepared) return status;
@@ -220,8 +218,7 @@ RunStatus run_status(const std::string& run_directory) {
   std::string select_by;
   double batch_size = 0;
   try {
-    std::ifstream file(run_directory + "/config.txtpb");
-    const std::string config_text(std::istreambuf_iterator<char>(file), {});
+    const std::string config_text = read_file(run_directory + "/config.txtpb", 1 << 20);
     const auto experiment = config::parse_stored(config_text, run_directory + "/config.txtpb");
     select_by = experiment.evaluation().select_by();
     batch_size = experiment.training().batch_size();

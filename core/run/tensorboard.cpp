@@ -17,6 +17,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "base/host.h"
 #include "core/run/event.pb.h"
 
 namespace muster::run {
@@ -123,9 +124,8 @@ EventFile::EventFile(const std::string& run_directory, std::optional<uint64_t> c
     if (!found.empty()) path_ = *std::min_element(found.begin(), found.end());
   }
   if (path_.empty()) {
-    char host[256] = "";
-    gethostname(host, sizeof host - 1);
-    path_ = run_directory + "/events.out.tfevents." + std::to_string(std::time(nullptr)) + "." + host + ".muster";
+    path_ =
+        run_directory + "/events.out.tfevents." + std::to_string(std::time(nullptr)) + "." + host_name() + ".muster";
   }
   descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail("open", errno);

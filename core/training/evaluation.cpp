@@ -2,8 +2,9 @@
 
 #include <cstdio>
 
-#include "core/metrics/trivial_baseline.h"
+#include "base/text.h"
 #include "core/metrics/regression.h"
+#include "core/metrics/trivial_baseline.h"
 #include "distributed/collective_call.h"
 
 namespace muster::training {
@@ -41,11 +42,10 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
   int64_t count = 0;
   for (int64_t i = 0; i < finite.size(0); ++i)
     if (!finite[i].item<bool>() && ++count <= 10) ids += (count > 1 ? ", " : "") + index.ids[predictions.samples[i]];
-  throw SharedError(
-      ExitCode::kInternal,
-      "the model's outputs are not finite for " + std::to_string(count) + " of " + std::to_string(finite.size(0)) +
-          " samples (" + ids + (count > 10 ? ", ..." : "") +
-          "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
+  throw SharedError(ExitCode::kInternal,
+                    "the model's outputs are not finite for " + std::to_string(count) + " of " +
+                        std::to_string(finite.size(0)) + " samples (" + ids + (count > 10 ? ", ..." : "") +
+                        "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
 }
 
 std::string number(double value) {
@@ -99,19 +99,12 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
 }
 
 metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
-                               const std::vector<int64_t>& samples) {
+                                  const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)
     return metrics::regression_baseline(value_labels(index, train), value_labels(index, samples));
   return metrics::classification_baseline(class_labels(index, train), class_labels(index, samples),
-                                       static_cast<int64_t>(index.class_names.size()))
+                                          static_cast<int64_t>(index.class_names.size()))
       .metrics;
-}
-
-std::string csv_field(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
 }
 
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions) {

@@ -37,13 +37,10 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
 
 // Metrics of the trivial prediction fitted on the training labels, for `samples`.
 metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
-                               const std::vector<int64_t>& samples);
+                                  const std::vector<int64_t>& samples);
 
 // id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and
 // predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
-
-// A field of CSV (RFC 4180): quoted where it must be.
-std::string csv_field(const std::string& text);
 
 }  // namespace muster::training

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/host.h"
 #include "base/sha256.h"
 #include "distributed/agreement.h"
 #include "distributed/collective_call.h"
@@ -15,11 +16,9 @@ namespace {
 // What is the same file for two ranks: host, device and inode; and its size and time, in case it was replaced in
 // between.
 std::string identity(const data::Dataset& dataset) {
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
   struct stat file {};
-  if (::stat(dataset.source().c_str(), &file) != 0) return std::string(host) + " " + dataset.source();
-  return std::string(host) + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " +
+  if (::stat(dataset.source().c_str(), &file) != 0) return host_name() + " " + dataset.source();
+  return host_name() + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " +
          std::to_string(file.st_size) + " " + std::to_string(file.st_mtim.tv_sec) + "." +
          std::to_string(file.st_mtim.tv_nsec);
 }

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "base/text.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/retention.h"
@@ -29,12 +30,6 @@ std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
   if (!fs::exists(path + "/config.txtpb"))
     throw Error(ExitCode::kUsage, path + ": is neither the directory of a run nor a checkpoint");
   return checkpoints::find_checkpoints(path + "/checkpoints");
-}
-
-std::string size_text(uint64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
 }
 
 void list(const std::string& path, bool json) {

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "base/atomic_file.h"
+#include "base/files.h"
 #include "core/config/load.h"
 #include "core/training/inference.h"
 #include "core/training/results.h"
@@ -14,7 +15,6 @@
 
 namespace muster::launcher {
 namespace {
-
 
 struct Arguments {
   std::string run_directory;
@@ -25,17 +25,11 @@ struct Arguments {
   bool json = false;
 };
 
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(ExitCode::kIo, path + ": cannot be read; is this the directory of a muster run?");
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
+constexpr uint64_t kLargest = 64 << 20;  // of the files of a run directory
 
 std::string hash_of_run(const std::string& run_directory) {
   const std::string path = run_directory + "/environment.json";
-  const auto environment = nlohmann::json::parse(read_text(path), nullptr, false);
+  const auto environment = nlohmann::json::parse(read_file(path, kLargest), nullptr, false);
   const auto hash = nlohmann::json::json_pointer("/data/sha256");
   if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
     throw Error(ExitCode::kBadData, path + ": has no data.sha256; is this the directory of a muster run?");
@@ -52,22 +46,23 @@ void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
     const std::string config_path = arguments.run_directory + "/config.txtpb";
     config::Experiment experiment;
-    distributed::run_on_all_ranks(communicator,
-                          [&] { experiment = config::parse_resolved(read_text(config_path), config_path); });
+    distributed::run_on_all_ranks(
+        communicator, [&] { experiment = config::parse_resolved(read_file(config_path, kLargest), config_path); });
     training::InferenceOptions options;
     options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
     options.data = arguments.data;
     options.split = arguments.split;
     // Another file is another question; the run's own must be what it was.
     if (arguments.data.empty())
-      distributed::run_on_all_ranks(communicator, [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
+      distributed::run_on_all_ranks(communicator,
+                                    [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
     print_dropped(inference.source);
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
       write_file_atomically(arguments.output,
-                                         training::predictions_csv(inference.source.index(), evaluation.predictions));
+                            training::predictions_csv(inference.source.index(), evaluation.predictions));
     if (arguments.json) {
       std::printf("%s\n", training::to_json(evaluation).dump(2).c_str());
       return;
@@ -121,8 +116,8 @@ void add_predict_command(CLI::App& parent) {
       const auto inference = training::infer(loaded.experiment, options, communicator);
       if (communicator.rank() != 0) return;
       print_dropped(inference.source);
-      write_file_atomically(
-          arguments->output, training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
+      write_file_atomically(arguments->output,
+                            training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
       std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(),
                   inference.evaluation.predictions.samples.size());
     });

@@ -5,11 +5,12 @@
 #include <string>
 
 #include "base/atomic_file.h"
+#include "base/text.h"
 #include "core/config/resolved_text.h"
+#include "core/run/stop.h"
 #include "core/training/data_source.h"
 #include "core/training/evaluation.h"
 #include "core/training/same_job.h"
-#include "core/run/stop.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/launch/job_command.h"
@@ -177,7 +178,7 @@ void print_best(const SearchArguments& arguments) {
 // A field of CSV.
 std::string field(const json& value) {
   if (value.is_null()) return "";
-  return training::csv_field(value.is_string() ? value.get<std::string>() : value.dump());
+  return csv_field(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
 void export_all(const SearchArguments& arguments) {

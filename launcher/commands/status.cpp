@@ -4,8 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "core/run/run_status.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "core/run/run_status.h"
 #include "launcher/commands/commands.h"
 #include "launcher/launch/job_command.h"
 
@@ -14,20 +15,6 @@ namespace {
 
 using run::RunState;
 using run::RunStatus;
-
-std::string duration(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
-  char text[48];
-  if (whole >= 86400)
-    std::snprintf(text, sizeof text, "%ldd%02ldh", whole / 86400, whole / 3600 % 24);
-  else if (whole >= 3600)
-    std::snprintf(text, sizeof text, "%ldh%02ldm", whole / 3600, whole / 60 % 60);
-  else if (whole >= 60)
-    std::snprintf(text, sizeof text, "%ldm%02lds", whole / 60, whole % 60);
-  else
-    std::snprintf(text, sizeof text, "%lds", whole);
-  return text;
-}
 
 // What is to be done about a run that nobody works on.
 std::string how_to_go_on(const std::string& path, const RunStatus& status) {
@@ -46,8 +33,8 @@ std::string state_text(const std::string& path, const RunStatus& status) {
     case RunState::kRunning:
       return "running: " + status.holder;
     case RunState::kLost:
-      return "lost: " + status.holder + " is gone or has given no sign of life for " + duration(status.silent_seconds) +
-             "; " + how_to_go_on(path, status);
+      return "lost: " + status.holder + " is gone or has given no sign of life for " +
+             duration_text(status.silent_seconds) + "; " + how_to_go_on(path, status);
     case RunState::kStopped:
       return "stopped" + (status.queued || status.reason.empty() ? "" : " (" + status.reason + ")") + "; " +
              how_to_go_on(path, status);
@@ -83,8 +70,9 @@ void print(const std::string& path, const RunStatus& status) {
   }
   if (status.samples_per_second) {
     const bool goes_on = status.state == RunState::kRunning && status.seconds_left;
-    line("speed", format("%.1f samples/s", *status.samples_per_second) +
-                      (goes_on ? ", about " + duration(*status.seconds_left) + " left, evaluations not counted" : ""));
+    line("speed",
+         format("%.1f samples/s", *status.samples_per_second) +
+             (goes_on ? ", about " + duration_text(*status.seconds_left) + " left, evaluations not counted" : ""));
   }
   if (status.loss) line("loss", format("%.4f", *status.loss));
   if (status.best_value)
@@ -92,7 +80,7 @@ void print(const std::string& path, const RunStatus& status) {
                      std::to_string(status.best_step));
   if (status.checkpoint_step)
     line("checkpoint",
-         "step " + std::to_string(*status.checkpoint_step) + ", " + duration(status.checkpoint_age) + " ago");
+         "step " + std::to_string(*status.checkpoint_step) + ", " + duration_text(status.checkpoint_age) + " ago");
   else if (status.begun > 0)
     line("checkpoint", "none yet");
   line("last output", status.last_message);

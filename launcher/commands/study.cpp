@@ -4,9 +4,10 @@
 #include <string>
 
 #include "base/atomic_file.h"
+#include "base/text.h"
 #include "core/config/resolved_text.h"
-#include "core/training/same_job.h"
 #include "core/run/stop.h"
+#include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
 #include "launcher/launch/job_command.h"

@@ -7,13 +7,6 @@ namespace {
 
 constexpr State kStates[] = {State::kOk, State::kSkipped, State::kWarning, State::kFailed};
 
-std::string with_unit(double value, const char* unit) {
-  char text[64];
-  std::snprintf(text, sizeof text, value < 10 && value != static_cast<int64_t>(value) ? "%.1f %s" : "%.0f %s", value,
-                unit);
-  return text;
-}
-
 }  // namespace
 
 const char* name_of(State state) {
@@ -51,20 +44,6 @@ Finding finding_of(const nlohmann::json& json) {
   finding.rank = json.value("rank", -1);
   finding.figures = json.value("figures", nlohmann::json::object());
   return finding;
-}
-
-std::string bytes_text(double bytes) {
-  if (bytes < 1e3) return with_unit(bytes, "bytes");
-  if (bytes < 1e6) return with_unit(bytes / 1e3, "KB");
-  if (bytes < 1e9) return with_unit(bytes / 1e6, "MB");
-  if (bytes < 1e12) return with_unit(bytes / 1e9, "GB");
-  return with_unit(bytes / 1e12, "TB");
-}
-
-std::string seconds_text(double seconds) {
-  if (seconds < 1e-3) return with_unit(seconds * 1e6, "us");
-  if (seconds < 1) return with_unit(seconds * 1e3, "ms");
-  return with_unit(seconds, "s");
 }
 
 }  // namespace muster::launcher::doctor

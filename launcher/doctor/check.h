@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/text.h"
+
 // What `muster doctor` finds out. Names of checks are listed in docs/doctor.md.
 namespace muster::launcher::doctor {
 
@@ -27,10 +29,5 @@ using Report = std::function<void(const Finding&)>;
 const char* name_of(State state);
 nlohmann::json to_json(const Finding& finding);
 Finding finding_of(const nlohmann::json& json);
-
-// "1.5 GB", "64 KB", "12 bytes": powers of 1,000.
-std::string bytes_text(double bytes);
-// "3.2 us", "1.5 ms", "2 s".
-std::string seconds_text(double seconds);
 
 }  // namespace muster::launcher::doctor

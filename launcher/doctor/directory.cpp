@@ -82,7 +82,7 @@ std::vector<Finding> check_directory(const std::string& path, const Mount& mount
   const Room room = room_of(path);
   Finding space{"free_space",
                 State::kOk,
-                bytes_text(static_cast<double>(room.free_bytes)) + " free",
+                size_text(static_cast<double>(room.free_bytes)) + " free",
                 "at least 1 GB and 10000 files",
                 "",
                 "",

@@ -293,7 +293,7 @@ void check_speed(Communicator& ranks, const std::vector<std::string>& hosts, con
     for (const auto& answer : answers)
       bytes += answer["bytes"].get<double>(), seconds = std::max(seconds, answer["seconds"].get<double>());
     finding.figures = {{"bytes", bytes}, {"seconds", seconds}, {"bytes_per_second", bytes / seconds}};
-    finding.found = bytes_text(bytes / seconds) + "/s (" + bytes_text(bytes) + " " + what + ")";
+    finding.found = size_text(bytes / seconds) + "/s (" + size_text(bytes) + " " + what + ")";
     if (bytes / seconds >= 50e6) return;
     finding.state = State::kWarning;
     finding.fix = "checkpoints and data will be slow here: see \"load\", try again later, or use a faster file system";

@@ -27,7 +27,7 @@ constexpr double kSharedMemoryNeeded = 16e6, kSharedMemoryWished = 64e6;
 constexpr double kMemoryWished = 2e9;
 
 std::string number_text(int64_t value, bool bytes) {
-  return value < 0 ? "unlimited" : bytes ? bytes_text(static_cast<double>(value)) : std::to_string(value);
+  return value < 0 ? "unlimited" : bytes ? size_text(static_cast<double>(value)) : std::to_string(value);
 }
 
 Finding check_bound(const Machine& machine, const Bound& bound) {
@@ -68,9 +68,9 @@ Finding check_shared_memory(const Machine& machine) {
   Finding finding{"shared_memory", State::kOk, "", "", "", "", -1, {}};
   const auto& room = machine.shared_memory;
   finding.figures = {{"size_bytes", room.bytes}, {"free_bytes", room.free_bytes}};
-  finding.found = bytes_text(static_cast<double>(room.free_bytes)) + " of " +
-                  bytes_text(static_cast<double>(room.bytes)) + " free in /dev/shm";
-  finding.expected = "at least " + bytes_text(kSharedMemoryWished) +
+  finding.found = size_text(static_cast<double>(room.free_bytes)) + " of " +
+                  size_text(static_cast<double>(room.bytes)) + " free in /dev/shm";
+  finding.expected = "at least " + size_text(kSharedMemoryWished) +
                      " free: ranks of one machine pass data through it, some 4 MB each (NCCL 10 MB)";
   if (!machine.has_shared_memory) {
     finding.state = State::kFailed;
@@ -106,10 +106,10 @@ Finding check_cores(const Machine& machine) {
 
 Finding check_memory(const Machine& machine) {
   const int64_t usable = machine.memory_limit > 0 ? machine.memory_limit : machine.memory;
-  Finding finding{"memory", State::kOk, bytes_text(static_cast<double>(usable)), "at least 2 GB", "", "", -1, {}};
+  Finding finding{"memory", State::kOk, size_text(static_cast<double>(usable)), "at least 2 GB", "", "", -1, {}};
   if (machine.memory_limit > 0)
     finding.found +=
-        " of the machine's " + bytes_text(static_cast<double>(machine.memory)) + " (limit of the container or job)";
+        " of the machine's " + size_text(static_cast<double>(machine.memory)) + " (limit of the container or job)";
   finding.figures = {{"machine_bytes", machine.memory}, {"limit_bytes", machine.memory_limit}};
   if (static_cast<double>(usable) >= kMemoryWished) return finding;
   finding.state = State::kWarning;

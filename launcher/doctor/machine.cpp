@@ -13,6 +13,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/files.h"
+#include "base/host.h"
 #include "core/training/compute.h"
 
 extern char** environ;
@@ -126,12 +128,7 @@ std::string nvidia_driver() {
 
 }  // namespace
 
-std::string read_text(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
+std::string read_text(const std::string& path) { return read_file_if_there(path, 64 << 20).value_or(""); }
 
 Room room_of(const std::string& path) {
   struct statvfs info = {};
@@ -150,9 +147,7 @@ std::string variable(const Machine& machine, const std::string& name) {
 
 Machine detect_machine() {
   Machine machine;
-  char host[256] = "unknown";
-  gethostname(host, sizeof host - 1);
-  machine.host = host;
+  machine.host = host_name();
   machine.addresses = addresses_of(machine.host);
   for (char** each = environ; *each; ++each) {
     const std::string text = *each;

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <set>
 
+#include "base/host.h"
 #include "distributed/cuda_devices.h"
 #include "distributed/nccl.h"
 #include "distributed/watchdog.h"
@@ -115,14 +116,12 @@ void run_as_rank(const RankOptions& options) {
   const auto communicator = distributed::connect();
   distributed::set_deadlines({options.timeout, options.timeout, options.timeout, options.timeout});
   if (communicator->size() != options.expected_ranks)
-    throw Error(ExitCode::kPeerFailed,
-                             std::to_string(options.expected_ranks) + " ranks were started, but this one sees " +
-                                 std::to_string(communicator->size()) +
-                                 ": mpirun belongs to another MPI than the one that muster was built with (" +
-                                 distributed::mpi_library_version() + ")");
-  char host[256] = "unknown";
-  gethostname(host, sizeof host - 1);
-  const auto hosts = communicator->all_gather_bytes(host);
+    throw Error(ExitCode::kPeerFailed, std::to_string(options.expected_ranks) +
+                                           " ranks were started, but this one sees " +
+                                           std::to_string(communicator->size()) +
+                                           ": mpirun belongs to another MPI than the one that muster was built with (" +
+                                           distributed::mpi_library_version() + ")");
+  const auto hosts = communicator->all_gather_bytes(host_name());
   const size_t machines = std::set<std::string>(hosts.begin(), hosts.end()).size();
   const bool first = communicator->rank() == 0;
   const Report report = [first](const Finding& finding) {

@@ -94,7 +94,7 @@ void report_sizes(Communicator& communicator, Communicator& control, c10::Device
                        {"bytes_per_second", bandwidth},
                        {"ranks", ranks},
                        {"machines", machines}};
-    if (size.floats > 2) finding.found += ", " + bytes_text(bandwidth) + "/s each way per rank";
+    if (size.floats > 2) finding.found += ", " + size_text(bandwidth) + "/s each way per rank";
     const auto wrong = std::find(answers.begin(), answers.end(), nlohmann::json(false));
     if (wrong != answers.end()) {
       finding.state = State::kFailed;
@@ -112,7 +112,7 @@ void report_sizes(Communicator& communicator, Communicator& control, c10::Device
           "btl_base_verbose 30)";
     } else if (size.floats == kSizes[2].floats && bandwidth < bounds.bandwidth) {
       finding.state = State::kWarning;
-      finding.expected = "above " + bytes_text(bounds.bandwidth) + "/s " + bounds.link;
+      finding.expected = "above " + size_text(bounds.bandwidth) + "/s " + bounds.link;
       finding.fix = machines > 1 ? "see which network MPI takes, and choose the fast one: mpirun --mca "
                                    "btl_tcp_if_include eth0 (GPUs: NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO)"
                                  : "see \"load\", \"cores\" and \"shared_memory\" above";

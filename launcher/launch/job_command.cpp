@@ -4,13 +4,13 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "distributed/affinity.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "distributed/affinity.h"
 #include "launcher/launch/hosts.h"
 
 namespace muster::launcher {
 namespace {
-
 
 // What ranks on other hosts need of this process's environment. CUDA_VISIBLE_DEVICES is no such thing: it numbers this
 // machine's GPUs.
@@ -89,7 +89,8 @@ class Builder {
     job_.starter = request_.starter;
     if (job_.starter == LaunchBackend::kAuto) {
       const bool by_slurm = here_.slurm && hosts_.empty() && !here_.srun.empty();
-      job_.starter = by_slurm && (here_.srun_speaks_pmix || here_.mpirun.empty()) ? LaunchBackend::kSrun : LaunchBackend::kMpirun;
+      job_.starter =
+          by_slurm && (here_.srun_speaks_pmix || here_.mpirun.empty()) ? LaunchBackend::kSrun : LaunchBackend::kMpirun;
     }
     if (job_.starter == LaunchBackend::kMpirun) {
       if (here_.mpirun.empty())
@@ -256,16 +257,6 @@ class Builder {
 
 JobCommand job_command(const JobRequest& request, const LaunchEnvironment& surroundings) {
   return Builder(request, surroundings).build();
-}
-
-std::string shell_quoted(const std::string& word) {
-  if (!word.empty() &&
-      word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%") ==
-          std::string::npos)
-    return word;
-  std::string quoted = "'";
-  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
 }
 
 std::string shell_line(const JobCommand& command) {

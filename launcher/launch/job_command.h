@@ -29,7 +29,7 @@ struct JobCommand {
   std::vector<std::string> words;                  // the starter with its options, the program, its command
   std::map<std::string, std::string> environment;  // to be set for it; the user's own settings have been heeded
   std::vector<std::string> removed;                // names to be taken out of its environment
-  LaunchBackend starter = LaunchBackend::kMpirun;              // never kAuto
+  LaunchBackend starter = LaunchBackend::kMpirun;  // never kAuto
   int ranks = 1;
   int hosts = 1;         // that get a rank
   bool is_local = true;  // all on this machine
@@ -50,8 +50,5 @@ JobCommand job_command(const JobRequest& request, const LaunchEnvironment& surro
 
 // As a shell reads it: "env A=b ... words".
 std::string shell_line(const JobCommand& command);
-
-// One word as a shell reads it.
-std::string shell_quoted(const std::string& word);
 
 }  // namespace muster::launcher

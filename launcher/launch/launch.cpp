@@ -6,12 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "base/text.h"
 #include "core/run/environment.h"
+#include "launcher/launch/backend_errors.h"
 #include "launcher/launch/child.h"
 #include "launcher/launch/restarts.h"
 #include "launcher/launch/run_logs.h"
 #include "launcher/launch/session_folder.h"
-#include "launcher/launch/backend_errors.h"
 
 namespace muster::launcher {
 namespace {
@@ -29,19 +30,12 @@ std::string directory_for_logs(const std::vector<std::string>& command) {
   }
 }
 
-std::string header_of(const JobCommand& job) { return "==== " + run::utc_now() + " " + shell_line(job); }
-
-std::string duration_text(SystemClock::duration passed) {
-  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(passed).count();
-  if (seconds < 60) return std::to_string(seconds) + " s";
-  if (seconds < 3600) return std::to_string(seconds / 60) + " min " + std::to_string(seconds % 60) + " s";
-  return std::to_string(seconds / 3600) + " h " + std::to_string(seconds / 60 % 60) + " min";
-}
+std::string header_of(const JobCommand& job) { return "==== " + utc_now() + " " + shell_line(job); }
 
 std::string end_text(const JobCommand& job, int code, SystemClock::time_point begin) {
   return std::to_string(job.ranks) + (job.ranks == 1 ? " rank on " : " ranks on ") + std::to_string(job.hosts) +
          (job.hosts == 1 ? " host" : " hosts") + " ended with exit code " + std::to_string(code) + " after " +
-         duration_text(SystemClock::now() - begin);
+         duration_text(std::chrono::duration<double>(SystemClock::now() - begin).count());
 }
 
 void check(const LaunchOptions& options) {

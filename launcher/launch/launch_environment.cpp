@@ -9,6 +9,8 @@
 #include <filesystem>
 #include <sstream>
 
+#include "base/host.h"
+#include "base/text.h"
 #include "distributed/cuda_devices.h"
 #include "distributed/topology.h"
 #include "launcher/launch/job_command.h"
@@ -101,9 +103,7 @@ LaunchEnvironment detect_launch_environment() {
   here.mpirun = find_program("mpirun", here.environment);
   here.srun = find_program("srun", here.environment);
   here.remote_shell = find_remote_shell(here.environment);
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
-  here.host = host;
+  here.host = host_name();
   here.is_root = geteuid() == 0;
   const distributed::Machine machine;
   const auto allowed = machine.allowed();

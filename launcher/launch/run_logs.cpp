@@ -9,28 +9,14 @@
 #include <cstring>
 #include <utility>
 
+#include "base/files.h"
+
 namespace muster::launcher {
 namespace {
 
 constexpr size_t kMostHeld = 4 << 20;
 constexpr size_t kMostOfStarter = 16 << 10;
 constexpr int kNobody = -2;
-
-// False with errno: nobody reads any more, or the disk is full.
-bool write_whole(int descriptor, const std::string& text) {
-  for (size_t done = 0; done < text.size();) {
-    const ssize_t written = ::write(descriptor, text.data() + done, text.size() - done);
-    if (written >= 0) {
-      done += static_cast<size_t>(written);
-    } else if (errno == EAGAIN) {
-      pollfd polled{descriptor, POLLOUT, 0};
-      poll(&polled, 1, 1000);
-    } else if (errno != EINTR) {
-      return false;
-    }
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -76,7 +62,7 @@ void RunLogs::write(bool now) {
   for (const auto& [rank, text] : std::exchange(texts_, {})) {
     const std::string path = run_directory_ + "/logs/rank-" + std::to_string(rank) + ".log";
     const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    const bool written = file >= 0 && write_whole(file, text);
+    const bool written = file >= 0 && try_write_all(file, text) == 0;
     const int error = errno;
     if (file >= 0) close(file);
     if (written) continue;
@@ -117,7 +103,7 @@ void RankOutput::finish() {
     // What the first rank writes to standard output may go into a file: not a byte is added there.
     const bool exact = stream == Stream::kOutput && within != within_line_.end() && within->second == 0;
     if (within != within_line_.end() && within->second != kNobody && !exact)
-      write_whole(static_cast<int>(stream), "\n");
+      try_write_all(static_cast<int>(stream), "\n");
   }
   within_line_.clear();
   logs_.finish();
@@ -135,7 +121,7 @@ void RankOutput::show(Stream stream, int rank, const std::string& text) {
   std::string shown;
   if (within != kNobody && within != rank) shown = "\n";
   if (rank > 0 && within != rank) shown += "[rank " + std::to_string(rank) + "] ";
-  write_whole(static_cast<int>(stream), shown + text);
+  try_write_all(static_cast<int>(stream), shown + text);
   within = text.back() == '\n' ? kNobody : rank;
 }
 

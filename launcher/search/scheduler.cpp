@@ -7,7 +7,8 @@
 #include <ctime>
 
 #include "base/error.h"
-#include "launcher/work/duration.h"
+#include "base/host.h"
+#include "base/text.h"
 #include "launcher/work/failures.h"
 
 namespace muster::launcher {
@@ -29,9 +30,7 @@ std::string number_text(double value) {
 std::string name_of(int64_t number) { return "trial " + std::to_string(number); }
 
 std::string name_of_this_job() {
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
-  return std::string(host) + "-" + std::to_string(::getpid()) + "-" + std::to_string(std::time(nullptr));
+  return host_name() + "-" + std::to_string(::getpid()) + "-" + std::to_string(std::time(nullptr));
 }
 
 json with_job(json opening, const std::string& job) {

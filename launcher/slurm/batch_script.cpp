@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launcher/launch/job_command.h"
 
 namespace muster::embedded {
@@ -16,7 +17,6 @@ extern const std::string_view slurm_sbatch_in;
 
 namespace muster::launcher {
 namespace {
-
 
 constexpr int kMostTasks = 10000;
 

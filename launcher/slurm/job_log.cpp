@@ -7,8 +7,10 @@
 #include <cstring>
 #include <fstream>
 
-#include "core/run/environment.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "core/run/environment.h"
 
 namespace muster::launcher {
 
@@ -23,7 +25,7 @@ std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
 }
 
 void append_job_log(const std::string& run_directory, nlohmann::json row) {
-  row["time"] = run::utc_now();
+  row["time"] = utc_now();
   const std::string path = run_directory + "/logs/jobs.jsonl";
   const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   // A row whose writer was killed must not take the next one with it.
@@ -32,14 +34,10 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   if (size > 0 && ::pread(file, &last, 1, size - 1) != 1) last = '\n';
   const std::string text =
       (last == '\n' ? "" : "\n") + row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  errno = 0;
-  const bool written =
-      file >= 0 && ::write(file, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fsync(file) == 0;
-  const int error = errno;
+  int error = file < 0 ? errno : try_write_all(file, text);
+  if (error == 0 && ::fsync(file) != 0) error = errno;
   if (file >= 0) ::close(file);
-  if (!written)
-    throw Error(ExitCode::kIo,
-                             path + ": cannot be written: " + std::strerror(error == 0 ? ENOSPC : error));
+  if (error != 0) throw Error(ExitCode::kIo, path + ": cannot be written: " + std::strerror(error));
 }
 
 int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest) {

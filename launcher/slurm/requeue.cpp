@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "launcher/launch/job_command.h"
 #include "launcher/launch/restarts.h"
 #include "launcher/slurm/job_log.h"

@@ -12,14 +12,15 @@
 #include <regex>
 
 #include "base/atomic_file.h"
+#include "base/text.h"
 #include "core/config/load.h"
 #include "core/config/text_file.h"
-#include "core/training/compute.h"
-#include "core/training/data_source.h"
 #include "core/run/environment.h"
 #include "core/run/run_directory.h"
 #include "core/run/run_status.h"
 #include "core/run/stop.h"
+#include "core/training/compute.h"
+#include "core/training/data_source.h"
 #include "core/training/training_plan.h"
 #include "launcher/commands/train.h"
 #include "launcher/launch/job_command.h"
@@ -247,7 +248,7 @@ void submit(const SubmitOptions& options) {
   for (auto& run : runs) {
     require_free(run.directory);
     run.is_new = run::run_dir_state(run.directory) == RunDirState::kNothing;
-    run.submission = {{"time", run::utc_now()},
+    run.submission = {{"time", utc_now()},
                       {"command", options.command},
                       {"job_name", job.name},
                       {"nodes", job.nodes},

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launcher/work/duration.h"
+#include "base/text.h"
 #include "launcher/work/failures.h"
 
 namespace muster::launcher {

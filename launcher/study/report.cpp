@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "base/text.h"
 #include "core/training/results.h"
 
 namespace muster::launcher {
@@ -155,9 +156,9 @@ std::string table_csv(const StudySpec& spec, const StudyResults& results) {
   for (size_t variant = 0; variant < results.variants.size(); ++variant)
     for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
       const auto& one = results.variants[variant];
-      const std::string start = training::csv_field(spec.variants[variant].name()) + "," +
-                                training::csv_field(spec.variants[variant].label()) + "," +
-                                training::csv_field(results.metrics[metric]) + ",";
+      const std::string start = csv_field(spec.variants[variant].name()) + "," +
+                                csv_field(spec.variants[variant].label()) + "," + csv_field(results.metrics[metric]) +
+                                ",";
       const auto row = [&](const std::string& fold, const Spread& values) {
         return start + fold + "," + std::to_string(values.n) + "," + exact(values.mean) + "," + exact(values.std) + ",";
       };
@@ -187,7 +188,7 @@ std::string cells_csv(const StudyDirectory& directory) {
                               std::to_string(cell.seed) + "," + (cell.fold < 0 ? "" : std::to_string(cell.fold)) + ",";
     for (const auto& [split, metrics] : {std::pair{"validation", &result.validation}, {"test", &result.test}})
       for (const auto& [name, value] : metrics->items())
-        csv += start + split + "," + training::csv_field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";
+        csv += start + split + "," + csv_field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";
   }
   return csv;
 }
