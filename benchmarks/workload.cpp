@@ -66,13 +66,7 @@ Workload make_workload(const std::string& name, int64_t batch_size) {
   else
     throw std::invalid_argument("no workload is called " + name + "; there are foal_net, miar_aligned, miar_unaligned");
 
-  config::Experiment experiment;
-  if (!google::protobuf::TextFormat::ParseFromString(std::string(config::defaults_text()), &experiment))
-    throw std::logic_error("the defaults cannot be parsed");
-  if (name == "foal_net")
-    experiment.clear_miar();
-  else
-    experiment.clear_foal_net();
+  const config::Experiment experiment = config::default_experiment(name == "foal_net" ? "foal_net" : "miar");
 
   Workload workload;
   workload.name = name;

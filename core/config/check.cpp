@@ -1,345 +1,244 @@
 #include "core/config/check.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <cmath>
 
 #include "core/config/fields.h"
+#include "core/config/resolved_text.h"
 #include "core/config/suggest.h"
+#include "core/metrics/metrics.h"
+#include "core/models/spec.h"
 
 namespace muster::config {
 
 namespace {
 
-// Far beyond any use, near enough to catch a slip before it asks for terabytes.
-constexpr uint32_t kWidest = 65536;
-constexpr uint32_t kDeepest = 1024;
 constexpr uint32_t kLargestBatch = 1 << 24;
 
-class Checker {
- public:
-  Checker(const LoadedExperiment& loaded, const std::set<std::string>& unusable, bool complete, Problems& problems)
-      : loaded_(loaded), unusable_(unusable), complete_(complete), problems_(problems) {}
+void check_name(const Checker& check) {
+  const std::string& name = check.experiment().name();
+  const bool is_folder_name = name != "." && name != ".." && name.find_first_of("/\n\r\t") == std::string::npos;
+  if (!is_folder_name || name.size() > 200)
+    check.fail({"name"},
+               fmt::format("name must be usable as the name of a folder (no \"/\", at most 200 bytes), not {}",
+                           check.value("name")));
+}
 
-  void experiment() {
-    name();
-    data();
-    models();
-    optimizer();
-    training();
-    evaluation();
-    survival();
-  }
+// The models that can learn `task` instead of `spec`, for a message.
+std::string others_for(data::Task task, const models::ModelSpec& spec) {
+  std::vector<std::string> names;
+  for (const models::ModelSpec* other : models::all_models())
+    if (other->learns(task)) names.push_back(other->name);
+  return names.empty() ? "another model" : fmt::format("{} instead of {}", either(names), spec.name);
+}
 
- private:
-  using Paths = std::vector<std::string>;
+// What is planted fits the kind. The names are those of core/data/synthetic.h, which refuses others as well.
+void check_signal(const Checker& check, const Synthetic& synthetic) {
+  const bool classification = synthetic.kind() == Synthetic::CLASSIFICATION;
+  std::vector<std::string> names{"audio", "vision"};
+  if (!classification) names.push_back("text");
+  if (!classification && synthetic.text_encoders() > 1) names.push_back("text_b");
+  if (!classification && synthetic.text_encoders() > 2) names.push_back("text_c");
+  for (int i = 0; i < synthetic.without_signal_size(); ++i) {
+    const std::string& name = synthetic.without_signal(i);
+    if (check.is_unusable("data.synthetic.without_signal")) break;
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    check.fail({fmt::format("data.synthetic.without_signal[{}]", i)},
+               fmt::format("data.synthetic.without_signal names \"{}\", but this data has {}", name, either(names)));
+  }
+  if (!classification && synthetic.agreement() != 0)
+    check.fail({"data.synthetic.agreement", "data.synthetic.kind"},
+               fmt::format("data.synthetic.agreement is {}, but data.synthetic.kind is REGRESSION; it is for "
+                           "CLASSIFICATION",
+                           check.value("data.synthetic.agreement")));
+  if (classification && synthetic.text_encoders() != 1)
+    check.fail(
+        {"data.synthetic.text_encoders", "data.synthetic.kind"},
+        fmt::format("data.synthetic.text_encoders is {}, but data.synthetic.kind is CLASSIFICATION, which has no "
+                    "text; it is for REGRESSION",
+                    check.value("data.synthetic.text_encoders")));
+}
 
-  const Experiment& all() const { return loaded_.experiment; }
+void check_synthetic(const Checker& check, const models::ModelSpec* model) {
+  const Synthetic& synthetic = check.experiment().data().synthetic();
+  if (!synthetic.has_kind())
+    check.fail_absent("data.synthetic.kind", "data.synthetic.kind is missing; valid: CLASSIFICATION, REGRESSION");
+  check.count("data.synthetic.samples", 10000000);
+  check.require(synthetic.noise() >= 0 && synthetic.noise() <= 1000, "data.synthetic.noise", "from 0 to 1000");
+  check.require(synthetic.agreement() >= 0 && synthetic.agreement() <= 1, "data.synthetic.agreement", "from 0 to 1");
+  check.count("data.synthetic.text_encoders", 3);
+  if (!synthetic.has_kind()) return;
+  check_signal(check, synthetic);
+  const bool regression = synthetic.kind() == Synthetic::REGRESSION;
+  const data::Task task = regression ? data::Task::kRegression : data::Task::kClassification;
+  if (model != nullptr && !model->learns(task))
+    check.fail({"data.synthetic.kind", model->name},
+               fmt::format("data.synthetic.kind is {}, but {} only {}; use {}, or {}",
+                           regression ? "REGRESSION" : "CLASSIFICATION", model->name,
+                           regression ? "classifies" : "does regression", regression ? "CLASSIFICATION" : "REGRESSION",
+                           others_for(task, *model)));
+  if (regression && check.experiment().training().sampling() == Training::CLASS_BALANCED)
+    check.fail({"training.sampling", "data.synthetic.kind"},
+               "training.sampling is CLASS_BALANCED, but data.synthetic.kind is REGRESSION, which has no classes; use "
+               "SHUFFLE");
+}
 
-  // A problem of the values at these paths together. It is placed at the value most likely to be the mistake: an
-  // override rather than the file, the file rather than a preset or a default, and among equals the first.
-  void fail(const Paths& paths, const std::string& message) {
-    std::string place;
-    for (const std::string& path : paths) {
-      if (unusable_.count(path) != 0) return;
-      const std::string found = where(loaded_, path);
-      if (place.empty() || suspicion(found) > suspicion(place)) place = found;
-    }
-    problems_.at(place, message);
+void check_modalities(const Checker& check, const models::ModelSpec* model) {
+  const auto& names = check.experiment().data().modalities();
+  if (names.empty() || check.is_unusable("data.modalities")) return;
+  std::set<std::string> seen;
+  for (int i = 0; i < names.size(); ++i) {
+    const std::string path = fmt::format("data.modalities[{}]", i);
+    if (names[i].empty() || names[i] == "." || names[i].find('/') != std::string::npos)
+      check.fail({path}, fmt::format("data.modalities holds \"{}\", which cannot be the name of a modality", names[i]));
+    else if (!seen.insert(names[i]).second)
+      check.fail({path}, fmt::format("data.modalities names \"{}\" twice", names[i]));
   }
+  if (model == nullptr) return;
+  const std::string problem = model->modality_problem({names.begin(), names.end()});
+  if (!problem.empty()) check.fail({"data.modalities", model->name}, "data.modalities " + problem);
+}
 
-  static int suspicion(const std::string& place) {
-    if (place == "default") return 0;
-    if (place.rfind("preset ", 0) == 0) return 1;
-    return place.rfind("--set ", 0) == 0 ? 3 : 2;
-  }
+void check_split(const Checker& check) {
+  const Split& split = check.experiment().data().split();
+  check.require(split.folds() >= 2, "data.split.folds", "at least 2");
+  if (split.kind() == Split::K_FOLD && split.folds() >= 2 && split.fold() >= split.folds())
+    check.fail(
+        {"data.split.fold", "data.split.folds"},
+        fmt::format("data.split.fold counts from 0, so with data.split.folds = {} it must be from 0 to {}, not {}",
+                    split.folds(), split.folds() - 1, split.fold()));
+  check.share("data.split.validation_share");
+}
 
-  // Something required that is nowhere: placed at the nearest block that is there.
-  void fail_absent(const std::string& path, const std::string& message) {
-    if (!complete_ || unusable_.count(path) != 0) return;
-    std::string block = path;
-    while (!block.empty()) {
-      const size_t dot = block.rfind('.');
-      block = dot == std::string::npos ? "" : block.substr(0, dot);
-      const std::string place = where(loaded_, block);
-      if (place != "default") return problems_.at(place, message);
-    }
-    problems_.at_line(1, message);
+void check_data(const Checker& check, const models::ModelSpec* model) {
+  const Data& data = check.experiment().data();
+  if (data.has_path() && data.has_synthetic()) {
+    check.fail({"data.synthetic", "data.path"},
+               fmt::format("data.synthetic ({}) and data.path ({}) are both given; keep one of them",
+                           check.place("data.synthetic"), check.place("data.path")));
+  } else if (!data.has_path() && !data.has_synthetic() && !check.is_unusable("data.path")) {
+    check.fail_absent("data.synthetic", "no data: give data.path (a dataset file) or data.synthetic (built-in data)");
   }
+  if (data.has_synthetic()) check_synthetic(check, model);
+  check_modalities(check, model);
+  check_split(check);
+}
 
-  std::string value(const std::string& path) const {
-    const FieldAt at = find_field(all(), path);
-    return at.field == nullptr ? "not set" : value_text(*at.message, *at.field, -1);
-  }
+void check_optimizer(const Checker& all) {
+  const Checker check = all.in("optimizer");
+  check.not_negative("learning_rate");
+  check.share("beta1");
+  check.share("beta2");
+  check.positive("epsilon");
+  check.not_negative("weight_decay");
+  check.not_negative("clip_norm");
+  const double final_ratio = check.number("final_lr_ratio");
+  check.require(final_ratio >= 0 && final_ratio <= 1, "final_lr_ratio", "from 0 to 1");
+  check.positive("step_factor");
+  check.require(check.number("step_epochs") >= 1, "step_epochs", "at least 1");
+  const uint64_t last = all.experiment().training().max_steps();
+  if (last > 0 && all.experiment().optimizer().warmup_steps() >= last)
+    all.fail({"optimizer.warmup_steps", "training.max_steps"},
+             fmt::format("optimizer.warmup_steps ({}) must be less than training.max_steps ({}), or the learning rate "
+                         "never reaches its peak",
+                         all.value("optimizer.warmup_steps"), all.value("training.max_steps")));
+}
 
-  void require(bool right, const std::string& path, const std::string& wanted) {
-    if (!right) fail({path}, path + " must be " + wanted + ", not " + value(path));
-  }
-  void require_share(double share, const std::string& path, const std::string& why = "") {
-    require(share >= 0 && share < 1, path, "at least 0 and less than 1" + why);
-  }
-  void require_positive(double number, const std::string& path) {
-    require(std::isfinite(number) && number > 0, path, "a positive number");
-  }
-  void require_not_negative(double number, const std::string& path) {
-    require(std::isfinite(number) && number >= 0, path, "0 or a positive number");
-  }
-  void require_count(uint32_t count, const std::string& path, uint32_t largest) {
-    require(count >= 1 && count <= largest, path, "from 1 to " + std::to_string(largest));
-  }
+void check_training(const Checker& check) {
+  const Training& training = check.experiment().training();
+  if (training.epochs() == 0 && training.max_steps() == 0)
+    check.fail({"training.epochs", "training.max_steps"},
+               "training.epochs and training.max_steps are both 0, so training would never end; give one of them");
+  check.count("training.batch_size", kLargestBatch);
+  check.require(training.microbatches() <= kLargestBatch, "training.microbatches",
+                fmt::format("from 0 to {}", kLargestBatch));
+  check.require(training.max_skipped_in_a_row() >= 1, "training.max_skipped_in_a_row", "at least 1");
+  check.require(training.threads() <= 4096, "training.threads", "from 0 (OMP_NUM_THREADS) to 4096");
+  check.require(training.log_every_steps() >= 1, "training.log_every_steps", "at least 1");
+  if (training.reproducible() && training.threads() > 1)
+    check.fail({"training.threads", "training.reproducible"},
+               fmt::format("training.reproducible needs one thread per rank (training.threads = 1, or 0), not {}: sums "
+                           "shared among threads round differently; use more ranks instead",
+                           check.value("training.threads")));
+}
 
-  void name() {
-    const std::string& name = all().name();
-    const bool is_folder_name = name != "." && name != ".." && name.find_first_of("/\n\r\t") == std::string::npos;
-    if (!is_folder_name || name.size() > 200) {
-      fail({"name"}, "name must be usable as the name of a folder (no \"/\", at most 200 bytes), not " + value("name"));
-    }
-  }
+// The tasks that the experiment may turn out to have; its data may not be opened yet.
+std::vector<data::Task> possible_tasks(const Experiment& experiment, const models::ModelSpec* model) {
+  std::vector<data::Task> tasks;
+  for (const auto& [task, other_kind] : {std::pair{data::Task::kRegression, Synthetic::CLASSIFICATION},
+                                         std::pair{data::Task::kClassification, Synthetic::REGRESSION}})
+    if ((model == nullptr || model->learns(task)) &&
+        (experiment.data().synthetic().kind() != other_kind || (model != nullptr && model->tasks.size() == 1)))
+      tasks.push_back(task);
+  return tasks;
+}
 
-  void data() {
-    const Data& data = all().data();
-    if (data.has_path() && data.has_synthetic()) {
-      fail({"data.synthetic", "data.path"}, "data.synthetic (" + where(loaded_, "data.synthetic") +
-                                                ") and data.path (" + where(loaded_, "data.path") +
-                                                ") are both given; keep one of them");
-    } else if (!data.has_path() && !data.has_synthetic()) {
-      if (unusable_.count("data.path") == 0) {
-        fail_absent("data.synthetic", "no data: give data.path (a dataset file) or data.synthetic (built-in data)");
-      }
-    }
-    if (data.has_synthetic()) synthetic(data.synthetic());
-    modalities(data);
-    split(data.split());
-  }
+void check_select_by(const Checker& check, const models::ModelSpec* model) {
+  const std::string& metric = check.experiment().evaluation().select_by();
+  if (metric.empty()) return;
+  const std::vector<data::Task> tasks = possible_tasks(check.experiment(), model);
+  std::vector<std::string> names;
+  for (const data::Task task : tasks)
+    for (const std::string& name : metrics::selectable_names(task))
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  if (std::find(names.begin(), names.end(), metric) != names.end()) return;
+  const std::vector<std::string> near = nearest(metric, names);
+  const char* const of_task = tasks.size() != 1                         ? ""
+                              : tasks[0] == data::Task::kClassification ? " for classification"
+                                                                        : " for regression";
+  check.fail({"evaluation.select_by"},
+             fmt::format("evaluation.select_by: there is no metric \"{}\"{}; {}Valid: {}", metric, of_task,
+                         near.empty() ? "" : fmt::format("did you mean {}? ", either(near)), either(names)));
+}
 
-  void synthetic(const Synthetic& synthetic) {
-    if (!synthetic.has_kind()) {
-      fail_absent("data.synthetic.kind", "data.synthetic.kind is missing; valid: CLASSIFICATION, REGRESSION");
-    }
-    const uint32_t fewest = 1, most = 10000000;
-    require(synthetic.samples() >= fewest && synthetic.samples() <= most, "data.synthetic.samples",
-            "from " + std::to_string(fewest) + " to " + std::to_string(most));
-    require(synthetic.noise() >= 0 && synthetic.noise() <= 1000, "data.synthetic.noise", "from 0 to 1000");
-    require(synthetic.agreement() >= 0 && synthetic.agreement() <= 1, "data.synthetic.agreement", "from 0 to 1");
-    require(synthetic.text_encoders() >= 1 && synthetic.text_encoders() <= 3, "data.synthetic.text_encoders",
-            "from 1 to 3");
-    if (synthetic.has_kind()) signal(synthetic);
-    if (all().has_foal_net() && synthetic.kind() == Synthetic::REGRESSION) {
-      fail({"data.synthetic.kind", "foal_net"},
-           "data.synthetic.kind is REGRESSION, but foal_net only classifies; use CLASSIFICATION, or miar instead of "
-           "foal_net");
-    }
-    if (synthetic.kind() == Synthetic::REGRESSION && all().training().sampling() == Training::CLASS_BALANCED) {
-      fail({"training.sampling", "data.synthetic.kind"},
-           "training.sampling is CLASS_BALANCED, but data.synthetic.kind is REGRESSION, which has no classes; use "
-           "SHUFFLE");
-    }
-  }
+void check_evaluation(const Checker& check, const models::ModelSpec* model) {
+  const Evaluation& evaluation = check.experiment().evaluation();
+  check.count("evaluation.batch_size", kLargestBatch);
+  check.not_negative("evaluation.min_improvement");
+  if (evaluation.patience() > 0 && evaluation.every_epochs() == 0 && evaluation.every_steps() == 0)
+    check.fail({"evaluation.patience", "evaluation.every_epochs", "evaluation.every_steps"},
+               "evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0");
+  check_select_by(check, model);
+}
 
-  // What is planted fits the kind. The names are those of core/data/synthetic.h, which refuses others as well.
-  void signal(const Synthetic& synthetic) {
-    const bool classification = synthetic.kind() == Synthetic::CLASSIFICATION;
-    std::vector<std::string> names{"audio", "vision"};
-    if (!classification) names.push_back("text");
-    if (!classification && synthetic.text_encoders() > 1) names.push_back("text_b");
-    if (!classification && synthetic.text_encoders() > 2) names.push_back("text_c");
-    for (int i = 0; i < synthetic.without_signal_size(); ++i) {
-      const std::string &name = synthetic.without_signal(i),
-                        path = "data.synthetic.without_signal[" + std::to_string(i) + "]";
-      if (unusable_.count("data.synthetic.without_signal") != 0) break;
-      if (std::find(names.begin(), names.end(), name) != names.end()) continue;
-      fail({path}, "data.synthetic.without_signal names \"" + name + "\", but this data has " + either(names));
-    }
-    if (!classification && synthetic.agreement() != 0) {
-      fail({"data.synthetic.agreement", "data.synthetic.kind"},
-           "data.synthetic.agreement is " + value("data.synthetic.agreement") +
-               ", but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION");
-    }
-    if (classification && synthetic.text_encoders() != 1) {
-      fail({"data.synthetic.text_encoders", "data.synthetic.kind"},
-           "data.synthetic.text_encoders is " + value("data.synthetic.text_encoders") +
-               ", but data.synthetic.kind is CLASSIFICATION, which has no text; it is for REGRESSION");
-    }
-  }
-
-  void modalities(const Data& data) {
-    std::set<std::string> seen;
-    for (int i = 0; i < data.modalities_size(); ++i) {
-      const std::string &name = data.modalities(i), path = "data.modalities[" + std::to_string(i) + "]";
-      if (unusable_.count("data.modalities") != 0) return;
-      if (name.empty() || name == "." || name.find('/') != std::string::npos) {
-        fail({path}, "data.modalities holds \"" + name + "\", which cannot be the name of a modality");
-      } else if (!seen.insert(name).second) {
-        fail({path}, "data.modalities names \"" + name + "\" twice");
-      }
-    }
-    const int count = data.modalities_size();
-    if (count == 0) return;
-    if (all().has_foal_net() && !all().has_miar() && count != 2) {
-      fail({"data.modalities", "foal_net"}, "data.modalities has " + std::to_string(count) +
-                                                " entries, but foal_net takes exactly two: \"audio\", \"vision\"");
-    }
-    if (all().has_miar() && !all().has_foal_net() && count < 2) {
-      fail({"data.modalities", "miar"}, "data.modalities has one entry, but miar needs at least two");
-    }
-  }
-
-  void split(const Split& split) {
-    require(split.folds() >= 2, "data.split.folds", "at least 2");
-    if (split.kind() == Split::K_FOLD && split.folds() >= 2 && split.fold() >= split.folds()) {
-      fail({"data.split.fold", "data.split.folds"},
-           "data.split.fold counts from 0, so with data.split.folds = " + std::to_string(split.folds()) +
-               " it must be from 0 to " + std::to_string(split.folds() - 1) + ", not " + std::to_string(split.fold()));
-    }
-    require_share(split.validation_share(), "data.split.validation_share");
-  }
-
-  void models() {
-    if (all().has_foal_net() && all().has_miar()) {
-      fail({"miar", "foal_net"}, "foal_net (" + where(loaded_, "foal_net") + ") and miar (" + where(loaded_, "miar") +
-                                     ") are both given; keep one of them");
-    } else if (!all().has_foal_net() && !all().has_miar()) {
-      fail_absent("foal_net", "no model: add foal_net {} or miar {}, or name a preset");
-    }
-    if (all().has_foal_net()) foal_net(all().foal_net());
-    if (all().has_miar()) miar(all().miar());
-  }
-
-  void foal_net(const FoalNet& model) {
-    require_count(model.projection_dim(), "foal_net.projection_dim", kWidest);
-    require_count(model.layers(), "foal_net.layers", kDeepest);
-    require_count(model.heads(), "foal_net.heads", kWidest);
-    require(model.adapter_dim() <= kWidest, "foal_net.adapter_dim", "from 0 (none) to " + std::to_string(kWidest));
-    require_share(model.feature_dropout(), "foal_net.feature_dropout");
-    require_share(model.projection_dropout(), "foal_net.projection_dropout");
-    require_share(model.fusion_dropout(), "foal_net.fusion_dropout");
-    require_share(model.classifier_dropout(), "foal_net.classifier_dropout");
-    require_positive(model.fixed_temperature(), "foal_net.fixed_temperature");
-    require_not_negative(model.avel_weight(), "foal_net.avel_weight");
-    require_not_negative(model.mem_weight(), "foal_net.mem_weight");
-    classes(model.classes(), "foal_net.classes");
-  }
-
-  void miar(const Miar& model) {
-    require_count(model.dim(), "miar.dim", kWidest);
-    require_count(model.layers(), "miar.layers", kDeepest);
-    require_count(model.heads(), "miar.heads", kWidest);
-    require_count(model.ffn_dim(), "miar.ffn_dim", kWidest);
-    require_count(model.alignment_dim(), "miar.alignment_dim", kWidest);
-    require(model.dim() % 2 == 0, "miar.dim", "even (positions are pairs of sine and cosine)");
-    if (model.heads() > 0 && model.dim() % model.heads() != 0) {
-      fail({"miar.heads", "miar.dim"},
-           "miar.heads (" + value("miar.heads") + ") must divide miar.dim (" + value("miar.dim") + ")");
-    }
-    require_share(model.dropout(), "miar.dropout");
-    require_positive(model.alignment_temperature(), "miar.alignment_temperature");
-    require_not_negative(model.alignment_weight(), "miar.alignment_weight");
-    classes(model.classes(), "miar.classes");
-  }
-
-  void classes(uint32_t classes, const std::string& path) {
-    require(classes != 1 && classes <= kWidest, path,
-            "0 (as many as the data has) or from 2 to " + std::to_string(kWidest));
-  }
-
-  void optimizer() {
-    const Optimizer& optimizer = all().optimizer();
-    require_not_negative(optimizer.learning_rate(), "optimizer.learning_rate");
-    require_share(optimizer.beta1(), "optimizer.beta1");
-    require_share(optimizer.beta2(), "optimizer.beta2");
-    require_positive(optimizer.epsilon(), "optimizer.epsilon");
-    require_not_negative(optimizer.weight_decay(), "optimizer.weight_decay");
-    require_not_negative(optimizer.clip_norm(), "optimizer.clip_norm");
-    require(optimizer.final_lr_ratio() >= 0 && optimizer.final_lr_ratio() <= 1, "optimizer.final_lr_ratio",
-            "from 0 to 1");
-    require_positive(optimizer.step_factor(), "optimizer.step_factor");
-    require(optimizer.step_epochs() >= 1, "optimizer.step_epochs", "at least 1");
-    const uint64_t last = all().training().max_steps();
-    if (last > 0 && optimizer.warmup_steps() >= last) {
-      fail({"optimizer.warmup_steps", "training.max_steps"},
-           "optimizer.warmup_steps (" + value("optimizer.warmup_steps") + ") must be less than training.max_steps (" +
-               value("training.max_steps") + "), or the learning rate never reaches its peak");
-    }
-  }
-
-  void training() {
-    const Training& training = all().training();
-    if (training.epochs() == 0 && training.max_steps() == 0) {
-      fail({"training.epochs", "training.max_steps"},
-           "training.epochs and training.max_steps are both 0, so training would never end; give one of them");
-    }
-    require_count(training.batch_size(), "training.batch_size", kLargestBatch);
-    require(training.microbatches() <= kLargestBatch, "training.microbatches",
-            "from 0 to " + std::to_string(kLargestBatch));
-    require(training.max_skipped_in_a_row() >= 1, "training.max_skipped_in_a_row", "at least 1");
-    require(training.threads() <= 4096, "training.threads", "from 0 (OMP_NUM_THREADS) to 4096");
-    require(training.log_every_steps() >= 1, "training.log_every_steps", "at least 1");
-    if (training.reproducible() && training.threads() > 1) {
-      fail({"training.threads", "training.reproducible"},
-           "training.reproducible needs one thread per rank (training.threads = 1, or 0), not " +
-               value("training.threads") + ": sums shared among threads round differently; use more ranks instead");
-    }
-  }
-
-  void evaluation() {
-    const Evaluation& evaluation = all().evaluation();
-    require_count(evaluation.batch_size(), "evaluation.batch_size", kLargestBatch);
-    require_not_negative(evaluation.min_improvement(), "evaluation.min_improvement");
-    if (evaluation.patience() > 0 && evaluation.every_epochs() == 0 && evaluation.every_steps() == 0) {
-      fail({"evaluation.patience", "evaluation.every_epochs", "evaluation.every_steps"},
-           "evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0");
-    }
-    if (!evaluation.select_by().empty()) select_by(evaluation.select_by());
-  }
-
-  void survival() {
-    require_not_negative(all().checkpoints().every_minutes(), "checkpoints.every_minutes");
-    require(all().checkpoints().keep_last() >= 1, "checkpoints.keep_last", "at least 1");
-    require_not_negative(all().deadlines().setup(), "deadlines.setup");
-    require_not_negative(all().deadlines().step(), "deadlines.step");
-    require_not_negative(all().deadlines().save(), "deadlines.save");
-    require_not_negative(all().deadlines().evaluation(), "deadlines.evaluation");
-  }
-
-  void select_by(const std::string& metric) {
-    const bool classifies = all().has_foal_net() || all().data().synthetic().kind() == Synthetic::CLASSIFICATION;
-    const bool regresses = !all().has_foal_net() && all().data().synthetic().kind() == Synthetic::REGRESSION;
-    std::vector<std::string> names;
-    if (!classifies) names = regression_metrics();
-    for (const std::string& name : classification_metrics()) {
-      if (!regresses && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-    }
-    if (std::find(names.begin(), names.end(), metric) != names.end()) return;
-    const std::vector<std::string> near = nearest(metric, names);
-    fail({"evaluation.select_by"}, "evaluation.select_by: there is no metric \"" + metric + "\"" +
-                                       (classifies  ? " for classification"
-                                        : regresses ? " for regression"
-                                                    : "") +
-                                       "; " + (near.empty() ? "" : "did you mean " + either(near) + "? ") +
-                                       "Valid: " + either(names));
-  }
-
-  const LoadedExperiment& loaded_;
-  const std::set<std::string>& unusable_;
-  bool complete_;
-  Problems& problems_;
-};
+void check_checkpoints_and_deadlines(const Checker& check) {
+  check.not_negative("checkpoints.every_minutes");
+  check.require(check.experiment().checkpoints().keep_last() >= 1, "checkpoints.keep_last", "at least 1");
+  for (const char* const phase : {"setup", "step", "save", "evaluation"})
+    check.not_negative(std::string("deadlines.") + phase);
+}
 
 }  // namespace
 
-const std::vector<std::string>& regression_metrics() {
-  static const std::vector<std::string> names = {
-      "MAE", "Corr", "Mult_acc_7", "Mult_acc_5", "Has0_acc_2", "Has0_F1_score", "Non0_acc_2", "Non0_F1_score", "loss"};
-  return names;
-}
-
-const std::vector<std::string>& classification_metrics() {
-  static const std::vector<std::string> names = {"WA", "UA", "weighted_F1", "loss"};
-  return names;
+void check_model(const Checker& check) {
+  const std::string name = models::model_of(check.experiment());
+  const Checker block = check.in(name);
+  const double classes = block.number("classes");
+  block.require(classes != 1 && classes <= kWidest, "classes",
+                fmt::format("0 (as many as the data has) or from 2 to {}", kWidest));
+  const models::ModelSpec* model = models::find_model(name);
+  if (model != nullptr && model->check != nullptr) model->check(block);
 }
 
 void check_experiment(const LoadedExperiment& loaded, const std::set<std::string>& unusable, bool complete,
                       Problems& problems) {
-  Checker(loaded, unusable, complete, problems).experiment();
+  const Checker check(loaded, unusable, complete, problems);
+  const std::string name = models::model_of(loaded.experiment);
+  const models::ModelSpec* model = models::find_model(name);
+  check_name(check);
+  check_data(check, model);
+  if (!name.empty()) {
+    check_model(check);
+  } else if (!check.is_unusable("model")) {
+    std::vector<std::string> blocks;
+    for (const std::string& block : models::model_blocks()) blocks.push_back(block + " {}");
+    check.fail_absent(models::model_blocks()[0], fmt::format("no model: add {}, or name a preset", either(blocks)));
+  }
+  check_optimizer(check);
+  check_training(check);
+  check_evaluation(check, model);
+  check_checkpoints_and_deadlines(check);
 }
 
 std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, const Experiment& defaults) {
@@ -351,7 +250,7 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
     if (effective || given.field == nullptr || place == "default" || place.rfind("preset ", 0) == 0) return;
     const std::string value = value_text(*given.message, *given.field, -1);
     if (normal.field != nullptr && value_text(*normal.message, *normal.field, -1) == value) return;
-    notes.push_back(place + ": " + path + " = " + value + " has no effect: it is used only with " + condition);
+    notes.push_back(fmt::format("{}: {} = {} has no effect: it is used only with {}", place, path, value, condition));
   };
   const Split& split = experiment.data().split();
   const bool one_group = split.kind() == Split::LEAVE_ONE_GROUP_OUT, k_fold = split.kind() == Split::K_FOLD;
@@ -361,8 +260,12 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
   unless(k_fold, "data.split.folds", "data.split.kind: K_FOLD");
   unless(one_group || k_fold, "data.split.validation_share", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
   unless(one_group || k_fold, "data.split.validation_by_group", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
-  unless(experiment.foal_net().temperature_mode() == FoalNet::FIXED_TEMPERATURE, "foal_net.fixed_temperature",
-         "foal_net.temperature_mode: FIXED_TEMPERATURE");
+  if (const models::ModelSpec* model = models::find_model(models::model_of(experiment)))
+    for (const auto& [field, other, value] : model->conditional_fields) {
+      const FieldAt at = find_field(experiment, join_path(model->name, other));
+      unless(at.field != nullptr && value_text(*at.message, *at.field, -1) == value, join_path(model->name, field),
+             fmt::format("{}.{}: {}", model->name, other, value));
+    }
   const Optimizer& optimizer = experiment.optimizer();
   unless(optimizer.schedule() == Optimizer::COSINE, "optimizer.final_lr_ratio", "optimizer.schedule: COSINE");
   unless(optimizer.schedule() == Optimizer::STEP, "optimizer.step_factor", "optimizer.schedule: STEP");

@@ -9,8 +9,8 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "core/config/check.h"
 #include "core/config/resolved_text.h"
+#include "core/metrics/metrics.h"
 
 namespace muster::embedded {
 extern const std::string_view experiment_descriptor_set;
@@ -116,8 +116,9 @@ std::string documented_text(const Experiment& experiment) {
   writer.comment(comment_of(commented_schema().FindMessageTypeByName(experiment.GetDescriptor()->full_name())), 0);
   writer.fields(experiment, 0);
   writer.line("", 0);
-  writer.comment({"Metrics that evaluation.select_by may name:", "  regression:     " + join(regression_metrics()),
-                  "  classification: " + join(classification_metrics())},
+  writer.comment({"Metrics that evaluation.select_by may name:",
+                  "  regression:     " + join(metrics::selectable_names(data::Task::kRegression)),
+                  "  classification: " + join(metrics::selectable_names(data::Task::kClassification))},
                  0);
   return writer.text();
 }

@@ -1,5 +1,6 @@
 #include "core/config/load.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
 #include <filesystem>
@@ -12,6 +13,7 @@
 #include "core/config/parse.h"
 #include "core/config/presets.h"
 #include "core/config/text_file.h"
+#include "core/models/spec.h"
 
 namespace muster::config {
 
@@ -22,19 +24,9 @@ namespace {
 
 constexpr char kMessage[] = "muster.config.Experiment";
 
-Experiment embedded_experiment(std::string_view text) {
-  Experiment experiment;
-  if (!pb::TextFormat::ParseFromString(std::string(text), &experiment)) {
-    throw Error(ExitCode::kInternal, "the built-in defaults or presets cannot be read");
-  }
-  return experiment;
-}
-
 // The defaults for an experiment that has the models and the data source of `experiment`.
 Experiment defaults_for(const Experiment& experiment) {
-  Experiment defaults = embedded_experiment(defaults_text());
-  if (!experiment.has_foal_net()) defaults.clear_foal_net();
-  if (!experiment.has_miar()) defaults.clear_miar();
+  Experiment defaults = default_experiment(models::model_of(experiment));
   if (!experiment.data().has_synthetic()) defaults.mutable_data()->clear_synthetic();
   return defaults;
 }
@@ -53,32 +45,54 @@ void clear_empty_texts(Parsed& parsed) {
   }
 }
 
-std::string model_of(const Experiment& experiment) {
-  return experiment.has_foal_net() ? "foal_net" : experiment.has_miar() ? "miar" : "";
-}
-
 // The preset that `parsed` names, without a model other than the one that it has; empty when it names none.
 Experiment preset_of(Parsed& parsed, Problems& problems) {
   const std::string name = parsed.experiment.preset();
   if (name.empty() || parsed.unusable.count("preset") != 0) return {};
   Experiment preset;
   try {
-    preset = embedded_experiment(preset_text(name));
+    if (!pb::TextFormat::ParseFromString(preset_text(name), &preset))
+      throw Error(ExitCode::kInternal, "the built-in preset " + name + " cannot be read");
   } catch (const Error& error) {
+    if (error.code() != ExitCode::kBadConfig) throw;
     problems.at(parsed.origins["preset"], error.what());
     parsed.complete = false;  // the preset meant may bring the model
     return {};
   }
-  const std::string own = model_of(parsed.experiment), brought = model_of(preset);
-  const bool has_both = parsed.experiment.has_foal_net() && parsed.experiment.has_miar();
-  if (!own.empty() && own != brought && !has_both) {
-    problems.at(parsed.origins["preset"], "the preset " + name + " is for " + brought + ", but the experiment has " +
-                                              own + " (" + parsed.origins[own] + "); take away one of them");
-    parsed.unusable.insert({"foal_net", "miar"});
-    preset.clear_foal_net();
-    preset.clear_miar();
+  const std::vector<std::string> given = parsed.given_models();
+  const std::string brought = models::model_of(preset);
+  if (given.empty() || given == std::vector{brought}) return preset;
+  if (given.size() == 1) {
+    problems.at(parsed.origins["preset"],
+                fmt::format("the preset {} is for {}, but the experiment has {} ({}); take away one of them", name,
+                            brought, given[0], parsed.origins[given[0]]));
+    parsed.unusable.insert({given[0], brought});
   }
+  preset.GetReflection()->ClearField(&preset, Experiment::descriptor()->FindFieldByName(brought));
   return preset;
+}
+
+// Puts the model's block into parsed.experiment. Several models are a problem: then none is put there, but what is
+// wrong inside their blocks is said as well.
+void choose_model(Parsed& parsed, const std::string& path, Problems& problems) {
+  const std::vector<std::string> given = parsed.given_models();
+  if (given.size() == 1) parsed.experiment.MergeFrom(parsed.models[given[0]]);
+  if (given.size() < 2) return;
+  LoadedExperiment loaded;
+  loaded.source_path = path;
+  loaded.origins = parsed.origins;
+  const Checker check(loaded, parsed.unusable, parsed.complete, problems);
+  std::vector<std::string> placed;
+  for (const std::string& name : given) placed.push_back(fmt::format("{} ({})", name, where(loaded, name)));
+  check.fail({given.rbegin(), given.rend()},
+             fmt::format("{} and {} are {} given; keep one of them", fmt::join(placed.begin(), placed.end() - 1, ", "),
+                         placed.back(), given.size() == 2 ? "both" : "all"));
+  for (const std::string& name : given) {
+    loaded.experiment = default_experiment(name);
+    merge_over(loaded.experiment, parsed.models[name]);
+    check_model(check);
+  }
+  parsed.unusable.insert("model");
 }
 
 void add_preset_origins(const Experiment& preset, const std::string& name,
@@ -131,6 +145,7 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
   make_path_absolute(parsed, path);
 
   const Experiment preset = preset_of(parsed, problems);
+  choose_model(parsed, path, problems);
   Experiment stated = preset;
   merge_over(stated, parsed.experiment);
   if (!stated.has_name()) stated.set_name(default_name(path));
@@ -156,6 +171,7 @@ Experiment parse_checked(const std::string& text, const std::string& path, bool 
   Problems problems(path);
   Parsed parsed = parse_text(checked, problems);
   clear_empty_texts(parsed);
+  choose_model(parsed, path, problems);
   LoadedExperiment loaded;
   loaded.source_path = path;
   loaded.experiment = defaults_for(parsed.experiment);

@@ -66,8 +66,9 @@ class Override {
     forget(parsed_, path);
     const Field& field = *fields.back();
     const bool removes = value.empty() && (field.is_repeated() || field.message_type() != nullptr);
-    if (removes && find_field(parsed_.experiment, path).field == nullptr) return;
-    pb::Message* message = &parsed_.experiment;
+    Experiment& home = parsed_.home(*fields.front());
+    if (removes && find_field(home, path).field == nullptr) return;
+    pb::Message* message = &home;
     std::string block;
     for (size_t i = 0; i + 1 < fields.size(); ++i) {
       block = join_path(block, fields[i]->name());

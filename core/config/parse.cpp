@@ -5,6 +5,7 @@
 
 #include "core/config/outline.h"
 #include "core/config/reader.h"
+#include "core/models/spec.h"
 
 namespace muster::config {
 
@@ -22,6 +23,14 @@ struct FirstError : pb::io::ErrorCollector {
 
 }  // namespace
 
+std::vector<std::string> Parsed::given_models() const {
+  std::vector<std::string> given;
+  for (const std::string& name : models::model_blocks())
+    if (const auto block = models.find(name); block != models.end() && models::model_of(block->second) == name)
+      given.push_back(name);
+  return given;
+}
+
 Parsed parse_text(const std::string& text, Problems& problems) {
   Parsed parsed;
   bool syntax_is_right = true;
@@ -32,7 +41,7 @@ Parsed parse_text(const std::string& text, Problems& problems) {
   parsed.complete = syntax_is_right;
   const auto place = [&](int line) { return problems.path() + ":" + std::to_string(line); };
   StatementReader(parsed, problems, place).read(statements, parsed.experiment, "");
-  if (!problems.empty()) return parsed;
+  if (!problems.empty() || parsed.given_models().size() > 1) return parsed;
 
   // Protobuf's own parser has the last word on what is valid text format.
   Experiment whole;
@@ -44,6 +53,8 @@ Parsed parse_text(const std::string& text, Problems& problems) {
     parsed.complete = false;
   } else {
     parsed.experiment = whole;
+    for (const std::string& model : parsed.given_models())
+      whole.GetReflection()->ClearField(&parsed.experiment, Experiment::descriptor()->FindFieldByName(model));
   }
   return parsed;
 }

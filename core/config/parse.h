@@ -12,10 +12,19 @@ namespace muster::config {
 
 // What was understood of an experiment file and its overrides. The rest is in a Problems.
 struct Parsed {
-  Experiment experiment;
+  Experiment experiment;                     // without a model
+  std::map<std::string, Experiment> models;  // per model block that was given: it alone. Until all is read there may be
+                                             // several, which one Experiment cannot hold
   std::map<std::string, std::string> origins;  // as LoadedExperiment::origins
   std::set<std::string> unusable;              // paths that were given a value which is not one
   bool complete = true;                        // false: some of it was not understood and is missing from `experiment`
+
+  // Where the outermost field `field` belongs.
+  Experiment& home(const google::protobuf::FieldDescriptor& field) {
+    return field.real_containing_oneof() == nullptr ? experiment : models[field.name()];
+  }
+  // The model blocks that were given, in the order of the schema.
+  std::vector<std::string> given_models() const;
 };
 
 // Reads the text of an experiment file, going on after each mistake.

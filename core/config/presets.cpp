@@ -1,48 +1,49 @@
 #include "core/config/presets.h"
 
-#include <map>
+#include <fmt/format.h>
 
-#include "core/config/suggest.h"
+#include <map>
+#include <string_view>
+
 #include "base/error.h"
+#include "base/problems.h"
+#include "core/config/parse.h"
+#include "core/config/suggest.h"
 
 namespace muster::embedded {
 extern const std::string_view defaults_txtpb;
-extern const std::string_view preset_foal_net_official;
-extern const std::string_view preset_foal_net_recommended;
-extern const std::string_view preset_miar_recommended;
+// By name: every file of core/config/presets/.
+extern const std::map<std::string, std::string_view>& presets();
 }  // namespace muster::embedded
 
 namespace muster::config {
 
-namespace {
-
-const std::map<std::string, std::string_view>& presets() {
-  static const std::map<std::string, std::string_view> all = {
-      {"foal_net_official", embedded::preset_foal_net_official},
-      {"foal_net_recommended", embedded::preset_foal_net_recommended},
-      {"miar_recommended", embedded::preset_miar_recommended},
-  };
-  return all;
-}
-
-}  // namespace
-
 std::vector<std::string> preset_names() {
   std::vector<std::string> names;
-  for (const auto& [name, text] : presets()) names.push_back(name);
+  for (const auto& [name, text] : embedded::presets()) names.push_back(name);
   return names;
 }
 
 std::string preset_text(const std::string& name) {
-  const auto found = presets().find(name);
-  if (found != presets().end()) return std::string(found->second);
+  const auto found = embedded::presets().find(name);
+  if (found != embedded::presets().end()) return std::string(found->second);
   const std::vector<std::string> near = nearest(name, preset_names());
   throw Error(ExitCode::kBadConfig,
-                           "there is no preset \"" + name + "\"; " +
-                               (near.empty() ? "" : "did you mean " + either(near) + "? ") +
-                               "Presets: " + either(preset_names()));
+              fmt::format("there is no preset \"{}\"; {}Presets: {}", name,
+                          near.empty() ? "" : fmt::format("did you mean {}? ", either(near)), either(preset_names())));
 }
 
-std::string_view defaults_text() { return embedded::defaults_txtpb; }
+Experiment default_experiment(const std::string& model) {
+  static const Parsed defaults = [] {
+    Problems problems("defaults.txtpb");
+    Parsed parsed = parse_text(std::string(embedded::defaults_txtpb), problems);
+    problems.throw_if_any(ExitCode::kInternal);
+    return parsed;
+  }();
+  Experiment experiment = defaults.experiment;
+  if (const auto block = defaults.models.find(model); block != defaults.models.end())
+    experiment.MergeFrom(block->second);
+  return experiment;
+}
 
 }  // namespace muster::config

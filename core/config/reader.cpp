@@ -50,7 +50,8 @@ void StatementReader::read_block(const Statement& statement, pb::Message& messag
     return;
   }
   parsed_.origins.emplace(path, place_(statement.line));
-  read(statement.statements, *reflection.MutableMessage(&message, &field), path);
+  pb::Message& home = field.real_containing_oneof() == nullptr ? message : parsed_.home(field);
+  read(statement.statements, *reflection.MutableMessage(&home, &field), path);
 }
 
 void StatementReader::read_values(const Statement& statement, pb::Message& message, const Field& field,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,17 +13,68 @@ namespace muster::metrics {
 
 // Metric names and values, in the order in which they are reported.
 using Metrics = std::vector<std::pair<std::string, double>>;
+using Confusion = std::vector<std::vector<int64_t>>;  // [label][prediction], counts
 
-// The metrics of a task, in the order in which regression_metrics and classification_metrics report them:
-// regression     Has0_acc_2 Has0_F1_score Non0_acc_2 Non0_F1_score Mult_acc_5 Mult_acc_7 MAE Corr
-// classification WA UA weighted_F1
+// What a metric is computed from.
+struct Scored {
+  std::vector<double> predictions, labels;  // regression: of equal length, at least one
+  Confusion confusion;                      // classification
+};
+
+struct Metric {
+  std::string name;
+  std::vector<data::Task> tasks;
+  bool higher_is_better;
+  double (*value)(const Scored&);  // nullptr: the loss, which is the model's to compute
+  bool is_default = false;         // selects the best weights of its tasks unless an experiment says otherwise
+};
+
+// Every metric, in the order in which they are reported. What the rest of the program knows of metrics comes from here.
+// Regression: the metrics of MMSA (metricsTop.py, __eval_mosi_regression = __eval_mosei_regression), in float64:
+//   Has0_acc_2, Has0_F1_score   two classes, x >= 0 against x < 0, all samples
+//   Non0_acc_2, Non0_F1_score   two classes, x > 0 against x <= 0, samples whose label is not 0; NaN if there are none
+//   Mult_acc_5, Mult_acc_7      accuracy after clipping both to [-2, 2], [-3, 3] and rounding halves to even
+//   MAE                         bit-equal to numpy's np.mean(np.abs(predictions - labels)) on float64
+//   Corr                        Pearson's r; NaN if either side is constant or there is only one sample
+// F1 is scikit-learn's f1_score(labels, predictions, average="weighted", zero_division=0): per class, weighted by its
+// number of labels. For a constant side numpy's corrcoef gives NaN or, when the mean is not exact, rounding noise: here
+// it is always NaN. A NaN or infinite prediction is wrong in every accuracy as in numpy and makes MAE and Corr
+// non-finite.
+// Classification:
+//   WA           accuracy
+//   UA           scikit-learn's balanced_accuracy_score; equal to recall_score(average="macro") unless a class without
+//                labels is predicted, which that one counts as recall 0
+//   weighted_F1  scikit-learn's f1_score(average="weighted", zero_division=0)
+const std::vector<Metric>& all_metrics();
+
+// The metrics of a task that are computed from predictions: all but the loss.
 std::vector<std::string> metric_names(data::Task task);
 
-// Whether a larger value is a better model: false for "loss" and "MAE", true for every other name of metric_names.
-// Throws Error(kBadConfig), listing the known names, for any other name: a guess would select the worst model.
+// What may select the best weights of a task: its metrics and "loss".
+std::vector<std::string> selectable_names(data::Task task);
+
+// The metric that selects the best weights of a task unless an experiment says otherwise.
+const std::string& default_metric(data::Task task);
+
+// Whether a larger value means a better model. Throws Error(kBadConfig), listing the known names, for a name that is
+// not in all_metrics(): a guess would select the worst model.
 bool higher_is_better(const std::string& metric);
 
 // The value of `name`. Throws Error(kBadConfig), listing the names present, when it is not there.
 double metric_value(const Metrics& metrics, const std::string& name);
+
+// No samples: every metric is NaN. Throws std::invalid_argument when the sizes differ.
+Metrics regression_metrics(const std::vector<double>& predictions, const std::vector<double>& labels);
+
+struct ClassificationResult {
+  Metrics metrics;
+  Confusion confusion;                   // classes x classes
+  std::vector<double> per_class_recall;  // [classes]; NaN for a class that no label has
+};
+
+// From predicted and true classes, one per sample, each in [0, classes). No samples: every metric is NaN.
+// Throws std::invalid_argument when the sizes differ or a class is out of range.
+ClassificationResult classification_metrics(const std::vector<int64_t>& predictions, const std::vector<int64_t>& labels,
+                                            int64_t classes);
 
 }  // namespace muster::metrics

@@ -5,8 +5,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "core/metrics/regression.h"
-
 namespace muster::metrics {
 
 double median(std::vector<double> labels) {
@@ -30,8 +28,8 @@ Metrics regression_baseline(const std::vector<double>& train_labels, const std::
   return regression_metrics(std::vector<double>(labels.size(), median(train_labels)), labels);
 }
 
-ClassificationResult classification_baseline(const std::vector<int64_t>& train_labels, const std::vector<int64_t>& labels,
-                                          int64_t classes) {
+ClassificationResult classification_baseline(const std::vector<int64_t>& train_labels,
+                                             const std::vector<int64_t>& labels, int64_t classes) {
   const std::vector<int64_t> predictions(labels.size(), majority_class(train_labels, classes));
   return classification_metrics(predictions, labels, classes);
 }

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/metrics/classification.h"
 #include "core/metrics/metrics.h"
 
 // Trivial floors: what a model that never looks at its input scores. It is fitted on the training labels only, as a
@@ -23,7 +22,7 @@ int64_t majority_class(const std::vector<int64_t>& labels, int64_t classes);
 Metrics regression_baseline(const std::vector<double>& train_labels, const std::vector<double>& labels);
 
 // All classification metrics of predicting the majority class of `train_labels` for every sample of `labels`.
-ClassificationResult classification_baseline(const std::vector<int64_t>& train_labels, const std::vector<int64_t>& labels,
-                                          int64_t classes);
+ClassificationResult classification_baseline(const std::vector<int64_t>& train_labels,
+                                             const std::vector<int64_t>& labels, int64_t classes);
 
 }  // namespace muster::metrics

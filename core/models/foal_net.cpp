@@ -1,10 +1,14 @@
 #include "core/models/foal_net.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "base/error.h"
+#include "core/config/checker.h"
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
+#include "core/models/make_model.h"
 
 namespace muster::models {
 namespace {
@@ -69,6 +73,41 @@ at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& labels)
   return at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum);
 }
 
+void check_foal_net(const config::Checker& block) {
+  for (const char* const width : {"projection_dim", "heads"}) block.count(width);
+  block.count("layers", config::kDeepest);
+  block.require(block.number("adapter_dim") <= config::kWidest, "adapter_dim",
+                fmt::format("from 0 (none) to {}", config::kWidest));
+  for (const char* const rate : {"feature_dropout", "projection_dropout", "fusion_dropout", "classifier_dropout"})
+    block.share(rate);
+  block.positive("fixed_temperature");
+  block.not_negative("avel_weight");
+  block.not_negative("mem_weight");
+}
+
+std::string foal_net_objection(const std::vector<std::string>& names) {
+  if (names[0] != "vision" && names[1] != "audio") return "";
+  return fmt::format("lists \"{}\" before \"{}\", but foal_net takes the audio modality first, then the visual one",
+                     names[0], names[1]);
+}
+
+ModelSpec foal_net_spec() {
+  ModelSpec spec;
+  spec.name = "foal_net";
+  spec.title = "Foal-Net";
+  spec.tasks = {data::Task::kClassification};
+  spec.modalities = {{"audio", "vision"}, 2, 2, /*every_sample_needs_all=*/true, foal_net_objection};
+  spec.check = check_foal_net;
+  spec.conditional_fields = {{"fixed_temperature", "temperature_mode", "FIXED_TEMPERATURE"}};
+  spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
+    return std::make_unique<FoalNet>(experiment.foal_net(), FoalNet::Sizes{shape.dims[0], shape.dims[1], shape.outputs},
+                                     decay_of(experiment), dtype_of(experiment), experiment.seed());
+  };
+  return spec;
+}
+
+const RegisteredModel registered_foal_net(foal_net_spec());
+
 at::Tensor same_label(const at::Tensor& logits, int64_t label) {
   return at::full({logits.size(0)}, label, logits.options().dtype(at::kLong));
 }
@@ -82,10 +121,10 @@ FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope d
       config_(config) {
   for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
     if (width % config.heads() != 0)
-      throw Error(ExitCode::kBadConfig, "foal_net.heads: " + std::to_string(config.heads()) +
-                                            " heads cannot share features of width " + std::to_string(width) +
-                                            " evenly; choose a number that divides " + std::to_string(sizes.audio_dim) +
-                                            " and " + std::to_string(sizes.video_dim));
+      throw Error(ExitCode::kBadConfig,
+                  fmt::format("foal_net.heads: {} heads cannot share features of width {} evenly; choose a number that "
+                              "divides {} and {}",
+                              config.heads(), width, sizes.audio_dim, sizes.video_dim));
 }
 
 int64_t FoalNet::embedding_dim() const {
@@ -111,6 +150,11 @@ void FoalNet::project_parameters() {
     at::Tensor(parameters_["avel.temperature"]).clamp_(0, std::log(100.0));
   if (config_.temperature_mode() == config::FoalNet::CLAMPED_DIVISOR)
     at::Tensor(parameters_["avel.temperature"]).clamp_(0.001, 0.5);
+}
+
+std::optional<double> FoalNet::temperature() const {
+  if (config_.temperature_mode() == config::FoalNet::FIXED_TEMPERATURE) return std::nullopt;
+  return parameters_["avel.temperature"].item<double>();
 }
 
 // Adapter, then feature dropout: what both branches see.

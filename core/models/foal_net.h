@@ -1,7 +1,5 @@
 #pragma once
 
-#include <memory>
-
 #include "core/config/experiment.pb.h"
 #include "core/losses/avel.h"
 #include "core/models/model.h"
@@ -30,6 +28,7 @@ class FoalNet final : public Model {
                         const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
                         const StepContext& step) const override;
   void project_parameters() override;
+  std::optional<double> temperature() const override;
 
  private:
   enum class Kind { kMatched, kMismatched, kRecomputed };

@@ -1,23 +1,18 @@
 #pragma once
 
 #include <memory>
-#include <string>
-#include <vector>
 
-#include "core/config/experiment.pb.h"
 #include "core/models/model.h"
+#include "core/models/spec.h"
 
 namespace muster::models {
-
-// What a model must know of the data.
-struct DataShape {
-  std::vector<std::string> modalities;  // in the experiment's order
-  std::vector<int64_t> dims;
-  int64_t outputs = 1;  // classes, or 1 for regression
-};
 
 // The model the (resolved) experiment names, with its starting weights. Throws Error(kBadConfig) when it does not fit
 // the data.
 std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape);
+
+// For builders (ModelSpec::build): what the experiment says of parameters in general.
+at::ScalarType dtype_of(const config::Experiment& experiment);
+DecayScope decay_of(const config::Experiment& experiment);
 
 }  // namespace muster::models

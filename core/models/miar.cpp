@@ -1,11 +1,16 @@
 #include "core/models/miar.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
 
+#include "core/config/checker.h"
 #include "core/kernels/attention.h"
 #include "core/kernels/upload.h"
 #include "core/losses/alignment.h"
 #include "core/models/layers.h"
+#include "core/models/make_model.h"
 #include "core/models/miar_layout.h"
 
 namespace muster::models {
@@ -58,6 +63,41 @@ std::vector<LossTerm> miar_batch_terms(const config::Miar& config) {
   return {{"alignment", config.alignment_weight()}};
 }
 
+void check_miar(const config::Checker& block) {
+  for (const char* const width : {"dim", "heads", "ffn_dim", "alignment_dim"}) block.count(width);
+  block.count("layers", config::kDeepest);
+  const auto& config = block.experiment().miar();
+  block.require(config.dim() % 2 == 0, "dim", "even (positions are pairs of sine and cosine)");
+  if (config.heads() > 0 && config.dim() % config.heads() != 0)
+    block.fail({"heads", "dim"},
+               fmt::format("miar.heads ({}) must divide miar.dim ({})", block.value("heads"), block.value("dim")));
+  block.share("dropout");
+  block.positive("alignment_temperature");
+  block.not_negative("alignment_weight");
+}
+
+std::string miar_objection(const std::vector<std::string>& names) {
+  if (std::find(names.begin(), names.end(), "joint") == names.end()) return "";
+  return "has a modality \"joint\", which is what miar calls its own additional stream: give the modality another name";
+}
+
+ModelSpec miar_spec() {
+  ModelSpec spec;
+  spec.name = "miar";
+  spec.title = "MIAR";
+  spec.modalities.fewest = 2;
+  spec.modalities.objection = miar_objection;
+  spec.check = check_miar;
+  spec.note = "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
+  spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
+    return std::make_unique<Miar>(experiment.miar(), Miar::Sizes{shape.modalities, shape.dims, shape.outputs},
+                                  decay_of(experiment), dtype_of(experiment), experiment.seed());
+  };
+  return spec;
+}
+
+const RegisteredModel registered_miar(miar_spec());
+
 // Sinusoidal positions of every frame, counted from 0 in each sample: [frames, d] (Vaswani et al. 2017).
 at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::TensorOptions& options) {
   int64_t longest = 0;
@@ -82,7 +122,7 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
 
 Miar::Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
     : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed), sizes.outputs,
-            {{sizes.outputs == 1 ? "regression" : "classification"}}, miar_batch_terms(config)),
+            {{prediction_loss_name(sizes.outputs)}}, miar_batch_terms(config)),
       config_(config),
       sizes_(sizes),
       streams_(sizes.modalities) {
@@ -178,12 +218,7 @@ ForwardOutput Miar::forward(const batch::Batch& batch, const Embedded& embedded,
       kernels::dropout_rows(hidden, step.training ? config_.dropout() : 0, batch.batch_index, step.dropout(kHead));
   ForwardOutput result;
   result.outputs = linear(parameters_, "head.output", dropped).to(parameters_.dtype());
-  if (!batch.labels.defined()) return result;
-  const double n = static_cast<double>(global.size());
-  if (sizes_.outputs == 1)
-    result.losses.push_back((result.outputs.squeeze(1) - batch.labels).abs().sum() / n);
-  else
-    result.losses.push_back(at::cross_entropy_loss(result.outputs, batch.labels, {}, at::Reduction::Sum) / n);
+  if (batch.labels.defined()) result.losses.push_back(prediction_loss(result.outputs, batch.labels, global.size()));
   return result;
 }
 

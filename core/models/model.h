@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -102,6 +103,9 @@ class Model {
 
   // Bounds on parameters, applied after each optimizer step.
   virtual void project_parameters() {}
+
+  // The learnt temperature of a contrastive loss, where the model has one.
+  virtual std::optional<double> temperature() const { return std::nullopt; }
 
  protected:
   Model(Parameters parameters, int64_t outputs, std::vector<LossTerm> row_terms, std::vector<LossTerm> batch_terms = {})

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/random/philox.h"
 #include "base/error.h"
+#include "core/random/philox.h"
 
 namespace muster::models {
 namespace {
-
 
 constexpr int64_t kBoundaryBytes = 64;
 

@@ -15,6 +15,7 @@
 #include "base/files.h"
 #include "checkpoints/checkpoint.h"
 #include "core/config/load.h"
+#include "core/metrics/metrics.h"
 #include "core/run/lock_holder.h"
 #include "core/run/run_directory.h"
 
@@ -113,6 +114,9 @@ void read_start(const json& environment, RunStatus& status) {
 void read_metrics(const std::string& folder, const std::string& select_by, double batch_size, RunStatus& status) {
   const auto rows = rows_of(tail(folder + "/metrics.jsonl"));
   std::vector<double> speeds;
+  std::vector<std::string> names{select_by};
+  if (select_by.empty())
+    names = {metrics::default_metric(data::Task::kClassification), metrics::default_metric(data::Task::kRegression)};
   for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
     status.step = std::max(status.step, count(*row, "step"));
     status.epoch = std::max(status.epoch, static_cast<int64_t>(count(*row, "epoch")));
@@ -124,8 +128,7 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
     }
     if (kind != "valid" || !status.best_name.empty() || !row->contains("best") || (*row)["best"] != true) continue;
     const json& metrics = row->contains("metrics") ? (*row)["metrics"] : *row;
-    for (const auto& name :
-         select_by.empty() ? std::vector<std::string>{"WA", "MAE"} : std::vector<std::string>{select_by}) {
+    for (const auto& name : names) {
       status.best_value = number(name == "loss" ? *row : metrics, name.c_str());
       if (!status.best_value) continue;
       status.best_name = name;

@@ -1,8 +1,13 @@
 #include "core/training/data_source.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
+#include "base/text.h"
+#include "core/config/fields.h"
+#include "core/config/suggest.h"
 #include "core/data/container.h"
 #include "core/data/scan.h"
 #include "core/data/synthetic.h"
@@ -10,7 +15,6 @@
 
 namespace muster::training {
 namespace {
-
 
 std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const std::string& path, bool labels_required) {
   if (path.empty() && config.has_synthetic()) {
@@ -34,16 +38,15 @@ std::string quoted_list(const std::vector<std::string>& names) {
 
 std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset) {
   const auto& index = dataset.index();
+  const models::ModelSpec& model = models::spec_of(experiment);
+  const models::ModalityPolicy& policy = model.modalities;
   std::vector<std::string> present;
   for (const auto& modality : index.modalities) present.push_back(modality.name);
   std::vector<std::string> chosen(experiment.data().modalities().begin(), experiment.data().modalities().end());
   const bool listed = !chosen.empty();
   if (!listed) {
-    const std::vector<std::string> usual = experiment.has_foal_net()
-                                               ? std::vector<std::string>{"audio", "vision"}
-                                               : std::vector<std::string>{"text", "audio", "vision"};
-    for (const auto& name : usual)
-      if (experiment.has_foal_net() || index.find_modality(name) >= 0) chosen.push_back(name);
+    for (const auto& name : policy.defaults)
+      if (policy.fewest == policy.most || index.find_modality(name) >= 0) chosen.push_back(name);
   }
   std::string missing;
   for (const auto& name : chosen)
@@ -51,48 +54,63 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   if (!missing.empty())
     throw Error(ExitCode::kBadConfig, "data.modalities: " + dataset.source() + " has no modality " + missing +
                                           "; it has " + quoted_list(present));
-  if (chosen.size() < 2)
-    throw Error(ExitCode::kBadConfig, "data.modalities: the model needs at least two modalities; " + dataset.source() +
-                                          " has " + quoted_list(present) + ": list two or more of them");
+  if (chosen.size() < policy.fewest)
+    throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {} needs at least {}; {} has {}: list those to use",
+                                                  model.title, plural(static_cast<int64_t>(policy.fewest), "modality"),
+                                                  dataset.source(), quoted_list(present)));
   return chosen;
+}
+
+// The field `classes` of the model's block; 0 where it has none.
+int64_t classes_of(const config::Experiment& experiment, const std::string& model) {
+  const auto at = config::find_field(experiment, model + ".classes");
+  return at.field == nullptr ? 0 : at.message->GetReflection()->GetUInt32(*at.message, at.field);
 }
 
 int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset) {
   const auto& index = dataset.index();
-  const std::string model = experiment.has_foal_net() ? "foal_net" : "miar";
+  const models::ModelSpec& model = models::spec_of(experiment);
+  if (!model.learns(index.task)) {
+    std::vector<std::string> others;
+    for (const auto* other : models::all_models())
+      if (other->learns(index.task)) others.push_back(other->name);
+    const bool regression = index.task == data::Task::kRegression;
+    throw Error(ExitCode::kBadConfig, fmt::format("{}: it {}, but {} is for {}; use {}, or choose {} with data.target",
+                                                  model.name, regression ? "classifies" : "does regression",
+                                                  dataset.source(), regression ? "regression" : "classification",
+                                                  config::either(others), regression ? "class labels" : "a number"));
+  }
   if (index.task == data::Task::kRegression) {
-    if (experiment.has_foal_net())
-      throw Error(ExitCode::kBadConfig, "foal_net: it classifies, but " + dataset.source() +
-                                            " is for regression; use miar, or choose class labels with data.target");
     if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
       throw Error(ExitCode::kBadConfig, "training.sampling: CLASS_BALANCED needs classes, but " + dataset.source() +
                                             " is for regression; use SHUFFLE");
     return 1;
   }
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
-  const int64_t wanted = experiment.has_foal_net() ? experiment.foal_net().classes() : experiment.miar().classes();
+  const int64_t wanted = classes_of(experiment, model.name);
   if (wanted != 0 && wanted != in_file)
-    throw Error(ExitCode::kBadConfig, model + ".classes: it is " + std::to_string(wanted) + ", but " +
-                                          dataset.source() + " has " + std::to_string(in_file) +
-                                          " classes: " + quoted_list(index.class_names) +
-                                          "; leave the field out or set it to " + std::to_string(in_file));
+    throw Error(
+        ExitCode::kBadConfig,
+        fmt::format("{0}.classes: it is {1}, but {2} has {3} classes: {4}; leave the field out or set it to {3}",
+                    model.name, wanted, dataset.source(), in_file, quoted_list(index.class_names)));
   if (in_file < 2) throw Error(ExitCode::kBadData, dataset.source() + ": classification needs at least two classes");
   return in_file;
 }
 
 void require_known_metric(const config::Experiment& experiment, data::Task task) {
   const std::string& name = experiment.evaluation().select_by();
-  if (name.empty() || name == "loss") return;
-  const auto names = metrics::metric_names(task);
-  if (std::find(names.begin(), names.end(), name) == names.end())
-    throw Error(ExitCode::kBadConfig, "evaluation.select_by: \"" + name +
-                                          "\" is not a metric of this data's task; use " + quoted_list(names) +
-                                          " or \"loss\"");
+  const auto names = metrics::selectable_names(task);
+  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end()) return;
+  throw Error(ExitCode::kBadConfig,
+              fmt::format("evaluation.select_by: \"{}\" is not a metric of this data's task; use one of {}", name,
+                          quoted_list(names)));
 }
 
 void find_usable(const config::Experiment& experiment, DataSource& source) {
   const auto& index = source.index();
-  const size_t needed = experiment.has_foal_net() ? source.modalities.size() : 1;
+  const models::ModelSpec& model = models::spec_of(experiment);
+  const bool needs_all = model.modalities.every_sample_needs_all;
+  const size_t needed = needs_all ? source.modalities.size() : 1;
   std::string& examples = source.dropped_ids;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     size_t present = 0;
@@ -108,7 +126,7 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
     throw Error(
         ExitCode::kBadData,
         source.dataset->source() + ": " +
-            (needed > 1 ? "Foal-Net needs every modality" : "a sample needs at least one of the used modalities") +
+            (needs_all ? model.title + " needs every modality" : "a sample needs at least one of the used modalities") +
             ", which these samples lack: " + examples + "; set data.missing_modality: DROP to leave them out");
   if (source.usable.empty())
     throw Error(ExitCode::kBadData, source.dataset->source() + ": no sample has the modalities that the model needs");

@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "base/text.h"
-#include "core/metrics/regression.h"
+#include "core/metrics/metrics.h"
 #include "core/metrics/trivial_baseline.h"
 #include "distributed/collective_call.h"
 

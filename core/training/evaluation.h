@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/metrics/classification.h"
 #include "core/metrics/metrics.h"
 #include "core/training/step.h"
 

@@ -5,18 +5,12 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/fingerprint.h"
+#include "core/run/weights.h"
 #include "core/training/evaluation.h"
 #include "core/training/report.h"
 #include "core/training/results.h"
-#include "core/run/weights.h"
 
 namespace muster::training {
-
-std::optional<double> temperature_of(const models::Model& model) {
-  for (const auto& spec : model.parameters().specs())
-    if (spec.name == "avel.temperature") return model.parameters()[spec.name].item<double>();
-  return std::nullopt;
-}
 
 void conclude(const TrainedRun& run, run::TrainingState& state, const std::string& select_by, const at::Tensor& best,
               nlohmann::json facts) {
@@ -26,7 +20,8 @@ void conclude(const TrainedRun& run, run::TrainingState& state, const std::strin
     return run::weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities);
   };
   const auto write = [&](const std::string& name, uint64_t step) {
-    return run::write_weights(run.directory->file(name), tensors(), run::weights_metadata(run.config.name(), step, index));
+    return run::write_weights(run.directory->file(name), tensors(),
+                              run::weights_metadata(run.config.name(), step, index));
   };
   std::string last_fingerprint;
   distributed::run_on_all_ranks(run.communicator, [&] {
@@ -75,7 +70,8 @@ void conclude(const TrainedRun& run, run::TrainingState& state, const std::strin
   if (run.split.valid.empty()) result["best"]["selected_by"] = "last step (there is no validation split)";
   result["last"] = {{"step", state.steps_done}, {"fingerprint", last_fingerprint}};
   result["stopped_early"] = state.stopped_early;
-  if (run.config.has_miar()) result["model_note"] = kMiarNote;
+  const models::ModelSpec& model = models::spec_of(run.config);
+  if (!model.note.empty()) result["model_note"] = model.note;
   result["skipped_steps"] = state.skipped_steps;
   result["parameters"] = parameters.count();
   result["world_size"] = run.communicator.size();
@@ -93,8 +89,9 @@ void conclude(const TrainedRun& run, run::TrainingState& state, const std::strin
   report.skipped_steps = state.skipped_steps;
   report.class_names = index.class_names;
   report.regression = index.task == data::Task::kRegression;
-  report.miar = run.config.has_miar();
-  report.temperature = temperature_of(run.model);
+  report.default_metric = model.default_metric(index.task);
+  report.model_note = model.note;
+  report.temperature = run.model.temperature();
   report.run_directory = run.directory->path();
   report.checkpoints = facts["checkpoints"];
   print_report(report);

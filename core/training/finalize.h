@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "core/run/run_directory.h"
+#include "core/run/training_state.h"
 #include "core/training/data_source.h"
 #include "core/training/evaluation.h"
-#include "core/run/run_directory.h"
 #include "core/training/step.h"
-#include "core/run/training_state.h"
 
 namespace muster::training {
 
@@ -27,9 +27,6 @@ struct TrainedRun {
       best_evaluation;  // of the best weights on the validation split, where it is known; otherwise nullptr
   bool is_trial;        // quiet, without weights/last and predictions-valid.csv; weights/best is written now
 };
-
-// Foal-Net's learnt temperature, where the model has one.
-std::optional<double> temperature_of(const models::Model& model);
 
 // Puts `best` (flat; undefined: the last weights are the best) into the model, evaluates it on validation and test
 // split, and writes weights/last and, if nothing was validated, weights/best, predictions, and at the very end

@@ -9,7 +9,7 @@ namespace {
 
 void warn_if_nothing_learnt(const Report& report) {
   const ResultColumn &result = report.columns[report.columns.size() - 2], &floor = report.columns.back();
-  const std::string name = report.regression ? "MAE" : "WA";
+  const std::string& name = report.default_metric;
   const double value = metrics::metric_value(result.metrics, name),
                trivial = metrics::metric_value(floor.metrics, name);
   const bool above = metrics::higher_is_better(name) ? value > trivial : value < trivial;
@@ -33,7 +33,7 @@ void print_report(const Report& report) {
                 report.regression ? "median for every sample" : "majority class for every sample");
     warn_if_nothing_learnt(report);
   }
-  if (report.miar) std::printf("%s\n", kMiarNote);
+  if (!report.model_note.empty()) std::printf("%s\n", report.model_note.c_str());
   if (report.temperature && *report.temperature <= 0)
     std::printf("the learnt temperature of the best weights is %g: as a divisor it turns every similarity round\n",
                 *report.temperature);

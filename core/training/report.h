@@ -20,7 +20,8 @@ struct Report {
   std::vector<std::vector<int64_t>> confusion;
   std::vector<std::string> class_names;
   bool regression = false;
-  bool miar = false;
+  std::string default_metric;         // decides whether anything was learnt
+  std::string model_note;             // may be empty
   std::optional<double> temperature;  // of the best weights, where the model learns one
   std::string run_directory;
   nlohmann::json checkpoints;  // as Checkpointing::summary()

@@ -46,10 +46,9 @@ RunResult read_result(const std::string& run_directory) {
     const json& value = all.at("best").at("value");
     return {metrics("valid"), metrics("test"), all["best"].at("selected_by"),
             value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(),
-            all.contains("model_note")};
+            all.value("model_note", "")};
   } catch (const json::exception&) {
-    throw Error(ExitCode::kBadData,
-                             path + ": is missing, or is not what a finished run leaves there");
+    throw Error(ExitCode::kBadData, path + ": is missing, or is not what a finished run leaves there");
   }
 }
 

@@ -7,10 +7,6 @@
 
 namespace muster::training {
 
-// To be said wherever results of MIAR are reported.
-constexpr const char* kMiarNote =
-    "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
-
 // Non-finite numbers become null.
 nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values);
 
@@ -22,7 +18,7 @@ struct RunResult {
   nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
   std::string selected_by;          // what the best weights were chosen by: "valid/WA"
   double best_value = 0;            // its value for them; NaN where it is not finite, or nothing chose
-  bool is_miar = false;
+  std::string model_note;           // to be printed wherever the result is; may be empty
 };
 // Throws Error(kBadData) when the file is missing or cannot be understood.
 RunResult read_result(const std::string& run_directory);

@@ -8,16 +8,15 @@
 #include "core/config/resolved_text.h"
 #include "core/config/text_file.h"
 #include "core/models/make_model.h"
-#include "core/training/finalize.h"
 #include "core/run/environment.h"
 #include "core/run/rank_table.h"
-#include "core/training/same_job.h"
 #include "core/run/saved_tensors.h"
 #include "core/run/weights.h"
+#include "core/training/finalize.h"
+#include "core/training/same_job.h"
 #include "distributed/watchdog.h"
 
 namespace muster::training {
-
 
 // What rank 0 does with the run directory. As run_on_all_ranks(), but that another job has it is a type of its own.
 void TrainingRun::at_run_directory(const std::function<void()>& work) {
@@ -71,9 +70,10 @@ void TrainingRun::prepare() {
   check_data();
   plan_.emplace(loaded_, data_.index(), split_.train);
   select_by_ = config_.evaluation().select_by();
-  if (select_by_.empty()) select_by_ = data_.index().task == data::Task::kRegression ? "MAE" : "WA";
+  if (select_by_.empty()) select_by_ = models::spec_of(config_).default_metric(data_.index().task);
   if (resumes_)
-    point_ = run::find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
+    point_ =
+        run::find_resume_point(options_.run_directory, config_, provenance_, options_.force, communicator_, progress_);
 
   const bool from_checkpoint = point_.loaded.has_value();
   if (config_.data().standardize() && !from_checkpoint) moments_ = fit_moments(data_, split_.train, communicator_);
@@ -123,7 +123,7 @@ void TrainingRun::check_data() {
 }
 
 std::string TrainingRun::summary() const {
-  std::string text = config_.name() + ": " + (config_.has_foal_net() ? "Foal-Net" : "MIAR") + ", " +
+  std::string text = config_.name() + ": " + models::spec_of(config_).title + ", " +
                      std::to_string(model_->parameters().count()) + " parameters; " +
                      std::to_string(split_.train.size()) + " train, " + std::to_string(split_.valid.size()) +
                      " valid, " + std::to_string(split_.test.size()) + " test samples";
@@ -154,7 +154,8 @@ nlohmann::json TrainingRun::description() const {
 }
 
 void TrainingRun::begin_run() {
-  nlohmann::json job = run::describe_environment(communicator_, options_.command_line, describe_rank(compute_), describe_job(compute_));
+  nlohmann::json job =
+      run::describe_environment(communicator_, options_.command_line, describe_rank(compute_), describe_job(compute_));
   if (communicator_.size() > 1) progress_.line(run::rank_table(job["ranks"]));
   job["steps"] = {{"total", plan_->total_steps()}, {"per_epoch", plan_->steps_per_epoch()}};
   at_run_directory([&] {
@@ -183,10 +184,10 @@ void TrainingRun::begin_run() {
   });
   distributed::keep_flight_records_in(options_.run_directory + "/logs");
   const run::Checkpointing::Settings settings{config_.checkpoints(), options_.run_directory, plan_->steps_per_epoch(),
-                                         options_.time_limit, started_};
+                                              options_.time_limit, started_};
   checkpointing_.emplace(settings, state_.steps_done, directory_ ? &*directory_ : nullptr, communicator_, progress_);
-  checkpointing_->prepare(
-      run::tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities, model_->parameters().values()));
+  checkpointing_->prepare(run::tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities,
+                                          model_->parameters().values()));
 }
 
 // A run that has no checkpoint yet must begin again from the weights that it began from.
@@ -197,12 +198,11 @@ void TrainingRun::require_same_beginning() const {
     return weights.path.empty() ? std::string("its own initial weights")
                                 : weights.path + " (SHA-256 " + weights.sha256 + ")";
   };
-  throw Error(
-      ExitCode::kBadConfig,
-      options_.run_directory +
-          ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
-          text(recorded) + " -> " + text(init_from_) +
-          ". Give those with --init-from, or begin a new run in another --run-dir, or add --force.");
+  throw Error(ExitCode::kBadConfig,
+              options_.run_directory +
+                  ": this run has no checkpoint yet and begins again, but not from the weights that it began from: " +
+                  text(recorded) + " -> " + text(init_from_) +
+                  ". Give those with --init-from, or begin a new run in another --run-dir, or add --force.");
 }
 
 // What checkpoints hold of the model itself; before it moves to its device.
@@ -255,7 +255,7 @@ void TrainingRun::save() {
   info.training_state = run::to_bytes(state_, provenance_);
   const bool best_is_here = state_.best_step == state_.steps_done;
   checkpointing_->save(info, run::tensors_of(model_->parameters(), *optimizer_, moments_, data_.shape.modalities,
-                                        best_is_here ? at::Tensor() : best_values_));
+                                             best_is_here ? at::Tensor() : best_values_));
 }
 
 void TrainingRun::settle() {
@@ -267,8 +267,8 @@ void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
   directory_->require_held();
   state_.best_fingerprint =
       run::write_weights(directory_->file("weights/best.safetensors"),
-                    run::weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
-                    run::weights_metadata(config_.name(), step, data_.index()));
+                         run::weight_tensors(model_->parameters().parts_of(values), moments_, data_.shape.modalities),
+                         run::weights_metadata(config_.name(), step, data_.index()));
 }
 
 void TrainingRun::stop(const std::string& reason) {

@@ -3,8 +3,8 @@
 
 #include "core/metrics/metrics.h"
 #include "core/optim/schedule.h"
-#include "core/training/finalize.h"
 #include "core/training/evaluation.h"
+#include "core/training/finalize.h"
 #include "core/training/results.h"
 #include "core/training/same_job.h"
 #include "core/training/training_run.h"
@@ -12,7 +12,6 @@
 
 // The single steps of a run: training, what is not finite, validation.
 namespace muster::training {
-
 
 nlohmann::json TrainingRun::progress_row(const char* kind, int64_t epoch) const {
   return {{"kind", kind}, {"step", state_.steps_done}, {"epoch", epoch}};
@@ -84,7 +83,7 @@ void TrainingRun::train_step(const std::vector<int64_t>& samples, int64_t epoch)
   const bool logs = logs_step(state_.steps_done + 1);
   const bool looks = compute_.device.is_cpu() || logs || config_.training().non_finite() == config::Training::SKIP_STEP;
   if (looks && !check_pending_steps(": loss " + std::to_string(loss.item<double>()) + ", gradient norm " +
-                            std::to_string(norm.item<double>()))) {
+                                    std::to_string(norm.item<double>()))) {
     ++state_.steps_done;
     return;
   }
@@ -109,7 +108,7 @@ void TrainingRun::train_step(const std::vector<int64_t>& samples, int64_t epoch)
   row["samples_per_second"] = speed;
   row["microbatches"] = plan.filled_counts();
   row["bytes_sent"] = communicator_.bytes_sent() - sent_before;
-  if (const auto temperature = temperature_of(*model_)) row["temperature"] = *temperature;
+  if (const auto temperature = model_->temperature()) row["temperature"] = *temperature;
   directory_->append_metrics(row);
 }
 

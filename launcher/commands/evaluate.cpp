@@ -70,7 +70,7 @@ void run(const Arguments& arguments) {
     std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(),
                 arguments.split.c_str(), evaluation.predictions.samples.size(), evaluation.loss,
                 training::results_table({{arguments.split, evaluation.metrics}}).c_str());
-    if (experiment.has_miar()) std::printf("\n%s\n", training::kMiarNote);
+    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) std::printf("\n%s\n", note.c_str());
     if (!evaluation.confusion.empty())
       std::printf("\n%s",
                   training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());

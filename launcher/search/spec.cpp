@@ -6,10 +6,10 @@
 #include <filesystem>
 #include <set>
 
-#include "core/config/check.h"
 #include "core/config/fields.h"
 #include "core/config/suggest.h"
 #include "core/metrics/metrics.h"
+#include "core/models/spec.h"
 #include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
@@ -191,7 +191,9 @@ class SpecReader {
   void check_objective() {
     metric_ = search_.objective().metric();
     if (metric_.empty() && file_.base_is_good()) metric_ = base_.evaluation().select_by();
-    if (metric_.empty() && file_.base_is_good() && base_.has_foal_net()) metric_ = "WA";
+    if (metric_.empty() && file_.base_is_good())
+      if (const auto& model = models::spec_of(base_); model.tasks.size() == 1)
+        metric_ = model.default_metric(model.tasks[0]);
     if (metric_.empty()) {
       if (file_.base_is_good())
         problem("objective",
@@ -199,9 +201,8 @@ class SpecReader {
                 "(evaluation.select_by)");
       return;
     }
-    auto names = config::regression_metrics();
-    names.insert(names.end(), config::classification_metrics().begin(), config::classification_metrics().end());
-    names.push_back("loss");
+    std::vector<std::string> names;
+    for (const auto& metric : metrics::all_metrics()) names.push_back(metric.name);
     if (std::find(names.begin(), names.end(), metric_) == names.end()) {
       const bool test = metric_.find("test") != std::string::npos;
       problem(

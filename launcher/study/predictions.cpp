@@ -4,13 +4,11 @@
 #include <cstdlib>
 #include <set>
 
-#include "core/config/text_file.h"
-#include "core/metrics/classification.h"
-#include "core/metrics/regression.h"
 #include "base/error.h"
+#include "core/config/text_file.h"
+#include "core/metrics/metrics.h"
 
 namespace muster::launcher {
-
 
 namespace {
 

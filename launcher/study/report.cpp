@@ -120,7 +120,7 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
              ? ""
              : ", " + spread_text(spread(results.variants[static_cast<size_t>(results.best)].validation))) +
         ". Weights of every training: by its validation split.");
-  if (results.is_miar) table.notes.push_back(training::kMiarNote);
+  table.notes.insert(table.notes.end(), results.model_notes.begin(), results.model_notes.end());
   return table;
 }
 

@@ -5,8 +5,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "core/metrics/metrics.h"
 #include "base/error.h"
+#include "core/metrics/metrics.h"
 #include "launcher/study/predictions.h"
 #include "launcher/study/significance.h"
 
@@ -93,7 +93,7 @@ StudyResults read_results(const StudyDirectory& directory) {
         one.validation.assign(seeds, 0);
       }
     }
-    results.is_miar = results.is_miar || result.is_miar;
+    if (!result.model_note.empty()) results.model_notes.insert(result.model_note);
     auto& one = results.variants[static_cast<size_t>(cell.variant)];
     const size_t seed = i / variants / folds, fold = i / variants % folds;
     for (size_t metric = 0; metric < results.metrics.size(); ++metric)

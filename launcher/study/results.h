@@ -1,5 +1,6 @@
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,7 @@ struct StudyResults {
   std::vector<VariantResults> variants;              // as StudySpec::variants
   std::vector<std::vector<Comparison>> comparisons;  // [metric][variant - 1]
   int best = -1;                                     // the variant that is best by select_on; -1: nothing is trained
-  bool is_miar = false;
+  std::set<std::string> model_notes;                 // to be printed with the tables
 };
 
 // Reads what is trained. Throws Error(kBadData) when files contradict each other, Error(kBadConfig) when a metric is

@@ -152,7 +152,7 @@ def schema():
     """Every field path of an experiment, from the proto file."""
     messages, path = {}, ROOT / "core" / "config" / "experiment.proto"
     for name, body in re.findall(r"^message (\w+) \{\n(.*?)^\}", path.read_text(encoding="utf-8"), re.M | re.S):
-        messages[name] = re.findall(r"^  (?:optional|repeated) (\w+) (\w+) = ", body, re.M)
+        messages[name] = re.findall(r"^ +(?:optional |repeated )?(\w+) (\w+) = \d+;", body, re.M)
 
     def paths(message, prefix):
         for kind, name in messages[message]:

@@ -11,9 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "core/metrics/classification.h"
+#include "core/metrics/metrics.h"
 #include "core/metrics/trivial_baseline.h"
-#include "core/metrics/regression.h"
 
 namespace {
 

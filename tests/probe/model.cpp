@@ -47,12 +47,11 @@ class CaseDataset final : public data::Dataset {
 };
 
 config::Experiment experiment_of(const nlohmann::json& config) {
-  config::Experiment experiment, defaults;
-  google::protobuf::TextFormat::ParseFromString(std::string(config::defaults_text()), &defaults);
+  config::Experiment experiment;
   google::protobuf::TextFormat::Parser parser;
   if (!parser.ParseFromString(config.at("experiment").get<std::string>(), &experiment))
     throw std::runtime_error("bad experiment text");
-  *experiment.mutable_training() = defaults.training();
+  *experiment.mutable_training() = config::default_experiment("").training();
   experiment.mutable_training()->set_precision(config.value("precision", "FP64") == "FP64" ? config::Training::FP64
                                                                                            : config::Training::FP32);
   experiment.set_seed(config.at("seed").get<uint64_t>());

@@ -122,8 +122,8 @@ TEST_F(Resolved, DocumentedTextExplainsFieldsOptionsAndMetrics) {
   EXPECT_THAT(text, HasSubstr("    # test_group is not set.\n"));
   EXPECT_THAT(text,
               testing::EndsWith("# Metrics that evaluation.select_by may name:\n"
-                                "#   regression:     MAE, Corr, Mult_acc_7, Mult_acc_5, Has0_acc_2, Has0_F1_score, "
-                                "Non0_acc_2, Non0_F1_score, loss\n"
+                                "#   regression:     Has0_acc_2, Has0_F1_score, Non0_acc_2, Non0_F1_score, Mult_acc_5, "
+                                "Mult_acc_7, MAE, Corr, loss\n"
                                 "#   classification: WA, UA, weighted_F1, loss\n"));
   EXPECT_THAT(text, testing::Not(HasSubstr("UNSPECIFIED")));
 }

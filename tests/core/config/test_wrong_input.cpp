@@ -176,9 +176,9 @@ const Wrong kWrong[] = {
      "UA, "
      "weighted_F1 or loss"},
     {"metric_of_the_other_task", "miar {}\ndata { synthetic { kind: REGRESSION } }\nevaluation { select_by: 'UA' }",
-     "e.txtpb:3: evaluation.select_by: there is no metric \"UA\" for regression; Valid: MAE, Corr, Mult_acc_7, "
-     "Mult_acc_5, "
-     "Has0_acc_2, Has0_F1_score, Non0_acc_2, Non0_F1_score or loss"},
+     "e.txtpb:3: evaluation.select_by: there is no metric \"UA\" for regression; Valid: Has0_acc_2, "
+     "Has0_F1_score, "
+     "Non0_acc_2, Non0_F1_score, Mult_acc_5, Mult_acc_7, MAE, Corr or loss"},
     {"patience_without_evaluation", "miar {}\ndata { path: 'x' }\nevaluation { every_epochs: 0\n patience: 3 }",
      "e.txtpb:4: evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0"},
     {"name_is_a_path", "miar {}\ndata { path: 'x' }\nname: '../x'",

@@ -1,4 +1,4 @@
-#include "core/metrics/classification.h"
+#include "core/metrics/metrics.h"
 
 #include <gtest/gtest.h>
 

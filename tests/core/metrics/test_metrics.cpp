@@ -3,13 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "core/metrics/classification.h"
-#include "core/metrics/regression.h"
 #include "base/error.h"
 
 namespace muster::metrics {
 namespace {
-
 
 std::vector<std::string> names_of(const Metrics& metrics) {
   std::vector<std::string> names;

@@ -7,16 +7,16 @@
 
 #include "core/config/experiment.pb.h"
 #include "core/config/presets.h"
+#include "core/models/spec.h"
 
 namespace muster::models {
 
-// defaults.txtpb, then `text` on top of it.
+// defaults.txtpb for the model of `text`, then `text` on top of it.
 inline config::Experiment defaults(const std::string& text = "") {
-  config::Experiment experiment, changes;
-  using google::protobuf::TextFormat;
-  if (!TextFormat::ParseFromString(std::string(config::defaults_text()), &experiment) ||
-      !TextFormat::ParseFromString(text, &changes))
+  config::Experiment changes;
+  if (!google::protobuf::TextFormat::ParseFromString(text, &changes))
     throw std::runtime_error("not an experiment: " + text);
+  config::Experiment experiment = config::default_experiment(models::model_of(changes));
   experiment.MergeFrom(changes);
   return experiment;
 }

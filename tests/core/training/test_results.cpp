@@ -23,14 +23,14 @@ TEST_F(ReadResult, SaysWhatARunHasLeft) {
   EXPECT_EQ(result.best_value, 0.5);
   EXPECT_EQ(result.validation, (nlohmann::json{{"MAE", 0.5}}));
   EXPECT_EQ(result.test, (nlohmann::json{{"MAE", nullptr}}));
-  EXPECT_TRUE(result.is_miar);
+  EXPECT_EQ(result.model_note, "MIAR");
 }
 
 TEST_F(ReadResult, WithoutSplitsAndValue) {
   write(R"({"best": {"selected_by": "last step", "value": null}})");
   const auto result = read_result(folder.path());
   EXPECT_TRUE(std::isnan(result.best_value));
-  EXPECT_TRUE(result.validation.empty() && result.test.empty() && !result.is_miar);
+  EXPECT_TRUE(result.validation.empty() && result.test.empty() && result.model_note.empty());
 }
 
 TEST_F(ReadResult, NamesAFileThatIsNone) {
