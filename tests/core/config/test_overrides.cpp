@@ -68,6 +68,13 @@ TEST_F(Overrides, CanTakeABlockAwayOrReplaceIt) {
   EXPECT_EQ(load(kText, {"miar={heads: 2}"}).experiment.miar().dim(), 128u);
 }
 
+TEST_F(Overrides, OfTwoModelsTheOneThatIsLeftKeepsItsValues) {
+  const std::string text = "data { path: 'x' }\nmiar { heads: 2 }";
+  EXPECT_EQ(load(text, {"foal_net.layers=1", "foal_net="}).experiment.miar().heads(), 2u);
+  EXPECT_EQ(load(text, {"foal_net.layers=1", "miar="}).experiment.foal_net().layers(), 1u);
+  EXPECT_EQ(load(text, {"miar=", "miar.layers=3"}).experiment.miar().heads(), 4u);
+}
+
 TEST_F(Overrides, CanMendTheFile) {
   EXPECT_EQ(load("data { path: 'x' }\nmiar { heads: 3 }", {"miar.dim=96"}).experiment.miar().heads(), 3u);
 }

@@ -255,6 +255,17 @@ TEST_F(WrongFile, HeaderOfAnotherMessageIsTheOnlyProblem) {
             "e.txtpb:2: the header says that this file is a muster.search.Search; expected a muster.config.Experiment");
 }
 
+TEST_F(WrongFile, OfTwoModelsBothAreChecked) {
+  EXPECT_EQ(problems("data { path: 'x' }\nmiar {\n dropout: 2 }\nfoal_net {\n layers: 0\n bogus: 1 }\n"),
+            "e.txtpb: 4 problems:\n"
+            "  e.txtpb:2: foal_net (e.txtpb:4) and miar (e.txtpb:2) are both given; keep one of them\n"
+            "  e.txtpb:3: miar.dropout must be at least 0 and less than 1, not 2\n"
+            "  e.txtpb:5: foal_net.layers must be from 1 to 1024, not 0\n"
+            "  e.txtpb:6: unknown field foal_net.bogus; foal_net has projection_dim, layers, heads, adapter_dim, "
+            "feature_dropout, projection_dropout, fusion_dropout, classifier_dropout, temperature_mode, "
+            "fixed_temperature, avel_targets, avel_weight, mem_positive, mem_weight and classes");
+}
+
 TEST_F(WrongFile, NestingWithoutEndIsNotFollowed) {
   std::string text;
   for (int i = 0; i < 100000; ++i) text += "a{";
