@@ -8,7 +8,7 @@
 
 namespace muster::losses {
 
-// MIAR's alignment loss: symmetric InfoNCE between every two modalities over the whole batch, averaged over the pairs.
+// An alignment loss: symmetric InfoNCE between every two modalities over the whole batch, averaged over the pairs.
 // embeddings: per modality, unit rows [N, dim], on any one device; presence [N, modalities] bool, on the CPU. A pair
 // counts only samples that have both modalities, as rows, as columns and in the divisor; a pair without any contributes
 // 0. Two or more modalities. Returns a scalar; neither it nor the gradients depend on how `share` deals the work: see

@@ -23,18 +23,18 @@ struct Similarity {
 
 enum class AvelTargets { kRowMean, kRowSum };
 
-// Foal-Net's audio-video expression alignment loss over the whole batch: cross entropy of both directions' softmax
-// against same-label targets, (1 / 2N) sum_ij T_ij (-logsoftmax_j S_av - logsoftmax_j S_va). kRowMean divides each
-// row's targets by their number (the sum over the global batch), kRowSum does not (the original code; the loss then
-// grows with N). audio, video: unit rows [N, dim], on any one device, the temperature too; labels int64 [N], on the
-// CPU. N >= 1. Returns a scalar, differentiable also in the temperature; neither it nor the gradients depend on how
-// `share` deals the work: see contrastive.h.
+// The audio-video expression alignment loss (AVEL, arXiv 2408.09438) over the whole batch: cross entropy of both
+// directions' softmax against same-label targets, (1 / 2N) sum_ij T_ij (-logsoftmax_j S_av - logsoftmax_j S_va).
+// kRowMean divides each row's targets by their number (the sum over the global batch), kRowSum does not (the original
+// code; the loss then grows with N). audio, video: unit rows [N, dim], on any one device, the temperature too; labels
+// int64 [N], on the CPU. N >= 1. Returns a scalar, differentiable also in the temperature; neither it nor the gradients
+// depend on how `share` deals the work: see contrastive.h.
 at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels,
                      const Similarity& similarity, AvelTargets targets, const Partition& share = {});
 
 constexpr int64_t kNegativeRows = 128;
 
-// Foal-Net's hard negatives for emotion matching: for each row i of [begin, end) one column j with another label, drawn
+// Hard negatives for emotion matching (MEM): for each row i of [begin, end) one column j with another label, drawn
 // from the softmax of S over such columns by Gumbel-max with counter-based noise (philox counter {j, i, direction,
 // step}), so that the draw depends on the global batch alone. direction 0: negative videos of audios (S_av), 1:
 // negative audios of videos (S_va). Scores and noise in float64, computed for kNegativeRows rows of the global batch at

@@ -8,7 +8,7 @@
 
 namespace muster::losses {
 
-// Which pairs (i, j) a contrastive loss draws together, and how strongly: T_ij.
+// Target weights T_ij of the positive pairs of a contrastive loss; other pairs have 0.
 enum class PairTargets {
   kOwn,        // 1 for i == j
   kClassMean,  // 1 / (rows of that label) for equal labels
@@ -29,11 +29,11 @@ constexpr int64_t kSharedRows = 1024;
 // scale; statistics are combined in float64.
 //
 // Sharing (see kSharedRows): every part must call with the same arguments but for part and range. Forward: the parts
-// deal whole blocks of rows among themselves and exchange statistics by two calls of partition.gather, on tensors on u's
-// device. Backward: no exchange; only the blocks that meet [gradient_begin, gradient_end) get their gradients, other
-// rows stay 0 (the range is respected below kSharedRows too). The value, the gradient of scale and each row's gradient
-// are the same bits for any parts, part and range, given the same number of threads: whoever computes a tile does so
-// with equal shapes and strides, and tiles are summed in one order.
+// deal whole blocks of rows among themselves and exchange statistics by two calls of partition.gather, on tensors on
+// u's device. Backward: no exchange; only the blocks that meet [gradient_begin, gradient_end) get their gradients,
+// other rows stay 0 (the range is respected below kSharedRows too). The value, the gradient of scale and each row's
+// gradient are the same bits for any parts, part and range, given the same number of threads: whoever computes a tile
+// does so with equal shapes and strides, and tiles are summed in one order.
 at::Tensor contrastive_loss(const at::Tensor& u, const at::Tensor& v, const at::Tensor& scale, const at::Tensor& labels,
                             PairTargets targets, const Partition& share = {});
 

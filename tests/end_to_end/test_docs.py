@@ -8,6 +8,7 @@ Each page gets a fresh folder that holds the links LINKED. Its fences are then t
     ```sh no-test: REASON        not run; shown as skipped, with the reason
     ```text output               what the block before it prints: every line, except "...", must be in its output
     ```txtpb FILE                written to FILE
+    ```LANGUAGE part of FILE     must stand in that file of the project (line breaks aside)
 Anything else (other languages, ```text, indented blocks without muster) is only read.
 """
 import json
@@ -65,7 +66,10 @@ def test_commands_do_what_the_page_says(page, tmp_path):
     for line, info, text in fences(page):
         where = f"{page.name}:{line}"
         language, _, rest = info.partition(" ")
-        if language == "txtpb" and rest:
+        if rest.startswith("part of "):
+            file = (ROOT / rest[8:]).read_text(encoding="utf-8")
+            assert " ".join(text.split()) in " ".join(file.split()), f"{where}: this is not in {rest[8:]}"
+        elif language == "txtpb" and rest:
             (tmp_path / rest).write_text(text, encoding="utf-8")
         elif info == "text output":
             assert output is not None, f"{where}: shows the output of no command"
@@ -172,7 +176,7 @@ def test_every_setting_exists():
 
 def test_every_metric_exists(tmp_path):
     known = set()
-    for model in ("foal_net {}", "miar {}"):
+    for model in ("foal_net {}", "miar {}", "late_fusion {}"):
         config = tmp_path / "metric.txtpb"
         config.write_text(f'data {{ path: "x.h5" }}\n{model}\nevaluation {{ select_by: "?" }}\n')
         listing = execute([built("muster"), "config", config]).stderr

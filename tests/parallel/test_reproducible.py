@@ -37,6 +37,10 @@ def cases(folder):
         "miar": (MIAR + mp.REGRESSION.replace("60", "80") + COMMON + training(11), EVERY_LOSS_OF_MIAR, {"regression", "alignment"}, (2, 3, 4, 8)),
         "miar_missing": (MIAR + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON + training(7, "microbatches: 4"),
                          EVERY_LOSS_OF_MIAR | {"standardize"}, {"regression", "alignment"}, (3, 4)),
+        "late_fusion": ("late_fusion { dim: 16 hidden_dim: 12 dropout: 0.2 }\n" + mp.REGRESSION.replace("60", "80") + COMMON + training(11),
+                        {"dropout"}, {"regression"}, (2, 3, 4)),
+        "late_fusion_missing": ("late_fusion { dim: 16 hidden_dim: 12 }\n" + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON +
+                                training(7, "microbatches: 4"), {"standardize"}, {"regression"}, (3, 4)),
         "foal_net_bf16": (FOAL_NET + f'data {{ path: "{few_lengths(folder / "few.h5")}" standardize: true }}\n' + COMMON + training(13, "precision: BF16"),
                           EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (3,)),
     }
@@ -59,7 +63,7 @@ def require_same_bits(one, other):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "foal_net_bf16"])
+@pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "late_fusion", "late_fusion_missing", "foal_net_bf16"])
 def test_same_bits_on_any_number_of_ranks(name, tmp_path):
     text, switched_on, terms, world_sizes = cases(tmp_path)[name]
     one = mp.train(tmp_path, text, "ranks1")
@@ -105,8 +109,8 @@ def test_evaluate_and_predict_have_the_same_bits(tmp_path):
 
 
 def test_the_shipped_experiments(tmp_path):
-    """README's and docs' command, on both models."""
-    for name in ("quickstart", "sentiment"):
+    """README's and docs' command, on every model."""
+    for name in ("quickstart", "sentiment", "late_fusion"):
         config = mp.ROOT / "experiments" / f"{name}.txtpb"
         runs = []
         for ranks in (1, 2, 3, 4):

@@ -31,7 +31,13 @@ def miar_layer_number(site, config):
     return 1 + (int(layer) * 64 + streams.index(stream)) * 2 + ("attention", "ffn").index(which)
 
 
-LAYER_NUMBERS = {"foal_net": foal_net_layer_number, "miar": miar_layer_number}
+def late_fusion_layer_number(site, config):
+    if site == "head":
+        return 0
+    return 1 + [f"encoder.{m}" for m, _ in config["modalities"]].index(site)
+
+
+LAYER_NUMBERS = {"foal_net": foal_net_layer_number, "miar": miar_layer_number, "late_fusion": late_fusion_layer_number}
 
 
 def kept(shape, p, seed, step, site, row):

@@ -5,7 +5,7 @@ The program under test is called as  tests/probe model INPUT.safetensors CONFIG.
 INPUT   parameters.<name> float64; batch.<modality>.values float64 [frames, dim] and batch.<modality>.offsets int64 [N+1]
         (modalities are named as in data files: Foal-Net's video is `vision`); batch.labels float64 [N] (regression) or
         int64 [N] (classification)
-CONFIG  {"model": "foal_net" | "miar", "experiment": protobuf text with the model's and the optimizer's block,
+CONFIG  {"model": a name of MODELS, "experiment": protobuf text with the model's and the optimizer's block,
         "modalities": names in the model's order, "classes": 0 for regression, "steps", "seed", "microbatches"}
 OUTPUT  outputs [N, classes] or [N, 1], loss.total, loss.<term> (classification, avel, mem | regression or classification,
         alignment; a term of weight 0 is absent) and gradients.<name> (of the global batch, before clipping) of step 0;
@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 import foal_net
+import late_fusion
 import miar
 from layers import no_dropout
 
-MODELS = {"foal_net": foal_net, "miar": miar}
+MODELS = {"foal_net": foal_net, "miar": miar, "late_fusion": late_fusion}
 OPTIMIZER = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01,
              "decay_scope": "MATRICES", "clip_norm": 0.0}
 NOT_IN_EXPERIMENT = {"model", "optimizer", "modalities", "audio_dim", "video_dim"}

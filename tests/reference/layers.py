@@ -1,4 +1,4 @@
-"""What both models are built of. Parameters are a dict name -> tensor; `name` is the dotted prefix of a module."""
+"""What the models are built of. Parameters are a dict name -> tensor; `name` is the dotted prefix of a module."""
 import math
 
 import torch

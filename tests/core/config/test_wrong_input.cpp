@@ -20,7 +20,8 @@ const Wrong kWrong[] = {
     {"abbreviation", "data { path: 'x' }\nmiar {}\noptimizer { lr: 1e-3 }\n",
      "e.txtpb:3: unknown field optimizer.lr; did you mean optimizer.learning_rate?"},
     {"unknown_block", "data { path: 'x' }\nmiar {}\nzzz {\n a: 1 b { c: 2 }\n}\n",
-     "e.txtpb:3: unknown field zzz; an experiment has name, preset, seed, data, foal_net, miar, optimizer, training, "
+     "e.txtpb:3: unknown field zzz; an experiment has name, preset, seed, data, foal_net, miar, late_fusion, "
+     "optimizer, training, "
      "evaluation, checkpoints and deadlines"},
     {"text_for_number", "data { path: 'x' }\nmiar { dim: 'wide' }\n",
      "e.txtpb:2: miar.dim wants a whole number from 0 to 4294967295, not 'wide'"},
@@ -126,7 +127,8 @@ const Wrong kWrong[] = {
      "e.txtpb:1: no data: give data.path (a dataset file) or data.synthetic (built-in data)"},
     {"two_models", "data { path: 'x' }\nmiar {}\nfoal_net {}",
      "e.txtpb:2: foal_net (e.txtpb:3) and miar (e.txtpb:2) are both given; keep one of them"},
-    {"no_model", "data { path: 'x' }", "e.txtpb:1: no model: add foal_net {} or miar {}, or name a preset"},
+    {"no_model", "data { path: 'x' }",
+     "e.txtpb:1: no model: add foal_net {}, miar {} or late_fusion {}, or name a preset"},
     {"preset_of_the_other_model", "data { path: 'x' }\nmiar {}\npreset: 'foal_net_official'",
      "e.txtpb:3: the preset foal_net_official is for foal_net, but the experiment has miar (e.txtpb:2); take away one "
      "of "
@@ -135,9 +137,8 @@ const Wrong kWrong[] = {
      "e.txtpb:2: there is no preset \"miar_recomended\"; did you mean miar_recommended? Presets: foal_net_official, "
      "foal_net_recommended or miar_recommended"},
     {"foal_net_regression", "foal_net {}\ndata {\n synthetic { kind: REGRESSION } }",
-     "e.txtpb:3: data.synthetic.kind is REGRESSION, but foal_net only classifies; use CLASSIFICATION, or miar instead "
-     "of "
-     "foal_net"},
+     "e.txtpb:3: data.synthetic.kind is REGRESSION, but foal_net only classifies; use CLASSIFICATION, or miar or "
+     "late_fusion instead of foal_net"},
     {"balanced_regression", "miar {}\ndata { synthetic { kind: REGRESSION } }\ntraining { sampling: CLASS_BALANCED }",
      "e.txtpb:3: training.sampling is CLASS_BALANCED, but data.synthetic.kind is REGRESSION, which has no classes; use "
      "SHUFFLE"},

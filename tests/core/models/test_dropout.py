@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import golden
 from dropout import FIRST_SITE, kept, philox_dropout
-from test_models import DISJOINT, MISSING, PAIR, build, compare, foal, miar_case, probe
+from test_models import DISJOINT, MISSING, PAIR, build, compare, foal, late_fusion_case, miar_case, probe
 
 STEPS = 6
 ALL = dict(feature_dropout=0.2, projection_dropout=0.5, fusion_dropout=0.3, classifier_dropout=0.4)
@@ -32,11 +32,14 @@ CASES = [
     *(miar_case(f"missing-{source.lower()}-layers-{layers}", alignment_source=source, dropout=0.3, microbatches=3, layers=layers,
                 lengths=MISSING) for source in ("TOKENS", "FRAMES") for layers in (1, 3)),
     miar_case("never-both", dims=PAIR, lengths=DISJOINT, dropout=0.5, microbatches=2),
+    *(late_fusion_case(f"late-fusion-{microbatches}", dropout=0.3, microbatches=microbatches, lengths=MISSING) for microbatches in (1, 3)),
+    late_fusion_case("late-fusion-classes-large-seed", classes=3, dropout=0.9, microbatches=7, seed=(1 << 63) + 5),
     miar_case("classes-large-seed", classes=3, dropout=0.9, microbatches=7, seed=(1 << 63) + 5),
 ]
 ON_RANKS = [
     (2, foal("ranks-2", adapter_dim=6, mem_positive="RECOMPUTE", microbatches=3, **ALL)),
     (3, miar_case("ranks-3", dropout=0.3, lengths=MISSING)),
+    (4, late_fusion_case("ranks-4", dropout=0.3, lengths=MISSING, microbatches=5)),
 ]
 
 

@@ -33,6 +33,10 @@ def miar_case(name, **options):
     return case(name, "miar", **{**SMALL_MIAR, "classes": 0, **options})
 
 
+def late_fusion_case(name, **options):
+    return case(name, "late_fusion", **{"dim": 6, "hidden_dim": 5, "classes": 0, **options})
+
+
 LN100 = math.log(100.0)
 FOAL_NET = [
     *(foal(f"{mode}-{targets}", temperature_mode=mode, avel_targets=targets)
@@ -110,6 +114,24 @@ MIAR = [
     miar_case("clipped", optimizer=dict(clip_norm=0.3), microbatches=3),
 ]
 
+LATE_FUSION = [
+    late_fusion_case("regression"),
+    late_fusion_case("classification", classes=4),
+    late_fusion_case("classification-three-microbatches", classes=2, microbatches=3),
+    late_fusion_case("missing", lengths=MISSING),
+    late_fusion_case("missing-classification-three-microbatches", lengths=MISSING, classes=3, microbatches=3),
+    late_fusion_case("one-modality", dims={"audio": 3}),
+    late_fusion_case("one-modality-classes", dims={"audio": 3}, classes=3, microbatches=2),
+    late_fusion_case("two-modalities-never-both", dims=PAIR, lengths=DISJOINT, microbatches=3),
+    late_fusion_case("four-modalities", dims=FOUR),
+    late_fusion_case("other-names-and-order", dims={"zeta": 4, "alpha": 2, "mid": 6}),
+    late_fusion_case("more-microbatches-than-samples", microbatches=9, n=5),
+    late_fusion_case("one-sample", n=1),
+    late_fusion_case("length-one", lengths={m: [1] * 7 for m in MISSING}),
+    late_fusion_case("decay-on-everything", optimizer=dict(decay_scope="ALL_PARAMETERS", weight_decay=0.2)),
+    late_fusion_case("clipped", optimizer=dict(clip_norm=0.3), microbatches=3),
+]
+
 
 def build(spec):
     generator = torch.Generator().manual_seed(sum(map(ord, spec["name"])))
@@ -119,7 +141,7 @@ def build(spec):
         config = golden.full_config("foal_net", spec["optimizer"], audio_dim=12, video_dim=8, classes=classes, **spec["fields"])
     else:
         dims = spec["dims"] or {"text": 5, "audio": 3, "vision": 4}
-        config = golden.full_config("miar", spec["optimizer"], modalities=list(dims.items()), classes=classes, **spec["fields"])
+        config = golden.full_config(spec["model"], spec["optimizer"], modalities=list(dims.items()), classes=classes, **spec["fields"])
     batch = {}
     for m, d in dims.items():
         if spec["lengths"]:
@@ -165,7 +187,7 @@ def compare(expected, actual):
     return problems
 
 
-@pytest.mark.parametrize("spec", FOAL_NET + MIAR)
+@pytest.mark.parametrize("spec", FOAL_NET + MIAR + LATE_FUSION)
 def test_model_equals_oracle(spec, tmp_path):
     program = probe()
     parameters, batch, config = build(spec)
