@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -13,7 +15,6 @@
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
-#include "launcher/launch/job_command.h"
 #include "launcher/search/scheduler.h"
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
@@ -37,10 +38,10 @@ json opening_of(const SearchDirectory& directory) {
           {"study", search.name()},
           {"direction", search.objective().direction() == Objective::MAXIMIZE ? "maximize" : "minimize"},
           {"metric", search.objective().metric()},
-          {"sampler", brain_sampler(search)},
-          {"pruner", brain_pruner(search)},
+          {"sampler", optuna_sampler(search)},
+          {"pruner", optuna_pruner(search)},
           {"seed", search.seed()},
-          {"space", brain_space(search)}};
+          {"space", optuna_space(search)}};
 }
 
 // Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for
@@ -55,7 +56,7 @@ void refuse_without_validation(const SearchSpec& spec) {
     data = training::open_data(spec.base, "", true);
     split = training::split_data(spec.base, data, true);
   } catch (const Error&) {
-    return;  // a trial's values may mend it; otherwise this is why trials fail
+    return;  // a trial's values may fix it; otherwise this is why trials fail
   }
   training::require_validation_split(spec.base, data, split);
 }
@@ -109,10 +110,9 @@ void run(const SearchArguments& arguments) {
     const uint32_t per_trial = spec.search.ranks_per_trial();
     WorkGroup group(world, per_trial, spec.base.training(), is_main ? &*scheduler : nullptr);
     if (is_main)
-      progress.note(path + ": " + std::to_string(group.groups()) +
-                    (group.groups() == 1 ? " group of " : " groups of ") + std::to_string(per_trial) +
-                    (per_trial == 1 ? " rank" : " ranks") + ", " + std::to_string(spec.search.budget().trials()) +
-                    " trials of " + std::to_string(spec.search.budget().epochs()) + " epochs in all");
+      progress.note(fmt::format("{}: {} of {}, {} trials of {} epochs in all", path, plural(group.groups(), "group"),
+                                plural(per_trial, "rank"), spec.search.budget().trials(),
+                                spec.search.budget().epochs()));
     run_trials(*directory, group, command_line, [&](bool stopped) {
       progress.end();
       scheduler->tidy();
@@ -131,14 +131,14 @@ OptunaProcess open_study(const SearchDirectory& directory) {
 
 std::string values_text(const json& values) {
   std::string text;
-  for (const auto& word : overrides_of(values)) text += (text.empty() ? "" : "  ") + word;
+  for (const auto& one : overrides_of(values)) text += (text.empty() ? "" : "  ") + one;
   return text;
 }
 
 void print_status(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
-  OptunaProcess brain = open_study(directory);
-  const json standing = brain.request({{"op", "counts"}, {"best", 5}});
+  OptunaProcess process = open_study(directory);
+  const json standing = process.request({{"op", "counts"}, {"best", 5}});
   if (arguments.json) {
     std::printf("%s\n", json{{"counts", standing["counts"]},
                              {"running", standing["running"]},
@@ -183,31 +183,31 @@ std::string field(const json& value) {
 
 void export_all(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
-  OptunaProcess brain = open_study(directory);
+  OptunaProcess process = open_study(directory);
   const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
   std::filesystem::create_directories(folder);
   const Search& search = directory.spec().search;
   std::string csv = "trial,state,value,seconds,start,end,reason";
   for (const auto& parameter : search.parameters()) csv += "," + field(parameter.path());
   csv += "\n";
-  const json all = brain.request({{"op", "trials"}});
+  const json all = process.request({{"op", "trials"}});
   for (const auto& trial : all["trials"]) {
-    csv += field(trial["number"]) + "," + field(trial["state"]) + "," + field(trial["value"]) + "," +
-           field(trial["seconds"]) + "," + field(trial["start"]) + "," + field(trial["end"]) + "," +
-           field(trial["reason"]);
+    csv += field(trial["number"]);
+    for (const char* column : {"state", "value", "seconds", "start", "end", "reason"})
+      csv += "," + field(trial[column]);
     for (const auto& parameter : search.parameters())
       csv += "," + field(trial["params"].value(parameter.path(), json()));
     csv += "\n";
   }
   write_file_atomically(folder + "/trials.csv", csv);
   std::printf("%s/trials.csv\n", folder.c_str());
-  const json importance = brain.request({{"op", "importance"}});
+  const json importance = process.request({{"op", "importance"}});
   std::string shares = "parameter,importance\n";
   for (const auto& [path, share] : importance["importance"].items()) shares += field(path) + "," + field(share) + "\n";
   write_file_atomically(folder + "/importance.csv", shares);
   std::printf("%s/importance.csv%s\n", folder.c_str(),
               importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
-  const json plots = brain.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
+  const json plots = process.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
   for (const auto& file : plots["files"])
     std::printf("%s/%s\n", folder.c_str(), std::filesystem::path(file.get<std::string>()).filename().c_str());
   for (const auto& [file, why] : plots["skipped"].items())
@@ -221,7 +221,7 @@ void add_search_command(CLI::App& parent) {
   command->require_subcommand(1);
   auto arguments = std::make_shared<SearchArguments>();
   auto* start =
-      command->add_subcommand("run", "Begin a search or go on with it: alone, or as each rank under mpirun or srun");
+      command->add_subcommand("run", "Begin or continue a search: alone, or as each rank under mpirun or srun");
   start->add_option("SPEC", arguments->spec, "Search file (.txtpb)")->required();
   start->add_option("--search-dir", arguments->directory, "Where it is kept (default: runs/<search's name>)");
   start->callback([arguments] { run(*arguments); });
@@ -231,11 +231,11 @@ void add_search_command(CLI::App& parent) {
     one->callback([arguments, work] { work(*arguments); });
     return one;
   };
-  reader("status", "How far it is, and its best trials; also while it runs", print_status)
+  reader("status", "Show how far it is and its best trials; also while it runs", print_status)
       ->add_flag("--json", arguments->json, "For programs");
-  reader("best", "The best trial, and an experiment file to train it", print_best)
+  reader("best", "Show the best trial, and write an experiment file to train it", print_best)
       ->add_option("-o,--output", arguments->output, "That file (default: best.txtpb in the search's directory)");
-  reader("export", "All trials as CSV, importance of the parameters, plots", export_all)
+  reader("export", "Write all trials as CSV, the importance of the parameters, and plots", export_all)
       ->add_option("-o,--output", arguments->output,
                    "Folder for the files (default: export in the search's directory)");
 }

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -10,7 +12,6 @@
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
-#include "launcher/launch/job_command.h"
 #include "launcher/study/grid.h"
 #include "launcher/study/report.h"
 #include "launcher/study/results.h"
@@ -66,7 +67,7 @@ class Training {
       options.begin = training::Begin::kAuto;
       options.command_line = command_line_;
       group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidationAndTest, [&](const json&) {
-        group_.heed(group_.ask({{"op", "report"}}));
+        group_.stop_if_asked(group_.ask({{"op", "report"}}));
       });
     };
     const Ending ending = group_.attempt(work, "");
@@ -83,10 +84,14 @@ class Training {
   const std::string command_line_;
 };
 
+std::string path_of(const StudyArguments& arguments, const StudySpec& spec) {
+  return arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
+}
+
 void run(const StudyArguments& arguments) {
   if (arguments.only_tables) {
     StudySpec spec = load_study(arguments.spec, arguments.set);
-    const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
+    const std::string path = path_of(arguments, spec);
     report(StudyDirectory(path, std::move(spec)));
     return;
   }
@@ -100,7 +105,7 @@ void run(const StudyArguments& arguments) {
     distributed::run_on_all_ranks(world, [&] {
       StudySpec spec = load_study(arguments.spec, arguments.set);
       require_whole_groups(world.size(), spec.study.ranks_per_run(), "ranks_per_run");
-      const std::string path = arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
+      const std::string path = path_of(arguments, spec);
       directory.emplace(path, std::move(spec));
     });
     const StudySpec& spec = directory->spec();
@@ -111,25 +116,25 @@ void run(const StudyArguments& arguments) {
     std::optional<Grid> grid;
     distributed::run_on_all_ranks(world, [&] {
       if (!is_main) return;
-      progress.note(directory->path() + ": " + std::to_string(spec.variants.size() - 1) + " variants and the base, " +
-                    std::to_string(spec.study.seeds()) + " seeds" +
-                    (spec.study.folds() ? ", " + std::to_string(spec.study.folds()) + " folds" : ""));
+      progress.note(fmt::format("{}: {} variants and the base, {} seeds{}", directory->path(), spec.variants.size() - 1,
+                                spec.study.seeds(),
+                                spec.study.folds() ? fmt::format(", {} folds", spec.study.folds()) : ""));
       grid.emplace(*directory, progress);
     });
     WorkGroup group(world, spec.study.ranks_per_run(), base.training(), is_main ? &*grid : nullptr);
     Training training(*directory, group, command_line);
-    const auto conclude = [&](bool stopped) {
+    const auto finalize = [&](bool stopped) {
       progress.end();
       if (stopped) return;
       if (grid->failures().size() < spec.cells.size()) report(*directory);
       if (grid->failures().empty()) return;
       const auto& first = grid->failures()[0];
-      throw Error(ExitCode::kInternal, std::to_string(grid->failures().size()) + " of " +
-                                           std::to_string(spec.cells.size()) +
-                                           " trainings failed. The same command tries them again. The first, " +
-                                           spec.cells[first.cell].folder + ": " + first.reason);
+      throw Error(ExitCode::kInternal,
+                  fmt::format("{} of {} runs failed. The same command tries them again. The "
+                              "first, {}: {}",
+                              grid->failures().size(), spec.cells.size(), spec.cells[first.cell].folder, first.reason));
     };
-    group.run([&](const json& task) { training.train(task["cell"]); }, conclude, command_line);
+    group.run([&](const json& task) { training.train(task["cell"]); }, finalize, command_line);
   });
 }
 
@@ -138,7 +143,7 @@ void run(const StudyArguments& arguments) {
 void add_study_command(CLI::App& parent) {
   auto* command = parent.add_subcommand("study",
                                         "Train variants x seeds x folds and compare them: alone, or as each rank under "
-                                        "mpirun or srun. Begins, or goes on");
+                                        "mpirun or srun. Begins, or continues");
   auto arguments = std::make_shared<StudyArguments>();
   command->add_option("SPEC", arguments->spec, "Study file (.txtpb)")->required();
   command->add_option("--study-dir", arguments->directory, "Where it is kept (default: runs/<study's name>)");
@@ -146,7 +151,8 @@ void add_study_command(CLI::App& parent) {
       ->add_option("--set", arguments->set,
                    "Change a value of base and variants alike, e.g. training.epochs=20; may be repeated")
       ->allow_extra_args(false);
-  command->add_flag("--only-tables", arguments->only_tables, "Train nothing: the tables of what is trained so far");
+  command->add_flag("--only-tables", arguments->only_tables,
+                    "Train nothing: print the tables of what is trained so far");
   command->callback([arguments] { run(*arguments); });
 }
 

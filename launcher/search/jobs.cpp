@@ -1,5 +1,7 @@
 #include "launcher/search/jobs.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <random>
 
@@ -35,12 +37,12 @@ std::vector<std::string> entries(const std::string& folder) {
 Jobs::Claim::Claim(std::string folder, std::unique_ptr<run::RunLock> lock, bool was_lost)
     : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
 
-// Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process has stood
-// still for so long that the lock was taken in between.
+// Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process was suspended
+// for so long that another job has taken the lock.
 Jobs::Claim::~Claim() {
-  // A name of its own: another job may have been given this one's name, and still be at the removal.
-  const fs::path folder = folder_, over = folder.parent_path() / (kOver + std::to_string(std::random_device{}()) + "-" +
-                                                                  folder.filename().string());
+  // A unique name: another job may have had the same name, and still be removing its folder.
+  const fs::path folder = folder_, over = folder.parent_path() / fmt::format("{}{}-{}", kOver, std::random_device{}(),
+                                                                             folder.filename().string());
   std::error_code ignored;
   try {
     lock_->check();
@@ -55,7 +57,7 @@ Jobs::Claim::~Claim() {
 std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
   for (const auto& entry : entries(folder_))
     if (std::error_code ignored; entry.rfind(kOver, 0) == 0)
-      fs::remove_all(folder_ + "/" + entry, ignored);  // its job died over it
+      fs::remove_all(folder_ + "/" + entry, ignored);  // its job died while removing it
   const std::string folder = folder_ + "/" + name;
   make(folder);
   return std::make_unique<Claim>(folder, std::make_unique<run::RunLock>(folder), false);
@@ -67,12 +69,12 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name,
   run::LockSettings settings;
   settings.tell = tell;
   for (int tries = 1;; ++tries) {
-    make(folder);  // a job that was asked to stop has left none, but trials
+    make(folder);  // a job that was asked to stop has left trials, but no folder
     std::error_code ignored;
     const bool was_lost = fs::exists(folder + "/lock", ignored);
     try {
-      return std::make_unique<Claim>(
-          folder, std::make_unique<run::RunLock>(folder, run::scheduler_job(), settings), was_lost);
+      return std::make_unique<Claim>(folder, std::make_unique<run::RunLock>(folder, run::scheduler_job(), settings),
+                                     was_lost);
     } catch (const run::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended
     } catch (const run::RunDirInUse&) {

@@ -1,37 +1,30 @@
 #include "launcher/search/scheduler.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <ctime>
 
 #include "base/error.h"
 #include "base/host.h"
 #include "base/text.h"
-#include "launcher/work/failures.h"
 
 namespace muster::launcher {
 namespace {
 
 using nlohmann::json;
 
-// A trial that was under way so often when a job was lost, with no validation in between, may well have been the reason
-// (the system's own killer of processes that take too much memory).
+// A trial that was running this often when a job was lost, with no validation in between, may well be the reason (the
+// kernel kills processes that take too much memory).
 constexpr int64_t kMostLosses = 5;
 constexpr size_t kMostReasons = 20;  // shown on lines of their own
 
-std::string number_text(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
-}
+std::string number_text(double value) { return fmt::format("{:.6g}", value); }
 
-std::string name_of(int64_t number) { return "trial " + std::to_string(number); }
+std::string name_of(int64_t number) { return fmt::format("trial {}", number); }
 
-std::string name_of_this_job() {
-  return host_name() + "-" + std::to_string(::getpid()) + "-" + std::to_string(std::time(nullptr));
-}
+std::string name_of_this_job() { return fmt::format("{}-{}-{}", host_name(), ::getpid(), std::time(nullptr)); }
 
 json with_job(json opening, const std::string& job) {
   opening["job"] = job;
@@ -46,8 +39,8 @@ Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLin
       progress_(progress),
       job_(name_of_this_job()),
       claim_(directory.jobs().claim(job_)),
-      brain_(with_job(std::move(opening), job_)) {
-  const auto& opened = brain_.opened();
+      optuna_(with_job(std::move(opening), job_)) {
+  const auto& opened = optuna_.opened();
   if (const std::string text = opened.value("repaired", ""); !text.empty())
     progress_.note("the journal of the search was torn by a job that died: " + text);
   for (const auto& note : opened.value("notes", json::array())) progress_.note("note: " + note.get<std::string>());
@@ -55,13 +48,13 @@ Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLin
   tidy();
 }
 
-// What jobs that are gone have left running. Until a job is held here another one may go on with its trials: what is
-// running is asked once more after the last was taken over.
+// Finds trials that jobs which are gone have left running. Until such a job is claimed here, another one may continue
+// its trials: so what is running is asked once more after the last claim.
 void Scheduler::find_orphans() {
-  std::set<std::string> alive;  // to find that out of a job on another machine takes seconds
+  std::set<std::string> alive;  // finding out takes seconds when a job is on another machine
   const auto take_over = [&](const std::string& job) {
-    if (job.empty() || job == job_ || taken_over_.count(job) || alive.count(job))
-      return false;  // empty: a user's own script has begun it
+    // Empty: a user's own script has begun it.
+    if (job.empty() || job == job_ || taken_over_.count(job) || alive.count(job)) return false;
     auto claim = directory_.jobs().take_over(job, [&](const std::string& text) { progress_.note(text); });
     if (!claim) alive.insert(job);
     return claim && taken_over_.emplace(job, std::move(claim)).second;
@@ -69,7 +62,7 @@ void Scheduler::find_orphans() {
   json running;
   for (bool is_known = false; !is_known;) {
     is_known = true;
-    running = brain_.request({{"op", "counts"}, {"best", 0}})["running"];
+    running = optuna_.request({{"op", "counts"}, {"best", 0}})["running"];
     for (const auto& job : directory_.jobs().names()) is_known = !take_over(job) && is_known;
     for (const auto& trial : running) is_known = !take_over(trial.value("job", "")) && is_known;
   }
@@ -77,14 +70,14 @@ void Scheduler::find_orphans() {
     if (const auto gone = taken_over_.find(trial.value("job", "")); gone != taken_over_.end())
       orphans_.push_back({trial["number"], gone->second->was_lost()});
   if (!orphans_.empty())
-    progress_.note("goes on with " + std::to_string(orphans_.size()) + (orphans_.size() == 1 ? " trial" : " trials") +
-                   " that an earlier job has left");
+    progress_.note(fmt::format("continues {} that an earlier job has left",
+                               plural(static_cast<int64_t>(orphans_.size()), "trial")));
   std::reverse(orphans_.begin(), orphans_.end());
 }
 
 void Scheduler::tidy() {
-  const json trials = brain_.request({{"op", "trials"}}),
-             standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights()}});
+  const json trials = optuna_.request({{"op", "trials"}}),
+             standing = optuna_.request({{"op", "counts"}, {"best", search_.keep_weights()}});
   std::set<int64_t> best;
   for (const auto& trial : standing["best"]) best.insert(trial["number"].get<int64_t>());
   for (const auto& trial : trials["trials"]) {
@@ -107,13 +100,13 @@ json Scheduler::next() {
   const json nothing_to_do = {{"do", active_.empty() ? "end" : "wait"}};
   if (stopping_) return nothing_to_do;
   if (const double hours = search_.budget().hours(); hours > 0 && seconds() > hours * 3600) {
-    ended_early_ = "the " + number_text(hours) + " hours of a job (budget.hours) are over; the same command goes on";
+    ended_early_ = fmt::format("the {:.6g} hours of a job (budget.hours) are over; the same command continues", hours);
     is_out_of_time_ = true;
     return nothing_to_do;
   }
   json trial;
   if (!adopt(trial)) {
-    trial = brain_.ask(search_.budget().trials(), {active_.begin(), active_.end()});
+    trial = optuna_.ask(search_.budget().trials(), {active_.begin(), active_.end()});
     if (trial.value("full", false)) {
       ended_early_ = trial.value("why", "");
       // Another job may have been lost since this one began.
@@ -130,13 +123,14 @@ bool Scheduler::adopt(json& trial) {
   while (!orphans_.empty()) {
     const Orphan orphan = orphans_.back();
     orphans_.pop_back();
-    trial = brain_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
+    trial = optuna_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
     if (trial.value("losses", int64_t{0}) < kMostLosses) return true;
     tell({{"number", orphan.number},
           {"state", "FAIL"},
           {"value", nullptr},
-          {"reason", "the job was lost " + std::to_string(kMostLosses) +
-                         " times while it was trained, without a validation in between (killed for want of memory?)"}});
+          {"reason", fmt::format("the job was lost {} times while it was trained, without a validation in between "
+                                 "(killed because memory ran out?)",
+                                 kMostLosses)}});
     directory_.tidy(orphan.number, false);
   }
   return false;
@@ -144,22 +138,22 @@ bool Scheduler::adopt(json& trial) {
 
 json Scheduler::report(const json& request) {
   if (!request.contains("step")) return {{"prune", false}, {"stop", stopping_}};
-  const json answer = brain_.request(
+  const json answer = optuna_.request(
       {{"op", "report"}, {"number", request["number"]}, {"step", request["step"]}, {"value", request["value"]}});
   return {{"prune", answer.value("prune", false)}, {"stop", stopping_}};
 }
 
 json Scheduler::tell(const json& request) {
   const int64_t number = request["number"];
-  brain_.request({{"op", "tell"},
-                  {"number", number},
-                  {"state", request["state"]},
-                  {"value", request["value"]},
-                  {"reason", request["reason"]}});
+  optuna_.request({{"op", "tell"},
+                   {"number", number},
+                   {"state", request["state"]},
+                   {"value", request["value"]},
+                   {"reason", request["reason"]}});
   active_.erase(number);
   ++ended_;
   // Which trials have the best weights now.
-  const auto standing = brain_.request({{"op", "counts"}, {"best", search_.keep_weights() + 1}});
+  const auto standing = optuna_.request({{"op", "counts"}, {"best", search_.keep_weights() + 1}});
   json result = {{"keep_weights", false}, {"drop_weights", json::array()}};
   int64_t place = 0;
   for (const auto& best : standing["best"]) {
@@ -184,15 +178,16 @@ void Scheduler::show(const json& request, const json& standing) {
   if (const std::string reason = request["reason"];
       failed && reasons_shown_.size() < kMostReasons && reasons_shown_.insert(reason).second)
     progress_.note(name + " failed: " + reason);
-  std::string text = "[" + std::to_string(counts.ended()) + "/" + std::to_string(trials) + "] ";
-  if (!standing["best"].empty())
-    text += "best " + search_.objective().metric() + " " + number_text(standing["best"][0]["value"]) + " (" +
-            name_of(standing["best"][0]["number"]) + ")  ";
-  text += "left " +
-          duration_text(seconds() / static_cast<double>(ended_) *
-                        static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))) +
-          "  " + std::to_string(active_.size()) + " running, " + std::to_string(counts.failed) + " failed, " +
-          std::to_string(counts.pruned) + " pruned; " + name + ": ";
+  std::string text = fmt::format("[{}/{}] ", counts.ended(), trials);
+  if (!standing["best"].empty()) {
+    const json& best = standing["best"][0];
+    text += fmt::format("best {} {} ({})  ", search_.objective().metric(), number_text(best["value"]),
+                        name_of(best["number"]));
+  }
+  const double each = seconds() / static_cast<double>(ended_);
+  text += fmt::format("left {}  {} running, {} failed, {} pruned; {}: ",
+                      duration_text(each * static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))),
+                      active_.size(), counts.failed, counts.pruned, name);
   if (failed)
     text += "failed";
   else
@@ -201,21 +196,20 @@ void Scheduler::show(const json& request, const json& standing) {
   progress_.show(text);
 }
 
-json Scheduler::standing() { return brain_.request({{"op", "counts"}, {"best", 1}}); }
+json Scheduler::standing() { return optuna_.request({{"op", "counts"}, {"best", 1}}); }
 
 void Scheduler::require_any_success() {
   if (is_out_of_time_) return;
   const TrialCounts counts = counts_of(standing());
   if (counts.failed == 0 || counts.running != 0 || counts.succeeded() > 0) return;
-  const json trials = brain_.request({{"op", "trials"}})["trials"];
+  const json trials = optuna_.request({{"op", "trials"}})["trials"];
   const json first =
       *std::find_if(trials.begin(), trials.end(), [](const json& trial) { return trial["state"] == "FAIL"; });
   const json& reason = first["reason"];  // a user's own script may have given none
-  throw Error(ExitCode::kInternal, "all " + std::to_string(counts.failed) +
-                                       " trials failed. They count in budget.trials: with the cause mended, begin anew "
-                                       "in another --search-dir. The first, " +
-                                       name_of(first["number"]) + ": " +
-                                       (reason.is_string() ? reason.get<std::string>() : "no reason given"));
+  throw Error(ExitCode::kInternal, fmt::format("all {} trials failed. They count in budget.trials: once the cause is "
+                                               "fixed, start again in another --search-dir. The first, {}: {}",
+                                               counts.failed, name_of(first["number"]),
+                                               reason.is_string() ? reason.get<std::string>() : "no reason given"));
 }
 
 }  // namespace muster::launcher

@@ -16,18 +16,18 @@
 
 namespace muster::launcher {
 
-// Hands out trials to the groups, on rank 0, and alone speaks with Optuna. Besides what every source knows:
+// Hands out trials to the groups, on rank 0; the only one that talks to Optuna. Besides what every source answers:
 //   "next"'s {"do": "train"} has "number" and "values"
-//   {"op": "report", "number", "step", "value"}       -> {"prune": bool, "stop": bool}    without a step: only asks
-//   whether to stop
+//   {"op": "report", "number", "step", "value"} -> {"prune": bool, "stop": bool}
+//       without a step: only asks whether to stop
 //   {"op": "tell", "number", "state", "value", "reason"} -> {"keep_weights": bool, "drop_weights": [numbers]}
-//   {"op": "leave", "number"}                         -> {}    the group has not finished it: asked to stop, or another
-//   job works on it
+//   {"op": "leave", "number"} -> {}
+//       the group has not finished it: it was asked to stop, or another job is working on it
 class Scheduler final : public WorkSource {
  public:
-  // opening: the request that opens the study, without this job's name. progress: gets what a person should see, and
-  // must outlive this. Goes on with the trials that jobs which are gone have left running, and finishes what they have
-  // left of files.
+  // opening: the request that opens the study, without this job's name. progress: shows what a person should see, and
+  // must outlive this. Continues the trials that jobs which are gone have left running, and tidies the files that they
+  // have left.
   Scheduler(const SearchDirectory& directory, nlohmann::json opening, ProgressLine& progress);
 
   nlohmann::json ask(const nlohmann::json& request) override;
@@ -39,7 +39,7 @@ class Scheduler final : public WorkSource {
   void require_any_success();
   // Why there is no more to do although the budget has trials left; empty where there is no such reason.
   const std::string& ended_early() const { return ended_early_; }
-  // Takes away from all trials that have ended what is not to be kept.
+  // Removes from all trials that have ended what is not to be kept.
   void tidy();
 
  private:
@@ -57,7 +57,7 @@ class Scheduler final : public WorkSource {
   ProgressLine& progress_;
   std::string job_;  // this one's name
   std::unique_ptr<Jobs::Claim> claim_;
-  OptunaProcess brain_;
+  OptunaProcess optuna_;
   std::map<std::string, std::unique_ptr<Jobs::Claim>> taken_over_;  // of jobs that are gone
   struct Orphan {
     int64_t number;

@@ -1,6 +1,6 @@
 # What `muster search` brings along: the Python process that runs Optuna.
 foreach(part boot journal sampling optuna_process)
-  muster_embed(source search_${part}_py "${CMAKE_SOURCE_DIR}/launcher/search/${part}.py")
+  muster_embed(source search_${part}_py "${CMAKE_SOURCE_DIR}/launcher/search/python/${part}.py")
   list(APPEND search_sources "${source}")
 endforeach()
 target_sources(muster_launcher PRIVATE ${search_sources})

@@ -1,19 +1,19 @@
 #include "launcher/search/search_directory.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/util/message_differencer.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <set>
 #include <sstream>
 
 #include "base/atomic_file.h"
+#include "base/error.h"
 #include "core/config/compare.h"
 #include "core/config/resolved_text.h"
 #include "core/config/text_file.h"
-#include "base/error.h"
-#include "launcher/work/tidy_run.h"
+#include "launcher/work/work_group.h"
 
 namespace muster::launcher {
 namespace {
@@ -41,8 +41,7 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
   }
   // It appears whole: two jobs may begin at once.
   const fs::path whole = fs::absolute(path).lexically_normal();
-  const fs::path building =
-      whole.parent_path() / ("." + whole.filename().string() + ".new-" + std::to_string(::getpid()));
+  const fs::path building = whole.parent_path() / fmt::format(".{}.new-{}", whole.filename().string(), ::getpid());
   fs::create_directories(building / "trials", error);
   if (!error) fs::create_directories(building / "logs", error);
   if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
@@ -67,7 +66,7 @@ void SearchDirectory::join(const SearchSpec& spec) {
   if (!comparison.Compare(comparable(spec_.search), comparable(spec.search)))
     for (std::istringstream text(lines); std::getline(text, lines);) differences += "\n  " + lines;
   for (const auto& difference : config::differences(spec_.base, spec.base))
-    differences += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
+    differences += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
   if (!differences.empty())
     throw Error(ExitCode::kBadConfig, path_ + " holds another search; its trials could not be compared with these:" +
                                           differences + "\nGive another --search-dir, or undo the change.");
@@ -91,11 +90,7 @@ std::string SearchDirectory::storage() const {
   return spec_.search.storage().empty() ? file("journal.log") : spec_.search.storage();
 }
 
-std::string SearchDirectory::trial(int64_t number) const {
-  char name[32];
-  std::snprintf(name, sizeof name, "trials/%06ld", number);
-  return file(name);
-}
+std::string SearchDirectory::trial(int64_t number) const { return file(fmt::format("trials/{:06}", number)); }
 
 void SearchDirectory::tidy(int64_t number, bool keep_weights) const {
   const std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "result.json"};

@@ -12,10 +12,10 @@ namespace muster::launcher {
 // each the directory of a run, and jobs/ (jobs.h).
 class SearchDirectory {
  public:
-  // Makes it, or joins one that is there. Throws Error(kBadConfig) when that is of another search (naming what
-  // differs), Error(kUsage) when it is something else, Error(kIo).
+  // Makes it, or joins an existing one. Throws Error(kBadConfig) when that holds another search (naming what differs),
+  // Error(kUsage) when it is something else, Error(kIo).
   SearchDirectory(const std::string& path, const SearchSpec& spec);
-  // One that is there. Throws Error(kUsage) when it is none.
+  // Opens an existing one. Throws Error(kUsage) when it is none.
   explicit SearchDirectory(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -31,7 +31,7 @@ class SearchDirectory {
 
   // trials/000012.
   std::string trial(int64_t number) const;
-  // Takes away from a trial that has ended what it needed to go on: all but config.txtpb, metrics.jsonl, result.json
+  // Removes from a trial that has ended what was needed to resume it: all but config.txtpb, metrics.jsonl, result.json
   // and, where they are to be kept, weights/best.safetensors.
   void tidy(int64_t number, bool keep_weights) const;
 

@@ -1,5 +1,7 @@
 #include "launcher/search/spec.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -29,10 +31,9 @@ constexpr const char* kFixed[] = {"name",
                                   "training.reproducible",
                                   "training.tf32"};
 
-std::string text_of(const json& value) {
-  if (value.is_string()) return value;
-  return value.dump();
-}
+std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+std::string place_of_parameter(int i) { return fmt::format("parameters[{}]", i); }
 
 class SpecReader {
  public:
@@ -62,7 +63,7 @@ class SpecReader {
     std::set<std::string> seen;
     for (int i = 0; i < search_.parameters_size(); ++i) {
       const Parameter& parameter = search_.parameters(i);
-      const std::string at = "parameters[" + std::to_string(i) + "]";
+      const std::string at = place_of_parameter(i);
       if (parameter.path().empty()) {
         problem(at, "a parameter needs a path, e.g. path: \"optimizer.learning_rate\"");
         continue;
@@ -128,7 +129,7 @@ class SpecReader {
     std::vector<std::string> tried;
     if (parameter.has_real()) tried = {text_of(parameter.real().low()), text_of(parameter.real().high())};
     if (parameter.has_integer())
-      tried = {std::to_string(parameter.integer().low()), std::to_string(parameter.integer().high())};
+      tried = {fmt::to_string(parameter.integer().low()), fmt::to_string(parameter.integer().high())};
     if (parameter.has_categorical())
       tried = {parameter.categorical().values().begin(), parameter.categorical().values().end()};
     if (tried.empty()) return problem(at + ".categorical", parameter.path() + " needs values");
@@ -168,8 +169,7 @@ class SpecReader {
       if (split.kind() == config::Split::FIXED)
         problem("repeats.folds", "repeats.folds needs a base experiment with folds (data.split.kind)");
       if (split.kind() == config::Split::K_FOLD && search_.repeats().folds() > split.folds())
-        problem("repeats.folds",
-                "the base experiment has " + std::to_string(split.folds()) + " folds (data.split.folds)");
+        problem("repeats.folds", fmt::format("the base experiment has {} folds (data.split.folds)", split.folds()));
       if (!split.test_group().empty())
         problem("repeats.folds",
                 "the base experiment names its test group (data.split.test_group), which leaves nothing for folds to "
@@ -179,7 +179,7 @@ class SpecReader {
       if (const std::string& path = search_.parameters(i).path();
           (path == "seed" && search_.repeats().seeds() > 1) ||
           (path.rfind("data.split.", 0) == 0 && search_.repeats().folds() > 0))
-        problem("parameters[" + std::to_string(i) + "].path", path + " is chosen by `repeats`");
+        problem(place_of_parameter(i) + ".path", path + " is chosen by `repeats`");
     if (search_.pruner().kind() > Pruner::NONE && file_.base_is_good() && base_.evaluation().every_steps() > 0)
       problem("pruner",
               "a pruner compares trials after equal epochs: set evaluation.every_steps=0, which the base experiment "
@@ -220,14 +220,12 @@ class SpecReader {
     if (search_.sampler().kind() == Sampler::GRID)
       for (int i = 0; i < search_.parameters_size(); ++i)
         if (search_.parameters(i).has_real() && !search_.parameters(i).real().has_step())
-          problem("parameters[" + std::to_string(i) + "]",
-                  search_.parameters(i).path() + ": the GRID sampler needs a step");
+          problem(place_of_parameter(i), search_.parameters(i).path() + ": the GRID sampler needs a step");
     if (search_.sampler().kind() == Sampler::CMAES)
       for (int i = 0; i < search_.parameters_size(); ++i)
         if (search_.parameters(i).has_categorical() || search_.parameters(i).has_when())
-          problem(
-              "parameters[" + std::to_string(i) + "]",
-              search_.parameters(i).path() + ": CMA-ES takes unconditional real and integer parameters only; use TPE");
+          problem(place_of_parameter(i), search_.parameters(i).path() +
+                                             ": CMA-ES takes unconditional real and integer parameters only; use TPE");
   }
 
   void set_defaults() {
@@ -259,7 +257,7 @@ class SpecReader {
 
   std::vector<std::string> fixed_overrides() const {
     std::vector<std::string> overrides(search_.set().begin(), search_.set().end());
-    overrides.push_back("training.epochs=" + std::to_string(search_.budget().epochs()));
+    overrides.push_back(fmt::format("training.epochs={}", search_.budget().epochs()));
     overrides.push_back("evaluation.select_by=" + search_.objective().metric());
     return overrides;
   }
@@ -294,7 +292,8 @@ std::vector<std::string> overrides_of(const json& values) {
   return overrides;
 }
 
-json brain_space(const Search& search) {
+json optuna_space(const Search& search) {
+  const auto list = [](const auto& values) { return std::vector<std::string>(values.begin(), values.end()); };
   json space = json::array();
   for (const auto& parameter : search.parameters()) {
     json entry{{"path", parameter.path()}};
@@ -308,13 +307,10 @@ json brain_space(const Search& search) {
                       {"log", integer.log()},
                       {"step", integer.has_step() ? integer.step() : 1}};
     } else {
-      entry["categorical"]["values"] =
-          std::vector<std::string>(parameter.categorical().values().begin(), parameter.categorical().values().end());
+      entry["categorical"]["values"] = list(parameter.categorical().values());
     }
     if (parameter.has_when())
-      entry["when"] = {
-          {"path", parameter.when().path()},
-          {"in", std::vector<std::string>(parameter.when().values().begin(), parameter.when().values().end())}};
+      entry["when"] = {{"path", parameter.when().path()}, {"in", list(parameter.when().values())}};
     space.push_back(std::move(entry));
   }
   return space;
@@ -329,12 +325,12 @@ std::string lower(std::string text) {
 
 }  // namespace
 
-json brain_sampler(const Search& search) {
+json optuna_sampler(const Search& search) {
   return {{"name", lower(Sampler::Kind_Name(search.sampler().kind()))},
           {"startup_trials", search.sampler().startup_trials()}};
 }
 
-json brain_pruner(const Search& search) {
+json optuna_pruner(const Search& search) {
   const auto& pruner = search.pruner();
   switch (pruner.kind()) {
     case Pruner::MEDIAN:

@@ -30,8 +30,8 @@ std::string resolved_text(const Search& search);
 std::vector<std::string> overrides_of(const nlohmann::json& values);
 
 // The space, sampler and pruner as the Optuna process takes them (optuna_process.py).
-nlohmann::json brain_space(const Search& search);
-nlohmann::json brain_sampler(const Search& search);
-nlohmann::json brain_pruner(const Search& search);
+nlohmann::json optuna_space(const Search& search);
+nlohmann::json optuna_sampler(const Search& search);
+nlohmann::json optuna_pruner(const Search& search);
 
 }  // namespace muster::launcher

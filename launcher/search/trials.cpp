@@ -1,13 +1,15 @@
 #include "launcher/search/trials.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 
 #include "core/config/load.h"
-#include "core/training/results.h"
 #include "core/run/stop.h"
+#include "core/training/results.h"
 
 namespace muster::launcher {
 namespace {
@@ -15,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// Thrown on every rank of a group when Optuna gives the trial up.
+// Thrown on every rank of a group when Optuna stops the trial early.
 struct Pruned {};
 
 class Trials {
@@ -40,30 +42,30 @@ class Trials {
       group_.ask({{"op", "leave"}, {"number", number}});
       return;
     }
-    json told = {{"op", "tell"}, {"number", number}, {"state", "COMPLETE"}, {"value", nullptr}, {"reason", ""}};
+    json outcome = {{"op", "tell"}, {"number", number}, {"state", "COMPLETE"}, {"value", nullptr}, {"reason", ""}};
     const auto fails = [&](const std::string& reason) {
-      told["state"] = "FAIL";
-      told["reason"] = reason;
+      outcome["state"] = "FAIL";
+      outcome["reason"] = reason;
     };
     if (ending.kind == Ending::kFailed) {
       fails(ending.reason);
     } else if (pruned) {
-      told["state"] = "PRUNED";
-      if (std::isfinite(last_value_)) told["value"] = last_value_;
+      outcome["state"] = "PRUNED";
+      if (std::isfinite(last_value_)) outcome["value"] = last_value_;
     } else if (std::isfinite(value)) {
-      told["value"] = value;
+      outcome["value"] = value;
     } else {
       fails(search_.objective().metric() + " is not a finite number");
     }
-    const json answer = group_.ask(told);
+    const json answer = group_.ask(outcome);
     if (!group_.leads()) return;
     directory_.tidy(number, answer["keep_weights"]);
     for (const auto& other : answer["drop_weights"]) directory_.tidy(other, false);
   }
 
  private:
-  // Mean over the repeats of the objective of the best weights. Optuna is told of each validation of the first repeat,
-  // and at the end of each further one of the mean so far, by the epochs trained until then: at any step it compares
+  // Mean over the repeats of the objective of the best weights. Optuna gets each validation of the first repeat, and at
+  // the end of each further one the mean so far, at the number of epochs trained until then: at any step it compares
   // trials that have been trained equally often, and never what a repeat is worth half way.
   double train_repeats(int64_t number, const json& values) {
     const bool by_fold = search_.repeats().folds() > 0;
@@ -72,15 +74,14 @@ class Trials {
     last_value_ = std::nan("");
     for (uint32_t repeat = 0; repeat < count; ++repeat) {
       config::LoadedExperiment loaded;
-      const std::string run = directory_.trial(number) + (count > 1 ? "/repeat-" + std::to_string(repeat) : "");
+      const std::string run = directory_.trial(number) + (count > 1 ? fmt::format("/repeat-{}", repeat) : "");
       distributed::run_on_all_ranks(group_.ranks(), [&] {
         auto overrides = overrides_of(values);
         overrides.push_back("name=" + search_.name() + "-" + fs::path(directory_.trial(number)).filename().string());
-        const auto& base = directory_.spec().base;
         if (by_fold)
-          overrides.push_back("data.split.fold=" + std::to_string(repeat));
+          overrides.push_back(fmt::format("data.split.fold={}", repeat));
         else if (repeat > 0)
-          overrides.push_back("seed=" + std::to_string(base.seed() + repeat));
+          overrides.push_back(fmt::format("seed={}", directory_.spec().base.seed() + repeat));
         loaded = config::load_experiment(directory_.file("base.txtpb"), overrides);
       });
       training::TrainOptions options;
@@ -111,16 +112,16 @@ class Trials {
     if (repeat == 0)
       report(number, row["epoch"], value.is_number() ? value.get<double>() : std::nan(""));
     else
-      group_.heed(group_.ask({{"op", "report"}}));
+      group_.stop_if_asked(group_.ask({{"op", "report"}}));
   }
 
-  // Tells Optuna, and ends the trial if it says so.
+  // Reports to Optuna, and ends the trial if it says so.
   void report(int64_t number, int64_t step, double value) {
     last_value_ = value;
     const json answer = group_.ask(
         {{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
     if (answer["prune"]) throw Pruned{};
-    group_.heed(answer);
+    group_.stop_if_asked(answer);
   }
 
   const SearchDirectory& directory_;
@@ -134,9 +135,9 @@ class Trials {
 }  // namespace
 
 void run_trials(const SearchDirectory& directory, WorkGroup& group, const std::string& command_line,
-                const std::function<void(bool stopped)>& conclude) {
+                const std::function<void(bool stopped)>& finalize) {
   Trials trials(directory, group, command_line);
-  group.run([&](const json& task) { trials.train(task["number"], task["values"]); }, conclude, command_line);
+  group.run([&](const json& task) { trials.train(task["number"], task["values"]); }, finalize, command_line);
 }
 
 }  // namespace muster::launcher

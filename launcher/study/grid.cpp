@@ -1,9 +1,8 @@
 #include "launcher/study/grid.h"
 
-#include <algorithm>
+#include <fmt/format.h>
 
 #include "base/text.h"
-#include "launcher/work/failures.h"
 
 namespace muster::launcher {
 
@@ -23,8 +22,7 @@ Grid::Grid(const StudyDirectory& directory, ProgressLine& progress) : directory_
       ++done_;
     else
       open_.push_back(cell);
-  progress_.note(std::to_string(cells.size()) + " trainings: " + std::to_string(done_) + " done, " +
-                 std::to_string(open_.size()) + " to do");
+  progress_.note(fmt::format("{} runs: {} done, {} to do", cells.size(), done_, open_.size()));
 }
 
 json Grid::ask(const json& request) {
@@ -64,22 +62,21 @@ void Grid::ended(size_t cell, const std::string& state, const std::string& reaso
     if (elsewhere_.empty()) looked_ = Clock::now();
     elsewhere_.push_back(cell);
     // The second time it may be something else that will not pass.
-    progress_.note(name + ": " + (met_elsewhere_.insert(cell).second ? "another job trains it" : reason));
+    progress_.note(name + ": " + (met_elsewhere_.insert(cell).second ? "another job is training it" : reason));
     return;
   }
   ++here_;
   if (state == "failed") {
     failures_.push_back({cell, reason});
-    stop_when_all_fail("study", "trainings", here_, done_, name, reason);
+    stop_when_all_fail("study", "runs", here_, done_, name, reason);
   } else {
     ++done_;
   }
   const auto left = static_cast<double>(open_.size()) + static_cast<double>(running_) / 2;
   const double each = std::chrono::duration<double>(Clock::now() - started_).count() / static_cast<double>(here_);
   if (state == "failed") progress_.note(name + ": failed: " + reason);
-  progress_.show(name + "  (" + std::to_string(done_) + "/" + std::to_string(directory_.spec().cells.size()) +
-                 " done, " + std::to_string(failures_.size()) + " failed, " + std::to_string(running_) +
-                 " running; left " + duration_text(each * left) + ")");
+  progress_.show(fmt::format("{}  ({}/{} done, {} failed, {} running; left {})", name, done_,
+                             directory_.spec().cells.size(), failures_.size(), running_, duration_text(each * left)));
 }
 
 }  // namespace muster::launcher

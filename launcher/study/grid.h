@@ -11,7 +11,7 @@
 
 namespace muster::launcher {
 
-// Hands out a study's cells to the groups, on rank 0. Besides what every source knows:
+// Hands out a study's cells to the groups, on rank 0. Besides what every source answers:
 //   "next"'s {"do": "train"} has "cell", an index into StudySpec::cells
 //   {"op": "report"} -> {"stop": bool}    at each validation
 //   {"op": "ended", "cell", "state": "done" | "failed" | "stopped" | "elsewhere", "reason"} -> {}
@@ -36,7 +36,7 @@ class Grid final : public WorkSource {
   const StudyDirectory& directory_;
   ProgressLine& progress_;
   std::vector<size_t> open_;                 // still to be trained, the next one last
-  std::vector<size_t> elsewhere_;            // another job is at them
+  std::vector<size_t> elsewhere_;            // another job is working on them
   std::set<size_t> met_elsewhere_;           // also those that have come back
   Clock::time_point looked_ = Clock::now();  // at those of other jobs
   std::vector<Failure> failures_;

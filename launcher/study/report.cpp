@@ -1,8 +1,10 @@
 #include "launcher/study/report.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <map>
 
 #include "base/text.h"
 #include "core/training/results.h"
@@ -10,14 +12,9 @@
 namespace muster::launcher {
 namespace {
 
-std::string fixed(double value, const char* format = "%.4f") {
-  if (!std::isfinite(value)) return "–";
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
-
-std::string exact(double value) { return std::isfinite(value) ? fixed(value, "%.17g") : ""; }
+std::string fixed(double value) { return std::isfinite(value) ? fmt::format("{:.4f}", value) : "–"; }
+std::string with_sign(double value) { return std::isfinite(value) ? fmt::format("{:+.4f}", value) : "–"; }
+std::string exact(double value) { return std::isfinite(value) ? fmt::format("{:.17g}", value) : ""; }
 
 std::string spread_text(const Spread& one) {
   return one.n < 2 ? fixed(one.mean) : fixed(one.mean) + " ± " + fixed(one.std);
@@ -31,8 +28,6 @@ Values fold_means(const VariantResults& results, size_t metric) {
   for (const auto& fold : results.folds[metric]) means.push_back(spread(fold).mean);
   return means;
 }
-
-std::string times(int count, const char* what) { return std::to_string(count) + " " + what + (count == 1 ? "" : "s"); }
 
 std::string what_is_paired(const Study& study) {
   switch (study.pairs()) {
@@ -54,25 +49,23 @@ std::vector<std::string> warnings_of(const StudySpec& spec, const StudyResults& 
   int trained = 0;
   for (const auto& one : results.variants) trained += one.trained;
   if (const int all = static_cast<int>(spec.cells.size()); trained < all)
-    warnings.push_back("NOT COMPLETE: " + std::to_string(trained) + " of " + std::to_string(all) +
-                       " trainings are done; compared is what both sides have.");
+    warnings.push_back(
+        fmt::format("NOT COMPLETE: {} of {} runs are done; compared is what both sides have.", trained, all));
   return warnings;
 }
 
 Table comparison_table(const StudySpec& spec, const StudyResults& results) {
   const Study& study = spec.study;
   Table table;
-  table.caption = study.name() + ": test split, " + times(static_cast<int>(study.seeds()), "seed") +
-                  (results.folds ? ", test samples of all " + times(results.folds, "fold") + " pooled" : "") +
+  table.caption = study.name() + ": test split, " + plural(study.seeds(), "seed") +
+                  (results.folds ? ", test samples of all " + plural(results.folds, "fold") + " pooled" : "") +
                   ", mean ± std over seeds";
   table.warnings = warnings_of(spec, results);
   const std::string& first = results.metrics[0];
   table.header = {"variant"};
   table.header.insert(table.header.end(), results.metrics.begin(), results.metrics.end());
-  char interval[64];
-  std::snprintf(interval, sizeof interval, " [%g %% interval]", 100 * (1 - study.significance_level()));
-  for (const auto& name : {"Δ" + first + interval, std::string("p"), std::string("p (Holm)")})
-    table.header.push_back(name);
+  const double confidence = 100 * (1 - study.significance_level());
+  table.header.insert(table.header.end(), {fmt::format("Δ{} [{:g} % interval]", first, confidence), "p", "p (Holm)"});
   int tested = 0, most_pairs = 0;
   for (size_t variant = 0; variant < results.variants.size(); ++variant) {
     const auto& one = results.variants[variant];
@@ -81,45 +74,45 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
     for (const auto& values : one.pooled) {
       const Spread all = spread(values);
       row.push_back(spread_text(all) +
-                    (all.n > 0 && all.n < static_cast<int>(values.size()) ? " (n=" + std::to_string(all.n) + ")" : ""));
+                    (all.n > 0 && all.n < static_cast<int>(values.size()) ? fmt::format(" (n={})", all.n) : ""));
     }
     if (variant == 0) {
       row.insert(row.end(), {"", "", ""});
     } else {
       const Comparison& found = results.comparisons[0][variant - 1];
       const bool marked = found.p_holm < study.significance_level();
-      row.push_back(std::isfinite(found.low) ? fixed(found.difference, "%+.4f") + " [" + fixed(found.low, "%+.4f") +
-                                                   ", " + fixed(found.high, "%+.4f") + "]"
-                                             : fixed(found.difference, "%+.4f"));
+      const std::string interval =
+          std::isfinite(found.low) ? fmt::format(" [{}, {}]", with_sign(found.low), with_sign(found.high)) : "";
+      row.push_back(with_sign(found.difference) + interval);
       row.push_back(p_text(found.p));
       row.push_back(p_text(found.p_holm) + (marked ? " *" : ""));
       if (std::isfinite(found.p)) tested += 1, most_pairs = std::max(most_pairs, found.n);
     }
     table.rows.push_back(std::move(row));
   }
-  char level[32];
-  std::snprintf(level, sizeof level, "%g", study.significance_level());
-  table.notes.push_back("p: Wilcoxon signed-rank test against " + study.base_label() + ", two-sided, on " + first +
-                        ", paired by " + what_is_paired(study) + "; Holm: corrected for " +
-                        times(tested, "comparison") + "; * below " + level + ".");
+  table.notes.push_back(fmt::format(
+      "p: Wilcoxon signed-rank test against {}, two-sided, on {}, paired by {}; Holm: corrected for {}; * "
+      "below {:g}.",
+      study.base_label(), first, what_is_paired(study), plural(tested, "comparison"), study.significance_level()));
   // What the corrected test can give, if every pair differs in the same direction.
   if (const double least_p = std::min(1.0, std::pow(2, 1 - most_pairs) * tested);
       tested > 0 && least_p >= study.significance_level())
-    table.notes.push_back("With so few pairs p (Holm) cannot come below " + fixed(least_p) +
-                          " whatever the numbers are (n pairs: 2 / 2^n for one comparison); more " +
-                          (study.pairs() == Study::FOLDS ? "folds" : "seeds") + " are needed to show anything.");
+    table.notes.push_back(
+        fmt::format("With so few pairs p (Holm) cannot come below {} whatever the numbers are (n "
+                    "pairs: 2 / 2^n for one comparison); more {} are needed to show anything.",
+                    fixed(least_p), study.pairs() == Study::FOLDS ? "folds" : "seeds"));
   if (study.pairs() == Study::SEEDS_AND_FOLDS)
     table.notes.push_back(
         "Folds of one seed share most of their training samples, so these pairs are not independent and p is too "
         "small.");
-  if (results.best >= 0)
-    table.notes.push_back(
-        "best: " + spec.variants[static_cast<size_t>(results.best)].label() + ", by " + first + " on the " +
-        (study.select_on() == Study::TEST ? "TEST" : "validation") + " split" +
-        (study.select_on() == Study::TEST
-             ? ""
-             : ", " + spread_text(spread(results.variants[static_cast<size_t>(results.best)].validation))) +
-        ". Weights of every training: by its validation split.");
+  if (results.best >= 0) {
+    const auto best = static_cast<size_t>(results.best);
+    table.notes.push_back(fmt::format(
+        "best: {}, by {} on the {}. Weights of every run: by its validation split.", spec.variants[best].label(), first,
+        study.select_on() == Study::TEST
+            ? "TEST split"
+            : "validation split, " + spread_text(spread(results.variants[best].validation))));
+  }
   table.notes.insert(table.notes.end(), results.model_notes.begin(), results.model_notes.end());
   return table;
 }
@@ -129,7 +122,7 @@ Table fold_table(const StudySpec& spec, const StudyResults& results) {
   table.caption = spec.study.name() + ": " + results.metrics[0] + " of each fold's test split, mean ± std over seeds";
   table.warnings = warnings_of(spec, results);
   table.header = {"variant"};
-  for (int fold = 0; fold < results.folds; ++fold) table.header.push_back("fold " + std::to_string(fold));
+  for (int fold = 0; fold < results.folds; ++fold) table.header.push_back(fmt::format("fold {}", fold));
   table.header.push_back("mean of folds ± std over folds");
   for (size_t variant = 0; variant < results.variants.size(); ++variant) {
     const auto& one = results.variants[variant];
@@ -139,6 +132,56 @@ Table fold_table(const StudySpec& spec, const StudyResults& results) {
     table.rows.push_back(std::move(row));
   }
   return table;
+}
+
+size_t width_of(const std::string& text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));  // characters, not bytes
+}
+
+std::string markdown_cell(const std::string& text) {
+  std::string cell;
+  for (const char c : text) {
+    if (c == '|') cell += '\\';
+    cell += c;
+  }
+  return cell;
+}
+
+std::string latex_text(const std::string& text) {
+  static const std::map<std::string, std::string> known{{"±", "$\\pm$"},
+                                                        {"Δ", "$\\Delta$"},
+                                                        {"≥", "$\\ge$"},
+                                                        {"−", "$-$"},
+                                                        {"_", "\\_"},
+                                                        {"%", "\\%"},
+                                                        {"&", "\\&"},
+                                                        {"#", "\\#"},
+                                                        {"$", "\\$"},
+                                                        {"{", "\\{"},
+                                                        {"}", "\\}"},
+                                                        {"~", "\\textasciitilde{}"},
+                                                        {"^", "\\textasciicircum{}"},
+                                                        {"\\", "\\textbackslash{}"},
+                                                        {"<", "$<$"},
+                                                        {">", "$>$"}};
+  std::string result;
+  for (size_t i = 0; i < text.size();) {
+    size_t size = 1;
+    while (i + size < text.size() && (text[i + size] & 0xC0) == 0x80) ++size;
+    const std::string character = text.substr(i, size);
+    const auto found = known.find(character);
+    result += found == known.end() ? character : found->second;
+    i += size;
+  }
+  return result;
+}
+
+template <class Render>
+std::string joined(const std::vector<std::string>& cells, const std::string& between, Render render) {
+  std::string text;
+  for (size_t i = 0; i < cells.size(); ++i) text += (i ? between : "") + render(cells[i]);
+  return text;
 }
 
 }  // namespace
@@ -156,24 +199,23 @@ std::string table_csv(const StudySpec& spec, const StudyResults& results) {
   for (size_t variant = 0; variant < results.variants.size(); ++variant)
     for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
       const auto& one = results.variants[variant];
-      const std::string start = csv_field(spec.variants[variant].name()) + "," +
-                                csv_field(spec.variants[variant].label()) + "," + csv_field(results.metrics[metric]) +
-                                ",";
+      const Variant& named = spec.variants[variant];
       const auto row = [&](const std::string& fold, const Spread& values) {
-        return start + fold + "," + std::to_string(values.n) + "," + exact(values.mean) + "," + exact(values.std) + ",";
+        return fmt::format("{},{},{},{},{},{},{},", csv_field(named.name()), csv_field(named.label()),
+                           csv_field(results.metrics[metric]), fold, values.n, exact(values.mean), exact(values.std));
       };
       csv += row("pooled", spread(one.pooled[metric]));
       if (variant == 0) {
         csv += ",,,,,\n";
       } else {
         const Comparison& found = results.comparisons[metric][variant - 1];
-        csv += std::to_string(found.n) + "," + exact(found.difference) + "," + exact(found.low) + "," +
-               exact(found.high) + "," + exact(found.p) + "," + exact(found.p_holm) + "\n";
+        csv += fmt::format("{},{},{},{},{},{}\n", found.n, exact(found.difference), exact(found.low), exact(found.high),
+                           exact(found.p), exact(found.p_holm));
       }
       if (results.folds < 2) continue;
       csv += row("mean of folds", spread(fold_means(one, metric))) + ",,,,,\n";
       for (int fold = 0; fold < results.folds; ++fold)
-        csv += row(std::to_string(fold), spread(one.folds[metric][static_cast<size_t>(fold)])) + ",,,,,\n";
+        csv += row(fmt::to_string(fold), spread(one.folds[metric][static_cast<size_t>(fold)])) + ",,,,,\n";
     }
   return csv;
 }
@@ -184,13 +226,55 @@ std::string cells_csv(const StudyDirectory& directory) {
   for (const auto& cell : spec.cells) {
     if (!directory.is_trained(cell)) continue;
     const training::RunResult result = directory.result(cell);
-    const std::string start = spec.variants[static_cast<size_t>(cell.variant)].name() + "," +
-                              std::to_string(cell.seed) + "," + (cell.fold < 0 ? "" : std::to_string(cell.fold)) + ",";
     for (const auto& [split, metrics] : {std::pair{"validation", &result.validation}, {"test", &result.test}})
       for (const auto& [name, value] : metrics->items())
-        csv += start + split + "," + csv_field(name) + "," + (value.is_number() ? exact(value) : "") + "\n";
+        csv += fmt::format("{},{},{},{},{},{}\n", spec.variants[static_cast<size_t>(cell.variant)].name(), cell.seed,
+                           cell.fold < 0 ? "" : fmt::to_string(cell.fold), split, csv_field(name),
+                           value.is_number() ? exact(value) : "");
   }
   return csv;
+}
+
+std::string as_text(const Table& table) {
+  std::vector<size_t> widths;
+  for (const auto& name : table.header) widths.push_back(width_of(name));
+  for (const auto& row : table.rows)
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width_of(row[i]));
+  std::string text;
+  for (const auto& warning : table.warnings) text += "!!! " + warning + "\n";
+  text += table.caption + "\n";
+  const auto line = [&](const std::vector<std::string>& row) {
+    std::string cells = " ";
+    for (size_t i = 0; i < row.size(); ++i) cells += " " + row[i] + std::string(widths[i] - width_of(row[i]) + 1, ' ');
+    cells.erase(cells.find_last_not_of(' ') + 1);
+    return cells + "\n";
+  };
+  text += line(table.header);
+  for (const auto& row : table.rows) text += line(row);
+  for (const auto& note : table.notes) text += note + "\n";
+  return text;
+}
+
+std::string as_markdown(const Table& table) {
+  std::string text;
+  for (const auto& warning : table.warnings) text += "> **WARNING: " + warning + "**\n\n";
+  text += table.caption + "\n\n| " + joined(table.header, " | ", markdown_cell) + " |\n|" +
+          joined(table.header, "", [](const std::string&) { return std::string("---|"); }) + "\n";
+  for (const auto& row : table.rows) text += "| " + joined(row, " | ", markdown_cell) + " |\n";
+  for (const auto& note : table.notes) text += "\n" + note + "\n";
+  return text;
+}
+
+std::string as_latex(const Table& table) {
+  std::string text = "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n";
+  for (const auto& warning : table.warnings) text += "\\textbf{WARNING: " + latex_text(warning) + "}\\\\\n";
+  text += "\\caption{" + latex_text(table.caption) + "}\n\\begin{tabular}{l" +
+          std::string(table.header.size() - 1, 'r') + "}\n\\toprule\n" + joined(table.header, " & ", latex_text) +
+          " \\\\\n\\midrule\n";
+  for (const auto& row : table.rows) text += joined(row, " & ", latex_text) + " \\\\\n";
+  text += "\\bottomrule\n\\end{tabular}\n";
+  for (const auto& note : table.notes) text += "\\par\\footnotesize " + latex_text(note) + "\n";
+  return text + "\\end{table}\n";
 }
 
 }  // namespace muster::launcher

@@ -1,14 +1,25 @@
 #include "launcher/study/results.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <csignal>
+#include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
 
 #include "base/error.h"
+#include "base/process.h"
+#include "core/config/text_file.h"
 #include "core/metrics/metrics.h"
-#include "launcher/study/predictions.h"
-#include "launcher/study/significance.h"
+#include "launcher/work/python.h"
+
+namespace muster::embedded {
+extern const std::string_view study_significance_py;
+}
 
 namespace muster::launcher {
 
@@ -54,6 +65,128 @@ int best_variant(const StudyResults& results, bool by_test) {
     best_value = value;
   }
   return best;
+}
+
+// Records of RFC 4180, as predictions_csv writes them.
+std::vector<std::vector<std::string>> read_csv(const std::string& text) {
+  std::vector<std::vector<std::string>> records(1, {""});
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted && c == '"' && i + 1 < text.size() && text[i + 1] == '"')
+      records.back().back() += text[++i];
+    else if (c == '"')
+      quoted = !quoted;
+    else if (!quoted && c == ',')
+      records.back().emplace_back();
+    else if (!quoted && c == '\n')
+      records.push_back({""});
+    else
+      records.back().back() += c;
+  }
+  records.pop_back();  // behind the last newline
+  return records;
+}
+
+// The metrics over the samples of several predictions-test.csv together, as docs/metrics.md defines them: of a
+// cross-validation, every sample predicted once, by the model that had not seen it. Throws Error(kBadData), naming file
+// and sample, when a file cannot be understood, lacks labels or holds a sample of another one.
+metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
+  std::set<std::string> ids;
+  std::vector<std::string> header, labels, predictions;
+  for (const auto& path : files) {
+    const auto records = read_csv(config::read_text_file(path));
+    const auto wrong = [&](const std::string& what) {
+      return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
+    };
+    if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
+      throw wrong("these are no predictions with labels");
+    if (header.empty()) header = records[0];
+    if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
+    for (size_t i = 1; i < records.size(); ++i) {
+      if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
+      if (!ids.insert(records[i][0]).second)
+        throw wrong("sample " + records[i][0] + " is in the test split of an earlier fold too");
+      labels.push_back(records[i][1]);
+      predictions.push_back(records[i][2]);
+    }
+  }
+  if (header.size() == 3) {
+    const auto numbers = [](const std::vector<std::string>& texts) {
+      std::vector<double> values;
+      for (const auto& text : texts) values.push_back(std::strtod(text.c_str(), nullptr));
+      return values;
+    };
+    return metrics::regression_metrics(numbers(predictions), numbers(labels));
+  }
+  const auto classes = [&](const std::vector<std::string>& texts) {
+    std::vector<int64_t> values;
+    for (const auto& text : texts) {
+      const auto found = std::find(header.begin() + 3, header.end(), "probability_" + text);
+      if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
+      values.push_back(found - header.begin() - 3);
+    }
+    return values;
+  };
+  return metrics::classification_metrics(classes(predictions), classes(labels), static_cast<int64_t>(header.size()) - 3)
+      .metrics;
+}
+
+// What is paired, in the same order for every variant. Of seeds that are averaged those that both have.
+Values units(const VariantResults& results, const VariantResults& partner, size_t metric, Study::Pairs pairs) {
+  if (pairs == Study::SEEDS) return results.pooled[metric];
+  Values values;
+  for (size_t fold = 0; fold < results.folds[metric].size(); ++fold) {
+    Values seeds = results.folds[metric][fold];
+    for (size_t seed = 0; seed < seeds.size(); ++seed)
+      if (!std::isfinite(partner.folds[metric][fold][seed])) seeds[seed] = kNone;
+    if (pairs == Study::FOLDS)
+      values.push_back(spread(seeds).mean);
+    else
+      values.insert(values.end(), seeds.begin(), seeds.end());
+  }
+  return values;
+}
+
+// Every variant against the base, for every metric: [metric][variant - 1]. By SciPy (significance.py).
+std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& results, const Study& study) {
+  json request{{"level", study.significance_level()}, {"families", json::array()}};
+  for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
+    json family = json::array();
+    for (size_t variant = 1; variant < results.variants.size(); ++variant) {
+      const Values base = units(results.variants[0], results.variants[variant], metric, study.pairs());
+      const Values other = units(results.variants[variant], results.variants[0], metric, study.pairs());
+      json comparison{{"base", json::array()}, {"variant", json::array()}};
+      for (size_t i = 0; i < base.size(); ++i) {
+        if (!std::isfinite(base[i]) || !std::isfinite(other[i])) continue;
+        comparison["base"].push_back(base[i]);
+        comparison["variant"].push_back(other[i]);
+      }
+      family.push_back(std::move(comparison));
+    }
+    request["families"].push_back(std::move(family));
+  }
+
+  ProcessOptions options;
+  options.input = ProcessOptions::Input::kBytes;
+  options.input_bytes = request.dump();
+  options.blocked = {SIGUSR1, SIGUSR2};  // Slurm sends them to the whole process group; there is time for this to end
+  const auto command = python_command({embedded::study_significance_py});
+  const ProcessResult result = run_process(command, options);
+  const json answer = result.code == 0 ? json::parse(result.output, nullptr, false) : json();
+  if (!answer.is_array())
+    throw Error(ExitCode::kBadConfig, fmt::format("the comparisons need SciPy, and {} could not make them ({}):\n{}",
+                                                  command[0], kPythonHint, result.answer()));
+  std::vector<std::vector<Comparison>> comparisons;
+  for (const auto& family : answer) {
+    comparisons.emplace_back();
+    for (const auto& one : family) {
+      const auto number = [&](const char* name) { return one[name].is_number() ? one[name].get<double>() : kNone; };
+      comparisons.back().push_back(
+          {one["n"], number("difference"), number("low"), number("high"), number("p"), number("p_holm")});
+    }
+  }
+  return comparisons;
 }
 
 }  // namespace

@@ -15,10 +15,10 @@ struct VariantResults {
   std::vector<Values> pooled;              // [metric][seed]: over the test samples of all folds together
   std::vector<std::vector<Values>> folds;  // [metric][fold][seed]; one fold where the study has none
   Values validation;                       // [seed]: of the first metric, mean over folds
-  int trained = 0;                         // cells
+  int trained = 0;                         // runs
 };
 
-// What a comparison with the base has found, for one metric. NaN: not known.
+// A variant compared with the base, for one metric. NaN: not known.
 struct Comparison {
   int n = 0;  // pairs
   double difference, low, high, p, p_holm;
@@ -33,8 +33,8 @@ struct StudyResults {
   std::set<std::string> model_notes;                 // to be printed with the tables
 };
 
-// Reads what is trained. Throws Error(kBadData) when files contradict each other, Error(kBadConfig) when a metric is
-// not there.
+// Reads what is trained and compares it (SciPy, in a Python process). Throws Error(kBadData) when a file cannot be
+// understood or files contradict each other, Error(kBadConfig) when a metric is not there or SciPy cannot run.
 StudyResults read_results(const StudyDirectory& directory);
 
 // Mean and standard deviation (n - 1) of the values that are there; std is NaN below two.

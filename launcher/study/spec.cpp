@@ -1,5 +1,7 @@
 #include "launcher/study/spec.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -32,7 +34,7 @@ class StudyReader {
     for (const auto& text : overrides_) study_.add_set(text);
     const std::vector<std::string> set(study_.set().begin(), study_.set().end());
     file_.read_base(*study_.mutable_base(), set);
-    for (int i = 0; i < study_.set_size(); ++i) check_override(study_.set(i), "set[" + std::to_string(i) + "]", false);
+    for (int i = 0; i < study_.set_size(); ++i) check_override(study_.set(i), fmt::format("set[{}]", i), false);
     check_variants(set);
     check_numbers(set);
     file_.throw_if_any();
@@ -61,7 +63,7 @@ class StudyReader {
     std::set<std::string> names{"base"};
     for (int i = 0; i < study_.variants_size(); ++i) {
       const Variant& variant = study_.variants(i);
-      const std::string at = "variants[" + std::to_string(i) + "]";
+      const std::string at = fmt::format("variants[{}]", i);
       const bool clean = std::all_of(variant.name().begin(), variant.name().end(), [](unsigned char c) {
         return std::isalnum(c) || c == '.' || c == '_' || c == '-';
       });
@@ -75,7 +77,7 @@ class StudyReader {
       if (variant.set_size() == 0)
         file_.problem(at, "variant " + variant.name() + " needs at least one `set`: it would be the base");
       for (int j = 0; j < variant.set_size(); ++j) {
-        const std::string field = at + ".set[" + std::to_string(j) + "]";
+        const std::string field = fmt::format("{}.set[{}]", at, j);
         check_override(variant.set(j), field, true);
         if (!file_.base_is_good()) continue;
         auto overrides = set;
@@ -94,7 +96,7 @@ class StudyReader {
       file_.problem("significance_level", "significance_level must be between 0 and 1, e.g. 0.05");
     std::set<std::string> seen;
     for (int i = 0; i < study_.metrics_size(); ++i) {
-      const std::string field = "metrics[" + std::to_string(i) + "]";
+      const std::string field = fmt::format("metrics[{}]", i);
       if (!seen.insert(study_.metrics(i)).second) file_.problem(field, study_.metrics(i) + " is listed twice");
       if (study_.metrics(i) == "loss")
         file_.problem(field, "the loss is no metric of the test split");
@@ -110,7 +112,7 @@ class StudyReader {
     if (split.kind() == config::Split::FIXED)
       file_.problem("folds", "folds needs a base experiment with folds: data.split.kind LEAVE_ONE_GROUP_OUT or K_FOLD");
     if (split.kind() == config::Split::K_FOLD && study_.folds() > split.folds())
-      file_.problem("folds", "the base experiment has " + std::to_string(split.folds()) + " folds (data.split.folds)");
+      file_.problem("folds", fmt::format("the base experiment has {} folds (data.split.folds)", split.folds()));
     if (!split.test_group().empty())
       file_.problem(
           "folds",
@@ -144,8 +146,8 @@ class StudyReader {
     for (int64_t seed = first_seed; seed < first_seed + study_.seeds(); ++seed)
       for (int fold = 0; fold < (has_folds ? static_cast<int>(study_.folds()) : 1); ++fold)
         for (size_t variant = 0; variant < spec.variants.size(); ++variant) {
-          const std::string folder = "cells/" + spec.variants[variant].name() + "/seed-" + std::to_string(seed) +
-                                     (has_folds ? "-fold-" + std::to_string(fold) : "");
+          const std::string folder = fmt::format("cells/{}/seed-{}{}", spec.variants[variant].name(), seed,
+                                                 has_folds ? fmt::format("-fold-{}", fold) : "");
           spec.cells.push_back({static_cast<int>(variant), seed, has_folds ? fold : -1, folder});
         }
     return spec;
@@ -163,8 +165,8 @@ config::LoadedExperiment StudySpec::experiment(const Cell& cell) const {
   std::vector<std::string> overrides(study.set().begin(), study.set().end());
   const Variant& variant = variants[static_cast<size_t>(cell.variant)];
   overrides.insert(overrides.end(), variant.set().begin(), variant.set().end());
-  overrides.push_back("seed=" + std::to_string(cell.seed));
-  if (cell.fold >= 0) overrides.push_back("data.split.fold=" + std::to_string(cell.fold));
+  overrides.push_back(fmt::format("seed={}", cell.seed));
+  if (cell.fold >= 0) overrides.push_back(fmt::format("data.split.fold={}", cell.fold));
   overrides.push_back("name=" + study.name() + "-" + variant.name());
   return config::load_experiment(study.base(), overrides);
 }

@@ -8,7 +8,7 @@
 
 namespace muster::launcher {
 
-// One training of a study.
+// One run of a study.
 struct Cell {
   int variant;  // index into StudySpec::variants
   int64_t seed;
@@ -20,15 +20,15 @@ struct Cell {
 struct StudySpec {
   Study study;                    // fully resolved, but for `metrics`, which may be empty
   std::vector<Variant> variants;  // the base first, then the study's
-  std::vector<Cell> cells;  // in the order of training: whole seeds one after another, so that what there is can be
-                            // compared at any time
+  // In the order of training: one whole seed after another, so that what there is can be compared at any time.
+  std::vector<Cell> cells;
 
   // What a cell trains. Throws as load_experiment.
   config::LoadedExperiment experiment(const Cell& cell) const;
 };
 
 // Reads a study file (text format of muster.launcher.Study). Throws one Error(kBadConfig) that names ALL problems
-// together, with file and line. overrides: what `set` has besides.
+// together, with file and line. overrides: what is added to `set`.
 StudySpec load_study(const std::string& path, const std::vector<std::string>& overrides = {});
 
 }  // namespace muster::launcher

@@ -1,15 +1,17 @@
 #include "launcher/study/study_directory.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "core/config/compare.h"
 #include "core/config/text_file.h"
 #include "core/run/run_lock.h"
-#include "base/error.h"
-#include "launcher/work/tidy_run.h"
+#include "launcher/work/work_group.h"
 
 namespace muster::launcher {
 
@@ -34,7 +36,7 @@ void StudyDirectory::require_same_settings() const {
         run(cell) +
         " was trained with other settings than the study now asks for, so its numbers could not be compared:";
     for (const auto& difference : differences)
-      text += "\n  " + difference.path + ": " + difference.before + " -> " + difference.after;
+      text += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
     throw Error(ExitCode::kBadConfig,
                 text + "\nGive another --study-dir, undo the change, or remove that folder to have it trained again.");
   }
@@ -64,7 +66,7 @@ void StudyDirectory::tidy(const Cell& cell) const {
              spec_.study.keep_weights());
   } catch (const Error& held) {
     if (held.code() != ExitCode::kUsage)
-      throw;  // another job looks at it and will tidy it, or a file that is no lock lies in the way
+      throw;  // kUsage: another job reads it and will tidy it, or a file that is no lock is in the way
   }
 }
 
@@ -87,10 +89,10 @@ void StudyDirectory::require_same_data() const {
     if (!config.data().has_path()) continue;  // built-in data is what its settings say
     const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;
     if (first.hash != hash)
-      throw Error(ExitCode::kBadData, config.data().path() + " has changed during the study: " + first.run + " and " +
-                                          run(cell) +
-                                          " were trained on different data (data.sha256 in environment.json). Remove "
-                                          "the folders of the older ones to have them trained again.");
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{} has changed during the study: {} and {} were trained on different data (data.sha256 "
+                              "in environment.json). Remove the folders of the older ones to have them trained again.",
+                              config.data().path(), first.run, run(cell)));
   }
 }
 

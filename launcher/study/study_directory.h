@@ -23,7 +23,7 @@ class StudyDirectory {
   bool is_trained(const Cell& cell) const;
   // Of a trained cell. Throws Error(kBadData) when it cannot be understood, or has no test split.
   training::RunResult result(const Cell& cell) const;
-  // Takes away from a finished run what it needed to go on.
+  // Removes from a finished run what was needed to resume it.
   void tidy(const Cell& cell) const;
 
   // Throws Error(kBadData) when finished runs on the same data path were trained on different data, naming two.

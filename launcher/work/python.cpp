@@ -4,9 +4,11 @@
 
 namespace muster::launcher {
 
-std::string python_program() {
+std::vector<std::string> python_command(std::initializer_list<std::string_view> texts) {
   const char* own = std::getenv("MUSTER_PYTHON");
-  return own && *own ? own : MUSTER_PYTHON;
+  std::vector<std::string> command{own && *own ? own : MUSTER_PYTHON, "-u", "-c"};
+  command.insert(command.end(), texts.begin(), texts.end());
+  return command;
 }
 
 }  // namespace muster::launcher

@@ -1,11 +1,17 @@
 #pragma once
 
+#include <initializer_list>
 #include <string>
+#include <string_view>
+#include <vector>
 
 namespace muster::launcher {
 
-// The Python that has what requirements.txt lists: the one that muster was built with, or MUSTER_PYTHON from the
-// environment.
-std::string python_program();
+// How to run a Python program from its text (the first; the others are its arguments), by the Python that has what
+// requirements.txt lists: the one that muster was built with, or MUSTER_PYTHON from the environment.
+std::vector<std::string> python_command(std::initializer_list<std::string_view> texts);
+
+// For messages when that fails.
+constexpr const char* kPythonHint = "./setup.sh sets Python up; MUSTER_PYTHON names another one";
 
 }  // namespace muster::launcher

@@ -1,14 +1,15 @@
 #include "launcher/work/spec_file.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
 #include <filesystem>
 #include <string_view>
 
+#include "base/error.h"
 #include "core/config/outline.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
-#include "base/error.h"
 
 namespace muster::launcher {
 
@@ -19,9 +20,8 @@ SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message) 
   config::require_proto_message(text, path, message.GetDescriptor()->full_name());
   const auto statements =
       config::outline(text, [&](int line, const std::string& what) { problems_.at_line(line, what); });
-  config::StatementReader(parsed_, problems_, [&](int line) {
-    return path_ + ":" + std::to_string(line);
-  }).read(statements, message, "");
+  const auto place = [&](int line) { return fmt::format("{}:{}", path_, line); };
+  config::StatementReader(parsed_, problems_, place).read(statements, message, "");
 }
 
 std::string SpecFile::place(const std::string& field) const {
@@ -46,7 +46,7 @@ void SpecFile::read_base(std::string& base, const std::vector<std::string>& set)
     return;
   }
   for (size_t i = 0; i < set.size(); ++i)
-    if (const std::string why = refusal({set[i]}); !why.empty()) problem("set[" + std::to_string(i) + "]", why);
+    if (const std::string why = refusal({set[i]}); !why.empty()) problem(fmt::format("set[{}]", i), why);
 }
 
 void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& overrides) const {
@@ -81,7 +81,8 @@ std::string spec_text(const google::protobuf::Message& message, const std::strin
   printer.SetUseUtf8StringEscaping(true);
   std::string body;
   printer.PrintToString(message, &body);
-  return "# proto-file: " + proto_file + "\n# proto-message: " + message.GetDescriptor()->full_name() + "\n" + body;
+  return fmt::format("# proto-file: {}\n# proto-message: {}\n{}", proto_file, message.GetDescriptor()->full_name(),
+                     body);
 }
 
 }  // namespace muster::launcher

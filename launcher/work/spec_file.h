@@ -56,7 +56,7 @@ class SpecFile {
 // "training.epochs" of "training.epochs=3".
 std::string path_of_override(const std::string& text);
 
-// Equal messages give equal bytes; `proto_file` is where its schema is.
+// The message in text format; equal messages give equal bytes. proto_file: where its schema is.
 std::string spec_text(const google::protobuf::Message& message, const std::string& proto_file);
 
 }  // namespace muster::launcher

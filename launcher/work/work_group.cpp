@@ -1,14 +1,16 @@
 #include "launcher/work/work_group.h"
 
+#include <fmt/format.h>
 #include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
-#include <cstdio>
+#include <filesystem>
 #include <optional>
 #include <regex>
 
+#include "base/text.h"
 #include "core/run/stop.h"
 #include "distributed/collective_call.h"
 #include "distributed/watchdog.h"
@@ -21,19 +23,18 @@ namespace {
 
 // Whether it is so on any of the ranks.
 bool any(distributed::Communicator& ranks, bool here) {
-  for (const auto& word : ranks.all_gather_bytes(here ? "yes" : ""))
-    if (!word.empty()) return true;
-  return false;
+  const auto answers = ranks.all_gather_bytes(here ? "yes" : "");
+  return std::find(answers.begin(), answers.end(), "yes") != answers.end();
 }
 
 }  // namespace
 
 void require_whole_groups(int ranks, uint32_t ranks_per_group, const std::string& field) {
   if (static_cast<uint32_t>(ranks) % ranks_per_group == 0) return;
-  throw Error(ExitCode::kUsage, field + " is " + std::to_string(ranks_per_group) + ", and the job's " +
-                                    std::to_string(ranks) + (ranks == 1 ? " rank" : " ranks") +
-                                    " cannot be parted into such groups: start a multiple of " +
-                                    std::to_string(ranks_per_group) + ", or set another " + field);
+  throw Error(ExitCode::kUsage,
+              fmt::format("{} is {}, and the job's {} cannot be split into groups of {}: start a "
+                          "multiple of {}, or set another {}",
+                          field, ranks_per_group, plural(ranks, "rank"), ranks_per_group, ranks_per_group, field));
 }
 
 WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group, const config::Training& training,
@@ -66,19 +67,19 @@ json WorkGroup::ask(const json& request) {
 }
 
 // A signal that came while nothing was trained.
-void WorkGroup::heed_signals() {
+void WorkGroup::check_signals() {
   if (stopped_ || !any(*ranks_, run::stop_signal() != 0)) return;
   stopped_ = true;
   ask({{"op", "stopping"}});
 }
 
-void WorkGroup::heed(const json& answer) {
+void WorkGroup::stop_if_asked(const json& answer) {
   if (answer["stop"] && leads() && run::stop_signal() == 0) std::raise(SIGUSR2);
 }
 
 void WorkGroup::work(const std::function<void(const json& task)>& train) {
   while (true) {
-    heed_signals();
+    check_signals();
     const json task = ask({{"op", "next"}});
     if (task["do"] == "end") break;
     if (task["do"] == "wait") {
@@ -91,7 +92,7 @@ void WorkGroup::work(const std::function<void(const json& task)>& train) {
 }
 
 void WorkGroup::run(const std::function<void(const json& task)>& train,
-                    const std::function<void(bool stopped)>& conclude, const std::string& command) {
+                    const std::function<void(bool stopped)>& finalize, const std::string& command) {
   try {
     work(train);
   } catch (const SharedError& error) {
@@ -101,9 +102,9 @@ void WorkGroup::run(const std::function<void(const json& task)>& train,
   }
   const bool stopped = any(world_, stopped_ || run::stop_signal() != 0);
   distributed::run_on_all_ranks(world_, [&] {
-    if (world_.rank() == 0) conclude(stopped);
+    if (world_.rank() == 0) finalize(stopped);
   });
-  if (stopped) throw SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Go on with: " + command);
+  if (stopped) throw SharedError(ExitCode::kRequeue, "stopped; what ran is saved. Continue with: " + command);
 }
 
 // What is thrown on some ranks only: the others are in a collective, or come to one. It does not fit the one that is
@@ -153,8 +154,8 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
       throw *failure;
     default:
 #if defined(__GLIBC__)
-      ::malloc_trim(0);  // what a trial of another size has left in pieces (main.cpp keeps freed memory) may be what
-                         // the next one lacks
+      // main.cpp keeps freed memory; what a run of another size has left in pieces may be what the next one lacks.
+      ::malloc_trim(0);
 #endif
       return {Ending::kFailed, reason_of(failure->what())};
   }
@@ -164,27 +165,36 @@ std::string reason_of(const std::string& message) {
   constexpr size_t kLongest = 300;
   std::smatch found;
   if (message.find("std::bad_alloc") != std::string::npos) return "out of memory";
-  if (std::regex_search(message, found, std::regex("can't allocate memory: you tried to allocate (\\d+) bytes"))) {
-    char text[64];
-    std::snprintf(text, sizeof text, "out of memory (%.3g GB at once)", std::stod(found[1]) / 1e9);
-    return text;
-  }
+  if (std::regex_search(message, found, std::regex("can't allocate memory: you tried to allocate (\\d+) bytes")))
+    return fmt::format("out of memory ({:.3g} GB at once)", std::stod(found[1]) / 1e9);
   if (std::regex_search(message, found, std::regex("out of memory\\. Tried to allocate ([0-9.]+ \\w+)")))
     return "out of memory (" + found[1].str() + " at once)";
+  // The end of the first message: what Torch's exceptions say of the stack follows.
+  const size_t stack = std::min(message.find("\nframe #"), message.find("\nException raised from"));
   std::string reason;
-  const std::string text =
-      message.substr(0, std::min(message.find("\nframe #"),
-                                 message.find("\nException raised from")));  // what Torch's exceptions say of the stack
-  for (const char c : text)
-    if (c != '\n' && (c != ' ' || reason.empty() || reason.back() != ' '))
-      reason += c;
-    else if (c == '\n')
+  for (const char c : message.substr(0, stack)) {
+    if (c == '\n')
       reason += ' ';
+    else if (c != ' ' || reason.empty() || reason.back() != ' ')
+      reason += c;
+  }
   while (!reason.empty() && reason.back() == ' ') reason.pop_back();
   if (reason.size() <= kLongest) return reason;
   size_t end = kLongest - 3;
   while ((reason[end] & 0xC0) == 0x80) --end;  // not within a character of UTF-8
   return reason.substr(0, end) + "...";
+}
+
+void tidy_run(const std::string& run, const std::set<std::string>& kept, bool keep_weights) {
+  std::error_code ignored;  // what cannot be removed only takes space
+  for (const auto& entry : std::filesystem::directory_iterator(run, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (kept.count(name)) continue;
+    if (name == "weights" && keep_weights)
+      std::filesystem::remove(entry.path() / "last.safetensors", ignored);
+    else
+      std::filesystem::remove_all(entry.path(), ignored);
+  }
 }
 
 }  // namespace muster::launcher

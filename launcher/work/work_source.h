@@ -11,10 +11,10 @@
 
 namespace muster::launcher {
 
-// A request or answer as it is sent. Bytes that are no UTF-8, as in a file's name, are replaced.
+// A request or answer as it is sent. Bytes that are not UTF-8, as in a file's name, are replaced.
 std::string message_text(const nlohmann::json& message);
 
-// Where a group's first rank gets its work from and tells how it went. Every source knows:
+// Where a group's first rank gets its work from and reports how it went. Every source answers:
 //   {"op": "next"}      -> {"do": "train", and what}, {"do": "wait"} (ask again), {"do": "end"}
 //   {"op": "stopping"}  -> {}    the job was asked to stop: no group begins anything more
 class WorkSource {
@@ -24,12 +24,12 @@ class WorkSource {
   virtual nlohmann::json ask(const nlohmann::json& request) = 0;
 };
 
-// Rank 0's: answers its own group, and by a thread the first ranks of other groups, one request at a time, so that
-// nobody waits for another's training.
+// Rank 0's: answers its own group directly and the first ranks of other groups from a thread, one request at a time, so
+// that nobody waits for another group's training.
 class WorkServer final : public WorkSource {
  public:
-  // Answers with what `source` says, which must outlive it and is only called with one request at a time. ranks: of the
-  // job. Throws Error(kPeerFailed) when it cannot listen.
+  // Answers with what `source` says, which must outlive it and is called with one request at a time. ranks: of the job.
+  // Throws Error(kPeerFailed) when it cannot listen.
   WorkServer(WorkSource& source, int ranks, bool loopback);
   ~WorkServer() override;
 
@@ -41,12 +41,12 @@ class WorkServer final : public WorkSource {
   void serve();
 
   WorkSource& source_;
-  std::mutex mutex_;     // of the source and the trouble
-  std::string trouble_;  // an error that the thread met: the next ask() of rank 0 throws it
-  ExitCode trouble_code_ = ExitCode::kInternal;
-  distributed::ControlChannel line_;
+  std::mutex mutex_;   // guards the source and the error
+  std::string error_;  // thrown in the thread: the next ask() of rank 0 throws it
+  ExitCode error_code_ = ExitCode::kInternal;
+  distributed::ControlChannel channel_;
   std::string address_;
-  std::atomic<bool> over_{false};
+  std::atomic<bool> done_{false};
   std::thread thread_;
 };
 
@@ -58,7 +58,13 @@ class RemoteWorkSource final : public WorkSource {
   nlohmann::json ask(const nlohmann::json& request) override;
 
  private:
-  distributed::ControlChannel line_;
+  distributed::ControlChannel channel_;
 };
+
+// A source calls this when something it handed out has failed. Throws Error(kBadConfig) when ten of this job have ended
+// and none, of any job, has ever succeeded: then the whole is wrong, not some of its parts. whole, parts: "search",
+// "trials". ended: of this job; succeeded: of all jobs; name, reason: of the one that has failed.
+void stop_when_all_fail(const std::string& whole, const std::string& parts, int64_t ended, int64_t succeeded,
+                        const std::string& name, const std::string& reason);
 
 }  // namespace muster::launcher

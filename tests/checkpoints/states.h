@@ -31,7 +31,7 @@ inline std::vector<NamedTensor> awkward_state(int64_t seed) {
           {"none", values({0, 4}, at::kFloat)},
           {"half", values({13, 3}, at::kHalf)},
           {"no columns", values({4, 0}, at::kShort)},
-          {"brain", values({9}, at::kBFloat16)},
+          {"bfloat16", values({9}, at::kBFloat16)},
           {"bytes", values({101}, at::kByte)},
           {"mask", values({17, 3}, at::kLong).remainder(2).to(at::kBool)},
           {"Gefühl", values({6, 2}, at::kInt)}};

@@ -30,4 +30,4 @@ def test_a_stopped_search_comes_back_and_ends(slurm):
     assert s.states(directory) == ["COMPLETE"] * TRIALS
     assert len({str(trial.params) for trial in s.study(directory).trials}) == TRIALS
     output = (slurm.base / f"slurm-{sent}.out").read_text()
-    assert "2 groups of 1 rank" in output and "Go on with: muster search run search.txtpb" in output and f"{TRIALS} trials: {TRIALS} complete" in output
+    assert "2 groups of 1 rank" in output and "Continue with: muster search run search.txtpb" in output and f"{TRIALS} trials: {TRIALS} complete" in output

@@ -8,7 +8,7 @@ import sys
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "launcher", "search")
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "launcher", "search", "python")
 TEXTS = [open(os.path.join(FOLDER, name), encoding="utf-8").read() for name in ("boot.py", "journal.py", "sampling.py", "optuna_process.py")]
 
 LINE = [{"path": "x", "float": {"low": -5, "high": 5}}]

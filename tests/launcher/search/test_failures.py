@@ -76,7 +76,7 @@ def test_a_job_whose_hours_are_over_begins_nothing_more(tmp_path):
     result = s.search(s.write_search(tmp_path, trials=100000, budget="hours: 0.0008"), directory, 2)
     states = s.states(directory)
     assert 0 < len(states) < 100000 and set(states) == {"COMPLETE"}
-    assert "budget.hours" in result.stdout and "the same command goes on" in result.stdout
+    assert "budget.hours" in result.stdout and "the same command continues" in result.stdout
     assert f"{len(states)} of 100000 trials ended" in mp.muster("search", "status", directory).stdout
     result = s.search(s.write_search(tmp_path, trials=len(states) + 2), directory, 2)
     assert s.states(directory) == ["COMPLETE"] * (len(states) + 2) and "budget.hours" not in result.stdout
@@ -131,7 +131,7 @@ def test_a_trial_without_a_validation_split_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_ranks_that_cannot_be_parted_into_groups(ranks, tmp_path):
+def test_ranks_that_cannot_be_split_into_groups(ranks, tmp_path):
     text = s.search(s.write_search(tmp_path, more="ranks_per_trial: 2\n"), tmp_path / "search", ranks, code=2).stderr
     assert text.count("muster: ") == 1 and "ranks_per_trial" in text and "multiple of 2" in text, text
     assert not (tmp_path / "search").exists()
@@ -169,7 +169,7 @@ def test_a_trial_that_takes_its_jobs_down_is_given_up(tmp_path):
     s.search(spec, directory)
     found = {trial.params["data.synthetic.samples"]: (trial.state.name, reason) for trial, reason in zip(s.study(directory).trials, s.reasons(directory))}
     assert found["60"] == ("COMPLETE", "")
-    assert found["3000000"] == ("FAIL", "the job was lost 5 times while it was trained, without a validation in between (killed for want of memory?)")
+    assert found["3000000"] == ("FAIL", "the job was lost 5 times while it was trained, without a validation in between (killed because memory ran out?)")
 
 
 @pytest.mark.parametrize("restarts, code", [(2, 0), (0, 76)])

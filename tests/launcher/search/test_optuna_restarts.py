@@ -32,20 +32,20 @@ class Job:
 
     def start(self):
         while True:
-            self.brain, timer = OptunaProcess(self.log), None
+            self.client, timer = OptunaProcess(self.log), None
             if self.deaths < KILLS:  # one in four dies while it starts
                 delay = self.random.uniform(0, 0.6 if self.deaths % 4 == 0 else 0.1)
-                timer = threading.Timer(delay, self.brain.process.kill)
+                timer = threading.Timer(delay, self.client.process.kill)
             try:
                 if timer and self.deaths % 4 == 0:
                     timer.start()
-                answer = self.brain("open", **search(self.path, "tpe", {"name": "asha", "reduction_factor": 2}, SPACE))
+                answer = self.client("open", **search(self.path, "tpe", {"name": "asha", "reduction_factor": 2}, SPACE))
                 if timer and self.deaths % 4:
                     timer.start()
                 assert answer["repaired"] == ""
                 known = {row["number"]: row for row in answer["running"]}
                 for number in set(known) - set(self.running) - set(self.told):  # asked for, but the answer got lost
-                    adopted = self.brain("adopt", number=number)
+                    adopted = self.client("adopt", number=number)
                     assert list(adopted["params"]) == holding(adopted["params"])
                     self.running[number], self.adopted = [adopted["params"], len(adopted["reported"])], self.adopted + 1
                 return
@@ -54,13 +54,13 @@ class Job:
 
     def died(self):
         self.deaths += 1
-        with self.brain:
+        with self.client:
             pass
 
     def say(self, op, **fields):
         """The answer; None if the process died, then a new one is there."""
         try:
-            return self.brain(op, **fields)
+            return self.client(op, **fields)
         except Gone:
             self.died()
             self.start()
@@ -95,8 +95,8 @@ def test_killed_at_any_moment(tmp_path):
     job, started = Job(tmp_path / "journal.log"), time.monotonic()
     try:
         job.run()
-        job.brain("close")
-        job.brain.process.wait(30)
+        job.client("close")
+        job.client.process.wait(30)
     finally:
         job.died()
         job.log.close()
@@ -116,11 +116,11 @@ def test_killed_at_any_moment(tmp_path):
 
 
 def filled(path, trials=3):
-    with OptunaProcess() as brain:
-        brain.opened(path)
+    with OptunaProcess() as client:
+        client.opened(path)
         for number in range(trials):
-            brain("ask")
-            brain("tell", number=number, state="COMPLETE", value=number)
+            client("ask")
+            client("tell", number=number, state="COMPLETE", value=number)
     for left in path.parent.glob("*.lock*"):
         left.unlink()
 
@@ -130,9 +130,9 @@ TORN = [b"{", WHOLE[:37], WHOLE, b"\0" * 4096, b"\0" * 100 + b"\n", b"\xff\xfe\n
 
 
 @pytest.fixture(scope="module")
-def brain():
-    with OptunaProcess() as brain:
-        yield brain
+def client():
+    with OptunaProcess() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +143,19 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize("torn", TORN, ids=range(len(TORN)))
-def test_torn_end_is_cut_off(brain, sound, tmp_path, torn):
+def test_torn_end_is_cut_off(client, sound, tmp_path, torn):
     path = tmp_path / "journal.log"
     path.write_bytes(sound + torn)
-    answer = brain("open", **search(path))
+    answer = client("open", **search(path))
     assert f"cut {len(torn)} bytes" in answer["repaired"] and str(path) in answer["repaired"] and answer["counts"]["COMPLETE"] == 3
     assert path.read_bytes() == sound and "notes" not in answer
-    assert brain("ask")["number"] == 3
+    assert client("ask")["number"] == 3
     # Somebody else's write is torn while this process runs.
     with open(path, "ab") as file:
         file.write(torn)
-    answer = brain("tell", number=3, state="COMPLETE", value=1)
-    assert f"cut {len(torn)} bytes" in answer["notes"][0] and "notes" not in brain("counts")
-    assert states(read(path)) == ["COMPLETE"] * 4 and brain("open", **search(path))["repaired"] == ""
+    answer = client("tell", number=3, state="COMPLETE", value=1)
+    assert f"cut {len(torn)} bytes" in answer["notes"][0] and "notes" not in client("counts")
+    assert states(read(path)) == ["COMPLETE"] * 4 and client("open", **search(path))["repaired"] == ""
 
 
 def test_optuna_alone_breaks_on_a_torn_end(sound, tmp_path):
@@ -171,15 +171,15 @@ def test_optuna_alone_breaks_on_a_torn_end(sound, tmp_path):
         read(path)
 
 
-def test_damage_in_the_middle_is_named(brain, sound, tmp_path):
+def test_damage_in_the_middle_is_named(client, sound, tmp_path):
     path = tmp_path / "journal.log"
     lines = sound.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5] + [lines[5][:10] + lines[6]] + lines[7:]))
     before = path.read_bytes()
-    kind, error = brain.refused("open", **search(path))
+    kind, error = client.refused("open", **search(path))
     assert kind == "storage" and "line 6 " in error and str(path) in error and path.read_bytes() == before
     path.write_bytes(WHOLE[:37])  # nothing but a torn first line
-    assert brain("open", **search(path))["counts"]["RUNNING"] == 0 and brain("ask")["number"] == 0 and len(read(path)) == 1
+    assert client("open", **search(path))["counts"]["RUNNING"] == 0 and client("ask")["number"] == 0 and len(read(path)) == 1
 
 
 def test_full_disk(sound, tmp_path):
@@ -190,63 +190,63 @@ def test_full_disk(sound, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    with OptunaProcess(limits=limit) as brain:
-        brain("open", **search(path))
+    with OptunaProcess(limits=limit) as client:
+        client("open", **search(path))
         for _ in range(100):
-            answer = brain.request("ask")
+            answer = client.request("ask")
             if not answer["ok"]:
                 break
         assert answer["kind"] == "storage" and "File too large" in answer["error"] and path.stat().st_size == size
-        assert brain.refused("ask")[0] == "storage"
-    with OptunaProcess() as brain:
-        answer = brain("open", **search(path))
+        assert client.refused("ask")[0] == "storage"
+    with OptunaProcess() as client:
+        answer = client("open", **search(path))
         asked = answer["counts"]["RUNNING"]
-        assert asked > 3 and "cut" in answer["repaired"] and brain("ask")["number"] == 3 + asked
+        assert asked > 3 and "cut" in answer["repaired"] and client("ask")["number"] == 3 + asked
         lacking = [row["number"] for row in answer["running"] if not row["complete_params"]]
         for number in lacking:  # one was stopped before it had its parameters
-            assert list(brain("adopt", number=number)["params"]) == ["x"]
-        assert all(row["complete_params"] for row in brain("counts")["running"])
+            assert list(client("adopt", number=number)["params"]) == ["x"]
+        assert all(row["complete_params"] for row in client("counts")["running"])
     assert len({trial.params["x"] for trial in read(path)}) == 4 + asked
 
 
 def test_prune_is_not_forgotten(tmp_path):
     """The process dies after it has said, or was about to say, that a trial is to be pruned. ASHA says so only once."""
     spec = search(tmp_path / "journal.log", pruner={"name": "asha", "reduction_factor": 2})
-    with OptunaProcess() as brain:
-        brain("open", **spec)
+    with OptunaProcess() as client:
+        client("open", **spec)
         for number, value in enumerate((1.0, 2.0)):
-            brain("ask")
-            prune = brain("report", number=number, step=1, value=value)["prune"]
+            client("ask")
+            prune = client("report", number=number, step=1, value=value)["prune"]
     assert prune
-    with OptunaProcess() as brain:
-        assert brain("open", **spec)["counts"]["RUNNING"] == 2
-        assert brain("adopt", number=0)["prune"] is False and brain("adopt", number=1)["prune"] is True
-        assert brain("report", number=1, step=1, value=2.0)["prune"] is True and brain("report", number=0, step=1, value=1.0)["prune"] is False
-        assert brain("tell", number=1, state="PRUNED")["state"] == "PRUNED"
+    with OptunaProcess() as client:
+        assert client("open", **spec)["counts"]["RUNNING"] == 2
+        assert client("adopt", number=0)["prune"] is False and client("adopt", number=1)["prune"] is True
+        assert client("report", number=1, step=1, value=2.0)["prune"] is True and client("report", number=0, step=1, value=1.0)["prune"] is False
+        assert client("tell", number=1, state="PRUNED")["state"] == "PRUNED"
 
 
-def test_the_loss_of_a_job_counts_once(brain, tmp_path):
+def test_the_loss_of_a_job_counts_once(client, tmp_path):
     """Whatever gets lost between the loss and the answer: the request comes again, after a death of this process or from another job."""
     path = tmp_path / "journal.log"
-    brain.opened(path, job="0")("ask")
-    assert brain.opened(path, job="1")("adopt", number=0, lost=True)["losses"] == 1
+    client.opened(path, job="0")("ask")
+    assert client.opened(path, job="1")("adopt", number=0, lost=True)["losses"] == 1
     before = len(path.read_text().splitlines())
-    assert brain.opened(path, job="2")("adopt", number=0, lost=True)["losses"] == 2
+    assert client.opened(path, job="2")("adopt", number=0, lost=True)["losses"] == 2
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) > before + 1
     for end in range(before, len(lines) + 1):
         (tmp_path / "cut.log").write_text("".join(lines[:end]))
         for job, losses in (("2", 2), ("2", 2), ("3", 3)):
-            assert brain.opened(tmp_path / "cut.log", job=job)("adopt", number=0, lost=True)["losses"] == losses, (end, job)
+            assert client.opened(tmp_path / "cut.log", job=job)("adopt", number=0, lost=True)["losses"] == losses, (end, job)
 
 
 def test_parameters_that_a_trial_lacks(tmp_path):
     """A process may die between any two parameters: whatever a trial has stays, the rest is drawn."""
     path = tmp_path / "journal.log"
     spec = search(path, "tpe", space=SPACE)
-    with OptunaProcess() as brain:
-        brain("open", **spec)
-        whole = [brain("ask")["params"] for _ in range(6)]
+    with OptunaProcess() as client:
+        client("open", **spec)
+        whole = [client("ask")["params"] for _ in range(6)]
     lines = path.read_bytes().splitlines(keepends=True)
     owner = [json.loads(line).get("trial_id") if json.loads(line)["op_code"] == 5 else None for line in lines]
     kept, seen = [], collections.Counter()
@@ -255,14 +255,14 @@ def test_parameters_that_a_trial_lacks(tmp_path):
             kept.append(line)
         seen[trial] += 1
     path.write_bytes(b"".join(kept))
-    with OptunaProcess() as brain:
-        rows = brain("open", **{**spec, "job": "2"})["running"]
+    with OptunaProcess() as client:
+        rows = client("open", **{**spec, "job": "2"})["running"]
         assert [len(row["params"]) for row in rows] == [min(n, len(params)) for n, params in enumerate(whole)]
         for row, params in zip(rows, whole):
             assert row["complete_params"] == (row["params"] == params) and row["params"].items() <= params.items()
-            adopted = brain("adopt", number=row["number"])["params"]
+            adopted = client("adopt", number=row["number"])["params"]
             assert list(adopted) == holding(adopted) and row["params"].items() <= adopted.items()
-        assert {row["job"] for row in brain("counts")["running"]} == {"2"}
+        assert {row["job"] for row in client("counts")["running"]} == {"2"}
 
 
 def dead_process():
@@ -281,9 +281,9 @@ def test_lock_of_a_dead_process(tmp_path):
         os.symlink("journal.log", name)
         os.symlink(name, other.link)
         started = time.monotonic()
-        with OptunaProcess() as brain:
-            assert brain("open", **search(path))["counts"]["COMPLETE"] == 3
-            assert brain.request("close")["ok"] and brain.process.wait(30) == 0
+        with OptunaProcess() as client:
+            assert client("open", **search(path))["counts"]["COMPLETE"] == 3
+            assert client.request("close")["ok"] and client.process.wait(30) == 0
         assert time.monotonic() - started < 20 and not os.path.lexists(other.link) and not os.path.lexists(name)
     other.leave()
     assert os.listdir(tmp_path) == ["journal.log"]
@@ -296,17 +296,17 @@ def test_lock_of_a_living_process(tmp_path):
     lock, theirs = Lock(str(path)), optuna.storages.journal.JournalFileSymlinkLock(str(path))
     far = lock.link + ".00000000-1-1-1"
     os.symlink("journal.log", far)
-    with OptunaProcess() as brain:
-        brain("open", **search(path))
+    with OptunaProcess() as client:
+        client("open", **search(path))
         number = 0
         for take, give in ((lock.acquire, lock.release), (theirs.acquire, theirs.release),
                            (lambda: os.symlink(far, lock.link), lambda: os.unlink(lock.link))):
             take()
-            brain.send(op="ask")
+            client.send(op="ask")
             time.sleep(0.5)
             assert len(read(path)) == 3 + number  # reading needs no lock
             give()
-            assert brain.receive()["number"] == 3 + number
+            assert client.receive()["number"] == 3 + number
             number += 1
     lock.acquire()
     waiting = threading.Thread(target=theirs.acquire)

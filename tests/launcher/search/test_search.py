@@ -94,7 +94,7 @@ def test_a_stop_saves_and_the_search_goes_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 75 and f"Go on with: muster search run {spec} --search-dir {directory}\n" in output, output
+    assert process.returncode == 75 and f"Continue with: muster search run {spec} --search-dir {directory}\n" in output, output
     search(spec, directory, 2)
     assert [trial.state for trial in study(directory).trials] == [TrialState.COMPLETE] * 2
 

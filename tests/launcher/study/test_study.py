@@ -52,7 +52,7 @@ def test_kills_and_stops_change_nothing(finished, tmp_path):
     wait_for_cells(directory, len(done) + 3)
     os.kill(job.pid, signal.SIGUSR1)  # mpirun hands it on to the ranks
     _, said = job.communicate(timeout=60)
-    assert job.returncode == 75 and "Go on with: muster study" in said
+    assert job.returncode == 75 and "Continue with: muster study" in said
     run(spec, directory, ranks=2)
     assert done == {path: path.stat().st_mtime_ns for path in done}
     assert (directory / "cells.csv").read_bytes() == (finished[0] / "cells.csv").read_bytes()
@@ -84,7 +84,7 @@ def test_what_is_in_the_way_fails_with_its_reason(name, tmp_path):
     (directory / "cells/slow/seed-1").mkdir(parents=True)
     (directory / "cells/slow/seed-1/notes.txt").write_text("mine")
     result = run(write_study(tmp_path, VARIANTS + "seeds: 1\n"), directory, code=70)
-    assert "1 of 3 trainings failed" in result.stderr and "cells/slow/seed-1: failed" in result.stderr and "2/3 done, 1 failed" in result.stderr
+    assert "1 of 3 runs failed" in result.stderr and "cells/slow/seed-1: failed" in result.stderr and "2/3 done, 1 failed" in result.stderr
 
 
 def test_launch_starts_a_study(finished, tmp_path):
@@ -97,7 +97,7 @@ def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     directory = tmp_path / "study"
     spec = write_study(tmp_path, VARIANTS + 'variants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 2\n', SMALL + 'evaluation { select_by: "WA" }\n')
     result = run(spec, directory, code=70)
-    assert "2 of 8 trainings failed" in result.stderr and "finite" in result.stderr and "cells/wild/seed-1: failed" in result.stderr
+    assert "2 of 8 runs failed" in result.stderr and "finite" in result.stderr and "cells/wild/seed-1: failed" in result.stderr
     assert "!!! NOT COMPLETE: 6 of 8" in result.stdout
     table = {(row["variant"], row["metric"]): row for row in rows(directory / "table.csv")}
     assert table["wild", "UA"]["n"] == "0" and table["wild", "UA"]["mean"] == "" and table["slow", "UA"]["n"] == "2"
@@ -106,7 +106,7 @@ def test_a_failed_training_has_its_reason_and_is_tried_again(tmp_path):
     assert shown[0] == "WA" and sorted(shown) == sorted(mp.result(directory / "cells/slow/seed-1")["test"]["metrics"])
     # Folds that the data does not have: nothing can succeed.
     hopeless = write_study(tmp_path, VARIANTS + "seeds: 20\n", SMALL.replace("LEAVE_ONE_GROUP_OUT", "LEAVE_ONE_GROUP_OUT fold: 7"))
-    assert "trainings of this job have failed, and none has ever succeeded" in run(hopeless, tmp_path / "hopeless", code=78).stderr
+    assert "runs of this job have failed, and none has ever succeeded" in run(hopeless, tmp_path / "hopeless", code=78).stderr
 
 
 def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
@@ -114,7 +114,7 @@ def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
     spec = write_study(tmp_path, 'base: "base.txtpb"\nvariants { name: "wild" set: "optimizer.learning_rate=1e30" }\nseeds: 10\n', SMALL.replace("epochs: 2", "epochs: 1"))
     for _ in range(2):
         result = run(spec, tmp_path / "study", code=70)
-        assert "10 of 20 trainings failed" in result.stderr and "!!! NOT COMPLETE: 10 of 20" in result.stdout
+        assert "10 of 20 runs failed" in result.stderr and "!!! NOT COMPLETE: 10 of 20" in result.stdout
 
 
 def test_data_that_changed_in_between_is_refused(tmp_path):

@@ -340,15 +340,15 @@ class OptunaProcess:
 OPERATIONS = ("open", "ask", "adopt", "report", "tell", "counts", "trials", "importance", "plots", "close")
 
 
-def storage_error(brain, error):
+def storage_error(process, error):
     """What to say of an error that comes from the storage; None for any other."""
-    if isinstance(error, json.JSONDecodeError) and brain.journal:
-        return f"line {brain.journal.damaged_line()} of {brain.journal.path} is damaged, and others follow it: repair or remove that line"
+    if isinstance(error, json.JSONDecodeError) and process.journal:
+        return f"line {process.journal.damaged_line()} of {process.journal.path} is damaged, and others follow it: repair or remove that line"
     known = isinstance(error, (OSError, optuna.exceptions.StorageInternalError)) or type(error).__module__.startswith("sqlalchemy")
     return one_line(error) if known else None
 
 
-def respond(brain, line):
+def respond(process, line):
     try:
         request = json.loads(line)
         if not isinstance(request, dict):
@@ -356,33 +356,33 @@ def respond(brain, line):
     except ValueError as error:
         return {"ok": False, "kind": "internal", "error": f"no request: {one_line(error)}"}
     try:
-        content = {"ok": True, **brain.handle(request)}
+        content = {"ok": True, **process.handle(request)}
     except Refusal as error:
         content = {"ok": False, "kind": error.kind, "error": str(error)}
     except ImportError as error:
         content = missing(error)
     except Exception as error:
-        if text := storage_error(brain, error):
+        if text := storage_error(process, error):
             content = {"ok": False, "kind": "storage", "error": text}
         else:
             traceback.print_exc()
             content = {"ok": False, "kind": "internal", "error": f"{type(error).__name__}: {one_line(error)}"}
-    if notes := brain.notes + brain.repairs():
+    if notes := process.notes + process.repairs():
         content["notes"] = notes
-        brain.notes = []
+        process.notes = []
     return content
 
 
 def main():
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    brain = OptunaProcess()
+    process = OptunaProcess()
     with contextlib.suppress(ConnectionError):  # who asks is gone
         for line in sys.stdin:
-            answer(respond(brain, line))
-            if brain.closed:
+            answer(respond(process, line))
+            if process.closed:
                 break
-    brain.leave()
+    process.leave()
     os._exit(0)  # torch and matplotlib would take seconds
 
 

@@ -1,6 +1,6 @@
 """Runs optuna_process.py from text: the program carries these files within itself, so that there is no path to lose.
 
-python -u -c BOOT JOURNAL SAMPLING BRAIN, each the text of a file.
+python -u -c BOOT JOURNAL SAMPLING OPTUNA_PROCESS, each the text of a file.
 """
 import contextlib
 import sys
