@@ -1,4 +1,5 @@
-# What `muster search` brings along: the Python process that runs Optuna.
+# What `muster search` brings along: the schema of its files, and the Python process that runs Optuna.
+muster_proto(search_sources launcher/search/search.proto)
 foreach(part boot journal sampling optuna_process)
   muster_embed(source search_${part}_py "${CMAKE_SOURCE_DIR}/launcher/search/python/${part}.py")
   list(APPEND search_sources "${source}")

@@ -1,4 +1,4 @@
-"""Runs optuna_process.py from text: the program carries these files within itself, so that there is no path to lose.
+"""Runs optuna_process.py from text: these files are embedded in the program, so that it needs no path to them.
 
 python -u -c BOOT JOURNAL SAMPLING OPTUNA_PROCESS, each the text of a file.
 """

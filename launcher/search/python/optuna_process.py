@@ -10,7 +10,7 @@ open    {storage, study, direction, metric, sampler{name, ...}, pruner{name, ...
         -> what counts answers, repaired (what a torn end of the journal has lost, or ""), points (of a grid, else null)
 ask     {limit}    a new trial, unless there are `limit` trials already (optional; waiting ones do not count) or the grid has no point left
         -> {number, params{path: value}} in the order of the space, conditional ones where their condition holds; or {full: true, why}
-adopt   {number, lost} -> {number, params, reported [[step, value]], prune, losses}: a running trial goes on here; what it lacks of its parameters is drawn.
+adopt   {number, lost} -> {number, params, reported [[step, value]], prune, losses}: a running trial continues here; parameters that it lacks are drawn.
         lost (default false): its job did not end in good order; counted once, however often this is asked. losses: how often that was so since it has reported something
 report  {number, step, value} -> {prune}. The first value of a step stays; one that is not finite is kept and prunes nothing.
 tell    {number, state "COMPLETE" | "PRUNED" | "FAIL", value, reason, attrs{}} -> {state, already}
@@ -24,7 +24,7 @@ close   {} -> {}, and the process ends
 
 Space: [{path, float{low, high, log, step} | int{low, high, log, step} | categorical{values}, when{path of an earlier one, in [values]}}].
 Trials carry the user attributes muster:job, muster:reason, muster:pruned_at and muster:losses; the study carries muster:search.
-report and tell need no adopt: after a crash of this process, open once more and go on.
+report and tell need no adopt: after a crash of this process, open once more and continue.
 """
 import contextlib
 import inspect
@@ -138,7 +138,7 @@ class OptunaProcess:
         known = study.user_attrs.get(SEARCH)
         if known is None:
             if study.get_trials(deepcopy=False) or study.direction.name.lower() != search["direction"] or self.read_only:
-                raise Refusal("config", f'the study "{name}" exists and is no search of muster: take another name')
+                raise Refusal("config", f'the study "{name}" exists and is not a search of muster: take another name')
             study.set_user_attr(SEARCH, search)
         elif different := differences(known, search):
             raise Refusal("config", f'the study "{name}" exists and differs: {"; ".join(different)}. Take another name for another search')
@@ -190,7 +190,7 @@ class OptunaProcess:
         return params
 
     def begin(self, trials):
-        """As study.ask(), but a trial says from its first record on whose it is: one that is nobody's would be lost with this process."""
+        """As study.ask(), but a trial's first record already names its job: a trial without one would be lost with this process."""
         storage = self.study._storage  # which keeps a copy of a database's running trials
         waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
         if waiting:

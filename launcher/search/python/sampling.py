@@ -162,7 +162,7 @@ class Sampler(BaseSampler):
         name, options = self.options["name"], self.options
         own = (self.start + number * 0x9E3779B1 + known * 0x85EBCA6B) % 2**32  # odd factors: no two numbers share a seed
         tpe = TPESampler(seed=own, n_startup_trials=options.get("startup_trials", 10), multivariate=True, group=bool(self.conditional), constant_liar=True)
-        if name == "cmaes":  # adds the trial's number to its seed by itself
+        if name == "cmaes":  # adds the trial's number to its seed itself
             return CmaEsSampler(seed=self.start, n_startup_trials=options["startup_trials"], popsize=options["population"], independent_sampler=tpe,
                                 warn_independent_sampling=False)
         if name == "gp":
