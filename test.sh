@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Builds everything and runs all tests. Arguments go to ctest:  ./test.sh -L unit   ./test.sh -R checkpoints
+# --full: every crash point, every repeat, long runs, of which the default run takes a sample (MUSTER_FULL_TESTS=1 for one test by hand).
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 started=$SECONDS
+if [[ ${1:-} == --full ]]; then
+  export MUSTER_FULL_TESTS=1
+  shift
+fi
 
 ./setup.sh --tests
 

@@ -6,8 +6,8 @@
 #include <chrono>
 #include <cstdio>
 
-#include "checkpoints/saver.h"
 #include "base/error.h"
+#include "checkpoints/saver.h"
 
 namespace {
 

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/saver.h"
-#include "base/error.h"
 #include "distributed/threads.h"
 
 namespace muster::checkpoints {

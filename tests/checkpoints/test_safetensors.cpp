@@ -6,14 +6,13 @@
 #include <stdexcept>
 
 #include "base/atomic_file.h"
-#include "checkpoints/fingerprint.h"
-#include "base/sha256.h"
 #include "base/error.h"
+#include "base/sha256.h"
+#include "checkpoints/fingerprint.h"
 #include "tests/helpers/temporary_folder.h"
 
 namespace muster::checkpoints {
 namespace {
-
 
 std::string bytes_of(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata = {}) {
   std::string bytes;

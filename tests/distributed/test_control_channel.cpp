@@ -18,7 +18,7 @@ using Kind = ControlChannel::Kind;
 
 // Events at `end` until `enough`, for 5 s at most; `other` (may be null) is served meanwhile.
 std::vector<ControlChannel::Event> until(ControlChannel& end, ControlChannel* other,
-                                   const std::function<bool(const std::vector<ControlChannel::Event>&)>& enough) {
+                                         const std::function<bool(const std::vector<ControlChannel::Event>&)>& enough) {
   std::vector<ControlChannel::Event> all;
   for (int round = 0; round < 500 && !enough(all); ++round) {
     if (other) other->receive();

@@ -7,8 +7,9 @@
 // state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short (fault_shim.c). saver
 // has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only
 // at the first two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS
-// deciding which share of all is done. Each point is two forked children of this process, so that LibTorch is loaded
-// once; ranks are threads, and the second child has another number of them. After each point:
+// deciding which share of all is done; PARTS 0: a sample of the seed PART. Each point is two forked children of this
+// process, so that LibTorch is loaded once; ranks are threads, and the second child has another number of them. After
+// each point:
 //   - the first child was killed, has finished, or has ended by an error that a person can act on (74);
 //   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the
 //   newest one there, and finishes;
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -31,18 +33,19 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
+#include "base/sha256.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/safetensors.h"
-#include "base/sha256.h"
 #include "core/config/load.h"
 #include "core/run/run_directory.h"
 #include "core/training/trainer.h"
-#include "base/error.h"
 #include "distributed/threads.h"
 #include "tests/faults/saver_run.h"
 
@@ -282,7 +285,22 @@ std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std
     }
   }
   std::vector<std::pair<long, std::string>> share;
-  for (std::size_t i = part; i < points.size(); i += parts) share.push_back(points[i]);
+  if (parts > 0) {
+    for (std::size_t i = part; i < points.size(); i += parts) share.push_back(points[i]);
+    return share;
+  }
+  // A sample: one of each kind of fault at each kind of operation on each kind of file. The file says the phase: what
+  // is made ready, a checkpoint's parts before and after its commit, what goes, results.
+  std::map<std::string, std::vector<std::pair<long, std::string>>> strata;
+  for (const auto& [at, kind] : points) {
+    const Operation& operation = undisturbed[at - 1];
+    std::string stratum = kind + " " + operation.name + " " + operation.path + " " + operation.target;
+    const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
+    stratum.erase(std::remove_if(stratum.begin(), stratum.end(), is_digit), stratum.end());
+    strata[stratum].emplace_back(at, kind);
+  }
+  std::mt19937_64 random(part);
+  for (const auto& [stratum, all] : strata) share.push_back(all[random() % all.size()]);
   return share;
 }
 

@@ -6,10 +6,10 @@
 #include <fstream>
 #include <thread>
 
+#include "base/error.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/saver.h"
 #include "distributed/agreement.h"
-#include "base/error.h"
 #include "distributed/threads.h"
 
 namespace muster::faults {

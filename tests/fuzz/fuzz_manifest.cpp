@@ -2,9 +2,9 @@
 #include <cstdlib>
 
 #include "base/crc32c.h"
+#include "base/error.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/manifest.pb.h"
-#include "base/error.h"
 
 namespace checkpoints = muster::checkpoints;
 

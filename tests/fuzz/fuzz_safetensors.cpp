@@ -8,10 +8,10 @@
 #include <cstring>
 
 #include "base/crc32c.h"
+#include "base/error.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/shard_reader.h"
 #include "checkpoints/shares.h"
-#include "base/error.h"
 
 namespace checkpoints = muster::checkpoints;
 

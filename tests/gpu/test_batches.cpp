@@ -1,8 +1,8 @@
 // Batches on a GPU, read from the file, read ahead, or gathered from its memory, against those on the CPU: bit for bit.
 #include "core/batch/prefetch.h"
 #include "core/batch/reader.h"
-#include "tests/gpu/gpu.h"
 #include "tests/core/batch/tensor_dataset.h"
+#include "tests/gpu/gpu.h"
 
 namespace muster::batch {
 namespace {

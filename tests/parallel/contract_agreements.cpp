@@ -21,7 +21,8 @@ void together_succeeds(Communicator& ranks, Peer&) {
 }
 
 void together_all_fail_alike(Communicator& ranks, Peer&) {
-  EXPECT_EQ(outcome(ranks, [&] { run_on_all_ranks(ranks, [] { throw Error(ExitCode::kBadConfig, "line 3: no such key"); }); }),
+  EXPECT_EQ(outcome(ranks,
+                    [&] { run_on_all_ranks(ranks, [] { throw Error(ExitCode::kBadConfig, "line 3: no such key"); }); }),
             "78: line 3: no such key");
 }
 

@@ -10,9 +10,7 @@ import golden
 from test_models import FOAL_NET, MIAR, build
 
 STEPS = 20
-# In float32, of the whole gradient, relative to its norm. PyTorch's own autograd in float32 has up to 6e-7 on these cases. In eight pieces one case
-# has 1.03e-6, the others stay below 1e-6.
-SINGLE = {False: 1e-6, True: 1.1e-6}
+EPS = torch.finfo(torch.float32).eps
 EXACT = 1e-12       # of the first step, relative to the largest element
 AFTER_STEPS = 1e-9  # AdamW divides by the gradient's size: rounding grows with the steps
 
@@ -23,10 +21,19 @@ CHOSEN = [("foal_net-adapter-three-microbatches", 2), ("foal_net-adapter-recompu
           ("miar-classification-three-microbatches", 4)]
 
 
+def single(value):
+    return [single(part) for part in value] if isinstance(value, list) else value.float() if value.is_floating_point() else value
+
+
+def single_of(tensors):
+    return {name: single(value) for name, value in tensors.items()}
+
+
 @pytest.mark.parametrize("case,ranks", CHOSEN)
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_gradients_in_float32(case, ranks, reproducible, tmp_path):
-    """The same case in single precision, against PyTorch's autograd in double precision on the same (rounded) numbers."""
+    """The same case in single precision, against PyTorch's autograd in double precision on the same (rounded) numbers: it errs at most twice as much as
+    PyTorch's autograd in single precision does on this machine, plus 4 eps (tests/helpers/rounding.h says why)."""
     spec = CASES[case]
     parameters, batch, config = build(spec)
     parameters = {name: value.float().double() for name, value in parameters.items()}
@@ -42,14 +49,18 @@ def test_gradients_in_float32(case, ranks, reproducible, tmp_path):
     def gradient(tensors):
         return torch.cat([tensors["gradients." + name].double().flatten() for name in parameters])
 
+    theirs = golden.run_case(single_of(parameters), single_of(batch), config, 1, spec["seed"])
     want, got = gradient(expected), gradient(actual)
-    assert (want - got).norm() <= SINGLE[reproducible] * want.norm()
+    assert (want - got).norm() <= 2 * (want - gradient(theirs)).norm() + 4 * EPS * want.norm()
+
+    def close(name, size):
+        allowed = 2 * abs(expected[name] - theirs[name].double()) + 4 * EPS * size
+        assert abs(expected[name] - actual[name]) <= allowed, name
     # By itself too: one number, whose error the others' size would hide.
     if "avel.temperature" in parameters:
-        temperature = expected["gradients.avel.temperature"]
-        assert abs(temperature - actual["gradients.avel.temperature"]) <= SINGLE[reproducible] * max(abs(temperature), want.abs().max())
+        close("gradients.avel.temperature", max(abs(expected["gradients.avel.temperature"]), want.abs().max()))
     for name in [name for name in expected if name.startswith("loss.")]:
-        assert abs(expected[name] - actual[name]) <= SINGLE[reproducible] * max(1, abs(expected[name])), name
+        close(name, max(1, abs(expected[name])))
 
 
 @pytest.mark.parametrize("case,ranks", CHOSEN)

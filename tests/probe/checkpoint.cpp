@@ -1,10 +1,10 @@
 // Writes, reads and damages checkpoints, for the Python tests; ranks are threads. Exit status: that of the error, with
 // its message on stderr.
-//   probe checkpoint save IN.safetensors FOLDER RANKS STEP [async]   the tensors of IN as a checkpoint of FOLDER
-//   probe checkpoint load FOLDER RANKS OUT.safetensors   the newest whole one, into OUT; prints its step, then why newer ones were skipped
-//   probe checkpoint try PATH...   loads and verifies each; prints "ok" or code and message, one line each
-//   probe checkpoint damage FOLDER COUNT SEED   flips bits and cuts files of the newest, COUNT times per file, one at a time; prints for
-//                                               each file how often that was noticed and the next older one loaded
+// | probe checkpoint save IN.safetensors FOLDER RANKS STEP [async]   the tensors of IN as a checkpoint of FOLDER
+// | probe checkpoint load FOLDER RANKS OUT.safetensors   the newest whole one, into OUT; prints its step, then why newer ones were skipped
+// | probe checkpoint try PATH...   loads and verifies each; prints "ok" or code and message, one line each
+// | probe checkpoint damage FOLDER COUNT SEED   flips bits and cuts files of the newest, COUNT times per file, one at a time; prints for
+// |                                             each file how often that was noticed and the next older one loaded
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -15,8 +15,8 @@
 #include <random>
 #include <string>
 
-#include "checkpoints/saver.h"
 #include "base/error.h"
+#include "checkpoints/saver.h"
 #include "distributed/threads.h"
 
 using namespace muster;

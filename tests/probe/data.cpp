@@ -1,5 +1,5 @@
-// probe_plain data: `muster data ...` alone, linked without LibTorch, so that it starts in milliseconds. For tests that read
-// thousands of damaged files; that `muster` itself ends with the same messages and codes is tested elsewhere.
+// probe_plain data: `muster data ...` alone, linked without LibTorch, so that it starts in milliseconds. For tests that
+// read thousands of damaged files; that `muster` itself ends with the same messages and codes is tested elsewhere.
 #include <cstdio>
 #include <cstdlib>
 

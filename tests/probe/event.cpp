@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "core/run/tensorboard.h"
 #include "base/error.h"
+#include "core/run/tensorboard.h"
 
 using namespace muster;
 

@@ -1,4 +1,5 @@
-// What Python tests call, in one program: probe checkpoint|event|model|safetensors|watchdog ...; each file says what follows.
+// What Python tests call, in one program: probe checkpoint|event|model|safetensors|watchdog ...; each file says what
+// follows.
 #include <cstdio>
 #include <map>
 #include <string>

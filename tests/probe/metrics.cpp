@@ -1,8 +1,8 @@
 // Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with
 // 17 significant digits, NaN as NaN.
 //   probe_plain metrics regression | classification CLASSES
-//   probe_plain metrics regression-baseline | classification-baseline CLASSES     lines are `train,x` (a training label) or
-//   `eval,x`
+//   probe_plain metrics regression-baseline | classification-baseline CLASSES     lines are `train,x` (a training
+//   label) or `eval,x`
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

@@ -1,4 +1,5 @@
-// What Python tests call thousands of times, without LibTorch, so that it starts in milliseconds: probe_plain data|metrics ...
+// What Python tests call thousands of times, without LibTorch, so that it starts in milliseconds: probe_plain
+// data|metrics ...
 #include <cstdio>
 #include <string>
 

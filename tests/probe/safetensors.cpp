@@ -6,9 +6,9 @@
 #include <iostream>
 #include <string>
 
+#include "base/error.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/safetensors.h"
-#include "base/error.h"
 
 using namespace muster;
 

@@ -91,7 +91,7 @@ def sample_forward(frames, parameters, config, dropout, row):
         raise ValueError(f"row {row}: every modality is missing")
     h, z = {}, {}
     for m in names:
-        x = linear(frames[m], parameters, f"encoder.{m}.input") + positions(len(frames[m]), config["dim"])
+        x = linear(frames[m], parameters, f"encoder.{m}.input") + positions(len(frames[m]), config["dim"]).to(frames[m].dtype)
         h[m] = layer_norm(x, parameters, f"encoder.{m}.norm")
         z[m] = torch.cat([parameters[f"token.{m}"][None], h[m]])
     z["joint"] = parameters["token.joint"][None]

@@ -1,9 +1,9 @@
 // Moments against a plain two-pass computation in float64.
 #include <gtest/gtest.h>
 
+#include "base/error.h"
 #include "core/batch/reader.h"
 #include "core/training/data_source.h"
-#include "base/error.h"
 #include "tests/core/batch/tensor_dataset.h"
 
 namespace muster::training {

@@ -7,8 +7,8 @@
 #include <fstream>
 #include <string>
 
-#include "core/config/load.h"
 #include "base/error.h"
+#include "core/config/load.h"
 
 namespace muster::config {
 

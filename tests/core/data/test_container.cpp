@@ -15,7 +15,6 @@
 #include "core/data/scan.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
-#include "base/error.h"
 #include "tests/helpers/memory_dataset.h"
 #include "tests/helpers/temporary_folder.h"
 

@@ -6,8 +6,8 @@
 #include <map>
 #include <set>
 
-#include "core/data/synthetic.h"
 #include "base/error.h"
+#include "core/data/synthetic.h"
 
 namespace muster::data {
 namespace {

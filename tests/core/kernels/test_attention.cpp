@@ -3,41 +3,14 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/kernels/attention.h"
+#include "tests/core/kernels/plain_attention.h"
+#include "tests/helpers/rounding.h"
 
 namespace muster::kernels {
 namespace {
 
-std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {
-  std::vector<int64_t> offsets{0};
-  for (const int64_t length : lengths) offsets.push_back(offsets.back() + length);
-  return offsets;
-}
-
-at::Tensor leaf(const at::Tensor& x) { return x.detach().clone().requires_grad_(); }
-
 double difference(const at::Tensor& a, const at::Tensor& b) {
   return a.numel() == 0 ? 0 : (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
-
-at::Tensor plain_attention(const at::Tensor& query, const at::Tensor& key_value, const std::vector<int64_t>& q,
-                           const std::vector<int64_t>& c, int64_t heads) {
-  const int64_t dim = query.size(1);
-  std::vector<at::Tensor> outputs;
-  for (size_t s = 0; s + 1 < q.size(); ++s) {
-    const auto per_head = [&](const at::Tensor& rows) {  // [1, heads, rows, dim / heads]
-      return rows.reshape({rows.size(0), heads, dim / heads}).permute({1, 0, 2}).unsqueeze(0);
-    };
-    const at::Tensor queries = query.slice(0, q[s], q[s + 1]);
-    const at::Tensor context = key_value.slice(0, c[s], c[s + 1]);
-    if (queries.size(0) == 0 || context.size(0) == 0) {
-      outputs.push_back(at::zeros_like(queries));
-      continue;
-    }
-    const at::Tensor output = at::scaled_dot_product_attention(per_head(queries), per_head(context.slice(1, 0, dim)),
-                                                               per_head(context.slice(1, dim, 2 * dim)));
-    outputs.push_back(output.squeeze(0).permute({1, 0, 2}).reshape({-1, dim}));
-  }
-  return at::cat(outputs, 0);
 }
 
 struct Case {
@@ -64,9 +37,8 @@ TEST_P(Attention, EqualsScaledDotProductAttention) {
   EXPECT_LT(difference(actual, expected), 1e-13);
   (actual * cotangent).sum().backward();
   if (expected.requires_grad()) (expected * cotangent).sum().backward();
-  const auto gradient = [](const at::Tensor& x) { return x.grad().defined() ? x.grad() : at::zeros_like(x); };
-  EXPECT_LT(difference(gradient(query_a), gradient(query_b)), 1e-12);
-  EXPECT_LT(difference(gradient(key_value_a), gradient(key_value_b)), 1e-12);
+  EXPECT_LT(difference(gradient_of(query_a), gradient_of(query_b)), 1e-12);
+  EXPECT_LT(difference(gradient_of(key_value_a), gradient_of(key_value_b)), 1e-12);
 
   // A gradient that is not contiguous, as an expanded sum's is.
   const at::Tensor query_e = leaf(query);
@@ -75,14 +47,25 @@ TEST_P(Attention, EqualsScaledDotProductAttention) {
   (attention(query_f, key_value, q, c, heads) * at::ones_like(cotangent)).sum().backward();
   EXPECT_EQ(difference(query_e.grad(), query_f.grad()), 0);
 
-  for (const auto& [dtype, tolerance] : {std::pair{at::kFloat, 2e-5}, std::pair{at::kBFloat16, 0.1}}) {
-    const at::Tensor query_c = leaf(query.to(dtype)), key_value_c = leaf(key_value.to(dtype));
-    const at::Tensor output = attention(query_c, key_value_c, q, c, heads);
-    EXPECT_EQ(output.scalar_type(), dtype);
-    EXPECT_LT(difference(output, expected), tolerance);
-    (output * cotangent.to(dtype)).sum().backward();
-    EXPECT_LT(difference(query_c.grad(), gradient(query_b)), 2 * tolerance);
-    EXPECT_LT(difference(key_value_c.grad(), gradient(key_value_b)), 2 * tolerance);
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto rounded = [dtype = dtype](const at::Tensor& x) { return x.to(dtype); };
+    struct Result {
+      at::Tensor output, query, key_value;
+    };
+    const auto differentiated = [&, heads = heads](const auto& function, at::ScalarType in) {
+      const at::Tensor own_query = leaf(rounded(query).to(in)), own_key_value = leaf(rounded(key_value).to(in));
+      const at::Tensor output = function(own_query, own_key_value, q, c, heads);
+      if (output.requires_grad()) (output * rounded(cotangent).to(in)).sum().backward();
+      return Result{output.detach(), gradient_of(own_query), gradient_of(own_key_value)};
+    };
+    const Result ours = differentiated(attention, dtype), theirs = differentiated(plain_attention, dtype),
+                 truth = differentiated(plain_attention, at::kDouble);
+    EXPECT_EQ(ours.output.scalar_type(), dtype);
+    const std::string what = c10::toString(dtype);
+    expect_as_exact_as_pytorch(ours.output, theirs.output, truth.output, 1, what + ", output");
+    expect_as_exact_as_pytorch(ours.query, theirs.query, truth.query, 1, what + ", gradient of the queries");
+    expect_as_exact_as_pytorch(ours.key_value, theirs.key_value, truth.key_value, 1,
+                               what + ", gradient of the context");
   }
 }
 
@@ -114,11 +97,7 @@ TEST(SegmentMean, EqualsMeanPerSample) {
   at::manual_seed(2);
   const auto offsets = offsets_of({3, 0, 1, 7, 0});
   const at::Tensor values = leaf(at::randn({11, 5}, at::kDouble)), plain = leaf(values);
-  std::vector<at::Tensor> means;
-  for (size_t s = 0; s + 1 < offsets.size(); ++s)
-    means.push_back(offsets[s] == offsets[s + 1] ? at::zeros({5}, at::kDouble)
-                                                 : plain.slice(0, offsets[s], offsets[s + 1]).mean(0));
-  const at::Tensor expected = at::stack(means), actual = segment_mean(values, offsets);
+  const at::Tensor expected = plain_segment_mean(plain, offsets), actual = segment_mean(values, offsets);
   EXPECT_LT(difference(actual, expected), 1e-15);
   const at::Tensor cotangent = at::randn({5, 5}, at::kDouble);
   (expected * cotangent).sum().backward();

@@ -3,15 +3,12 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/kernels/linear.h"
+#include "tests/helpers/rounding.h"
 
 namespace muster::kernels {
 namespace {
 
 at::Tensor leaf(const at::Tensor& x, at::ScalarType dtype) { return x.to(dtype).clone().requires_grad_(); }
-
-double relative_difference(const at::Tensor& a, const at::Tensor& b) {
-  return ((a.to(at::kDouble) - b.to(at::kDouble)).abs().max() / b.abs().max()).item<double>();
-}
 
 struct Results {
   at::Tensor y, x_gradient, weight_gradient, bias_gradient;
@@ -31,9 +28,9 @@ at::Tensor torch_linear(const at::Tensor& x, const at::Tensor& weight, const std
   return at::linear(x, weight, bias);
 }
 
-class Linear : public ::testing::TestWithParam<std::tuple<int64_t, std::pair<int64_t, int64_t>, bool>> {};
-
 }  // namespace
+
+class Linear : public ::testing::TestWithParam<std::tuple<int64_t, std::pair<int64_t, int64_t>, bool>> {};
 
 TEST_P(Linear, EqualsTorchInFloat64) {
   const auto& [rows, sizes, has_bias] = GetParam();
@@ -48,13 +45,14 @@ TEST_P(Linear, EqualsTorchInFloat64) {
   const Results exact = results_of(kernels::linear, x, weight, bias, cotangent, at::kDouble);
   EXPECT_TRUE(at::equal(exact.y, expected.y) && at::equal(exact.weight_gradient, expected.weight_gradient));
   const Results actual = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat);
-  constexpr double kTolerance = 2e-6;
-  EXPECT_LT(relative_difference(actual.y, expected.y), kTolerance);
-  EXPECT_LT(relative_difference(actual.x_gradient, expected.x_gradient), kTolerance);
-  EXPECT_LT(relative_difference(actual.weight_gradient, expected.weight_gradient), kTolerance);
-  if (has_bias) {
-    EXPECT_LT(relative_difference(actual.bias_gradient, expected.bias_gradient), kTolerance);
-  }
+  const Results theirs = results_of(torch_linear, x, weight, bias, cotangent, at::kFloat);
+  expect_as_exact_as_pytorch(actual.y, theirs.y, expected.y, 0, "y");
+  expect_as_exact_as_pytorch(actual.x_gradient, theirs.x_gradient, expected.x_gradient, 0, "gradient of x");
+  expect_as_exact_as_pytorch(actual.weight_gradient, theirs.weight_gradient, expected.weight_gradient, 0,
+                             "gradient of the weight");
+  if (has_bias)
+    expect_as_exact_as_pytorch(actual.bias_gradient, theirs.bias_gradient, expected.bias_gradient, 0,
+                               "gradient of the bias");
   const Results again = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat);
   EXPECT_TRUE(at::equal(actual.y, again.y) && at::equal(actual.x_gradient, again.x_gradient) &&
               at::equal(actual.weight_gradient, again.weight_gradient));

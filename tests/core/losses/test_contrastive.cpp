@@ -13,6 +13,7 @@
 
 #include "core/losses/alignment.h"
 #include "core/losses/avel.h"
+#include "tests/helpers/rounding.h"
 
 namespace muster::losses {
 namespace {
@@ -70,6 +71,17 @@ void expect_close(const Result& actual, const Result& expected, double tolerance
   expect_close(actual.parameter, expected.parameter, tolerance, 1, what + ", gradient of the scale");
 }
 
+// In float32, with the same loss written plainly as PyTorch's; `scale`: the largest factor of a similarity.
+void expect_as_exact_as_pytorch(const Result& ours, const Result& theirs, const Result& truth, double scale,
+                                const std::string& what) {
+  const double unit = 1.0 / static_cast<double>(truth.u.size(0));
+  muster::expect_as_exact_as_pytorch(ours.loss, theirs.loss, truth.loss, scale, what + ", loss");
+  muster::expect_as_exact_as_pytorch(ours.u, theirs.u, truth.u, scale * unit, what + ", gradient of u");
+  muster::expect_as_exact_as_pytorch(ours.v, theirs.v, truth.v, scale * unit, what + ", gradient of v");
+  muster::expect_as_exact_as_pytorch(ours.parameter, theirs.parameter, truth.parameter, 1,
+                                     what + ", gradient of the scale");
+}
+
 TEST(Contrastive, EqualsThePlainLossAndItsGradients) {
   at::manual_seed(11);
   for (const int64_t rows : {1, 2, 7, 255, 256, 257, 1100, 2500})
@@ -88,8 +100,9 @@ TEST(Contrastive, EqualsThePlainLossAndItsGradients) {
         const double single = static_cast<double>(static_cast<float>(scale));
         const Result expected = differentiate(plain, in.u, in.v, single, at::kDouble);
         expect_close(differentiate(tiled, in.u, in.v, single, at::kDouble), expected, 1e-12, 1, what + ", float64");
-        expect_close(differentiate(tiled, in.u, in.v, single, at::kFloat), expected, 1e-6, std::abs(scale),
-                     what + ", float32");
+        expect_as_exact_as_pytorch(differentiate(tiled, in.u, in.v, single, at::kFloat),
+                                   differentiate(plain, in.u, in.v, single, at::kFloat), expected, std::abs(scale),
+                                   what + ", float32");
       }
 }
 
@@ -149,8 +162,8 @@ TEST(Contrastive, WithstandsAScaleOf100InSinglePrecision) {
     };
     const Result single = differentiate(tiled, in.u, in.v, 100, at::kFloat);
     expect_close(differentiate(tiled, in.u, in.v, 100, at::kDouble), expected, 1e-12, 1, "float64");
-    // A similarity near 100 is known to 4e-6 in float32, and so is each probability, relatively.
-    expect_close(single, expected, 1e-5, 1, "float32");
+    // A similarity near 100 is known to 4e-6 in float32, and so is each probability, relatively: PyTorch's too.
+    expect_as_exact_as_pytorch(single, differentiate(plain, in.u, in.v, 100, at::kFloat), expected, 100, "float32");
   }
 }
 

@@ -1,9 +1,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/error.h"
 #include "core/models/layers.h"
 #include "core/models/parameters.h"
-#include "base/error.h"
 
 namespace muster::models {
 namespace {

@@ -7,6 +7,7 @@
 #include "core/models/layers.h"
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
+#include "tests/helpers/rounding.h"
 
 namespace muster::optim {
 namespace {
@@ -153,7 +154,9 @@ TEST(AdamW, EqualsPyTorchPerParameter) {
         const bool whole_vectors = single.value.numel() % (64 / single.value.element_size()) == 0;
         bitwise += whole_vectors;
         const double difference = (parameters[name] - single.value).abs().max().item<double>();
-        EXPECT_LE(difference, whole_vectors ? 0 : dtype == at::kFloat ? 1e-6 : 1e-15) << name;
+        // Of a rest each of the 25 steps rounds by half an eps, here and there.
+        const double size = std::max(1.0, single.value.abs().max().item<double>());
+        EXPECT_LE(difference, whole_vectors ? 0 : 25 * eps_of(dtype) * size) << name;
       }
       EXPECT_GE(bitwise, 2);
     }

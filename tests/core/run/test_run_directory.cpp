@@ -7,8 +7,8 @@
 #include <csignal>
 #include <nlohmann/json.hpp>
 
-#include "core/run/run_directory.h"
 #include "base/error.h"
+#include "core/run/run_directory.h"
 #include "tests/helpers/temporary_folder.h"
 
 namespace muster::run {

@@ -1,10 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/error.h"
 #include "checkpoints/safetensors.h"
 #include "core/models/layers.h"
 #include "core/run/weights.h"
-#include "base/error.h"
 #include "tests/helpers/temporary_folder.h"
 
 namespace muster::run {

@@ -14,28 +14,28 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 TEST(FiniteGuard, LetsFiniteStepsPass) {
   FiniteGuard guard(c10::kCPU);
-  for (uint64_t step = 0; step < 3; ++step) EXPECT_EQ(guard_.check(step, number(1), number(0)).item<float>(), 0);
-  EXPECT_EQ(guard_.poll(), std::nullopt);
+  for (uint64_t step = 0; step < 3; ++step) EXPECT_EQ(guard.check(step, number(1), number(0)).item<float>(), 0);
+  EXPECT_EQ(guard.poll(), std::nullopt);
 }
 
 TEST(FiniteGuard, HoldsTheWeightsUntilTheHostLooks) {
   for (const auto& [loss, norm] : {std::pair{kNan, 1.0}, {1.0, kInfinity}, {-kInfinity, kNan}}) {
     FiniteGuard guard(c10::kCPU);
-    EXPECT_EQ(guard_.check(0, number(1), number(1)).item<float>(), 0);
-    EXPECT_EQ(guard_.check(1, number(loss), number(norm)).item<float>(), 1);
-    EXPECT_EQ(guard_.check(2, number(1), number(1)).item<float>(), 1)
+    EXPECT_EQ(guard.check(0, number(1), number(1)).item<float>(), 0);
+    EXPECT_EQ(guard.check(1, number(loss), number(norm)).item<float>(), 1);
+    EXPECT_EQ(guard.check(2, number(1), number(1)).item<float>(), 1)
         << "a finite step after a bad one must not change the weights";
-    EXPECT_EQ(guard_.check(3, number(kNan), number(1)).item<float>(), 1);
-    EXPECT_EQ(guard_.poll(), std::optional<uint64_t>(1)) << "the first one counts";
-    EXPECT_EQ(guard_.poll(), std::nullopt);
-    EXPECT_EQ(guard_.check(4, number(1), number(1)).item<float>(), 0);
+    EXPECT_EQ(guard.check(3, number(kNan), number(1)).item<float>(), 1);
+    EXPECT_EQ(guard.poll(), std::optional<uint64_t>(1)) << "the first one counts";
+    EXPECT_EQ(guard.poll(), std::nullopt);
+    EXPECT_EQ(guard.check(4, number(1), number(1)).item<float>(), 0);
   }
 }
 
 TEST(FiniteGuard, TheFirstStepCanBeTheBadOne) {
   FiniteGuard guard(c10::kCPU);
-  guard_.check(0, number(kNan), number(1));
-  EXPECT_EQ(guard_.poll(), std::optional<uint64_t>(0));
+  guard.check(0, number(kNan), number(1));
+  EXPECT_EQ(guard.poll(), std::optional<uint64_t>(0));
 }
 
 }  // namespace

@@ -47,8 +47,12 @@ TEST(GlobalBatchPlan, EveryRowHasOneOwner) {
         const auto spread = [](const std::vector<int64_t>& v) {
           return *std::max_element(v.begin(), v.end()) - *std::min_element(v.begin(), v.end());
         };
-        if (!piece_sizes.empty()) ASSERT_LE(spread(piece_sizes), 1);
-        if (n >= pieces) ASSERT_LE(spread(pieces_per_rank), 1);
+        if (!piece_sizes.empty()) {
+          ASSERT_LE(spread(piece_sizes), 1);
+        }
+        if (n >= pieces) {
+          ASSERT_LE(spread(pieces_per_rank), 1);
+        }
       }
 }
 

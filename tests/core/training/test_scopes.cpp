@@ -7,7 +7,6 @@
 namespace muster::training {
 namespace {
 
-
 at::ScalarType product_dtype() {
   const at::Tensor x = at::ones({2, 2});
   return at::mm(x, x).scalar_type();

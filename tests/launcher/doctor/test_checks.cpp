@@ -3,8 +3,8 @@
 
 #include "launcher/doctor/files.h"
 #include "launcher/doctor/gpu.h"
-#include "launcher/doctor/limits.h"
 #include "launcher/doctor/launch_backends.h"
+#include "launcher/doctor/limits.h"
 
 namespace muster::launcher::doctor {
 namespace {

@@ -58,7 +58,9 @@ JobRequest request(int ranks = 0) {
   return wanted;
 }
 
-std::string line(const JobRequest& wanted, const LaunchEnvironment& here) { return shell_line(job_command(wanted, here)); }
+std::string line(const JobRequest& wanted, const LaunchEnvironment& here) {
+  return shell_line(job_command(wanted, here));
+}
 
 std::string refusal(const JobRequest& wanted, const LaunchEnvironment& here) {
   try {

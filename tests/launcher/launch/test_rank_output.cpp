@@ -6,8 +6,8 @@
 
 #include <random>
 
-#include "launcher/launch/run_logs.h"
 #include "launcher/launch/backend_errors.h"
+#include "launcher/launch/run_logs.h"
 
 namespace muster::launcher {
 namespace {
@@ -27,7 +27,8 @@ Texts read(LaunchBackend starter, const std::string& bytes, size_t piece, int ra
   return texts;
 }
 
-void expect(LaunchBackend starter, const std::string& bytes, const Texts& wanted, const std::string& stream = "stdout") {
+void expect(LaunchBackend starter, const std::string& bytes, const Texts& wanted,
+            const std::string& stream = "stdout") {
   for (const size_t piece : {size_t{1}, size_t{2}, size_t{7}, size_t{4096}, bytes.size() + 1})
     EXPECT_EQ(read(starter, bytes, piece, 12, stream), wanted) << "in pieces of " << piece;
 }

@@ -42,13 +42,13 @@ bool ended_well(pid_t process) {
   return waitpid(process, &status, 0) == process && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+}  // namespace
+
 struct SearchJobs : testing::Test {
   TemporaryFolder directory;
   std::string folder = directory.path() / "jobs";
   Jobs jobs{folder};
 };
-
-}  // namespace
 
 TEST_F(SearchJobs, ALivingJobIsListedAndKept) {
   const auto claim = jobs.claim("one");
