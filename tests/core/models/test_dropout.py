@@ -48,7 +48,7 @@ def check(spec, tmp_path, launcher=()):
     parameters, batch, config = build(spec)
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     golden.write_case(parameters, batch, config, STEPS, spec["seed"], spec["microbatches"], *files[:2])
-    run = subprocess.run([*launcher, program, *files], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([*launcher, program, "model", *files], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, f"the probe exits with {run.returncode}\n{run.stderr}"
     sites = {}
     expected = golden.run_case(parameters, batch, config, STEPS, spec["seed"],
