@@ -1,6 +1,5 @@
 #include "base/process.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -15,12 +14,12 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "base/host.h"
+#include "base/text.h"
 
 extern char** environ;
 
@@ -126,25 +125,11 @@ std::vector<std::string> changed_environment(const ChildOptions& options) {
 
 // ---- Orphans ----
 
-pid_t parent_of(const std::string& process) {
-  std::ifstream file("/proc/" + process + "/stat");
-  std::string text;
-  std::getline(file, text);
-  const size_t name_end = text.rfind(')');  // the name may hold anything
-  int parent = 0;
-  char state = 0;
-  if (name_end == std::string::npos || std::sscanf(text.c_str() + name_end + 1, " %c %d", &state, &parent) != 2)
-    return 0;
-  return parent;
-}
-
 void kill_children() {
-  DIR* all = opendir("/proc");
-  if (!all) return;
-  while (const dirent* entry = readdir(all))
-    if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && parent_of(entry->d_name) == getpid())
-      kill(static_cast<pid_t>(std::atoi(entry->d_name)), SIGKILL);
-  closedir(all);
+  for (const auto& name : list_folder("/proc"))
+    if (const auto process = parse_integer(name))
+      if (const auto status = process_status(*process); status && status->parent == getpid())
+        kill(static_cast<pid_t>(*process), SIGKILL);
 }
 
 // ---- Streams ----
@@ -413,8 +398,7 @@ void Child::signal(int number, bool to_group) {
 std::string ProcessResult::answer() const {
   if (start_error == ENOENT) return fmt::format("there is no {} on the PATH", program);
   if (start_error != 0) return fmt::format("{} cannot be run: {}", program, std::strerror(start_error));
-  const auto trimmed_end = [](const std::string& text) { return text.substr(0, text.find_last_not_of(" \n") + 1); };
-  const std::string said = trimmed_end(output), failed = code == 0 ? "" : trimmed_end(errors);
+  const std::string said = trimmed(output), failed = code == 0 ? "" : trimmed(errors);
   return said + (said.empty() || failed.empty() ? "" : "\n") + failed;
 }
 

@@ -106,7 +106,7 @@ struct ProcessResult {
   bool stopped = false;                    // this process was asked to stop (OnStop)
   std::string output, errors;              // what was captured
 
-  // For messages: standard output without blanks at its end; also standard error if it failed; "there is no X on the
+  // For messages: standard output without blanks around it; also standard error if it failed; "there is no X on the
   // PATH" if there was none.
   std::string answer() const;
   std::string program;  // arguments[0]

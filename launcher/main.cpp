@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
@@ -9,24 +10,26 @@
 #include <string>
 
 #include "base/error.h"
+#include "core/run/run_lock.h"
 #include "launcher/commands/commands.h"
+#include "launcher/slurm/this_job.h"
 
 namespace {
 
 using muster::Error;
 using muster::ExitCode;
 
-// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the
-// starter, before MPI runs.
+// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the launch
+// backend, before MPI runs.
 bool is_first_rank() {
   for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"})
     if (const char* text = std::getenv(name)) return std::strcmp(text, "0") == 0;
   return true;
 }
 
-// Large tensors live for one step. Left alone, the allocator maps each anew, which the kernel clears page by page, and
-// gives it back: a tenth of a step's time. So freed memory stays with the process for the next step. What the user has
-// set counts.
+// Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and
+// returns it: a tenth of a step's time. So freed memory stays with the process for the next step. The user's own
+// settings take precedence.
 void keep_freed_memory() {
 #if defined(__GLIBC__)
   if (std::getenv("MALLOC_MMAP_THRESHOLD_") || std::getenv("MALLOC_TRIM_THRESHOLD_")) return;
@@ -35,21 +38,22 @@ void keep_freed_memory() {
 #endif
 }
 
-// What a command prints is its result, but for those whose result is the run directory: a finished run must not look
+// What a command prints is its result, except for those whose result is the run directory: a finished run must not look
 // like a failed one.
 void require_written_output(const CLI::App& app) {
   if (app.got_subcommand("train") || app.got_subcommand("resume")) return;
   if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return;
-  throw Error(ExitCode::kIo, std::string("standard output could not be written (") + std::strerror(errno) +
-                                 "): what was printed is not complete");
+  throw Error(ExitCode::kIo, fmt::format("standard output could not be written ({}): what was printed is incomplete",
+                                         std::strerror(errno)));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   keep_freed_memory();
-  // Dataset files lie on network file systems where locking hangs or is refused; they are only ever read here.
+  // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
+  muster::run::set_job_identity(muster::launcher::this_job());
   CLI::App app{"muster: exact distributed training of multimodal emotion models", "muster"};
   app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::help);

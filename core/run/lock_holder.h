@@ -6,14 +6,14 @@
 #include <optional>
 #include <string>
 
+#include "base/host.h"
+
 namespace muster::run {
 
 // What a lock file says about the process that holds it.
 struct LockHolder {
-  std::string id;  // 32 hex digits, of this lock alone
-  std::string host, boot_id, process_namespace;
-  int64_t process = 0;
-  uint64_t process_start = 0;  // clock ticks since the machine's boot: tells it from a later process of the same number
+  std::string id;  // 32 hexadecimal digits, of this lock alone
+  HostIdentity where;
   std::string job, command, started;
   int64_t restarts = 0;
   std::chrono::milliseconds interval{0};  // between renewals
@@ -25,14 +25,10 @@ struct LockHolder {
 };
 
 // This process, under a new id.
-LockHolder this_process();
+LockHolder new_holder();
 
-// Nothing if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if
-// it is no lock of ours.
+// nullopt if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if it
+// is not a lock that muster wrote.
 std::optional<LockHolder> read_lock(const std::string& path);
-
-// Whether the holder, on this machine, still runs; nothing when it is of another one, or of another container, and
-// cannot be asked.
-std::optional<bool> is_running(const LockHolder& holder, const LockHolder& asks);
 
 }  // namespace muster::run

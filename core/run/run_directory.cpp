@@ -172,9 +172,9 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
       write_file_atomically(building + "/environment.json", dumped(environment, 2) + "\n");
       write_file_atomically(building + "/metrics.jsonl", "");
     });
-    lock_.emplace(path_, scheduler_job(), settings);
+    lock_.emplace(path_, job_identity(), settings);
   } else {
-    lock_.emplace(path_, scheduler_job(), settings);
+    lock_.emplace(path_, job_identity(), settings);
     begin_in_prepared(config_text, environment);
   }
   if (keeps_events_) events_.emplace(path_);
@@ -199,7 +199,7 @@ RunDirectory::RunDirectory(const std::string& path, const std::function<void(con
       throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
   LockSettings settings;
   settings.tell = tell;
-  lock_.emplace(path, scheduler_job(), settings);
+  lock_.emplace(path, job_identity(), settings);
 }
 
 RunDirectory::~RunDirectory() {

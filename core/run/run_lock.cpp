@@ -1,12 +1,12 @@
 #include "core/run/run_lock.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -17,7 +17,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/text.h"
 #include "core/run/lock_holder.h"
 #include "distributed/watchdog.h"
@@ -28,29 +27,26 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
+std::string text_of(milliseconds time) { return duration_text(std::chrono::duration<double>(time).count()); }
+
 milliseconds age(const timespec& earlier, const timespec& later) {
   return std::chrono::duration_cast<milliseconds>(std::chrono::seconds(later.tv_sec - earlier.tv_sec) +
                                                   std::chrono::nanoseconds(later.tv_nsec - earlier.tv_nsec));
 }
 
+std::optional<JobIdentity> identity;
+
 bool operator==(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
 }  // namespace
 
-SchedulerJob scheduler_job() {
-  const auto variable = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
-  if (const auto id = variable("SLURM_JOB_ID"); !id.empty()) {
-    const auto cluster = variable("SLURM_CLUSTER_NAME");
-    return {"Slurm job " + id + (cluster.empty() ? "" : " of " + cluster),
-            std::atoll(variable("SLURM_RESTART_COUNT").c_str())};
-  }
-  if (!variable("OMPI_COMM_WORLD_SIZE").empty()) return {"mpirun " + std::to_string(getppid()), 0};
-  return {"process " + std::to_string(getpid()), 0};
-}
+JobIdentity job_identity() { return identity ? *identity : JobIdentity{fmt::format("process {}", getpid()), 0}; }
+
+void set_job_identity(const JobIdentity& job) { identity = job; }
 
 class RunLock::Implementation {
  public:
-  Implementation(const std::string& run_directory, const SchedulerJob& job, const LockSettings& settings);
+  Implementation(const std::string& run_directory, const JobIdentity& job, const LockSettings& settings);
   ~Implementation();
   bool held();
   void check();
@@ -65,6 +61,7 @@ class RunLock::Implementation {
   timespec now_on_file_server() const;
   bool link_own(const std::string& path) const;
   bool seize(const std::string& path);
+  std::optional<bool> is_running(const LockHolder& holder) const;
   std::string why_over(const std::string& path, const LockHolder& holder) const;
   std::string watch(const std::string& path, const LockHolder& holder) const;
   [[noreturn]] void refuse(const LockHolder& holder) const;
@@ -75,7 +72,7 @@ class RunLock::Implementation {
 
   const std::string folder_;
   const std::string lock_;
-  const SchedulerJob job_;
+  const JobIdentity job_;
   const LockSettings settings_;
   LockHolder self_;      // what our file says
   std::string own_;      // a name of our file that nobody else uses
@@ -87,7 +84,7 @@ class RunLock::Implementation {
   std::thread renewer_;
 };
 
-RunLock::Implementation::Implementation(const std::string& run_directory, const SchedulerJob& job,
+RunLock::Implementation::Implementation(const std::string& run_directory, const JobIdentity& job,
                                         const LockSettings& settings)
     : folder_(run_directory), lock_(place("lock")), job_(job), settings_(settings) {
   try {
@@ -123,7 +120,7 @@ RunLock::Implementation::~Implementation() {
 
 void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
   const std::string message =
-      "Cannot lock the run directory: " + what + " " + path + ": " + std::strerror(error_number) + ".";
+      fmt::format("Cannot lock the run directory: {} {}: {}.", what, path, std::strerror(error_number));
   if (error_number == ENOENT || error_number == ESTALE)
     throw NoRunDirectory(ExitCode::kIo, message);  // ESTALE: NFS, removed by another machine
   throw Error(ExitCode::kIo, message);
@@ -131,21 +128,20 @@ void RunLock::Implementation::fail(const std::string& path, const std::string& w
 
 // Makes our file, under its private name.
 void RunLock::Implementation::write_own() {
-  LockHolder self = this_process();
+  LockHolder self = new_holder();
   self.job = job_.name;
   self.restarts = job_.restarts;
   self.interval = settings_.interval;
-  if (!settings_.host.empty()) self.host = settings_.host;
-  if (!settings_.boot_id.empty()) self.boot_id = settings_.boot_id;
+  if (!settings_.host.empty()) self.where.host = settings_.host;
+  if (!settings_.boot_id.empty()) self.where.boot_id = settings_.boot_id;
   self_ = self;
   own_ = place(".lock.new-" + self_.id);
   const std::string text = self_.to_text();
   descriptor_ = ::open(own_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (descriptor_ < 0) fail(own_, "could not create", errno);
   // Flushed, so that a lock that survives a power failure has its content.
-  int error = try_write_all(descriptor_, text);
-  if (error == 0 && ::fsync(descriptor_) != 0) error = errno;
-  if (error != 0) fail(own_, "could not write", error);
+  if (::write(descriptor_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) || ::fsync(descriptor_) != 0)
+    fail(own_, "could not write", errno == 0 ? ENOSPC : errno);
 }
 
 bool RunLock::Implementation::is_ours(const std::string& path) const {
@@ -188,19 +184,28 @@ bool RunLock::Implementation::seize(const std::string& path) {
   ::rename(claim.c_str(), path.c_str());
   if (!is_ours(path)) return false;
   if (path == lock_ && settings_.tell)
-    settings_.tell("taking over the run directory from " + holder->name() + ": " + reason);
+    settings_.tell(fmt::format("taking over the run directory from {}: {}", holder->name(), reason));
   return true;
 }
 
-// Why the holder cannot be writing any more; empty: the file is another one by now. Throws if it lives.
+// nullopt when it is on another machine or in another container, which cannot be asked.
+std::optional<bool> RunLock::Implementation::is_running(const LockHolder& holder) const {
+  if (!same_process_namespace(holder.where, self_.where)) return std::nullopt;
+  HostIdentity here = this_process();  // not the machine that a test plays
+  here.process = holder.where.process;
+  here.process_start = holder.where.process_start;
+  return muster::is_running(here);
+}
+
+// Why the holder cannot be writing any more; empty: the file has been replaced. Throws if it is alive.
 std::string RunLock::Implementation::why_over(const std::string& path, const LockHolder& holder) const {
-  if (holder.job == self_.job && self_.restarts > holder.restarts) return "Slurm has queued the same job again since";
-  if (const auto running = is_running(holder, self_)) {
+  if (holder.job == self_.job && self_.restarts > holder.restarts) return "the same job has been requeued since";
+  if (const auto running = is_running(holder)) {
     if (*running) refuse(holder);
     return "that process is gone";
   }
   // Two machines may have the same name: a restart is believed when the lock is old as well.
-  if (holder.host == self_.host && holder.boot_id != self_.boot_id &&
+  if (holder.where.host == self_.where.host && holder.where.boot_id != self_.where.boot_id &&
       age(holder.renewed, now_on_file_server()) >= 5 * holder.interval)
     return "that machine has been restarted since";
   return watch(path, holder);
@@ -210,9 +215,8 @@ std::string RunLock::Implementation::why_over(const std::string& path, const Loc
 // is watched for a while.
 std::string RunLock::Implementation::watch(const std::string& path, const LockHolder& holder) const {
   if (settings_.tell)
-    settings_.tell("the run directory is locked by " + holder.name() + "; watching for up to " +
-                   duration_text(std::chrono::duration<double>(5 * holder.interval).count()) +
-                   " whether that job lives");
+    settings_.tell(fmt::format("the run directory is locked by {}; watching for up to {} whether that job is alive",
+                               holder.name(), text_of(5 * holder.interval)));
   const auto begin = Clock::now();
   for (;;) {
     std::this_thread::sleep_for(std::max(holder.interval / 4, milliseconds(1)));
@@ -223,18 +227,16 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
     const auto watched = Clock::now() - begin;
     const auto unchanged = age(holder.renewed, now_on_file_server());
     if (watched >= 5 * holder.interval || (watched >= 2 * holder.interval && unchanged >= 5 * holder.interval))
-      return "it has given no sign of life for " + duration_text(std::chrono::duration<double>(unchanged).count());
+      return fmt::format("it has shown no sign of life for {}", text_of(unchanged));
   }
 }
 
 void RunLock::Implementation::refuse(const LockHolder& holder) const {
   const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
-  throw RunDirInUse(
-      folder_ + " is in use by " + holder.name() + ", id " + holder.id + ", which last gave a sign of life " +
-      duration_text(std::chrono::duration<double>(silent).count()) + " ago.\nIts command: " + holder.command +
-      "\nTwo jobs cannot write one run: wait for it, stop it, or choose another --run-dir. If you know that "
-      "it is over, remove " +
-      lock_);
+  throw RunDirInUse(fmt::format(
+      "{} is in use by {}, id {}, which last showed a sign of life {} ago.\nIts command: {}\nTwo jobs cannot write one "
+      "run: wait for it, stop it, or choose another --run-dir. If you know that it is over, remove {}",
+      folder_, holder.name(), holder.id, text_of(silent), holder.command, lock_));
 }
 
 // Files of jobs that died while they wanted the lock.
@@ -248,7 +250,7 @@ void RunLock::Implementation::remove_leftovers() const {
     bool over = age(status.st_mtim, now) > std::chrono::hours(1);
     try {
       const auto owner = read_lock(path);
-      over = over || (owner && is_running(*owner, self_) == false);
+      over = over || (owner && is_running(*owner) == false);
     } catch (const Error&) {
       // Not written to the end: by age.
     }
@@ -288,9 +290,11 @@ void RunLock::Implementation::check() {
   look();
   const std::lock_guard<std::mutex> guard(mutex_);
   if (!lost_.empty())
-    throw Error(ExitCode::kIo, "This job has lost the run directory " + folder_ + ": " + lost_ +
-                                   ". It must have stood still for long, so that it was taken for dead. It stops here "
-                                   "and writes nothing more.");
+    throw Error(
+        ExitCode::kIo,
+        fmt::format("This job has lost the run directory {}: {}. It was suspended longer than the lock timeout, "
+                    "so another job took over. It stops here and writes nothing more.",
+                    folder_, lost_));
 }
 
 // Takes the lock away as one who takes it over would, under a new id: it must not be another's by the time it is
@@ -308,7 +312,7 @@ void RunLock::Implementation::release() {
   ::unlink(own_.c_str());
 }
 
-RunLock::RunLock(const std::string& run_directory, const SchedulerJob& job, const LockSettings& settings)
+RunLock::RunLock(const std::string& run_directory, const JobIdentity& job, const LockSettings& settings)
     : implementation_(std::make_unique<Implementation>(run_directory, job, settings)) {}
 RunLock::~RunLock() = default;
 bool RunLock::held() const { return implementation_->held(); }

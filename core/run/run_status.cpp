@@ -1,9 +1,9 @@
 #include "core/run/run_status.h"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <csignal>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -27,8 +27,9 @@ using nlohmann::json;
 
 constexpr int64_t kTail = 1 << 18;    // bytes: hundreds of rows
 constexpr size_t kRowsForSpeed = 20;  // single steps vary
+constexpr uint64_t kMostJson = 64 << 20;
 
-// The end of a file that may be long, from the beginning of a line on.
+// The end of a file that may be long, from the start of a line.
 std::string tail(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return "";
@@ -41,7 +42,7 @@ std::string tail(const std::string& path) {
   return text;
 }
 
-// Whole rows only: the last one may be on its way.
+// Complete rows only: the last one may still be being written.
 std::vector<json> rows_of(const std::string& text) {
   std::vector<json> rows;
   for (size_t start = 0, end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
@@ -53,8 +54,7 @@ std::vector<json> rows_of(const std::string& text) {
 }
 
 json read_json(const std::string& path) {
-  std::ifstream file(path);
-  json value = json::parse(file, nullptr, false);
+  json value = json::parse(read_file_if_there(path, kMostJson).value_or(""), nullptr, false);
   return value.is_object() ? value : json::object();
 }
 
@@ -89,7 +89,7 @@ void read_holder(const std::string& folder, RunStatus& status) {
   status.holder = holder->name();
   status.silent_seconds = seconds_since(holder->renewed);
   const bool renewed = status.silent_seconds < 5 * std::chrono::duration<double>(holder->interval).count();
-  status.state = is_running(*holder, this_process()).value_or(renewed) ? RunState::kRunning : RunState::kLost;
+  status.state = is_running(holder->where).value_or(renewed) ? RunState::kRunning : RunState::kLost;
 }
 
 void read_start(const json& environment, RunStatus& status) {
@@ -144,33 +144,6 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
                           batch_size / *status.samples_per_second;
 }
 
-void read_jobs(const std::string& folder, RunStatus& status) {
-  const json submission = read_json(folder + "/submission.json");
-  status.job_name = text(submission, "job_name");
-  status.job = text(submission, "job");
-  std::string last_job = status.job;  // the script may have been queued again by hand
-  for (const auto& row : rows_of(tail(folder + "/logs/jobs.jsonl"))) {
-    const std::string event = text(row, "event");
-    const auto job = text(row, "job");
-    if (event == "started") ++status.started;
-    // Not so the number of a job that was submitted: it is not known yet when its row is written.
-    if ((event == "started" || event == "resubmitted") && !job.empty()) last_job = job;
-    if (event == "submitted") last_job = status.job;
-    if (event == "started" || event == "submitted") status.decision.clear(), status.reason.clear();
-    if (event == "submitted" || event == "resubmitted") status.queued = true;
-    if (event == "started" || event == "ended") status.in_job = event == "started", status.queued = false;
-    if (event != "ended") continue;
-    status.decision = text(row, "decision");
-    status.reason = text(row, "reason");
-    status.queued = status.decision == "requeued";
-    if (status.queued) ++status.requeued;
-    const auto code = static_cast<int>(number(row, "exit_code").value_or(0));
-    if (code != 0 && code != static_cast<int>(ExitCode::kRequeue) && code != 128 + SIGUSR1 && code != 128 + SIGUSR2)
-      ++status.crashed;
-  }
-  status.job = last_job;
-}
-
 std::string last_line(const std::string& path) {
   std::string all = tail(path);
   const auto is_end = [](char c) { return c == '\n' || c == '\r' || c == ' '; };
@@ -205,15 +178,16 @@ RunStatus run_status(const std::string& run_directory) {
   const RunDirState place = run_dir_state(run_directory);
   if (std::error_code error;
       !fs::exists(run_directory + "/config.txtpb", error) && error == std::errc::permission_denied)
-    throw Error(ExitCode::kUsage, run_directory + ": cannot be read: " + error.message());
-  if (place == RunDirState::kNothing) throw Error(ExitCode::kUsage, run_directory + ": there is nothing of that name");
+    throw Error(ExitCode::kUsage, fmt::format("{}: cannot be read: {}", run_directory, error.message()));
+  if (place == RunDirState::kNothing)
+    throw Error(ExitCode::kUsage, fmt::format("{}: there is nothing of that name", run_directory));
   if (place == RunDirState::kOther)
-    throw Error(ExitCode::kUsage, run_directory + ": is not the directory of a run: there is no config.txtpb in it");
+    throw Error(ExitCode::kUsage,
+                fmt::format("{}: is not the directory of a run: there is no config.txtpb in it", run_directory));
   RunStatus status;
   status.state = place == RunDirState::kPrepared   ? RunState::kPrepared
                  : place == RunDirState::kFinished ? RunState::kFinished
                                                    : RunState::kStopped;
-  read_jobs(run_directory, status);
   status.last_message = last_message(run_directory);
   if (place == RunDirState::kPrepared) return status;
   if (place != RunDirState::kFinished) read_holder(run_directory, status);
@@ -221,12 +195,12 @@ RunStatus run_status(const std::string& run_directory) {
   std::string select_by;
   double batch_size = 0;
   try {
-    const std::string config_text = read_file(run_directory + "/config.txtpb", 1 << 20);
-    const auto experiment = config::parse_stored(config_text, run_directory + "/config.txtpb");
+    const std::string path = run_directory + "/config.txtpb";
+    const auto experiment = config::parse_stored(read_file(path, kMostJson), path);
     select_by = experiment.evaluation().select_by();
     batch_size = experiment.training().batch_size();
   } catch (const Error&) {
-    // Of another muster: the rest can be told without.
+    // Written by another version of muster: the rest is known without it.
   }
   read_metrics(run_directory, select_by, batch_size, status);
   if (place == RunDirState::kFinished) status.seconds_left.reset();
@@ -278,14 +252,6 @@ json to_json(const RunStatus& status) {
       {"hosts", status.hosts},
       {"ranks", positive(status.ranks)},
       {"jobs_begun", status.begun},
-      {"job_name", given(status.job_name)},
-      {"job", given(status.job)},
-      {"slurm",
-       {{"started", status.started},
-        {"requeued", status.requeued},
-        {"crashed", status.crashed},
-        {"decision", given(status.decision)},
-        {"reason", given(status.reason)}}},
       {"last_message", given(status.last_message)}};
 }
 

@@ -9,19 +9,19 @@
 namespace muster::run {
 
 enum class RunState {
-  kPrepared,  // submitted, not begun
-  kRunning,   // somebody holds the lock and renews it
-  kLost,      // somebody holds it, but is gone or does not renew it any more
-  kStopped,   // nobody holds it; not finished
+  kPrepared,  // waits for a job to begin it
+  kRunning,   // a job holds the lock and renews it
+  kLost,      // a job holds the lock, but is gone or does not renew it any more
+  kStopped,   // nobody holds the lock; not finished
   kFinished,
 };
 
-// How a run stands, from its directory alone.
+// The state of a run, from its directory alone.
 struct RunStatus {
   RunState state = RunState::kPrepared;
   std::string holder;         // running, lost: "Slurm job 12 of cluster (host n1, process 4712, since ...)"
   double silent_seconds = 0;  // since the lock was renewed
-  uint64_t step = 0, total_steps = 0, steps_per_epoch = 0;  // 0: not known
+  uint64_t step = 0, total_steps = 0, steps_per_epoch = 0;  // 0: unknown
   int64_t epoch = 0;
   std::optional<double> samples_per_second, seconds_left, loss;
   std::string best_name;  // of the value that picks the best weights on the validation split
@@ -31,23 +31,18 @@ struct RunStatus {
   double checkpoint_age = 0;                // seconds
   std::vector<std::string> hosts;           // of the last start
   int64_t ranks = 0;
-  int64_t begun = 0;                               // how many jobs have worked on it
-  std::string job_name, job;                       // as submitted to Slurm; empty: it was not
-  int64_t started = 0, requeued = 0, crashed = 0;  // of the Slurm jobs
-  std::string decision, reason;                    // of the last Slurm job that ended, until another begins
-  bool queued = false,
-       in_job = false;       // a Slurm job was to go on with it when last heard of; has started, and not ended yet
+  int64_t begun = 0;         // how many jobs have worked on it
   std::string last_message;  // last line of the newest log
 
-  // In all; 0: not known.
+  // In total; 0: unknown.
   uint64_t epochs() const { return steps_per_epoch > 0 ? (total_steps + steps_per_epoch - 1) / steps_per_epoch : 0; }
 };
 
-// Reads it, while others may write there: what is half written or vanishes meanwhile counts as not there. Changes
-// nothing. Throws Error(kUsage) when `run_directory` is none.
+// Reads it while others may be writing: what is incomplete or disappears meanwhile counts as missing. Changes nothing.
+// Throws Error(kUsage) when `run_directory` is not a run directory.
 RunStatus run_status(const std::string& run_directory);
 
-// The same for programs: keys as above, null for what is not known.
+// The same for programs: keys as above, null for what is unknown.
 nlohmann::json to_json(const RunStatus& status);
 
 // "running"; "stopped" ...

@@ -40,7 +40,6 @@ void TrainingRun::open_run_directory() {
     const run::RunDirState place = run::run_dir_state(path);
     const bool is_new = place == run::RunDirState::kNothing || place == run::RunDirState::kPrepared;
     if (options_.begin == Begin::kResume || (options_.begin == Begin::kAuto && !is_new)) {
-      if (is_new) throw Error(ExitCode::kUsage, path + ": there is no such run to resume");
       word = "resume";
       if (options_.dry_run) return;
       directory_.emplace(

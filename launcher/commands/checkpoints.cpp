@@ -82,7 +82,7 @@ void verify(const std::string& path) {
   if (damaged > 0)
     throw Error(ExitCode::kBadData,
                 std::to_string(damaged) + " of " + std::to_string(found.size()) +
-                    " checkpoints are damaged; resuming leaves them out and takes the newest whole one");
+                    " checkpoints are damaged; resuming skips them and uses the newest intact one");
 }
 
 std::string fingerprint_of(const std::string& path, const std::string& which) {
@@ -111,7 +111,7 @@ void prune(const PruneArguments& arguments) {
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);
   std::optional<run::RunLock> lock;  // a running job prunes by itself
   if (!arguments.dry_run) lock.emplace(arguments.path);
-  // Nothing goes in favour of one that is damaged.
+  // Nothing is removed in favour of a damaged one.
   const std::string folder = arguments.path + "/checkpoints";
   uint64_t newest = 0;
   for (const auto& found : checkpoints::find_checkpoints(folder)) {
@@ -161,10 +161,10 @@ void add_checkpoints_command(CLI::App& parent) {
 
   auto pruned = std::make_shared<PruneArguments>();
   auto* pruning = checkpoints->add_subcommand(
-      "prune", "Remove the checkpoints that no rule keeps; the run's own rules unless told otherwise");
+      "prune", "Remove the checkpoints that no rule keeps; by default the run's own rules");
   pruning->add_option("RUN_DIR", pruned->path, "Run directory")->required();
-  pruning->add_option("--keep-last", pruned->keep_last, "Keep the newest so many")->check(CLI::PositiveNumber);
-  pruning->add_option("--keep-best", pruned->keep_best, "Keep the so many best")->check(CLI::NonNegativeNumber);
+  pruning->add_option("--keep-last", pruned->keep_last, "Keep this many of the newest")->check(CLI::PositiveNumber);
+  pruning->add_option("--keep-best", pruned->keep_best, "Keep this many of the best")->check(CLI::NonNegativeNumber);
   pruning
       ->add_option("--keep-every", pruned->keep_every,
                    "Keep those whose step is a multiple of this; 0: none for that reason")

@@ -1,18 +1,25 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
 
-#include "launcher/commands/data.h"
+namespace muster::distributed {
+class Communicator;
+}
 
-// One function per subcommand; each adds it to the program. The work runs inside app.parse() and throws
-// Error when it fails.
 namespace muster::launcher {
 
+struct JobRequest;
+
+// One function per subcommand; each adds it to the program. The work runs inside app.parse() and throws Error when it
+// fails.
 void add_train_command(CLI::App& parent);
 void add_resume_command(CLI::App& parent);
 void add_evaluate_command(CLI::App& parent);
 void add_predict_command(CLI::App& parent);
 void add_config_command(CLI::App& parent);
+void add_data_command(CLI::App& parent);
 void add_checkpoints_command(CLI::App& parent);
 void add_launch_command(CLI::App& parent);
 void add_submit_command(CLI::App& parent);
@@ -21,5 +28,14 @@ void add_status_command(CLI::App& parent);
 void add_doctor_command(CLI::App& parent);
 void add_search_command(CLI::App& parent);
 void add_study_command(CLI::App& parent);
+
+// The options of `launch` and `doctor` that say what to start, and where. default_ranks: what they do without -n, for
+// the help text.
+void add_start_options(CLI::App& command, JobRequest& job, const std::string& default_ranks);
+
+// Connects this process to its job and runs `work` in it. A SharedError ends every rank in good order with its exit
+// code. Any other error on one rank of several prints a message with the rank's number and aborts the whole job,
+// because the other ranks wait for this one in a collective.
+void run_job(const std::function<void(distributed::Communicator&)>& work);
 
 }  // namespace muster::launcher

@@ -1,4 +1,4 @@
-#include "launcher/commands/data.h"
+#include "launcher/commands/commands.h"
 
 #include <iostream>
 #include <memory>
@@ -6,15 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "core/data/container.h"
 #include "core/data/inspect.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
-#include "base/error.h"
 
 namespace muster::launcher {
 namespace {
-
 
 void add_inspect(CLI::App& data) {
   struct Options {

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "launcher/commands/commands.h"
-#include "launcher/commands/start_options.h"
 #include "launcher/doctor/ranks.h"
 
 namespace muster::launcher {

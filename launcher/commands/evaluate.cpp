@@ -11,7 +11,6 @@
 #include "core/training/inference.h"
 #include "core/training/results.h"
 #include "launcher/commands/commands.h"
-#include "launcher/commands/job.h"
 
 namespace muster::launcher {
 namespace {

@@ -14,7 +14,6 @@
 #include "core/training/evaluation.h"
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
-#include "launcher/commands/job.h"
 #include "launcher/search/scheduler.h"
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"

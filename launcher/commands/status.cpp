@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -8,7 +10,7 @@
 #include "base/text.h"
 #include "core/run/run_status.h"
 #include "launcher/commands/commands.h"
-#include "launcher/launch/job_command.h"
+#include "launcher/slurm/job_log.h"
 
 namespace muster::launcher {
 namespace {
@@ -16,74 +18,78 @@ namespace {
 using run::RunState;
 using run::RunStatus;
 
-// What is to be done about a run that nobody works on.
-std::string how_to_go_on(const std::string& path, const RunStatus& status) {
-  const std::string resume = "muster resume " + shell_quoted(path) + " goes on";
-  if (status.queued && !status.reason.empty()) return "its job is queued again (" + status.reason + ")";
-  if (status.queued) return "job " + status.job + " is queued to go on with it";
-  return status.in_job ? "its job has started; should that be gone (squeue -j " + status.job + "): " + resume : resume;
+// How to continue a run that nobody works on.
+std::string how_to_continue(const std::string& path, const JobHistory& jobs) {
+  const std::string resume = fmt::format("to continue: muster resume {}", shell_quoted(path));
+  if (jobs.queued && !jobs.reason.empty()) return fmt::format("its job is requeued ({})", jobs.reason);
+  if (jobs.queued) return fmt::format("job {} is queued to continue it", jobs.job);
+  return jobs.in_job ? fmt::format("its job has started; if that is gone (squeue -j {}), {}", jobs.job, resume)
+                     : resume;
 }
 
-std::string state_text(const std::string& path, const RunStatus& status) {
+std::string state_text(const std::string& path, const RunStatus& status, const JobHistory& jobs) {
   switch (status.state) {
     case RunState::kPrepared:
-      if (status.job.empty()) return "prepared, but no job was submitted";
-      if (status.decision == "stopped") return "not begun: its job has ended (" + status.reason + ")";
-      return status.in_job ? "its job has started, but has not begun the run" : "queued, not begun";
+      if (jobs.job.empty()) return "prepared, but no job was submitted";
+      if (jobs.decision == "stopped") return fmt::format("not begun: its job has ended ({})", jobs.reason);
+      return jobs.in_job ? "its job has started, but has not begun the run" : "queued, not begun";
     case RunState::kRunning:
       return "running: " + status.holder;
     case RunState::kLost:
-      return "lost: " + status.holder + " is gone or has given no sign of life for " +
-             duration_text(status.silent_seconds) + "; " + how_to_go_on(path, status);
+      return fmt::format("lost: {} is gone or has shown no sign of life for {}; {}", status.holder,
+                         duration_text(status.silent_seconds), how_to_continue(path, jobs));
     case RunState::kStopped:
-      return "stopped" + (status.queued || status.reason.empty() ? "" : " (" + status.reason + ")") + "; " +
-             how_to_go_on(path, status);
+      return fmt::format("stopped{}; {}", jobs.queued || jobs.reason.empty() ? "" : fmt::format(" ({})", jobs.reason),
+                         how_to_continue(path, jobs));
     default:
       return "finished";
   }
 }
 
-void print(const std::string& path, const RunStatus& status) {
+void print(const std::string& path, const RunStatus& status, const JobHistory& jobs) {
   const auto line = [](const char* name, const std::string& text) {
-    if (!text.empty()) std::printf("  %-11s %s\n", name, text.c_str());
+    if (!text.empty()) fmt::print("  {:<11} {}\n", name, text);
   };
-  const auto format = [](const char* shape, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, shape, value);
-    return std::string(text);
-  };
-  std::printf("%s: %s\n", path.c_str(), state_text(path, status).c_str());
-  if (!status.job.empty()) {
-    line("job", status.job + ", " + status.job_name + ": started " + std::to_string(status.started) +
-                    ", queued again " + std::to_string(status.requeued) + ", crashed " +
-                    std::to_string(status.crashed) + " times");
-  }
-  std::string hosts;
-  for (const auto& host : status.hosts) hosts += (hosts.empty() ? "" : ", ") + host;
-  if (status.ranks > 0) line("ranks", std::to_string(status.ranks) + " on " + hosts);
+  fmt::print("{}: {}\n", path, state_text(path, status, jobs));
+  if (!jobs.job.empty())
+    line("job", fmt::format("{}, {}: started {}, requeued {}, crashed {} times", jobs.job, jobs.job_name, jobs.started,
+                            jobs.requeued, jobs.crashed));
+  if (status.ranks > 0) line("ranks", fmt::format("{} on {}", status.ranks, join(status.hosts)));
   if (status.begun > 0) {
     std::string step = std::to_string(status.step);
-    if (status.total_steps > 0) step += " of " + std::to_string(status.total_steps);
+    if (status.total_steps > 0) step += fmt::format(" of {}", status.total_steps);
     if (status.steps_per_epoch > 0 && status.epoch > 0)
-      step += ", epoch " + std::to_string(status.epoch) + " of " + std::to_string(status.epochs());
+      step += fmt::format(", epoch {} of {}", status.epoch, status.epochs());
     line("step", step);
   }
   if (status.samples_per_second) {
-    const bool goes_on = status.state == RunState::kRunning && status.seconds_left;
-    line("speed",
-         format("%.1f samples/s", *status.samples_per_second) +
-             (goes_on ? ", about " + duration_text(*status.seconds_left) + " left, evaluations not counted" : ""));
+    std::string left;
+    if (status.state == RunState::kRunning && status.seconds_left)
+      left = fmt::format(", about {} left, evaluations not counted", duration_text(*status.seconds_left));
+    line("speed", fmt::format("{:.1f} samples/s{}", *status.samples_per_second, left));
   }
-  if (status.loss) line("loss", format("%.4f", *status.loss));
+  if (status.loss) line("loss", fmt::format("{:.4f}", *status.loss));
   if (status.best_value)
-    line("best", status.best_name + format(" %.4f", *status.best_value) + " on the validation split, at step " +
-                     std::to_string(status.best_step));
+    line("best", fmt::format("{} {:.4f} on the validation split, at step {}", status.best_name, *status.best_value,
+                             status.best_step));
   if (status.checkpoint_step)
-    line("checkpoint",
-         "step " + std::to_string(*status.checkpoint_step) + ", " + duration_text(status.checkpoint_age) + " ago");
+    line("checkpoint", fmt::format("step {}, {} ago", *status.checkpoint_step, duration_text(status.checkpoint_age)));
   else if (status.begun > 0)
     line("checkpoint", "none yet");
   line("last output", status.last_message);
+}
+
+nlohmann::json to_json(const RunStatus& status, const JobHistory& jobs) {
+  const auto given = [](const std::string& value) { return value.empty() ? nlohmann::json() : nlohmann::json(value); };
+  auto json = run::to_json(status);
+  json["job_name"] = given(jobs.job_name);
+  json["job"] = given(jobs.job);
+  json["slurm"] = {{"started", jobs.started},
+                   {"requeued", jobs.requeued},
+                   {"crashed", jobs.crashed},
+                   {"decision", given(jobs.decision)},
+                   {"reason", given(jobs.reason)}};
+  return json;
 }
 
 }  // namespace
@@ -95,7 +101,7 @@ void add_status_command(CLI::App& parent) {
   };
   auto arguments = std::make_shared<Arguments>();
   auto* command = parent.add_subcommand(
-      "status", "How runs stand, from their run directories: on any machine, without asking the scheduler");
+      "status", "Show the state of runs from their run directories: on any machine, without asking the scheduler");
   command->add_option("RUN_DIR", arguments->run_directories, "Run directories")->required();
   command->add_flag("--json", arguments->json, "Print JSON: an object for one run, an array for several");
   command->callback([arguments] {
@@ -104,8 +110,9 @@ void add_status_command(CLI::App& parent) {
     for (const auto& path : arguments->run_directories) {
       try {
         const RunStatus status = run::run_status(path);
-        if (!arguments->json) print(path, status);
-        all.push_back(run::to_json(status));
+        const JobHistory jobs = job_history(path);
+        if (!arguments->json) print(path, status, jobs);
+        all.push_back(to_json(status, jobs));
         all.back()["run_directory"] = path;
       } catch (const Error& error) {
         wrong += (wrong.empty() ? "" : "\n") + std::string(error.what());

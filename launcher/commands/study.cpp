@@ -11,7 +11,6 @@
 #include "core/run/stop.h"
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
-#include "launcher/commands/job.h"
 #include "launcher/study/grid.h"
 #include "launcher/study/report.h"
 #include "launcher/study/results.h"

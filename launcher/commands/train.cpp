@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -6,27 +8,23 @@
 #include <string>
 #include <vector>
 
+#include "base/text.h"
 #include "core/config/load.h"
 #include "core/config/resolved_text.h"
 #include "core/run/run_directory.h"
-#include "core/training/same_job.h"
 #include "core/run/stop.h"
+#include "core/training/same_job.h"
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
-#include "launcher/commands/job.h"
 #include "launcher/commands/train.h"
 #include "launcher/launch/launch.h"
 
 namespace muster::launcher {
 namespace {
 
-std::string command_line(const TrainArguments& arguments) {
-  std::string line = "muster";
-  for (const auto& word : words_of(arguments)) line += " " + word;
-  return line;
-}
+std::string command_line(const TrainArguments& arguments) { return "muster " + join(to_command(arguments), " "); }
 
-// Seconds that the time limit has been running in earlier starts of the same `muster launch --max-restarts`.
+// Seconds of the time limit that have passed in earlier starts of the same `muster launch --max-restarts`.
 double seconds_before() {
   const char* started = std::getenv(kLaunchStarted);
   if (!started) return 0;
@@ -42,14 +40,12 @@ void run(const TrainArguments& arguments) {
     distributed::run_on_all_ranks(communicator, [&] {
       const auto place = run::run_dir_state(arguments.run_directory);
       if (arguments.resumes && place == run::RunDirState::kNothing)
-        throw Error(ExitCode::kUsage,
-                                 arguments.run_directory + ": there is no such run to resume");
+        throw Error(ExitCode::kUsage, fmt::format("{}: there is no such run to resume", arguments.run_directory));
       if (arguments.resumes && place == run::RunDirState::kPrepared)
         throw Error(ExitCode::kUsage,
-                                 arguments.run_directory +
-                                     ": the run has not begun yet, so there is nothing to resume. Its job begins it, "
-                                     "or: muster train CONFIG --run-dir " +
-                                     arguments.run_directory);
+                    fmt::format("{0}: the run has not begun yet, so there is nothing to resume. Its job begins it, or: "
+                                "muster train CONFIG --run-dir {0}",
+                                arguments.run_directory));
       loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
                                        overrides_of(arguments));
       if (!arguments.time_limit.empty())
@@ -84,10 +80,11 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       ->check([](const std::string& text) {
         return run::parse_duration(text)
                    ? std::string()
-                   : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+                   : "\"" + text + "\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });
-  command.add_flag("--force", arguments.force,
-                   "Go on with a run although its data, settings or muster have changed in a way that changes results");
+  command.add_flag(
+      "--force", arguments.force,
+      "Continue a run although its data, its settings or muster have changed in a way that changes results");
 }
 
 }  // namespace
@@ -95,18 +92,18 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
 void add_train_options(CLI::App& command, TrainArguments& arguments) {
   command.add_option("CONFIG", arguments.config, "Experiment file (.txtpb)")->required();
   command.add_option("--run-dir", arguments.run_directory, "Where results go (default: runs/<experiment's name>)");
-  command.add_option("--resume", arguments.begin, "auto: go on with the run directory if it exists, else begin")
+  command.add_option("--resume", arguments.begin, "auto: continue the run directory if it exists, else begin")
       ->check(CLI::IsMember({"auto"}));
   command.add_option("--init-from", arguments.init_from, "Start from the weights in this safetensors file");
   command.add_flag("--dry-run", arguments.dry_run, "Check config and data, train nothing, write nothing");
   add_common_options(command, arguments);
 }
 
-std::vector<std::string> words_of(const TrainArguments& arguments) {
-  std::vector<std::string> words{arguments.resumes ? "resume" : "train",
-                                 arguments.resumes ? arguments.run_directory : arguments.config};
+std::vector<std::string> to_command(const TrainArguments& arguments) {
+  std::vector<std::string> command{arguments.resumes ? "resume" : "train",
+                                   arguments.resumes ? arguments.run_directory : arguments.config};
   const auto add = [&](const std::string& name, const std::string& value) {
-    if (!value.empty()) words.insert(words.end(), {name, value});
+    if (!value.empty()) command.insert(command.end(), {name, value});
   };
   for (const auto& override_text : arguments.overrides) add("--set", override_text);
   if (!arguments.resumes) add("--run-dir", arguments.run_directory);
@@ -114,13 +111,13 @@ std::vector<std::string> words_of(const TrainArguments& arguments) {
   add("--init-from", arguments.init_from);
   if (arguments.max_steps > 0) add("--max-steps", std::to_string(arguments.max_steps));
   add("--time-limit", arguments.time_limit);
-  if (arguments.force) words.push_back("--force");
-  return words;
+  if (arguments.force) command.push_back("--force");
+  return command;
 }
 
 std::vector<std::string> overrides_of(const TrainArguments& arguments) {
   auto overrides = arguments.overrides;
-  if (arguments.max_steps > 0) overrides.push_back("training.max_steps=" + std::to_string(arguments.max_steps));
+  if (arguments.max_steps > 0) overrides.push_back(fmt::format("training.max_steps={}", arguments.max_steps));
   return overrides;
 }
 
@@ -134,8 +131,7 @@ void add_train_command(CLI::App& parent) {
 void add_resume_command(CLI::App& parent) {
   auto arguments = std::make_shared<TrainArguments>();
   arguments->resumes = true;
-  auto* command =
-      parent.add_subcommand("resume", "Go on with a run from its newest checkpoint, on any number of ranks");
+  auto* command = parent.add_subcommand("resume", "Continue a run from its newest checkpoint, on any number of ranks");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
   add_common_options(*command, *arguments);
   command->callback([arguments] { run(*arguments); });

@@ -24,8 +24,8 @@ struct TrainArguments {
 // Options of `train`, for a parser of its command line; `arguments` must outlive it.
 void add_train_options(CLI::App& command, TrainArguments& arguments);
 
-// The same as words: "train", "experiment.txtpb", "--set", "seed=3", ... Without --dry-run.
-std::vector<std::string> words_of(const TrainArguments& arguments);
+// The same as a command: "train", "experiment.txtpb", "--set", "seed=3", ... Without --dry-run.
+std::vector<std::string> to_command(const TrainArguments& arguments);
 
 // What the experiment's values are overridden with: --set and --max-steps.
 std::vector<std::string> overrides_of(const TrainArguments& arguments);

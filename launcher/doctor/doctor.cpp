@@ -16,14 +16,13 @@
 #include "distributed/nccl.h"
 #include "launcher/doctor/files.h"
 #include "launcher/doctor/gpu.h"
+#include "launcher/doctor/launch_backends.h"
 #include "launcher/doctor/libraries.h"
 #include "launcher/doctor/limits.h"
 #include "launcher/doctor/machine.h"
 #include "launcher/doctor/process.h"
 #include "launcher/doctor/ranks.h"
 #include "launcher/doctor/report.h"
-#include "launcher/doctor/launch_backends.h"
-#include "launcher/launch/hosts.h"
 #include "launcher/launch/job_command.h"
 #include "launcher/launch/session_folder.h"
 
@@ -181,8 +180,8 @@ int examine(const DoctorOptions& options) {
       request.command = command;
       request.command.push_back("");  // how many there are, which is known only then
       JobCommand started = job_command(request, here);
-      started.words.back() = std::to_string(started.ranks);
-      start = {started.words, started.removed, started.environment, shell_line(started), started.ranks};
+      started.arguments.back() = std::to_string(started.ranks);
+      start = {started.arguments, started.removed, started.environment, shell_line(started), started.ranks};
       session = session_folder_for(started, here, start.environment);
     }
     job["ranks"] = start.ranks;

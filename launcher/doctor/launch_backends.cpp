@@ -4,6 +4,8 @@
 #include <csignal>
 #include <regex>
 
+#include "launcher/launch/launch_environment.h"
+
 namespace muster::launcher::doctor {
 namespace {
 
@@ -87,7 +89,7 @@ Finding check_srun(const std::string& path, bool needed, const Ask& ask) {
                   {}};
   if (path.empty()) return finding;
   const Answer answer = ask({path, "--mpi=list"});
-  if (answer.code == 0 && contains(answer.text, "pmix")) {
+  if (SrunMpi{answer.code, answer.text}.offers("pmix")) {
     finding.state = State::kOk;
     finding.found = path + " offers pmix";
     return finding;

@@ -1,13 +1,16 @@
 #include "launcher/launch/job_command.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
-#include <filesystem>
+#include <fstream>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/text.h"
 #include "distributed/affinity.h"
-#include "launcher/launch/hosts.h"
 
 namespace muster::launcher {
 namespace {
@@ -17,7 +20,8 @@ namespace {
 const std::vector<std::string> kForwarded{"PATH",  "LD_LIBRARY_PATH", "OMP_",    "MUSTER_", "MKL_",
                                           "NCCL_", "TORCH_",          "MALLOC_", "HDF5_",   "CUBLAS_"};
 
-// Of an outer step, in a shell that runs within it: a starter, or its ranks, would take themselves for its tasks.
+// Variables of an outer step, set in a shell that runs within it: they would make the backend, or its ranks, believe
+// that they are tasks of that step.
 const std::vector<std::string> kOfOuterStep{"SLURM_STEP_",
                                             "SLURM_STEPID",
                                             "SLURM_PROCID",
@@ -47,8 +51,36 @@ bool is_one_of(const std::string& name, const std::vector<std::string>& patterns
   });
 }
 
-std::string counted(int count, const std::string& one) {
-  return std::to_string(count) + " " + one + (count == 1 ? "" : "s");
+constexpr int kMostSlots = 4096;
+
+// 0: not a number from 1 to kMostSlots.
+int slots_of(const std::string& text) {
+  if (text.empty() || text.size() > 4 || text.find_first_not_of("0123456789") != std::string::npos) return 0;
+  const int slots = std::stoi(text);
+  return slots <= kMostSlots ? slots : 0;
+}
+
+bool is_host_name(const std::string& name) {
+  if (name.empty() || name[0] == '-' || name[0] == '.') return false;
+  for (const unsigned char c : name)
+    if (!std::isalnum(c) && c != '.' && c != '-' && c != '_') return false;
+  return true;
+}
+
+// where: "--hosts" or "file:line"; part: what was read there.
+void add(std::vector<HostSlots>& hosts, const std::string& host, const std::string& slots, const std::string& part,
+         const std::string& where) {
+  if (!is_host_name(host))
+    throw Error(ExitCode::kUsage, fmt::format("{}: \"{}\": \"{}\" is not a host name", where, part, host));
+  const int number = slots_of(slots);
+  if (number == 0)
+    throw Error(ExitCode::kUsage, fmt::format("{}: \"{}\": the number of slots must be from 1 to {}, not \"{}\"", where,
+                                              part, kMostSlots, slots));
+  for (const auto& other : hosts)
+    if (other.host == host)
+      throw Error(ExitCode::kUsage,
+                  fmt::format("{}: the host {} is given twice; give it once, with the sum of its slots", where, host));
+  hosts.push_back({host, number});
 }
 
 class Builder {
@@ -60,19 +92,19 @@ class Builder {
     if (!request_.bind.empty()) distributed::bind_policy(request_.bind);
     if (!request_.hosts.empty()) hosts_ = parse_hosts(request_.hosts);
     if (!request_.hostfile.empty()) hosts_ = read_hostfile(request_.hostfile);
-    choose_starter();
+    choose_backend();
     if (!hosts_.empty())
       place_on_hosts();
     else if (here_.slurm)
       place_in_allocation();
     else
       place_here();
-    if (job_.starter == LaunchBackend::kMpirun)
-      mpirun_words();
+    if (job_.backend == LaunchBackend::kMpirun)
+      mpirun_arguments();
     else
-      srun_words();
-    job_.words.push_back(here_.program);
-    job_.words.insert(job_.words.end(), request_.command.begin(), request_.command.end());
+      srun_arguments();
+    job_.arguments.push_back(here_.program);
+    job_.arguments.insert(job_.arguments.end(), request_.command.begin(), request_.command.end());
     return job_;
   }
 
@@ -81,18 +113,18 @@ class Builder {
 
   // What the user would type, with one more flag.
   std::string with_flag(const std::string& flag) const {
-    return "muster launch -n " + std::to_string(job_.ranks) + " " + flag + " " +
-           (request_.command.empty() ? "train" : request_.command[0]) + " ...";
+    return fmt::format("muster launch -n {} {} {} ...", job_.ranks, flag,
+                       request_.command.empty() ? "train" : request_.command[0]);
   }
 
-  void choose_starter() {
-    job_.starter = request_.starter;
-    if (job_.starter == LaunchBackend::kAuto) {
+  void choose_backend() {
+    job_.backend = request_.backend;
+    if (job_.backend == LaunchBackend::kAuto) {
       const bool by_slurm = here_.slurm && hosts_.empty() && !here_.srun.empty();
-      job_.starter =
+      job_.backend =
           by_slurm && (here_.srun_speaks_pmix || here_.mpirun.empty()) ? LaunchBackend::kSrun : LaunchBackend::kMpirun;
     }
-    if (job_.starter == LaunchBackend::kMpirun) {
+    if (job_.backend == LaunchBackend::kMpirun) {
       if (here_.mpirun.empty())
         fail(
             "there is no mpirun on the PATH; install Open MPI (Debian: apt-get install openmpi-bin), or load your "
@@ -100,26 +132,26 @@ class Builder {
       return;
     }
     if (!hosts_.empty())
-      fail("srun takes the hosts of its allocation; --hosts and --hostfile are for mpirun (--starter mpirun)");
+      fail("srun takes the hosts of its allocation; --hosts and --hostfile are for mpirun (--backend mpirun)");
     if (!here_.slurm)
       fail(
-          "--starter srun works inside a Slurm allocation only (SLURM_JOB_ID is not set); get one with salloc or "
+          "--backend srun works inside a Slurm allocation only (SLURM_JOB_ID is not set); get one with salloc or "
           "sbatch");
     if (here_.srun.empty()) fail("there is no srun on the PATH, although this is a Slurm allocation");
     if (!here_.srun_speaks_pmix)
       fail(
           "this Slurm offers no PMIx (srun --mpi=list shows what it offers), without which each rank would be a job of "
-          "its own. Use --starter mpirun, or ask "
+          "its own. Use --backend mpirun, or ask "
           "your administrators for Slurm's PMIx plugin");
   }
 
   void place_here() {
     job_.ranks = request_.ranks > 0 ? request_.ranks : std::max(1, here_.gpus > 0 ? here_.gpus : here_.packages);
     if (job_.ranks > here_.cpus && !request_.oversubscribe)
-      fail(std::to_string(job_.ranks) + " ranks on " + counted(here_.cpus, "core") +
-           ": they would take turns. If that is what you want (results are the same, only slower), add "
-           "--oversubscribe: " +
-           with_flag("--oversubscribe"));
+      fail(
+          fmt::format("{} ranks on {}: they would take turns. If that is what you want (results are the same, only "
+                      "slower), add --oversubscribe: {}",
+                      job_.ranks, plural(here_.cpus, "core"), with_flag("--oversubscribe")));
     set_threads(job_.ranks > here_.cpus ? 1 : here_.cores / job_.ranks);
   }
 
@@ -128,9 +160,9 @@ class Builder {
     for (const auto& host : hosts_) slots += host.slots;
     job_.ranks = request_.ranks > 0 ? request_.ranks : slots;
     if (job_.ranks > slots && !request_.oversubscribe)
-      fail(std::to_string(job_.ranks) + " ranks, but " + counted(static_cast<int>(hosts_.size()), "host") + " with " +
-           counted(slots, "slot") + (slots == 1 ? "" : " in all") +
-           ". Give hosts more slots, or add --oversubscribe: " + with_flag("--oversubscribe"));
+      fail(fmt::format("{} ranks, but {} with {}{}. Give hosts more slots, or add --oversubscribe: {}", job_.ranks,
+                       plural(static_cast<int>(hosts_.size()), "host"), plural(slots, "slot"),
+                       slots == 1 ? "" : " in all", with_flag("--oversubscribe")));
     job_.hosts = 0;
     int left = job_.ranks;
     for (const auto& host : hosts_) {
@@ -156,10 +188,10 @@ class Builder {
                  : slurm.tasks > 0  ? slurm.tasks
                                     : slurm.nodes * std::max(1, per_node);
     if (job_.ranks > slurm.cpus && !request_.oversubscribe)
-      fail(std::to_string(job_.ranks) + " ranks, but this Slurm allocation has " + counted(slurm.cpus, "core") +
-           " on " + counted(slurm.nodes, "node") +
-           ". Ask for more (salloc, sbatch: --ntasks, --cpus-per-task), or add --oversubscribe: " +
-           with_flag("--oversubscribe"));
+      fail(fmt::format(
+          "{} ranks, but this Slurm allocation has {} on {}. Ask for more (salloc, sbatch: --ntasks, "
+          "--cpus-per-task), or add --oversubscribe: {}",
+          job_.ranks, plural(slurm.cpus, "core"), plural(slurm.nodes, "node"), with_flag("--oversubscribe")));
     job_.hosts = std::min(slurm.nodes, job_.ranks);
     job_.is_local = slurm.nodes == 1;
     const int most = (job_.ranks + job_.hosts - 1) / job_.hosts;
@@ -192,59 +224,59 @@ class Builder {
       if (is_one_of(name, kOfOuterStep)) job_.removed.push_back(name);
   }
 
-  void mpirun_words() {
+  void mpirun_arguments() {
     const auto& environment = here_.environment;
     const bool root_allowed =
         environment.count("OMPI_ALLOW_RUN_AS_ROOT") && environment.count("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM");
     if (here_.is_root && !request_.allow_run_as_root && !root_allowed)
       fail(
-          "you are root, and mpirun refuses to run as root because a mistake could harm the system. In a container of "
-          "your own that is usually fine: add "
-          "--allow-run-as-root (" +
-          with_flag("--allow-run-as-root") + "); otherwise run as an ordinary user.");
+          fmt::format("you are root, and mpirun refuses to run as root because a mistake could harm the system. In a "
+                      "container of your own that is usually fine: add --allow-run-as-root ({}); otherwise run as an "
+                      "ordinary user.",
+                      with_flag("--allow-run-as-root")));
     leave_outer_step();
     // mpirun starts its daemons by srun, which would wait for the end of this step.
     if (!job_.removed.empty() && !job_.is_local) job_.environment["SLURM_OVERLAP"] = "1";
-    auto& words = job_.words;
+    auto& arguments = job_.arguments;
     // Hardware threads are what this program counts as cores, so mpirun must too. No binding: ranks do that
     // (distributed/affinity.h); mpirun's default would put every job of this machine on the same first cores.
-    words = {here_.mpirun, "-n", std::to_string(job_.ranks), "--use-hwthread-cpus", "--bind-to", "none"};
-    if (request_.label_output) words.push_back("--tag-output");
-    if (!hosts_.empty()) words.insert(words.end(), {"--map-by", "slot"});
-    if (!request_.hosts.empty()) words.insert(words.end(), {"--host", with_counts()});
-    if (!request_.hostfile.empty()) words.insert(words.end(), {"--hostfile", request_.hostfile});
-    if (request_.oversubscribe) words.push_back("--oversubscribe");
-    if (request_.allow_run_as_root) words.push_back("--allow-run-as-root");
+    arguments = {here_.mpirun, "-n", std::to_string(job_.ranks), "--use-hwthread-cpus", "--bind-to", "none"};
+    if (request_.label_output) arguments.push_back("--tag-output");
+    if (!hosts_.empty()) arguments.insert(arguments.end(), {"--map-by", "slot"});
+    if (!request_.hosts.empty()) arguments.insert(arguments.end(), {"--host", with_counts()});
+    if (!request_.hostfile.empty()) arguments.insert(arguments.end(), {"--hostfile", request_.hostfile});
+    if (request_.oversubscribe) arguments.push_back("--oversubscribe");
+    if (request_.allow_run_as_root) arguments.push_back("--allow-run-as-root");
     if (job_.is_local) return;
     auto all = environment;
     all.insert(job_.environment.begin(), job_.environment.end());
     for (const auto& [name, value] : all)
-      if (is_one_of(name, kForwarded)) words.insert(words.end(), {"-x", name});
+      if (is_one_of(name, kForwarded)) arguments.insert(arguments.end(), {"-x", name});
   }
 
   std::string with_counts() const {
     std::string text;
-    for (const auto& host : hosts_) text += (text.empty() ? "" : ",") + host.host + ":" + std::to_string(host.slots);
+    for (const auto& host : hosts_) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", host.host, host.slots);
     return text;
   }
 
-  void srun_words() {
+  void srun_arguments() {
     leave_outer_step();
-    auto& words = job_.words;
-    // A rank that fails is not to take the others with it: their watchdogs say what has happened, and end with 76. What
-    // they leave hanging is ended after a minute. Ranks bind themselves, and get the whole environment whatever
-    // sbatch's --export was.
-    words = {here_.srun,
-             "--mpi=pmix",
-             "--ntasks=" + std::to_string(job_.ranks),
-             "--nodes=" + std::to_string(job_.hosts),
-             "--cpu-bind=none",
-             "--export=ALL",
-             "--kill-on-bad-exit=0",
-             "--wait=60"};
-    if (request_.label_output) words.push_back("--label");
-    if (here_.slurm->within_step) words.push_back("--overlap");
-    if (request_.oversubscribe) words.push_back("--overcommit");
+    auto& arguments = job_.arguments;
+    // A rank that fails must not take the others with it: their watchdogs report what has happened and exit with 76.
+    // Ranks that hang are ended after a minute. Ranks bind themselves, and get the whole environment whatever sbatch's
+    // --export was.
+    arguments = {here_.srun,
+                 "--mpi=pmix",
+                 fmt::format("--ntasks={}", job_.ranks),
+                 fmt::format("--nodes={}", job_.hosts),
+                 "--cpu-bind=none",
+                 "--export=ALL",
+                 "--kill-on-bad-exit=0",
+                 "--wait=60"};
+    if (request_.label_output) arguments.push_back("--label");
+    if (here_.slurm->within_step) arguments.push_back("--overlap");
+    if (request_.oversubscribe) arguments.push_back("--overcommit");
   }
 
   const JobRequest& request_;
@@ -255,16 +287,52 @@ class Builder {
 
 }  // namespace
 
-JobCommand job_command(const JobRequest& request, const LaunchEnvironment& surroundings) {
-  return Builder(request, surroundings).build();
+std::vector<HostSlots> parse_hosts(const std::string& text) {
+  std::vector<HostSlots> hosts;
+  for (size_t start = 0; start <= text.size();) {
+    const size_t end = std::min(text.find(',', start), text.size());
+    const std::string part = text.substr(start, end - start);
+    const size_t colon = part.find(':');
+    if (part.empty())
+      throw Error(ExitCode::kUsage, fmt::format("--hosts: \"{}\" has an empty part; write a:4,b:4", text));
+    add(hosts, part.substr(0, colon), colon == std::string::npos ? "1" : part.substr(colon + 1), part, "--hosts");
+    start = end + 1;
+  }
+  return hosts;
+}
+
+std::vector<HostSlots> read_hostfile(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<HostSlots> hosts;
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    std::istringstream words(line.substr(0, line.find('#')));
+    std::string host, slots, more;
+    if (!(words >> host)) continue;
+    const std::string where = fmt::format("{}:{}", path, number);
+    if (!(words >> slots) || slots.rfind("slots=", 0) != 0 || words >> more)
+      throw Error(ExitCode::kUsage, fmt::format("{}: \"{}\": write a host and its slots, as in: {} slots=4", where,
+                                                line, is_host_name(host) ? host : "node1"));
+    add(hosts, host, slots.substr(6), line, where);
+  }
+  if (file.bad() || !file.eof())
+    throw Error(ExitCode::kUsage, fmt::format("--hostfile: {}: it is missing or cannot be read", path));
+  if (hosts.empty())
+    throw Error(ExitCode::kUsage,
+                fmt::format("--hostfile: {}: it names no host; write lines such as: node1 slots=4", path));
+  return hosts;
+}
+
+JobCommand job_command(const JobRequest& request, const LaunchEnvironment& here) {
+  return Builder(request, here).build();
 }
 
 std::string shell_line(const JobCommand& command) {
   std::string text;
   if (!command.environment.empty() || !command.removed.empty()) text = "env";
   for (const auto& name : command.removed) text += " -u " + name;
-  for (const auto& [name, value] : command.environment) text += " " + name + "=" + shell_quoted(value);
-  for (const auto& word : command.words) text += (text.empty() ? "" : " ") + shell_quoted(word);
+  for (const auto& [name, value] : command.environment) text += fmt::format(" {}={}", name, shell_quoted(value));
+  for (const auto& argument : command.arguments) text += (text.empty() ? "" : " ") + shell_quoted(argument);
   return text;
 }
 

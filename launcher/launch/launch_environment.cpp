@@ -10,10 +10,8 @@
 #include <sstream>
 
 #include "base/host.h"
-#include "base/text.h"
 #include "distributed/cuda_devices.h"
 #include "distributed/topology.h"
-#include "launcher/launch/job_command.h"
 
 extern char** environ;
 
@@ -51,15 +49,6 @@ std::vector<int> numbers_of(const std::string& text) {
 // "4", "h100:4"
 int number_at_end(const std::string& text) { return std::atoi(text.substr(text.rfind(':') + 1).c_str()); }
 
-bool speaks_pmix(const std::string& srun) {
-  FILE* list = popen((shell_quoted(srun) + " --mpi=list 2>&1").c_str(), "r");
-  if (!list) return false;
-  char word[256];
-  bool found = false;
-  while (std::fscanf(list, "%255s", word) == 1) found = found || std::strncmp(word, "pmix", 4) == 0;
-  return pclose(list) == 0 && found;
-}
-
 std::string find_remote_shell(const Environment& environment) {
   std::string agent = value_of(environment, "OMPI_MCA_plm_rsh_agent");
   if (!agent.empty()) return find_program(agent.substr(0, agent.find(' ')), environment);
@@ -94,6 +83,30 @@ std::optional<SlurmAllocation> slurm_allocation(const Environment& environment) 
   return allocation;
 }
 
+bool SrunMpi::offers(const std::string& kind) const {
+  std::string blanks = text;
+  std::replace(blanks.begin(), blanks.end(), ',', ' ');  // between versions of a plugin
+  std::istringstream words(blanks);
+  for (std::string word; exit_code == 0 && words >> word;)
+    if (word == kind) return true;
+  return false;
+}
+
+SrunMpi srun_mpi(const ProcessResult& list) {
+  SrunMpi offered{list.code, list.answer()};
+  if (list.code != 0 || !offered.text.empty()) return offered;
+  ProcessResult on_errors = list;  // where Slurm before 21.08 writes it
+  on_errors.output = list.errors;
+  return {list.code, on_errors.answer()};
+}
+
+SrunMpi ask_srun_for_mpi(const std::string& srun) {
+  ProcessOptions options;
+  options.blocked = stop_signals();  // Slurm sends those to the whole process group
+  options.time_limit = 60;
+  return srun_mpi(run_process({srun, "--mpi=list"}, options));
+}
+
 LaunchEnvironment detect_launch_environment() {
   LaunchEnvironment here;
   for (char** entry = environ; *entry; ++entry)
@@ -112,7 +125,7 @@ LaunchEnvironment detect_launch_environment() {
   here.packages = counted(machine.topology().packages, allowed);
   here.gpus = static_cast<int>(distributed::visible_gpus().gpus.size());
   here.slurm = slurm_allocation(here.environment);
-  if (here.slurm && !here.srun.empty()) here.srun_speaks_pmix = speaks_pmix(here.srun);
+  if (here.slurm && !here.srun.empty()) here.srun_speaks_pmix = ask_srun_for_mpi(here.srun).offers("pmix");
   return here;
 }
 

@@ -5,19 +5,21 @@
 #include <string>
 #include <vector>
 
+#include "base/process.h"
+
 namespace muster::launcher {
 
-// The Slurm allocation that a process runs in, as its environment tells.
+// The Slurm allocation that a process runs in, from its environment.
 struct SlurmAllocation {
   int nodes = 1;
-  int tasks = 0;             // that were asked for; 0: not said
+  int tasks = 0;             // asked for; 0: not given
   int cpus = 1;              // of all nodes
   int least_cpus = 1;        // of the node that has fewest
-  int gpus_per_node = 0;     // 0: none, or not said
-  bool within_step = false;  // this process is itself (in) a task of a step: `srun --pty bash`, the shell of salloc
+  int gpus_per_node = 0;     // 0: none, or not given
+  bool within_step = false;  // this process runs within a step: `srun --pty bash`, the shell of salloc
 };
 
-// What is here for starting ranks with. Plain data: tests make up their own.
+// What this machine offers for starting ranks. Plain data: tests make up their own.
 struct LaunchEnvironment {
   std::string program;       // this muster
   std::string mpirun, srun;  // paths; empty: not on the PATH
@@ -32,6 +34,18 @@ struct LaunchEnvironment {
   std::optional<SlurmAllocation> slurm;
   std::map<std::string, std::string> environment;  // of this process
 };
+
+// What `srun --mpi=list` has answered.
+struct SrunMpi {
+  int exit_code = 0;  // 127: there is no srun
+  std::string text;   // one that failed: why
+
+  // Whether srun can start MPI programs by --mpi=`kind` ("pmix", "pmix_v4", "pmi2").
+  bool offers(const std::string& kind) const;
+};
+SrunMpi srun_mpi(const ProcessResult& list);
+// Runs it. srun: a name or a path.
+SrunMpi ask_srun_for_mpi(const std::string& srun = "srun");
 
 // Asks this machine: PATH, hwloc, CUDA, the environment, and, inside an allocation, `srun --mpi=list`.
 LaunchEnvironment detect_launch_environment();

@@ -19,7 +19,7 @@ const std::string kPrefix = "muster-launch-";
 constexpr time_t kBeingMade =
     60;  // seconds in which a folder without a lock may belong to a launcher that has just begun
 
-// Whoever lives holds the lock of its folder, in whatever container: process numbers would not tell.
+// A live launcher holds the lock of its folder, whatever container it runs in; process numbers would not tell.
 void remove_if_left_behind(const fs::path& folder) {
   struct stat info;
   if (lstat(folder.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) return;
@@ -70,7 +70,7 @@ std::map<std::string, std::string> SessionFolder::environment() const {
 
 std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment) {
-  if (job.starter != LaunchBackend::kMpirun || !job.is_local) return nullptr;
+  if (job.backend != LaunchBackend::kMpirun || !job.is_local) return nullptr;
   auto folder = std::make_unique<SessionFolder>();
   for (const auto& [name, value] : folder->environment())
     if (!here.environment.count(name)) environment.emplace(name, value);

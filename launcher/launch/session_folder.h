@@ -9,11 +9,11 @@
 namespace muster::launcher {
 
 // A folder of its own for everything that Open MPI keeps on this machine for a job: shared-memory segments and session
-// files. It goes with its contents when this object does, however the job has ended. What launchers of this user that
-// were killed have left is removed first.
+// files. It is removed with its contents when this object is destroyed, however the job has ended. What killed launchers
+// of this user have left behind is removed first.
 class SessionFolder {
  public:
-  SessionFolder();  // where none can be made Open MPI keeps its own places
+  SessionFolder();  // where none can be made, Open MPI uses its default folders
   ~SessionFolder();
   SessionFolder(const SessionFolder&) = delete;
   SessionFolder& operator=(const SessionFolder&) = delete;
@@ -26,9 +26,8 @@ class SessionFolder {
   int lock_ = -1;
 };
 
-// A folder for a job that mpirun starts on this machine alone, its settings added to `environment` where `here` has
-// none; null for other jobs, because mpirun and srun would hand the settings to machines on which there is no such
-// folder.
+// A folder for a job that mpirun starts on this machine alone, with its settings added to `environment` where `here`
+// has none; null for other jobs, because mpirun and srun would pass the settings on to machines without such a folder.
 std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment);
 

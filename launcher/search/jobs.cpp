@@ -73,7 +73,7 @@ std::unique_ptr<Jobs::Claim> Jobs::take_over(const std::string& name,
     std::error_code ignored;
     const bool was_lost = fs::exists(folder + "/lock", ignored);
     try {
-      return std::make_unique<Claim>(folder, std::make_unique<run::RunLock>(folder, run::scheduler_job(), settings),
+      return std::make_unique<Claim>(folder, std::make_unique<run::RunLock>(folder, run::job_identity(), settings),
                                      was_lost);
     } catch (const run::NoRunDirectory&) {
       if (tries == kMostTries) throw;  // until then: whoever had it has just ended

@@ -1,5 +1,7 @@
 #include "launcher/slurm/batch_script.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <regex>
@@ -20,11 +22,11 @@ namespace {
 
 constexpr int kMostTasks = 10000;
 
-// One word as the script's shell reads it; {task} becomes the task's number.
-std::string quoted(const std::string& word) {
-  if (word.find("{task}") == std::string::npos) return shell_quoted(word);
+// One argument as the script's shell reads it; {task} becomes the task's number.
+std::string quoted(const std::string& argument) {
+  if (argument.find("{task}") == std::string::npos) return shell_quoted(argument);
   std::string text;
-  for (const char c : word)
+  for (const char c : argument)
     text += (std::string("\\\"$`").find(c) != std::string::npos ? "\\" : "") + std::string(1, c);
   return "\"" + for_task(text, "${SLURM_ARRAY_TASK_ID}") + "\"";
 }
@@ -59,9 +61,11 @@ std::string further_option(const std::string& option) {
         ExitCode::kUsage,
         "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
   if (option.rfind("--array", 0) == 0 || option.rfind("-a", 0) == 0)
-    throw Error(ExitCode::kUsage,
-                "submit: --sbatch=\"" + option +
-                    "\": give --array to submit itself, so that each task gets a run directory of its own");
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("submit: --sbatch=\"{}\": give --array to submit itself, so that each task gets a run directory "
+                    "of its own",
+                    option));
   return "#SBATCH " + option + "\n";
 }
 
@@ -70,9 +74,7 @@ std::string directives(const BatchJob& job) {
   text += directive("--output", output_file(job));
   text += directive("--nodes", job.nodes);
   if (may_shrink(job)) {
-    text +=
-        "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many "
-        "nodes.\n";
+    text += "# Not as tasks: after the first start Slurm would insist on that many tasks and nodes.\n";
     text += directive("--mincpus", number(job.ranks_per_node * std::max(1, job.cpus_per_task)));
   } else {
     text += directive("--ntasks-per-node", number(job.ranks_per_node));
@@ -82,12 +84,12 @@ std::string directives(const BatchJob& job) {
   text += directive("--time", job.time) + directive("--partition", job.partition) + directive("--account", job.account);
   text += directive("--qos", job.qos) + directive("--constraint", job.constraint) + directive("--array", job.array);
   text +=
-      "# Slurm may queue the job again, which then writes on in the same output file.\n#SBATCH --requeue\n#SBATCH "
+      "# Slurm may requeue the job, which then appends to the same output file.\n#SBATCH --requeue\n#SBATCH "
       "--open-mode=append\n";
   text +=
-      "# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute "
+      "# Asks the ranks to save and stop this many seconds before the time limit (Slurm may do it up to a minute "
       "earlier).\n";
-  text += directive("--signal", "USR1@" + std::to_string(job.grace_seconds));
+  text += directive("--signal", fmt::format("USR1@{}", job.grace_seconds));
   if (!job.sbatch.empty()) text += "# Further options, as given.\n";
   for (const auto& option : job.sbatch) text += further_option(option);
   text.pop_back();
@@ -101,25 +103,25 @@ std::string setup_lines(const BatchJob& job) {
     for (const auto& module : job.modules) text += " " + quoted(module);
     text += " || exit\n";
   }
-  if (!job.setup.empty()) text += "# As the site's profile says.\n";
+  if (!job.setup.empty()) text += "# From the site's profile.\n";
   for (const auto& line : job.setup) text += line + "\n";
   if (job.cpus_per_task > 0)
-    text += "# Threads of each rank, unless the experiment says how many.\nexport OMP_NUM_THREADS=" +
-            std::to_string(job.cpus_per_task) + "\n";
+    text += fmt::format("# Threads of each rank, unless the experiment says how many.\nexport OMP_NUM_THREADS={}\n",
+                        job.cpus_per_task);
   if (!text.empty()) text.pop_back();
   return text;
 }
 
 std::string srun_line(const BatchJob& job) {
-  std::string text = "srun --mpi=" + quoted(job.mpi) + " --wait=30";
-  const std::string ranks = std::to_string(job.ranks_per_node);
+  std::string text = fmt::format("srun --mpi={} --wait=30", quoted(job.mpi));
   if (may_shrink(job))
-    text += " --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node=" + ranks + " --ntasks=$((" + ranks +
-            " * SLURM_JOB_NUM_NODES))";
+    text +=
+        fmt::format(" --nodes=\"$SLURM_JOB_NUM_NODES\" --ntasks-per-node={0} --ntasks=$(({0} * SLURM_JOB_NUM_NODES))",
+                    job.ranks_per_node);
   // srun does not take this from the allocation.
-  if (job.cpus_per_task > 0) text += " --cpus-per-task=" + std::to_string(job.cpus_per_task);
+  if (job.cpus_per_task > 0) text += fmt::format(" --cpus-per-task={}", job.cpus_per_task);
   text += " \"$muster\" \\\n   ";
-  for (const auto& word : job.train) text += " " + quoted(word);
+  for (const auto& argument : job.train) text += " " + quoted(argument);
   return text + " \\\n    --run-dir \"$run\" --resume auto";
 }
 
@@ -156,7 +158,7 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
       const auto value = values.find(found[1]);
       if (value == values.end())
         throw Error(ExitCode::kUsage,
-                    "submit: the job template has @" + found[1].str() + "@, which muster does not know");
+                    fmt::format("submit: the job template has @{}@, which muster does not know", found[1].str()));
       used.insert(found[1]);
       filled += std::string(rest, found[0].first) + value->second;
     }

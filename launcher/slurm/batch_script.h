@@ -5,7 +5,7 @@
 
 namespace muster::launcher {
 
-// A job as sbatch is to get it. Empty texts and zeros: left to Slurm.
+// A job for sbatch. Empty texts and zeros: left to Slurm.
 struct BatchJob {
   std::string name;
   std::string nodes = "1";  // "2", or "1-2": as many as there are
@@ -21,14 +21,14 @@ struct BatchJob {
   std::string directory;           // where the job runs; relative paths in `train` count from there
   std::string program;             // muster, absolute
   std::string run_directory;       // absolute
-  std::vector<std::string> train;  // muster's words without --run-dir and --resume
+  std::vector<std::string> train;  // muster's arguments without --run-dir and --resume
 };
 
-// The job script: `script_template` with its @WORDS@ filled in; a line that holds nothing but an empty word goes. Pure.
-// Throws Error(kUsage) when the template has a word that is not known, or lacks one that a job cannot do without.
+// The job script: `script_template` with its @FIELDS@ filled in; lines with nothing but an empty field are left out.
+// Pure. Throws Error(kUsage) when the template has an unknown field, or lacks one that every job needs.
 std::string batch_script(const BatchJob& job, const std::string& script_template);
 
-// The template that muster brings along (cluster/slurm.sbatch.in).
+// The template that comes with muster (cluster/slurm.sbatch.in).
 std::string own_template();
 
 // `text` with {task} replaced.

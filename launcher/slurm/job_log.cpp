@@ -1,23 +1,39 @@
 #include "launcher/slurm/job_log.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
-#include "core/run/environment.h"
 
 namespace muster::launcher {
+namespace {
+
+constexpr uint64_t kLargestJobLog = 64 << 20;
+
+std::string text_field(const nlohmann::json& row, const char* name) {
+  return row.contains(name) && row[name].is_string() ? row[name].get<std::string>() : "";
+}
+
+}  // namespace
+
+nlohmann::json read_submission(const std::string& run_directory) {
+  const auto content = read_file_if_there(run_directory + "/submission.json", kLargestJobLog).value_or("");
+  auto found = nlohmann::json::parse(content, nullptr, false);
+  return found.is_object() ? found : nlohmann::json::object();
+}
 
 std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
-  std::ifstream file(run_directory + "/logs/jobs.jsonl");
+  std::istringstream lines(read_file_if_there(run_directory + "/logs/jobs.jsonl", kLargestJobLog).value_or(""));
   std::vector<nlohmann::json> rows;
-  for (std::string line; std::getline(file, line);) {
+  for (std::string line; std::getline(lines, line);) {
     const auto row = nlohmann::json::parse(line, nullptr, false);
     if (row.is_object() && row.contains("event") && row["event"].is_string()) rows.push_back(row);
   }
@@ -34,10 +50,11 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   if (size > 0 && ::pread(file, &last, 1, size - 1) != 1) last = '\n';
   const std::string text =
       (last == '\n' ? "" : "\n") + row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  int error = file < 0 ? errno : try_write_all(file, text);
-  if (error == 0 && ::fsync(file) != 0) error = errno;
+  const int error = file < 0 ? errno : try_write_all(file, text);
+  const bool flushed = error == 0 && ::fsync(file) == 0;
+  const int reason = error != 0 ? error : errno;
   if (file >= 0) ::close(file);
-  if (error != 0) throw Error(ExitCode::kIo, path + ": cannot be written: " + std::strerror(error));
+  if (!flushed) throw Error(ExitCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(reason)));
 }
 
 int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest) {
@@ -52,5 +69,32 @@ int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t new
 }
 
 nlohmann::json step_of(int64_t newest) { return newest < 0 ? nlohmann::json() : nlohmann::json(newest); }
+
+JobHistory job_history(const std::string& run_directory) {
+  JobHistory history;
+  const auto submission = read_submission(run_directory);
+  history.job_name = text_field(submission, "job_name");
+  const std::string submitted = text_field(submission, "job");
+  history.job = submitted;  // the script may have been requeued by hand
+  for (const auto& row : read_job_log(run_directory)) {
+    const std::string event = row["event"], job = text_field(row, "job");
+    if (event == "started") ++history.started;
+    // The row of a submission has no number: it is written before sbatch gives one.
+    if (event == "submitted") history.job = submitted;
+    if ((event == "started" || event == "resubmitted") && !job.empty()) history.job = job;
+    if (event == "started" || event == "submitted") history.decision.clear(), history.reason.clear();
+    if (event == "submitted" || event == "resubmitted") history.queued = true;
+    if (event == "started" || event == "ended") history.in_job = event == "started", history.queued = false;
+    if (event != "ended") continue;
+    history.decision = text_field(row, "decision");
+    history.reason = text_field(row, "reason");
+    history.queued = history.decision == "requeued";
+    if (history.queued) ++history.requeued;
+    const int code = row.contains("exit_code") && row["exit_code"].is_number() ? row["exit_code"].get<int>() : 0;
+    if (code != 0 && code != static_cast<int>(ExitCode::kRequeue) && code != 128 + SIGUSR1 && code != 128 + SIGUSR2)
+      ++history.crashed;
+  }
+  return history;
+}
 
 }  // namespace muster::launcher

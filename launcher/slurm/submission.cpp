@@ -1,5 +1,6 @@
 #include "launcher/slurm/submission.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <regex>
 
@@ -15,7 +15,6 @@
 #include "base/text.h"
 #include "core/config/load.h"
 #include "core/config/text_file.h"
-#include "core/run/environment.h"
 #include "core/run/run_directory.h"
 #include "core/run/run_status.h"
 #include "core/run/stop.h"
@@ -23,11 +22,10 @@
 #include "core/training/data_source.h"
 #include "core/training/training_plan.h"
 #include "launcher/commands/train.h"
-#include "launcher/launch/job_command.h"
 #include "launcher/slurm/batch_script.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/site.h"
-#include "launcher/work/tool.h"
+#include "launcher/slurm/this_job.h"
 
 namespace muster::launcher {
 namespace {
@@ -45,14 +43,14 @@ std::string absolute(const std::string& path) {
 TrainArguments read_train(const std::vector<std::string>& command) {
   if (command.empty() || command[0] != "train")
     throw refused(
-        (command.empty() ? std::string("what shall the job run?") : "a job runs train, not " + command[0] + ".") +
+        (command.empty() ? std::string("what should the job run?") : "a job runs train, not " + command[0] + ".") +
         " Give train with its arguments after submit's own options: muster submit --time 8:00:00 train CONFIG");
   TrainArguments train;
   CLI::App parser{"", "muster submit ... train"};
   add_train_options(parser, train);
-  std::vector<std::string> words(command.rbegin(), command.rend() - 1);
+  std::vector<std::string> arguments(command.rbegin(), command.rend() - 1);
   try {
-    parser.parse(words);
+    parser.parse(arguments);
   } catch (const CLI::ExtrasError& error) {
     throw refused("train does not know these. " + std::string(error.what()) +
                   ". Options of the job go before train: muster submit --nodes 2 train CONFIG");
@@ -65,9 +63,10 @@ int most_nodes(const std::string& nodes) {
   static const std::regex shape(R"((\d{1,6})(?:-(\d{1,6}))?)");
   std::smatch found;
   if (!std::regex_match(nodes, found, shape))
-    throw refused("--nodes " + nodes + ": write 2, or 1-2 for as many as are free");
+    throw refused(fmt::format("--nodes {}: write 2, or 1-2 for as many as are free", nodes));
   const int least = std::stoi(found[1]), most = found[2].matched ? std::stoi(found[2]) : least;
-  if (least < 1 || most < least) throw refused("--nodes " + nodes + ": at least 1, and the smaller number first");
+  if (least < 1 || most < least)
+    throw refused(fmt::format("--nodes {}: at least 1, and the smaller number first", nodes));
   return most;
 }
 
@@ -100,9 +99,10 @@ BatchJob merged(const SubmitOptions& options, const Site& site) {
 void require_time_to_train(const BatchJob& job) {
   const auto limit = run::parse_duration(job.time);
   if (limit && *limit <= job.grace_seconds)
-    throw refused("--time " + job.time + " leaves no time to train: the run is asked to stop " +
-                  std::to_string(job.grace_seconds) +
-                  " seconds before the limit. Ask for more time (--time 10 is ten minutes), or a shorter --grace");
+    throw refused(
+        fmt::format("--time {} leaves no time to train: the run is asked to stop {} seconds before the limit. Ask "
+                    "for more time (--time 10 is ten minutes), or a shorter --grace",
+                    job.time, job.grace_seconds));
 }
 
 // What train would find wrong later, in the queue.
@@ -119,18 +119,13 @@ config::LoadedExperiment checked(const TrainArguments& train, const std::string&
   const auto& settings = loaded.experiment.training();
   if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() &&
       settings.device() != config::Training::CPU)
-    throw refused(std::to_string(job.ranks_per_node) + " ranks on " + std::to_string(job.gpus_per_node) +
-                  " GPUs of a node: each rank needs one of its own. Ask for as many (--ranks-per-node), or set "
-                  "training.share_device=true");
+    throw refused(
+        fmt::format("{} ranks on {} GPUs of a node: each rank needs one of its own. Ask for as many "
+                    "(--ranks-per-node), or set training.share_device=true",
+                    job.ranks_per_node, job.gpus_per_node));
   if (const auto from = for_task(train.init_from, task); !from.empty() && !fs::is_regular_file(from))
     throw Error(ExitCode::kBadData, from + ": there is no such weights file (--init-from)");
   return loaded;
-}
-
-nlohmann::json recorded(const std::string& run_directory) {
-  std::ifstream file(run_directory + "/submission.json");
-  auto found = nlohmann::json::parse(file, nullptr, false);
-  return found.is_object() ? found : nlohmann::json::object();
 }
 
 std::string submission_text(const nlohmann::json& submission) {
@@ -145,13 +140,13 @@ void require_free(const std::string& run_directory) {
     throw refused(run_directory +
                   " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for "
                   "longer: muster resume with --set training.epochs=N");
-  const auto before = recorded(run_directory);
+  const auto before = read_submission(run_directory);
   if (before.contains("job") && before["job"].is_string()) {
     const std::string job = before["job"];
-    const ToolEnd queued = run_tool({"squeue", "-h", "-o", "%T %o", "-j", job});
+    const ProcessResult queued = run_slurm({"squeue", "-h", "-o", "%T %o", "-j", job});
     // A cluster that was set up anew gives the same numbers to other jobs.
-    const std::string state = queued.said.substr(0, queued.said.find(' ')),
-                      script = queued.said.substr(std::min(queued.said.size(), state.size() + 1));
+    const std::string shown = queued.answer(), state = shown.substr(0, shown.find(' ')),
+                      script = shown.substr(std::min(shown.size(), state.size() + 1));
     const bool is_ours =
         !before.contains("script") || !before["script"].is_string() || script.rfind(before["script"], 0) == 0;
     if (queued.code == 0 && !state.empty() && is_ours)
@@ -174,17 +169,18 @@ void forget_this_allocation() {
 }
 
 // Returns the job's number.
-std::string call_sbatch(std::vector<std::string> words, const std::string& script) {
+std::string call_sbatch(std::vector<std::string> arguments, const std::string& script) {
   forget_this_allocation();
-  words.insert(words.begin(), {"sbatch", "--parsable"});
-  words.push_back(script);
-  const ToolEnd end = run_tool(words);
-  if (end.code == 127)
+  arguments.insert(arguments.begin(), {"sbatch", "--parsable"});
+  arguments.push_back(script);
+  const ProcessResult end = run_slurm(arguments);
+  if (end.start_error != 0)
     throw refused(
         "there is no sbatch on the PATH: is this a login node of a Slurm cluster? (muster launch starts ranks without "
         "Slurm)");
-  if (end.code != 0) throw refused("sbatch has refused the job: " + end.said);
-  const std::string last = end.said.substr(end.said.rfind('\n') + 1);  // sites let sbatch print notes before it
+  const std::string answer = end.answer();
+  if (end.code != 0) throw refused("sbatch has refused the job: " + answer);
+  const std::string last = answer.substr(answer.rfind('\n') + 1);  // sites let sbatch print notes before it
   return last.substr(0, last.find(';'));
 }
 
@@ -209,9 +205,9 @@ void submit(const SubmitOptions& options) {
     for (const int task : tasks_of_array(job.array)) tasks.push_back(std::to_string(task));
   else
     tasks.push_back("");
-  const std::string words_text =
+  const std::string command_text =
       nlohmann::json(options.command).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  if (!is_array && words_text.find("{task}") != std::string::npos)
+  if (!is_array && command_text.find("{task}") != std::string::npos)
     throw refused("{task} is the number of an array's task: say which, e.g. --array 0-4");
 
   std::string name;
@@ -223,8 +219,9 @@ void submit(const SubmitOptions& options) {
       for (const auto& note : loaded.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
       if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
       if (is_array && train.run_directory.find("{task}") == std::string::npos)
-        throw refused("--run-dir " + train.run_directory +
-                      ": every task of an array needs a run directory of its own; put {task} into it");
+        throw refused(
+            fmt::format("--run-dir {}: every task of an array needs a run directory of its own; put {{task}} into it",
+                        train.run_directory));
       job.run_directory = absolute(train.run_directory);
     }
     runs.push_back({task, for_task(job.run_directory, task), false, {}});
@@ -237,7 +234,7 @@ void submit(const SubmitOptions& options) {
   if (!train.init_from.empty()) of_job.init_from = absolute(train.init_from);
   of_job.run_directory.clear();
   of_job.begin.clear();
-  job.train = words_of(of_job);
+  job.train = to_command(of_job);
   const std::string script =
       batch_script(job, options.template_file.empty() ? own_template() : config::read_text_file(options.template_file));
   if (options.dry_run) {
@@ -268,8 +265,7 @@ void submit(const SubmitOptions& options) {
   std::string id;
   try {
     for (const auto& run : runs) {
-      run::prepare_run_directory(run.directory,
-                                      {{"job.sbatch", script}, {"submission.json", submission_text(run.submission)}});
+      run::prepare_run_directory(run.directory, {{"job.sbatch", script}, {"submission.json", submission_text(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
     id = call_sbatch({}, runs[0].submission["script"]);
@@ -281,30 +277,27 @@ void submit(const SubmitOptions& options) {
     run.submission["job"] = is_array ? id + "_" + run.task : id;
     write_file_atomically(run.directory + "/submission.json", submission_text(run.submission));
   }
-  const auto counted = [](size_t count, const std::string& what) {
-    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
-  };
   const bool only_minutes = job.time.find_first_not_of("0123456789") == std::string::npos;
   const std::string limit =
       job.time.empty() ? "" : ", time limit of each start: " + job.time + (only_minutes ? " minutes" : "");
   std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(),
-              counted(runs.size(), "run").c_str(), job.nodes.c_str(), nodes == 1 ? "" : "s",
-              counted(job.ranks_per_node, "rank").c_str(), limit.c_str());
+              plural(static_cast<int64_t>(runs.size()), "run").c_str(), job.nodes.c_str(), nodes == 1 ? "" : "s",
+              plural(job.ranks_per_node, "rank").c_str(), limit.c_str());
   for (const auto& run : runs)
     if (run::run_dir_state(run.directory) == RunDirState::kBegun)
-      std::printf("%s holds an unfinished run: the job goes on with it\n", run.directory.c_str());
+      std::printf("%s holds an unfinished run: the job continues it\n", run.directory.c_str());
   const std::string shown = for_task(train.run_directory, runs[0].task);
   const std::string output = shown + "/logs/slurm-" + (is_array ? id + "_" + runs[0].task : id) + ".out";
-  std::printf("how it goes:  muster status %s\nits output:   %s\nto end it:    scancel %s\n",
+  std::printf("status:       muster status %s\noutput:       %s\nto cancel:    scancel %s\n",
               shell_quoted(shown).c_str(), shell_quoted(output).c_str(), id.c_str());
 }
 
 std::string submit_again(const std::string& run_directory) {
-  auto submission = recorded(run_directory);
+  auto submission = read_submission(run_directory);
   const std::string task = std::getenv("SLURM_ARRAY_TASK_ID") ? std::getenv("SLURM_ARRAY_TASK_ID") : "";
-  std::vector<std::string> words;
-  if (!task.empty()) words.push_back("--array=" + task);
-  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(words, script),
+  std::vector<std::string> arguments;
+  if (!task.empty()) arguments.push_back("--array=" + task);
+  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(arguments, script),
                     name = task.empty() ? id : id + "_" + task;
   submission["script"] = script;
   submission["job"] = name;

@@ -5,7 +5,7 @@
 
 namespace muster::launcher {
 
-// What `muster submit` was told. Empty texts and zeros: as the site's profile says, or else left to Slurm.
+// The options of `muster submit`. Empty texts and zeros: from the site's profile, else left to Slurm.
 struct SubmitOptions {
   std::string nodes, time, partition, account, qos, constraint, job_name, array;
   int gpus_per_node = 0, ranks_per_node = 0, cpus_per_task = 0, grace_seconds = 0;
@@ -18,12 +18,12 @@ struct SubmitOptions {
 };
 
 // Checks the experiment and its data as far as can be done without training, prepares the run directory (of an array:
-// of each task), writes RUN/job.sbatch and RUN/submission.json, and submits the script. Goes on with an unfinished run.
-// Throws Error(kUsage) when a run is finished, in use, or has a job in the queue already, and with sbatch's own words
+// of each task), writes RUN/job.sbatch and RUN/submission.json, and submits the script. An unfinished run is continued.
+// Throws Error(kUsage) when a run is finished, in use, or has a job in the queue already, and with sbatch's own message
 // when it refuses; otherwise as train would.
 void submit(const SubmitOptions& options);
 
-// RUN/job.sbatch once more, for a job that cannot be queued again: of an array the task of this process alone. Returns
+// RUN/job.sbatch once more, for a job that cannot be requeued: of an array, only this process's task. Returns
 // the new job's number, and writes it into submission.json. Throws Error(kUsage) when sbatch refuses.
 std::string submit_again(const std::string& run_directory);
 

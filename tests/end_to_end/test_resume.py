@@ -203,7 +203,7 @@ def test_time_limit(reference, tmp_path):
         assert code.returncode == 75 and "stopped by the time limit after step" in code.stderr, code.stderr
     assert_same_run(run, reference)
     error = mp.muster("train", config, "--time-limit", "soon", code=2).stderr
-    assert '"soon" is no duration; write 3h55m' in error
+    assert '"soon" is not a duration; write 3h55m' in error
 
 
 def test_resume_auto(reference, tmp_path):

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "base/error.h"
-#include "launcher/commands/data.h"
+#include "launcher/commands/commands.h"
 
 int data_probe(int argc, char** argv) {
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);

@@ -266,7 +266,7 @@ TEST_F(RunLocks, LeftBehindGoToOneOfManyThatWantThem) {
       if (read(start[0], &letter, 1) != 0) _exit(1);  // all begin when the pipe is closed
       std::unique_ptr<RunLock> lock;
       try {
-        lock = std::make_unique<RunLock>(folder, run::SchedulerJob{"job " + std::to_string(job), 0});
+        lock = std::make_unique<RunLock>(folder, run::JobIdentity{"job " + std::to_string(job), 0});
         letter = 'h';
       } catch (const run::RunDirInUse&) {
         letter = 'r';

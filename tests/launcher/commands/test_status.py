@@ -55,7 +55,7 @@ def test_running_lost_stopped_and_gone_on(tmp_path):
             assert "left, evaluations not counted" in said(run)
         finally:
             process.kill()
-    assert status(run)["state"] == "lost" and f"muster resume {run} goes on" in said(run)
+    assert status(run)["state"] == "lost" and f"to continue: muster resume {run}\n" in said(run)
     mp.muster("train", config, "--run-dir", run, "--resume", "auto", "--time-limit", "1s", code=75)
     told = status(run)
     assert told["state"] == "stopped" and told["jobs_begun"] == 2 and told["step"] == told["checkpoint"]["step"]
@@ -88,15 +88,15 @@ def test_jobs_of_slurm(tmp_path):
     config = mp.write_config(tmp_path / "e.txtpb", LONG)
     mp.muster("train", config, "--run-dir", run, "--time-limit", "1s", code=75)
     log({"event": "submitted"})
-    assert "stopped; job 41 is queued to go on with it" in said(run) and "muster resume" not in said(run)
+    assert "stopped; job 41 is queued to continue it" in said(run) and "muster resume" not in said(run)
     log({"event": "started", "job": "44"})  # by sbatch, without muster submit
-    assert "stopped; its job has started; should that be gone (squeue -j 44): muster resume" in said(run) and status(run)["job"] == "44"
+    assert "stopped; its job has started; if that is gone (squeue -j 44), to continue: muster resume" in said(run) and status(run)["job"] == "44"
     log({"event": "ended", "exit_code": 76, "decision": "requeued", "reason": "a rank was lost"})
     assert status(run)["job"] == "44"
     (run / "logs/slurm-41.out").write_text("first\nstep 3\r[##..] step 4\r\n\n")
     told = status(run)
     assert told["slurm"] == {"started": 2, "requeued": 1, "crashed": 2, "decision": "requeued", "reason": "a rank was lost"}
-    assert told["last_message"] == "[##..] step 4" and "its job is queued again (a rank was lost)" in said(run)
+    assert told["last_message"] == "[##..] step 4" and "its job is requeued (a rank was lost)" in said(run)
 
 
 def test_what_is_torn_or_missing(tmp_path):

@@ -8,7 +8,6 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "launcher/launch/hosts.h"
 
 namespace muster::launcher {
 namespace {
@@ -249,16 +248,16 @@ TEST(JobCommand, SlurmWithoutPmix) {
             "--tag-output -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH "
             "/opt/muster train 'my experiment.txtpb'");
   auto wanted = request();
-  wanted.starter = LaunchBackend::kSrun;
+  wanted.backend = LaunchBackend::kSrun;
   EXPECT_THAT(refusal(wanted, here), HasSubstr("offers no PMIx"));
   here.mpirun.clear();
   EXPECT_THAT(refusal(request(), here), HasSubstr("offers no PMIx"));
   EXPECT_THAT(refusal(wanted, laptop()), HasSubstr("inside a Slurm allocation only"));
   wanted.hosts = "a:1";
-  EXPECT_THAT(refusal(wanted, in_allocation({})), HasSubstr("--starter mpirun"));
+  EXPECT_THAT(refusal(wanted, in_allocation({})), HasSubstr("--backend mpirun"));
 }
 
-TEST(JobCommand, NoStarter) {
+TEST(JobCommand, NoBackend) {
   auto here = laptop();
   here.mpirun.clear();
   EXPECT_THAT(refusal(request(), here), HasSubstr("no mpirun on the PATH"));
@@ -272,6 +271,22 @@ TEST(SlurmAllocation, IsReadFromTheEnvironment) {
   EXPECT_EQ(uneven->least_cpus, 3);
   EXPECT_EQ(uneven->tasks, 0);
   EXPECT_FALSE(uneven->within_step);
+}
+
+TEST(SrunMpi, ListsOfAllVersions) {
+  ProcessResult list;
+  list.output =
+      "MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4,pmix_v3\n";
+  for (const char* kind : {"none", "pmi2", "pmix", "pmix_v4", "pmix_v3"})
+    EXPECT_TRUE(srun_mpi(list).offers(kind)) << kind;
+  EXPECT_FALSE(srun_mpi(list).offers("pmi"));
+  list.output = "";
+  list.errors = "srun: MPI types are...\nsrun: none\nsrun: pmix_v3\n";  // before 21.08
+  EXPECT_TRUE(srun_mpi(list).offers("pmix_v3"));
+  EXPECT_FALSE(srun_mpi(list).offers("pmix"));
+  list.code = 1;
+  EXPECT_FALSE(srun_mpi(list).offers("pmix_v3"));
+  EXPECT_THAT(srun_mpi(list).text, HasSubstr("pmix_v3")) << "to be shown";
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ def test_only_what_ranks_can_share(config):
 def test_options_that_make_no_sense(config):
     """Among them the empty variable of a shell, which must not become a job on this machine."""
     for words, said in ((["--hosts", ""], "--hosts: it is empty"), (["--hostfile", ""], "--hostfile: it is empty"), (["-n", "0"], "not in range 1 to 1000000"),
-                        (["--starter", "ssh"], "--starter: ssh not in {auto,mpirun,srun}"), (["--hosts", "a:1", "--hostfile", "b"], "excludes")):
+                        (["--starter", "ssh"], "--backend: ssh not in {auto,mpirun,srun}"), (["--backend", "ssh"], "--backend: ssh not in {auto,mpirun,srun}"), (["--hosts", "a:1", "--hostfile", "b"], "excludes")):
         error = mp.muster("launch", *words, "train", config, code=2).stderr
         assert said in error and len(error) < 200, error
 
@@ -235,7 +235,7 @@ def test_restarts_go_on_until_there_is_no_progress(tmp_path):
 
 
 def test_no_restart_where_it_cannot_help(config, tmp_path):
-    assert "has nothing to go on with" in mp.muster("launch", "-n", 2, *HERE, "--max-restarts", 1, "evaluate", tmp_path, code=2).stderr
+    assert "has nothing to continue from" in mp.muster("launch", "-n", 2, *HERE, "--max-restarts", 1, "evaluate", tmp_path, code=2).stderr
     error = mp.muster("launch", "-n", 2, *HERE, "--max-restarts", 3, "train", tmp_path / "absent.txtpb", code=78).stderr
     assert "muster: restart" not in error
     with Job(tmp_path, "--max-restarts", 3) as job:

@@ -1,4 +1,4 @@
-// What starters make of ranks' output, and how it is put together again. The texts are what Open MPI 4.1.4 and
+// What launch backends make of ranks' output, and how it is put together again. The texts are what Open MPI 4.1.4 and
 // Slurm 22.05.8 wrote.
 #include "launcher/launch/rank_output.h"
 
@@ -6,19 +6,16 @@
 
 #include <random>
 
-#include "launcher/launch/backend_errors.h"
-#include "launcher/launch/run_logs.h"
-
 namespace muster::launcher {
 namespace {
 
 using Texts = std::map<int, std::string>;
 
 // What comes out when `bytes` come in pieces of so many.
-Texts read(LaunchBackend starter, const std::string& bytes, size_t piece, int ranks = 12,
+Texts read(LaunchBackend backend, const std::string& bytes, size_t piece, int ranks = 12,
            const std::string& stream = "stdout") {
   Texts texts;
-  LabelReader reader(starter, stream, ranks, [&](int rank, const std::string& text) {
+  LabelReader reader(backend, stream, ranks, [&](int rank, const std::string& text) {
     EXPECT_FALSE(text.empty());
     texts[rank] += text;
   });
@@ -27,10 +24,10 @@ Texts read(LaunchBackend starter, const std::string& bytes, size_t piece, int ra
   return texts;
 }
 
-void expect(LaunchBackend starter, const std::string& bytes, const Texts& wanted,
+void expect(LaunchBackend backend, const std::string& bytes, const Texts& wanted,
             const std::string& stream = "stdout") {
   for (const size_t piece : {size_t{1}, size_t{2}, size_t{7}, size_t{4096}, bytes.size() + 1})
-    EXPECT_EQ(read(starter, bytes, piece, 12, stream), wanted) << "in pieces of " << piece;
+    EXPECT_EQ(read(backend, bytes, piece, 12, stream), wanted) << "in pieces of " << piece;
 }
 
 TEST(LabelReader, Lines) {
@@ -52,7 +49,7 @@ TEST(LabelReader, LongLinesOfSrun) {
          {{0, "a\n"}, {1, x + x + "rest\n" + x + "\n"}});
 }
 
-TEST(LabelReader, TheStartersOwnWords) {
+TEST(LabelReader, TheBackendsOwnMessages) {
   expect(LaunchBackend::kMpirun, "mpirun noticed that [1,2] died\n[1,0]<stderr>:words\n--------\n",
          {{-1, "mpirun noticed that [1,2] died\n--------\n"}, {0, "words\n"}}, "stderr");
   expect(LaunchBackend::kSrun,
@@ -95,18 +92,20 @@ TEST(LabelReader, LinesWithoutEndTakeNoMemoryWithoutEnd) {
   EXPECT_EQ(bytes, 1000u * 4096u);
 }
 
-TEST(StarterTrouble, IsNamedWithTheWayOut) {
+TEST(BackendErrors, AreExplainedWithTheWayOut) {
   JobCommand job;
   job.ranks = 9;
-  EXPECT_NE(starter_trouble("There are not enough slots available in the system to satisfy the 9\nslots", job)
+  EXPECT_NE(explain_backend_errors("There are not enough slots available in the system to satisfy the 9\nslots", job)
                 .find("--oversubscribe"),
             std::string::npos);
-  EXPECT_NE(starter_trouble("ORTE was unable to reliably start one or more daemons.\n", job).find("ssh"),
+  EXPECT_NE(explain_backend_errors("ORTE was unable to reliably start one or more daemons.\n", job).find("ssh"),
             std::string::npos);
-  EXPECT_EQ(starter_trouble("ORTE has lost communication with a remote daemon.\n", job), "") << "its ranks have run";
+  EXPECT_EQ(explain_backend_errors("ORTE has lost communication with a remote daemon.\n", job), "")
+      << "its ranks have run";
   EXPECT_TRUE(has_lost_a_host("ORTE has lost communication with a remote daemon.\n"));
-  EXPECT_EQ(
-      starter_trouble("mpirun noticed that process rank 1 with PID 0 on node a exited on signal 9 (Killed).", job), "");
+  EXPECT_EQ(explain_backend_errors(
+                "mpirun noticed that process rank 1 with PID 0 on node a exited on signal 9 (Killed).", job),
+            "");
 }
 
 }  // namespace

@@ -40,16 +40,16 @@ DECISIONS = [
     (RUNNING, 76, "requeued", "a rank was lost"),
     (RUNNING, 137, "requeued", "ended by signal 9"),
     (RUNNING, 1, "requeued", "srun failed"),
-    (RUNNING, 2, "stopped", "would not mend"),
-    (RUNNING, 65, "stopped", "would not mend"),
-    (RUNNING, 78, "stopped", "would not mend"),
+    (RUNNING, 2, "stopped", "would not fix"),
+    (RUNNING, 65, "stopped", "would not fix"),
+    (RUNNING, 78, "stopped", "would not fix"),
     (CANCELLED, 75, "stopped", "was cancelled"),
     (CANCELLED, 143, "stopped", "was cancelled"),
     (RUNNING.replace("RUNNING", "CANCELLED"), 75, "stopped", "was cancelled"),
     (TIMED_OUT, 75, "requeued", "stopped and saved"),
     (TIMED_OUT, 137, "requeued", "signal 9"),
     (PREEMPTED, 75, "requeued", "stopped and saved"),
-    (AGAIN, 75, "requeued", "Slurm has queued the job again"),
+    (AGAIN, 75, "requeued", "Slurm has requeued the job itself"),
 ]
 
 
@@ -71,7 +71,7 @@ def test_requeue_of_an_array_task(begun):
     assert begun.calls("scontrol") == ["scontrol show job -o 41_3", "scontrol requeue 41_3"]
     begun.say("requeue.code", "1")
     error = begun.requeue(75, changes={"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3"}).stderr
-    assert "To go on with the run: sbatch --array=3 run/job.sbatch" in error  # not all tasks
+    assert "To continue the run: sbatch --array=3 run/job.sbatch" in error  # not all tasks
 
 
 def test_a_cap_without_progress(begun):
@@ -82,7 +82,7 @@ def test_a_cap_without_progress(begun):
         begun.requeue(76, "--max-restarts", 2, expected=0)
         start()
     error = begun.requeue(76, "--max-restarts", 2).stderr
-    assert "no newer checkpoint in 3 starts in a row (--max-restarts 2), so it is not queued again" in error
+    assert "no newer checkpoint in 3 starts in a row (--max-restarts 2), so it is not requeued" in error
     # With progress the count begins anew, also when a start has left no end behind; so it does when a person submits again.
     start()
     begun.muster("train", "e.txtpb", "--run-dir", "run", "--resume", "auto")
@@ -99,7 +99,7 @@ def test_a_cap_without_progress(begun):
 def test_where_requeueing_fails(begun):
     begun.say("requeue.code", "1")
     error = begun.requeue(75).stderr
-    assert f"To go on with the run: sbatch {begun.run}/job.sbatch" in error.replace("sbatch run/", f"sbatch {begun.run}/") and len(begun.calls("sbatch")) == 1
+    assert f"To continue the run: sbatch {begun.run}/job.sbatch" in error.replace("sbatch run/", f"sbatch {begun.run}/") and len(begun.calls("sbatch")) == 1
     assert [row["decision"] for row in begun.rows("ended")] == ["requeued", "stopped"]
     # Ended for good to make room for another: the same once more.
     begun.say("shown", PREEMPTED)
@@ -111,7 +111,7 @@ def test_where_requeueing_fails(begun):
     (begun.bin / "scontrol").unlink()
     begun.say("sbatch.code", "1")
     error = begun.requeue(75, changes={"PATH": str(begun.bin) + ":/usr/local/none"}).stderr
-    assert "there is no scontrol on the PATH" in error and "To go on with the run: sbatch" in error
+    assert "there is no scontrol on the PATH" in error and "To continue the run: sbatch" in error
 
 
 def test_srun_without_pmix(cluster):
@@ -125,7 +125,7 @@ def test_srun_without_pmix(cluster):
         cluster.say("mpi", "")
         cluster.say("mpi.errors", said)
         cluster.muster("requeue", "run", "--begin", changes=cluster.job)
-    assert "no run directory" in cluster.muster("requeue", "absent", "--begin", code=2).stderr
+    assert "is not a run directory" in cluster.muster("requeue", "absent", "--begin", code=2).stderr
 
 
 class BatchJob:

@@ -17,8 +17,8 @@ def cluster(tmp_path):
 
 def golden(cluster):
     return f'''#!/bin/bash
-# A Slurm job that trains, saves before its time is up, and queues itself again until the run is finished.
-# `muster submit` wrote this file; it may be edited and queued again: sbatch --chdir={cluster.folder} {cluster.folder}/runs/e/job.sbatch
+# A Slurm job that trains, saves before its time is up, and requeues itself until the run is finished.
+# `muster submit` wrote this file; it may be edited and submitted again: sbatch --chdir={cluster.folder} {cluster.folder}/runs/e/job.sbatch
 #
 #SBATCH --job-name=e
 #SBATCH --chdir={cluster.folder}
@@ -26,17 +26,17 @@ def golden(cluster):
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=8:00:00
-# Slurm may queue the job again, which then writes on in the same output file.
+# Slurm may requeue the job, which then appends to the same output file.
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Asks the ranks to save and stop so many seconds before the time limit (Slurm may do it up to a minute earlier).
+# Asks the ranks to save and stop this many seconds before the time limit (Slurm may do it up to a minute earlier).
 #SBATCH --signal=USR1@120
 
 muster={os.path.realpath(mp.built("muster"))}
 run={cluster.folder}/runs/e
 
-# Slurm tells the ranks itself when time is short (--signal above). What only this shell is told goes on to srun, which tells the ranks.
-# USR2 asks them to save and stop.
+# Slurm signals the ranks itself when time is short (--signal above). Signals that only this shell gets are forwarded to srun, which passes
+# them on to the ranks. USR2 asks them to save and stop.
 asked=0
 srun=""
 ask() {{
@@ -45,19 +45,19 @@ ask() {{
 }}
 trap ask TERM INT USR1 USR2
 
-# Writes down where the job has started, and ends it here if its ranks could not find each other.
+# Records where the job has started, and ends it here if its ranks could not find each other.
 "$muster" requeue "$run" --begin --mpi pmix || exit
 
-# The same line begins the run and goes on with it. When a rank has ended, the others have half a minute to do so.
+# The same line begins and continues the run. When a rank has ended, the others have half a minute to do so.
 code=75
 if [ "$asked" = 0 ]; then
   srun --mpi=pmix --wait=30 "$muster" \\
     train {cluster.config} --set seed=3 \\
     --run-dir "$run" --resume auto &
   srun=$!
-  # Asked before srun had a number.
+  # Asked before srun had a process number.
   if [ "$asked" != 0 ]; then kill -USR2 "$srun" 2> /dev/null; fi
-  # A signal interrupts waiting: it counts when none came meanwhile.
+  # A signal interrupts `wait`: its exit code counts if no signal came meanwhile.
   before=-1
   while [ "$before" != "$asked" ]; do
     before=$asked
@@ -66,7 +66,7 @@ if [ "$asked" = 0 ]; then
   done
 fi
 
-# Finished, once more, or no use: this decides by the exit code, and asks Slurm to queue the job again.
+# Finished, requeued or failed: this decides by the exit code, and asks Slurm to requeue the job.
 exec "$muster" requeue "$run" --exit-code "$code" --max-restarts 3
 '''
 
@@ -84,7 +84,7 @@ OTHERS = {
                 ["#SBATCH --job-name=e", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --signal=USR1@120", '  srun --mpi=pmix --wait=30 "$muster" \\',
                  'exec "$muster" requeue "$run" --exit-code "$code" --max-restarts 3'],
                 ['#SBATCH --job-name="it\'s"', "#SBATCH --nodes=1-2",
-                 "# Not as tasks: after the first start Slurm would insist on as many of them as it gave then, and on that many nodes.",
+                 "# Not as tasks: after the first start Slurm would insist on that many tasks and nodes.",
                  "#SBATCH --mincpus=3", "#SBATCH --partition=p", '#SBATCH --account="a b"',
                  "#SBATCH --qos=q", '#SBATCH --constraint="x|y"', "#SBATCH --signal=USR1@300", "# Further options, as given.", "#SBATCH --mem=64G",
                  "#SBATCH --mail-user=a@b",
@@ -202,7 +202,7 @@ def test_submit(cluster):
     assert "has not begun yet" in cluster.muster("resume", "run", code=2).stderr
     cluster.muster("train", "e.txtpb", "--run-dir", "run", "--resume", "auto", "--max-steps", 2)
     (cluster.run / "result.json").unlink()
-    assert "goes on with it" in cluster.submit(train=["--run-dir", "run"]).stdout
+    assert "holds an unfinished run: the job continues it" in cluster.submit(train=["--run-dir", "run"]).stdout
     cluster.muster("train", "e.txtpb", "--run-dir", "run", "--resume", "auto")
     assert mp.result(cluster.run)["last"]["step"] == 4
     assert "holds a finished run" in cluster.submit(train=["--run-dir", "run"], code=2).stderr
@@ -238,7 +238,7 @@ def test_submit_an_array(cluster):
     ([], ["--run-dir", "a\\b"], 2, "backslash"),
     ([], ["--nodes", "2"], 2, "Options of the job go before train"),
     ([], ["--init-from", "absent"], 65, "no such weights file"),
-    ([], ["--time-limit", "soon"], 2, "is no duration"),
+    ([], ["--time-limit", "soon"], 2, "is not a duration"),
     ([], ["--dry-run"], 2, "goes before train"),
 ])
 def test_mistakes_are_found_before_queueing(options, train, code, text, cluster):
