@@ -152,7 +152,7 @@ void run(int64_t smallest, int64_t largest) {
   if (binding.device.is_cpu()) return;
   // Its peer, NCCL called directly, is nccl-tests.
   std::map<Key, double> none;
-  const auto gpus = make_nccl_communicator(std::move(ranks), binding.device);
+  const auto gpus = make_nccl_communicator(*ranks, binding.device);
   measure("nccl", *gpus, binding.device, smallest, largest, false, none);
 }
 

@@ -1,14 +1,25 @@
 #include "distributed/affinity.h"
 
+#include <fmt/format.h>
+#include <hwloc.h>
+
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "distributed/agreement.h"
 
 namespace muster::distributed {
 namespace {
+
+CpuSet cpus_of(hwloc_const_cpuset_t set) {
+  CpuSet cpus;
+  for (int cpu = hwloc_bitmap_first(set); cpu >= 0; cpu = hwloc_bitmap_next(set, cpu)) cpus.push_back(cpu);
+  return cpus;
+}
 
 CpuSet all_of(const std::vector<CpuSet>& sets) {
   CpuSet all;
@@ -43,8 +54,8 @@ CpuSet share_of_nodes(const std::vector<CpuSet>& nodes, size_t index, size_t cou
   return chosen.empty() ? home : all_of(chosen);
 }
 
-// Equal shares of what there is, of whole physical cores if every rank gets one; no share where even hardware threads
-// do not suffice.
+// Equal shares of the pool, of whole physical cores if every rank gets one; none when there are fewer hardware threads
+// than ranks.
 std::vector<CpuSet> shares_of_cores(const MachineTopology& machine, const CpuSet& pool, size_t count) {
   std::vector<CpuSet> units;  // node by node, so that a share lies on as few nodes as possible
   for (const auto& node : within(machine.numa_nodes, pool))
@@ -115,7 +126,7 @@ class Host {
     for (const size_t rank : ranks_) groups[near_gpu(rank)].push_back(rank);
     std::vector<CpuSet> places;
     for (const auto& group : groups) places.push_back(group.first), cpus += group.first.size();
-    // GPUs whose places are unknown, or overlap, say nothing.
+    // GPUs whose nearby CPUs are unknown, or overlap, are ignored.
     if (groups.count({}) || all_of(places).size() != cpus) groups = {{pool(), ranks_}};
     for (const auto& [place, ranks] : groups)
       if (shares_of_cores(machine(), place, ranks.size()).empty()) {
@@ -139,13 +150,86 @@ class Host {
 
 }  // namespace
 
+CpuSet common_cpus(const CpuSet& one, const CpuSet& other) {
+  CpuSet both;
+  std::set_intersection(one.begin(), one.end(), other.begin(), other.end(), std::back_inserter(both));
+  return both;
+}
+
+std::string cpu_text(const CpuSet& cpus) {
+  std::string text;
+  for (size_t first = 0, last = 0; first < cpus.size(); first = last + 1) {
+    for (last = first; last + 1 < cpus.size() && cpus[last + 1] == cpus[last] + 1;) ++last;
+    text += fmt::format("{}{}", text.empty() ? "" : ",", cpus[first]);
+    if (last > first) text += fmt::format("-{}", cpus[last]);
+  }
+  return text.empty() ? "none" : text;
+}
+
+struct Machine::Hwloc {
+  hwloc_topology_t topology = nullptr;
+  ~Hwloc() {
+    if (topology) hwloc_topology_destroy(topology);
+  }
+};
+
+Machine::Machine(bool pci) : hwloc_(std::make_unique<Hwloc>()) {
+  bool ready = hwloc_topology_init(&hwloc_->topology) == 0;
+  // PCI devices alone: looking for others would start CUDA and OpenCL.
+  if (ready && pci)
+    hwloc_topology_set_type_filter(hwloc_->topology, HWLOC_OBJ_PCI_DEVICE, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
+  ready = ready && hwloc_topology_load(hwloc_->topology) == 0;
+  if (!ready)
+    throw Error(ExitCode::kUsage,
+                "hwloc cannot read the topology of this machine; if HWLOC_XMLFILE or HWLOC_SYNTHETIC is set, it may be "
+                "wrong (check with lstopo)");
+  const auto all = [&](hwloc_obj_type_t type) {
+    std::vector<CpuSet> sets;
+    for (hwloc_obj_t each = nullptr; (each = hwloc_get_next_obj_by_type(hwloc_->topology, type, each));)
+      if (auto cpus = cpus_of(each->cpuset); !cpus.empty() && std::count(sets.begin(), sets.end(), cpus) == 0)
+        sets.push_back(std::move(cpus));
+    if (sets.empty()) sets.push_back(cpus_of(hwloc_topology_get_topology_cpuset(hwloc_->topology)));
+    return sets;
+  };
+  topology_ = {all(HWLOC_OBJ_PACKAGE), all(HWLOC_OBJ_NUMANODE), all(HWLOC_OBJ_CORE)};
+}
+
+Machine::~Machine() = default;
+
+CpuSet Machine::allowed() const {
+  const hwloc_cpuset_t set = hwloc_bitmap_alloc();
+  if (hwloc_get_cpubind(hwloc_->topology, set, HWLOC_CPUBIND_PROCESS) != 0)
+    hwloc_bitmap_copy(set, hwloc_topology_get_topology_cpuset(hwloc_->topology));
+  hwloc_bitmap_and(set, set, hwloc_topology_get_topology_cpuset(hwloc_->topology));
+  const CpuSet cpus = cpus_of(set);
+  hwloc_bitmap_free(set);
+  return cpus;
+}
+
+CpuSet Machine::cpus_near(const std::string& pci_device) const {
+  const hwloc_obj_t device = hwloc_get_pcidev_by_busidstring(hwloc_->topology, pci_device.c_str());
+  if (!device) return {};
+  const hwloc_obj_t place = hwloc_get_non_io_ancestor_obj(hwloc_->topology, device);
+  return place && place->cpuset ? cpus_of(place->cpuset) : CpuSet{};
+}
+
+bool Machine::bind(const CpuSet& cpus) const {
+  const hwloc_cpuset_t set = hwloc_bitmap_alloc();
+  for (const int cpu : cpus) hwloc_bitmap_set(set, static_cast<unsigned>(cpu));
+  const bool bound = hwloc_set_cpubind(hwloc_->topology, set, HWLOC_CPUBIND_PROCESS) == 0;
+  hwloc_bitmap_free(set);
+  return bound;
+}
+
 BindPolicy bind_policy(const std::string& word) {
   if (word == "numa") return BindPolicy::kNuma;
   if (word == "core") return BindPolicy::kCore;
   if (word == "none") return BindPolicy::kNone;
-  throw Error(ExitCode::kUsage, "\"" + word +
-                                    "\" is no way to bind ranks: write numa (each to NUMA nodes, the default), core "
-                                    "(each to cores of its own) or none");
+  throw Error(
+      ExitCode::kUsage,
+      fmt::format("\"{}\" is not a way to bind ranks: write numa (each to NUMA nodes, the default), core (each to "
+                  "cores of its own) or none",
+                  word));
 }
 
 std::vector<Affinity> choose_affinity(const std::vector<CoreView>& views, BindPolicy policy) {

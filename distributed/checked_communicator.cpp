@@ -1,5 +1,7 @@
 #include "distributed/checked_communicator.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -24,7 +26,7 @@ int64_t bytes_per_row(const at::Tensor& rows) {
   return bytes;
 }
 
-// One collective in the flight record, from entry to end. One that has completed is progress.
+// One collective in the flight record, from entry to end. Its completion counts as progress.
 class Recorded {
  public:
   Recorded(bool recorded, const CollectiveCall& call, const std::string& communicator)
@@ -56,10 +58,9 @@ void CheckedCommunicator::require_device(const at::Tensor& tensor) const {
 
 void CheckedCommunicator::require_counts(const char* what, const std::vector<int64_t>& counts) const {
   if (static_cast<int>(counts.size()) != size())
-    refuse(std::string(what) + ": " + std::to_string(counts.size()) + " counts for " + std::to_string(size()) +
-           " ranks");
+    refuse(fmt::format("{}: {} counts for {} ranks", what, counts.size(), size()));
   for (const int64_t count : counts)
-    if (count < 0) refuse(std::string(what) + ": a count is " + std::to_string(count));
+    if (count < 0) refuse(fmt::format("{}: a count is {}", what, count));
 }
 
 CollectiveCall CheckedCommunicator::call_of(Collective kind, const at::Tensor& tensor, bool rows) const {
@@ -80,7 +81,7 @@ CollectiveCall CheckedCommunicator::call_of(Collective kind, const at::Tensor& t
 }
 
 void CheckedCommunicator::throw_mismatch(const std::string& message) const {
-  // A communicator that was split off shares its fate with some of the job's ranks only.
+  // The ranks of a communicator that was split off are only some of the job's.
   if (names_.communicator == "world") throw SharedError(ExitCode::kInternal, message);
   throw Error(ExitCode::kInternal, message);
 }
@@ -89,13 +90,13 @@ template <typename Body>
 void CheckedCommunicator::run(CollectiveCall call, const Body& body) {
   if (!usable_)
     throw Error(ExitCode::kPeerFailed,
-                "A rank of " + names_.communicator + " has failed: it has no collectives any more.");
-  // Once the watchdog ends this process, what an aborted operation left behind must not go on.
+                fmt::format("A rank of {0} has failed: {0} has no collectives any more.", names_.communicator));
+  // Once the watchdog ends this process, an aborted operation must not be followed by anything else.
   if (recorded_) yield_to_watchdog(ExitCode::kInternal);
   call.sequence = ++sequence_;
   std::strncpy(call.label, CollectiveLabel::current(), sizeof call.label - 1);
   Recorded record(recorded_, call, names_.communicator);
-  usable_ = false;  // until all have met: no exception of meet() leaves ranks in a common state
+  usable_ = false;  // an exception of meet() leaves the ranks at different points
   const std::vector<CollectiveCall>& calls = meet(call);
   usable_ = true;
   const std::string message = disagreement(calls, names_);
@@ -115,8 +116,7 @@ void CheckedCommunicator::all_reduce_sum(at::Tensor tensor) {
   const CollectiveCall call = call_of(Collective::kAllReduceSum, tensor, false);
   const auto dtype = tensor.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kLong)
-    refuse(std::string("all_reduce_sum takes float32, float64 and int64 tensors, not ") +
-           c10::getDtypeNames(dtype).first);
+    refuse("all_reduce_sum takes float32, float64 and int64 tensors, not " + c10::getDtypeNames(dtype).first);
   run(call, [&](const auto&) {
     if (tensor.numel() > 0) sum_body(tensor);
   });
@@ -127,8 +127,7 @@ at::Tensor CheckedCommunicator::all_gather_rows(const at::Tensor& rows, const st
   CollectiveCall call = call_of(Collective::kAllGatherRows, rows, true);
   require_counts("all_gather_rows", row_counts);
   if (rows.size(0) != row_counts[rank_])
-    refuse("all_gather_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " +
-           std::to_string(row_counts[rank_]));
+    refuse(fmt::format("all_gather_rows: {} rows, but the counts say {}", rows.size(0), row_counts[rank_]));
   call.counts_hash = hash_of(row_counts);
   at::Tensor gathered;
   run(call, [&](const auto&) {
@@ -146,7 +145,7 @@ at::Tensor CheckedCommunicator::all_to_all_rows(const at::Tensor& rows, const st
   require_counts("all_to_all_rows, receives", receive_counts);
   const int64_t given = std::accumulate(send_counts.begin(), send_counts.end(), int64_t{0});
   if (rows.size(0) != given)
-    refuse("all_to_all_rows: " + std::to_string(rows.size(0)) + " rows, but the counts say " + std::to_string(given));
+    refuse(fmt::format("all_to_all_rows: {} rows, but the counts say {}", rows.size(0), given));
   for (int peer = 0; peer < size(); ++peer) {
     call.sends_hash += hash_of_transfer(rank_, peer, send_counts[peer]);
     call.receives_hash += hash_of_transfer(peer, rank_, receive_counts[peer]);
@@ -177,8 +176,7 @@ at::Tensor CheckedCommunicator::all_to_all_rows(const at::Tensor& rows, const st
 
 void CheckedCommunicator::broadcast(at::Tensor tensor, int root) {
   CollectiveCall call = call_of(Collective::kBroadcast, tensor, false);
-  if (root < 0 || root >= size())
-    refuse("broadcast: there is no rank " + std::to_string(root) + " of " + std::to_string(size()));
+  if (root < 0 || root >= size()) refuse(fmt::format("broadcast: there is no rank {} of {}", root, size()));
   call.root = root;
   run(call, [&](const auto&) {
     if (tensor.numel() > 0) broadcast_body(tensor, root);
@@ -201,14 +199,14 @@ std::vector<std::string> CheckedCommunicator::all_gather_bytes(const std::string
 }
 
 std::unique_ptr<Communicator> CheckedCommunicator::split(int group) {
-  if (group < 0) refuse("split: group " + std::to_string(group) + " is below 0");
+  if (group < 0) refuse(fmt::format("split: group {} is below 0", group));
   CollectiveCall call;
   call.kind = Collective::kSplit;
   call.own = group;
   std::unique_ptr<Communicator> part;
   run(call, [&](const std::vector<CollectiveCall>& calls) {
     std::vector<int> members;
-    RankNames part_names{names_.communicator + "/" + std::to_string(group), {}};
+    RankNames part_names{fmt::format("{}/{}", names_.communicator, group), {}};
     for (int peer = 0; peer < size(); ++peer) {
       if (calls[peer].own != group) continue;
       members.push_back(peer);

@@ -12,9 +12,9 @@ namespace muster::distributed {
 // backend adds meet() and the bodies of the collectives. Every collective goes through one function, run(): there the
 // flight record and the watchdog learn what this rank does.
 //
-// A call that does not fit is an error on every rank of the communicator: SharedError when they are the whole job,
-// otherwise Error; all have then met, and may go on together. After a rank did not come, the communicator can not be
-// used any more.
+// A call that does not match is an error on every rank of the communicator: SharedError when they are the whole job,
+// otherwise Error; all ranks are then at the same point and may continue together. After a timeout the communicator
+// cannot be used any more.
 class CheckedCommunicator : public Communicator {
  public:
   int rank() const final { return rank_; }
@@ -30,20 +30,20 @@ class CheckedCommunicator : public Communicator {
   std::unique_ptr<Communicator> split(int group) final;
 
  protected:
-  // recorded: its collectives go into the process's flight record. Not for ranks that are threads: they would share
-  // one.
+  // recorded: its collectives go into the flight record of the process. Not for ranks that are threads: they would
+  // share one.
   CheckedCommunicator(RankNames names, int rank, bool recorded = false);
 
-  // The last collective: all ranks come to it before they take down what they share. Throws as any other does.
+  // The last collective: all ranks call it before they tear down what they share. Throws as any other does.
   void meet_for_the_last_time();
 
-  // Shows `own` to all other ranks and returns all ranks' calls, by rank. When a rank does not come in time: where
-  // there is a watchdog, it ends the process; otherwise throws Error(kPeerFailed), with absence() as its message, after
+  // Sends `own` to all other ranks and returns all ranks' calls, by rank. On a timeout the watchdog, where there is
+  // one, ends the process; without one this throws Error(kPeerFailed), with absence() as its message, after
   // collective_deadline().
   virtual const std::vector<CollectiveCall>& meet(const CollectiveCall& own) = 0;
 
-  // The bodies. Arguments are checked and fit those of all ranks. Where no rank has anything to move they are not
-  // called.
+  // The bodies. Arguments are checked and match those of all ranks. They are not called when no rank has anything to
+  // move.
   virtual void sum_body(const at::Tensor& tensor) = 0;
   virtual void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) = 0;
   virtual void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends,

@@ -1,14 +1,15 @@
 #include "distributed/collective_call.h"
 
 #include <c10/core/ScalarType.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <sstream>
 #include <tuple>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace muster::distributed {
 namespace {
@@ -29,12 +30,6 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-std::string seconds(double value) {
-  std::ostringstream text;
-  text << value << " s";
-  return text.str();
-}
-
 std::vector<int> in_job(const std::vector<int>& members, const RankNames& names) {
   std::vector<int> ranks;
   for (const int member : members) ranks.push_back(names.ranks[member]);
@@ -42,26 +37,27 @@ std::vector<int> in_job(const std::vector<int>& members, const RankNames& names)
 }
 
 std::string place(const CollectiveCall& call, const RankNames& names) {
-  return place(call, names.communicator) + " (" + std::to_string(names.ranks.size()) + " ranks)";
+  return fmt::format("{} ({} ranks)", place(call, names.communicator), names.ranks.size());
 }
 
 double read_timeout() {
   const char* text = std::getenv("MUSTER_COLLECTIVE_TIMEOUT");
   if (!text) return 0;
-  char* end = nullptr;
-  const double value = std::strtod(text, &end);
-  if (end == text || *end != '\0' || !(value > 0))
-    throw Error(ExitCode::kUsage, std::string("MUSTER_COLLECTIVE_TIMEOUT is \"") + text +
-                                      "\": it must be a number of seconds above 0, such as 1800.");
-  return value;
+  const auto value = parse_real(text);
+  if (!value || !(*value > 0))
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("MUSTER_COLLECTIVE_TIMEOUT is \"{}\": it must be a number of seconds above 0, such as 1800.",
+                    text));
+  return *value;
 }
 
 std::atomic<double> deadline_set{0};  // 0: not set
 
 }  // namespace
 
-CollectiveLabel::CollectiveLabel(const char* label) : former_(current_label) { current_label = label; }
-CollectiveLabel::~CollectiveLabel() { current_label = former_; }
+CollectiveLabel::CollectiveLabel(const char* label) : previous_(current_label) { current_label = label; }
+CollectiveLabel::~CollectiveLabel() { current_label = previous_; }
 const char* CollectiveLabel::current() { return current_label; }
 
 const char* name_of(Collective kind) {
@@ -85,7 +81,7 @@ const char* name_of(Collective kind) {
 }
 
 std::string place(const CollectiveCall& call, const std::string& communicator) {
-  return "collective " + std::to_string(call.sequence) + " of " + communicator;
+  return fmt::format("collective {} of {}", call.sequence, communicator);
 }
 
 std::string describe(const CollectiveCall& call) {
@@ -93,19 +89,12 @@ std::string describe(const CollectiveCall& call) {
   std::string text = std::string(name_of(call.kind)) + "(";
   if (call.dtype >= 0) {
     const bool rows = call.kind == Collective::kAllGatherRows || call.kind == Collective::kAllToAllRows;
-    text += c10::getDtypeNames(static_cast<at::ScalarType>(call.dtype)).first + (rows ? " rows of [" : " [");
-    for (int axis = 0; axis < call.dims; ++axis) {
-      if (axis > 0) text += ", ";
-      if (axis == 4) {
-        text += "...";
-        break;
-      }
-      text += std::to_string(call.shape[axis]);
-    }
-    text += "]";
-    if (rows) text += ", " + std::to_string(call.own) + " here";
+    const std::vector<int64_t> sizes(call.shape, call.shape + std::clamp(call.dims, 0, 4));
+    text += fmt::format("{}{} [{}{}]", c10::getDtypeNames(static_cast<at::ScalarType>(call.dtype)).first,
+                        rows ? " rows of" : "", fmt::join(sizes, ", "), call.dims > 4 ? ", ..." : "");
+    if (rows) text += fmt::format(", {} here", call.own);
     if (call.device > 0) text += " on " + c10::DeviceTypeName(static_cast<at::DeviceType>(call.device), true);
-    if (call.root >= 0) text += ", root " + std::to_string(call.root);
+    if (call.root >= 0) text += fmt::format(", root {}", call.root);
   }
   return text + ")" + (call.label[0] ? std::string(" for ") + call.label : std::string());
 }
@@ -117,13 +106,13 @@ std::string list_ranks(std::vector<int> ranks) {
     size_t end = i + 1;
     while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
     if (end - i < 3) end = i + 1;
-    parts.push_back(end - i < 3 ? std::to_string(ranks[i])
-                                : std::to_string(ranks[i]) + "-" + std::to_string(ranks[end - 1]));
+    parts.push_back(end - i < 3 ? std::to_string(ranks[i]) : fmt::format("{}-{}", ranks[i], ranks[end - 1]));
     i = end;
   }
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (size_t i = 0; i < parts.size(); ++i) text += (i == 0 ? "" : i + 1 == parts.size() ? " and " : ", ") + parts[i];
-  return text;
+  if (parts.size() < 2) return (ranks.size() == 1 ? "rank " : "ranks ") + join(parts);
+  const std::string last = parts.back();
+  parts.pop_back();
+  return fmt::format("ranks {} and {}", join(parts), last);
 }
 
 uint64_t hash_of(const std::vector<int64_t>& numbers) {
@@ -136,61 +125,58 @@ uint64_t hash_of_transfer(int from, int to, int64_t rows) {
   return mix(mix(static_cast<uint64_t>(from) << 32 | static_cast<uint32_t>(to)) ^ static_cast<uint64_t>(rows));
 }
 
+std::vector<std::vector<int>> groups_of_same(int count, const std::function<bool(int, int)>& same) {
+  std::vector<std::vector<int>> groups;
+  for (int rank = 0; rank < count; ++rank) {
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& each) { return same(each[0], rank); });
+    if (group == groups.end()) group = groups.emplace(group);
+    group->push_back(rank);
+  }
+  // max_element finds the first of equals: at a tie the group of the lowest rank.
+  const auto majority =
+      std::max_element(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
+  if (majority != groups.end()) std::rotate(majority, majority + 1, groups.end());
+  return groups;
+}
+
 std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names) {
-  struct Party {
-    const CollectiveCall* call;
-    std::vector<int> members;
-  };
-  std::vector<Party> parties;
-  for (size_t rank = 0; rank < calls.size(); ++rank) {
-    const auto same = [&](const Party& party) { return key_of(*party.call) == key_of(calls[rank]); };
-    auto party = std::find_if(parties.begin(), parties.end(), same);
-    if (party == parties.end()) party = parties.insert(party, Party{&calls[rank], {}});
-    party->members.push_back(static_cast<int>(rank));
+  const auto groups = groups_of_same(static_cast<int>(calls.size()),
+                                     [&](int a, int b) { return key_of(calls[a]) == key_of(calls[b]); });
+  if (groups.size() == 1) return "";
+  const CollectiveCall& common = calls[groups.back()[0]];
+  std::string message = "Ranks disagree about " + place(common, names) + ": ";
+  for (const auto& group : groups) {
+    const CollectiveCall& call = calls[group[0]];
+    const bool last = &group == &groups.back();
+    message += fmt::format("{}{} called {}", last ? "while " : "", list_ranks(in_job(group, names)), describe(call));
+    if (call.sequence != common.sequence) message += fmt::format(" as its number {}", call.sequence);
+    if (!last && describe(call) == describe(common)) message += " with another list of row counts or other sizes";
+    message += last ? ". " : ", ";
   }
-  if (parties.size() == 1) return "";
-  // max_element gives the first of equals: at a tie the party of the lowest rank.
-  const auto majority = std::max_element(parties.begin(), parties.end(), [](const Party& a, const Party& b) {
-    return a.members.size() < b.members.size();
-  });
-  const auto called = [&](const Party& party) {
-    return list_ranks(in_job(party.members, names)) + " called " + describe(*party.call);
-  };
-  std::string message = "Ranks disagree about " + place(*majority->call, names) + ": ";
-  for (auto party = parties.begin(); party != parties.end(); ++party) {
-    if (party == majority) continue;
-    message += called(*party);
-    if (party->call->sequence != majority->call->sequence)
-      message += " as its number " + std::to_string(party->call->sequence);
-    if (describe(*party->call) == describe(*majority->call))
-      message += " with another list of row counts or other sizes";
-    message += ", ";
-  }
-  return message + "while " + called(*majority) +
-         ". All ranks must make the same calls in the same order with matching sizes: a rank has left the common path.";
+  return message +
+         "All ranks must make the same calls in the same order with matching sizes: a rank has left the common path.";
 }
 
 std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int64_t>>& sends,
                    const std::vector<std::vector<int64_t>>& receives, const RankNames& names) {
-  std::string pairs;
+  std::vector<std::string> pairs;
   for (size_t from = 0; from < sends.size(); ++from)
     for (size_t to = 0; to < receives.size(); ++to)
       if (sends[from][to] != receives[to][from])
-        pairs += (pairs.empty() ? "rank " : ", rank ") + std::to_string(names.ranks[from]) + " sends " +
-                 std::to_string(sends[from][to]) + " rows to rank " + std::to_string(names.ranks[to]) +
-                 ", which expects " + std::to_string(receives[to][from]);
-  return "Counts do not fit in " + place(call, names) + ", all_to_all_rows: " + pairs + ".";
+        pairs.push_back(fmt::format("rank {} sends {} rows to rank {}, which expects {}", names.ranks[from],
+                                    sends[from][to], names.ranks[to], receives[to][from]));
+  return fmt::format("Counts do not match in {}, all_to_all_rows: {}.", place(call, names), join(pairs));
 }
 
 std::string absence(const CollectiveCall& call, const CollectiveCall& last_completed, const std::vector<int>& missing,
                     double waited, const RankNames& names) {
-  return list_ranks(in_job(missing, names)) + " did not come to " + place(call, names) + ", " + describe(call) +
-         ", within " + seconds(waited) + ". The last collective that all completed: " +
-         (last_completed.sequence == 0
-              ? std::string("none")
-              : describe(last_completed) + ", number " + std::to_string(last_completed.sequence)) +
-         ". A rank that is stuck or far behind shows where in its log; MUSTER_COLLECTIVE_TIMEOUT sets how many seconds "
-         "to wait.";
+  const std::string completed = last_completed.sequence == 0
+                                    ? "none"
+                                    : fmt::format("{}, number {}", describe(last_completed), last_completed.sequence);
+  return fmt::format(
+      "{} did not reach {}, {}, within {:.6g} s. The last collective that all completed: {}. The log of a rank that is "
+      "stuck or far behind shows where it is; MUSTER_COLLECTIVE_TIMEOUT sets how many seconds to wait.",
+      list_ranks(in_job(missing, names)), place(call, names), describe(call), waited, completed);
 }
 
 double timeout_from_environment() {

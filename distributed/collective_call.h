@@ -4,13 +4,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 namespace muster::distributed {
 
-// kEnd: ranks meet for the last time, before they leave the job.
+// kEnd: the last one, before the ranks leave the job.
 enum class Collective : int32_t {
   kAllReduceSum,
   kAllGatherRows,
@@ -21,9 +22,9 @@ enum class Collective : int32_t {
   kEnd
 };
 
-// What the collectives that this thread calls while it lives are for: "gradients", "embeddings". Messages and flight
-// records say it, and ranks that give different labels to one collective disagree. The innermost counts. Of `label`,
-// which must outlive this, 23 characters are kept; plain ASCII.
+// Names the purpose of the collectives that this thread calls while it lives: "gradients", "embeddings". Messages and
+// flight records show it, and ranks that give different labels to one collective disagree. The innermost counts. Of
+// `label`, which must outlive this, 23 characters are kept; plain ASCII.
 class CollectiveLabel {
  public:
   explicit CollectiveLabel(const char* label);
@@ -33,11 +34,11 @@ class CollectiveLabel {
   static const char* current();  // "" outside of all
 
  private:
-  const char* former_;
+  const char* previous_;
 };
 
-// What a rank is about to do, in fixed size: ranks show each other these before every collective (see
-// checked_communicator.h), and whoever records or watches what a rank does records these.
+// What a rank is about to do, in fixed size: ranks exchange these before every collective (checked_communicator.h), and
+// the flight record keeps them.
 struct CollectiveCall {
   int64_t sequence = 0;  // 1 for a communicator's first collective
   char label[24] = "";   // what it is for; see CollectiveLabel
@@ -53,7 +54,7 @@ struct CollectiveCall {
   // Not the same on every rank:
   int64_t own = 0;  // all_gather_bytes: length; split: group; rows: number of rows given
   // all_to_all_rows: sums over peers of a hash of (from, to, rows). All ranks' sums of sends and of receives are equal
-  // exactly when every count fits its counterpart, which all ranks can thus see from these calls alone.
+  // exactly when every count matches its counterpart, which all ranks can thus see from these calls alone.
   uint64_t sends_hash = 0;
   uint64_t receives_hash = 0;
 };
@@ -75,21 +76,26 @@ std::string list_ranks(std::vector<int> ranks);
 uint64_t hash_of(const std::vector<int64_t>& numbers);
 uint64_t hash_of_transfer(int from, int to, int64_t rows);
 
-// Empty when `calls`, one per rank, fit each other; otherwise the message: which ranks differ from the majority (at a
-// tie: from the lowest rank), what they called, and what the others called.
+// The ranks 0 ... count - 1 in groups of those that are the same. The last group is the majority (at a tie the one of
+// the lowest rank), so that a message can name those that differ first.
+std::vector<std::vector<int>> groups_of_same(int count, const std::function<bool(int, int)>& same);
+
+// Empty when `calls`, one per rank, match; otherwise the message: which ranks differ from the majority, what they
+// called, and what the others called.
 std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names);
-// The same for all_to_all_rows whose hashes tell that counts do not fit: `sends` and `receives` are all ranks' counts.
+// The same for all_to_all_rows whose hashes show that counts do not match: `sends` and `receives` are all ranks'
+// counts.
 std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int64_t>>& sends,
                    const std::vector<std::vector<int64_t>>& receives, const RankNames& names);
-// Message for those that wait: `missing` (ranks of the communicator) did not come to `call` for `waited` seconds.
+// Message for the ranks that wait: `missing` (ranks of the communicator) did not reach `call` within `waited` seconds.
 std::string absence(const CollectiveCall& call, const CollectiveCall& last_completed, const std::vector<int>& missing,
                     double waited, const RankNames& names);
 
 // MUSTER_COLLECTIVE_TIMEOUT, in seconds; 0 where it is not set. Throws Error(kUsage) for what is not a positive number.
 double timeout_from_environment();
 
-// How long ranks that are threads, and NCCL, wait for each other: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds; what
-// is not a positive number throws Error(kUsage)), or what was set here.
+// The collective timeout of ranks that are threads, and of NCCL: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds;
+// anything but a positive number throws Error(kUsage)), or what was set here.
 std::chrono::duration<double> collective_deadline();
 void set_collective_deadline(std::chrono::duration<double> deadline);
 

@@ -16,14 +16,14 @@ namespace muster::distributed {
 //
 // Every function but rank(), size(), local_rank(), local_size(), bytes_sent() and abort() is collective: all ranks must
 // call the same ones in the same order with matching arguments. A rank that calls another one, or the same one with
-// another dtype or size, is found and named: every rank then throws Error(kInternal) (for CUDA tensors only if asked
-// for, see nccl.h). A rank that does not come at all is named after a deadline: in a job of MPI by the watchdog, which
-// ends all ranks (watchdog.h); among threads by Error(kPeerFailed).
+// another dtype or size, is detected and named: every rank then throws Error(kInternal) (for CUDA tensors only on
+// request, see nccl.h). A rank that never makes the call is named after a timeout: in a job of MPI by the watchdog,
+// which ends all ranks (watchdog.h); among threads by Error(kPeerFailed).
 //
 // Tensors are contiguous and live on the CPU, or, where the backend says so, on this rank's GPU. Calls on CPU tensors
-// block until the result is there. Calls on CUDA tensors are put on the current stream and return at once. Sums take
-// float32, float64 and int64; what only moves data takes any dtype. Wrong arguments throw Error(kInternal) before
-// anything is sent. Not for use from two threads at once.
+// block until the result is there. Calls on CUDA tensors are queued on the current stream and return at once. Sums take
+// float32, float64 and int64; collectives that only move data take any dtype. Wrong arguments throw Error(kInternal)
+// before anything is sent. Not for use from two threads at once.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -55,12 +55,12 @@ class Communicator {
   // The control plane: one byte string per rank, any lengths, returned in rank order on every rank. Blocks.
   virtual std::vector<std::string> all_gather_bytes(const std::string& bytes) = 0;
 
-  // Parts the ranks into groups of those that give the same `group` (any number from 0), ordered as here. Each group
+  // Splits the ranks into groups of those that give the same `group` (any number from 0), ordered as here. Each group
   // has collectives of its own, which the other groups neither see nor wait for. The result must not outlive this
   // communicator.
   virtual std::unique_ptr<Communicator> split(int group) = 0;
 
-  // Bytes that this rank has given to collectives for other ranks, since the start: of a tensor of b bytes on W ranks
+  // Bytes that this rank has sent to other ranks through collectives since the start: of a tensor of b bytes on W ranks
   // all_reduce_sum counts 2 b (W-1)/W (what a bandwidth-optimal algorithm sends per rank), all_gather_rows own bytes x
   // (W-1), all_to_all_rows the bytes for others, broadcast b (W-1) on the root. The control plane is not counted.
   virtual int64_t bytes_sent() const = 0;
@@ -78,14 +78,14 @@ std::unique_ptr<Communicator> make_single_process_communicator();
 // ranks than MPI found, which would silently train as many separate models. CPU tensors only: see nccl.h for GPUs.
 std::unique_ptr<Communicator> connect();
 
-// Of how many processes mpirun or srun says that this is one; 1 when nobody does, and in a shell within a step (`srun
-// --pty bash`).
+// The number of processes that mpirun or srun started together with this one; 1 without either, and in a shell within a
+// step (`srun --pty bash`).
 int expected_world_size();
 
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 
-// Make and version of the MPI whose headers this was compiled with, as "Open MPI 4.1.4"; empty for a make that it does
+// Name and version of the MPI whose headers this was compiled with, as "Open MPI 4.1.4"; empty for an MPI that it does
 // not know.
 std::string mpi_headers_version();
 

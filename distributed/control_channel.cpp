@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kTokenBytes = 16;
 constexpr uint32_t kMostAddresses = 16;
 constexpr uint32_t kLongest = 1 << 20;    // of a message
-constexpr size_t kLongestUnknown = 4096;  // that is read of a connection that has not said who it is
+constexpr size_t kLongestUnknown = 4096;  // bytes read from a connection that has not named its rank
 
 struct Address {
   char token[kTokenBytes];
@@ -41,7 +41,7 @@ sockaddr_in socket_address(uint32_t host, uint16_t port) {
   return address;
 }
 
-void send_at_once(int fd) {
+void send_without_delay(int fd) {
   const int on = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
@@ -101,7 +101,7 @@ bool ControlChannel::connect(const std::string& address) {
       ::close(fd);
       continue;
     }
-    send_at_once(fd);
+    send_without_delay(fd);
     connections_.push_back({fd, 0, "", ""});
     const int32_t own = rank_;
     send(0, Kind::kHello,
@@ -126,14 +126,14 @@ void ControlChannel::accept_new() {
   while (listener_ >= 0) {
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    // Strangers that never say who they are must not use up this process's files.
+    // Strangers that never name a rank must not use up this process's descriptors.
     const auto unknown =
         std::count_if(connections_.begin(), connections_.end(), [](const Connection& each) { return each.rank < 0; });
     if (unknown > size_ + 16) {
       ::close(fd);
       continue;
     }
-    send_at_once(fd);
+    send_without_delay(fd);
     connections_.push_back({fd, -1, "", ""});
   }
 }
@@ -154,7 +154,7 @@ std::vector<ControlChannel::Event> ControlChannel::receive() {
   return events;
 }
 
-// False when the connection has ended, or does not speak as a watchdog does.
+// False when the connection has ended, or what it sends is not the protocol.
 bool ControlChannel::read_some(Connection& connection, std::vector<Event>& events) {
   char buffer[16384];
   bool open = true;

@@ -8,17 +8,17 @@
 
 namespace muster::distributed {
 
-// Watchdogs talk to that of rank 0 over one TCP connection each, apart from MPI; so do others who cannot meet in a
-// collective (kMessage). Nothing here waits, but for connect(). For use by one thread.
+// Each watchdog talks to that of rank 0 over one TCP connection, independently of MPI; so do ranks that cannot meet in
+// a collective (kMessage). Nothing here blocks except connect(). For use by one thread.
 //
-// Whoever connects must know a random token, which ranks get through MPI. A connection that ends is an event: of a rank
-// that has not said kLeaving before, the process has died.
+// Whoever connects must know a random token, which ranks exchange through MPI. The end of a connection is an event: if
+// the rank has not sent kLeaving before, its process has died.
 class ControlChannel {
  public:
   enum class Kind : uint32_t { kHello, kStatus, kLeaving, kReport, kVerdict, kEnd, kMessage };
   struct Event {
     Kind kind;
-    int rank;  // it came from
+    int rank;  // that sent it
     std::string payload;
   };
   static constexpr size_t kAddressBytes = 128;
@@ -29,7 +29,7 @@ class ControlChannel {
   ControlChannel& operator=(const ControlChannel&) = delete;
 
   // Rank 0. loopback: all ranks share this machine, no other can connect. Returns what connect() needs, kAddressBytes
-  // long; empty when there is no way to listen.
+  // long; empty when it cannot listen.
   std::string listen(bool loopback);
   // Other ranks: tries rank 0's addresses in turn, at most 2 s each. False when none answers.
   bool connect(const std::string& address);
@@ -37,14 +37,14 @@ class ControlChannel {
   bool reaches(int rank) const;
   void add_to(std::vector<pollfd>& waits) const;
   std::vector<Event> receive();
-  // To a rank that is not reached: nothing. optional: left out while older messages have not gone yet.
+  // Does nothing when there is no connection to that rank. optional: dropped while older messages are still queued.
   void send(int rank, Kind kind, const std::string& payload, bool optional = false);
   void send_to_all(Kind kind, const std::string& payload, bool optional = false);
 
  private:
   struct Connection {
     int fd;
-    int rank;  // -1: has not said yet
+    int rank;  // -1: not known yet
     std::string in, out;
   };
   void accept_new();

@@ -1,8 +1,8 @@
 #include "distributed/cuda_devices.h"
 
 #include <cuda_runtime_api.h>
+#include <fmt/format.h>
 
-#include <cstdio>
 #include <cstdlib>
 
 #include "base/error.h"
@@ -12,17 +12,13 @@ namespace {
 
 std::string explain(cudaError_t status) {
   if (status == cudaErrorInsufficientDriver)
-    return "there is no NVIDIA driver, or one too old for CUDA " + std::to_string(CUDART_VERSION / 1000);
+    return fmt::format("there is no NVIDIA driver, or one too old for CUDA {}", CUDART_VERSION / 1000);
   return cudaGetErrorString(status);
 }
 
 std::string hex(const cudaUUID_t& uuid) {
   std::string text;
-  char digits[3];
-  for (const char byte : uuid.bytes) {
-    std::snprintf(digits, sizeof digits, "%02x", static_cast<unsigned char>(byte));
-    text += digits;
-  }
+  for (const char byte : uuid.bytes) text += fmt::format("{:02x}", static_cast<unsigned char>(byte));
   return text;
 }
 
@@ -33,22 +29,21 @@ VisibleGpus visible_gpus() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
-    cudaGetLastError();  // an error that was reported must not show up again at the next CUDA call
+    cudaGetLastError();  // clears it: otherwise the next CUDA call would report it again
     visible.why_none = status == cudaSuccess ? "no GPU is visible" : explain(status);
     if (const char* chosen = std::getenv("CUDA_VISIBLE_DEVICES"))
-      visible.why_none += "; CUDA_VISIBLE_DEVICES is \"" + std::string(chosen) + "\"";
+      visible.why_none += fmt::format("; CUDA_VISIBLE_DEVICES is \"{}\"", chosen);
     return visible;
   }
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp properties;
     if (const cudaError_t failed = cudaGetDeviceProperties(&properties, index); failed != cudaSuccess) {
       cudaGetLastError();
-      return {{}, "GPU " + std::to_string(index) + " does not answer: " + explain(failed)};
+      return {{}, fmt::format("GPU {} does not respond: {}", index, explain(failed))};
     }
-    char pci[32];
-    std::snprintf(pci, sizeof pci, "%04x:%02x:%02x.0", properties.pciDomainID, properties.pciBusID,
-                  properties.pciDeviceID);
-    visible.gpus.push_back({hex(properties.uuid), properties.name, pci});
+    visible.gpus.push_back(
+        {hex(properties.uuid), properties.name,
+         fmt::format("{:04x}:{:02x}:{:02x}.0", properties.pciDomainID, properties.pciBusID, properties.pciDeviceID)});
   }
   return visible;
 }
@@ -58,8 +53,9 @@ void use_gpu(int index) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
   throw Error(ExitCode::kUsage,
-              "GPU " + std::to_string(index) + " cannot be used: " + explain(status) +
-                  " (nvidia-smi shows who uses it, and whether its compute mode lets several processes share it)");
+              fmt::format("GPU {} cannot be used: {} (nvidia-smi shows which processes use it, and whether its compute "
+                          "mode lets several share it)",
+                          index, explain(status)));
 }
 
 }  // namespace muster::distributed

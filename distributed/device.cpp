@@ -1,6 +1,6 @@
 #include "distributed/device.h"
 
-#include <unistd.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,9 +13,7 @@
 namespace muster::distributed {
 namespace {
 
-std::string rank_on_host(size_t rank, const RankView& view) {
-  return "rank " + std::to_string(rank) + " on " + view.host;
-}
+std::string rank_on_host(size_t rank, const RankView& view) { return fmt::format("rank {} on {}", rank, view.host); }
 
 std::vector<std::string> uuids(const RankView& view) {
   std::vector<std::string> list;
@@ -23,7 +21,7 @@ std::vector<std::string> uuids(const RankView& view) {
   return list;
 }
 
-// All see a GPU, or none does; anything else is a job that was started wrongly.
+// All ranks see a GPU, or none does; anything else is a job that was started incorrectly.
 bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
   if (wanted == WantedDevice::kCpu) return false;
   std::string without, with;
@@ -36,18 +34,19 @@ bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
     }
   }
   if (blind == 0) return true;
-  if (blind > 8) without += "\n  and " + std::to_string(blind - 8) + " more";
+  if (blind > 8) without += fmt::format("\n  and {} more", blind - 8);
   if (blind < views.size())
     throw SharedError(ExitCode::kUsage,
-                      "these ranks see no GPU, while others (" + with + ") do:" + without +
-                          "\nGive every rank a GPU (Slurm: --gpus-per-task=1), or set training.device: CPU");
+                      fmt::format("these ranks see no GPU, while others ({}) do:{}\nGive every rank a GPU (Slurm: "
+                                  "--gpus-per-task=1), or set training.device: CPU",
+                                  with, without));
   if (wanted == WantedDevice::kAuto) return false;
   throw SharedError(ExitCode::kUsage, "training.device is CUDA, but no rank sees a GPU:" + without +
                                           "\nUse training.device: AUTO or CPU to train without one");
 }
 
-// Found by the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that
-// somebody waited for.
+// By the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that someone
+// queued for.
 void require_enough_allocated(const std::vector<RankView>& views) {
   std::map<std::string, std::pair<size_t, int>> hosts;  // ranks, GPUs
   for (const auto& view : views) {
@@ -57,12 +56,13 @@ void require_enough_allocated(const std::vector<RankView>& views) {
   }
   for (const auto& [host, counts] : hosts)
     if (counts.second > 0 && counts.first > static_cast<size_t>(counts.second))
-      throw SharedError(ExitCode::kUsage,
-                        plural(counts.first, "rank") + " on " + host + ", where Slurm has given this job " +
-                            plural(counts.second, "GPU") +
-                            ": each rank needs one of its own. Ask for as many GPUs as ranks on each node "
-                            "(--gpus-per-node, --ntasks-per-node), set "
-                            "training.share_device: true to let ranks share, or training.device: CPU to train without");
+      throw SharedError(
+          ExitCode::kUsage,
+          fmt::format("{} on {}, where Slurm has given this job {}: each rank needs one of its own. Ask "
+                      "for as many GPUs as ranks on each node (--gpus-per-node, --ntasks-per-node), set "
+                      "training.share_device: true to let ranks share, or training.device: CPU to train "
+                      "without",
+                      plural(static_cast<int64_t>(counts.first), "rank"), host, plural(counts.second, "GPU")));
 }
 
 }  // namespace
@@ -80,11 +80,11 @@ std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, co
     if (ranks.size() > gpus.size() && !request.share)
       throw SharedError(
           ExitCode::kUsage,
-          plural(ranks.size(), "rank") + " on " + views[ranks[0]].host + " (" +
-              rank_on_host(ranks[0], views[ranks[0]]) + " is the first) see the same " + plural(gpus.size(), "GPU") +
-              " (" + views[ranks[0]].visible.gpus[0].name + "): each needs one of its own. Start at most " +
-              plural(gpus.size(), "rank") +
-              " there, or set training.share_device: true to let ranks share a GPU (slower; to try things out)");
+          fmt::format("{} on {} ({} is the first) see the same {} ({}): each needs one of its own. Start at most {} "
+                      "there, or set training.share_device: true to let ranks share a GPU (slower; to try things out)",
+                      plural(static_cast<int64_t>(ranks.size()), "rank"), views[ranks[0]].host,
+                      rank_on_host(ranks[0], views[ranks[0]]), plural(static_cast<int64_t>(gpus.size()), "GPU"),
+                      views[ranks[0]].visible.gpus[0].name, plural(static_cast<int64_t>(gpus.size()), "rank")));
     for (size_t place = 0; place < ranks.size(); ++place) {
       auto& binding = bindings[ranks[place]];
       const size_t index = place % gpus.size();
@@ -98,10 +98,11 @@ std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, co
     binding.ranks_on_gpu = static_cast<int>(ranks.size());
     if (ranks.size() > 1 && !request.share)
       throw SharedError(ExitCode::kUsage,
-                        rank_on_host(ranks[0], views[ranks[0]]) + " and " + rank_on_host(ranks[1], views[ranks[1]]) +
-                            " would use the same GPU (" + binding.gpu.name + ", UUID " + binding.gpu.uuid +
-                            "): the lists of GPUs that ranks see (CUDA_VISIBLE_DEVICES) overlap. Let all ranks of a "
-                            "machine see the same GPUs, or each its own");
+                        fmt::format("{} and {} would use the same GPU ({}, UUID {}): the lists of GPUs that ranks see "
+                                    "(CUDA_VISIBLE_DEVICES) overlap. Let all ranks of a machine see the same GPUs, or "
+                                    "each its own",
+                                    rank_on_host(ranks[0], views[ranks[0]]), rank_on_host(ranks[1], views[ranks[1]]),
+                                    binding.gpu.name, binding.gpu.uuid));
   }
   return bindings;
 }
@@ -129,9 +130,9 @@ DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& reque
   }
   const DeviceBinding binding = choose_devices(views, request)[communicator.rank()];
   if (binding.device.is_cpu()) return binding;
-  // NCCL takes ranks with one host and one GPU for a mistake; with hosts of their own they talk over sockets.
+  // NCCL refuses two ranks with the same host and GPU; with different host ids they communicate over sockets.
   if (binding.ranks_on_gpu > 1)
-    setenv("NCCL_HOSTID", (binding.host + "-rank-" + std::to_string(communicator.rank())).c_str(), 1);
+    setenv("NCCL_HOSTID", fmt::format("{}-rank-{}", binding.host, communicator.rank()).c_str(), 1);
   run_on_all_ranks(communicator, [&] { use_gpu(binding.device.index()); });
   return binding;
 }

@@ -23,7 +23,7 @@ struct DeviceRequest {
 struct RankView {
   std::string host;
   VisibleGpus visible;
-  int allocated = 0;  // GPUs that Slurm has given the job on this machine; 0: none, or not said
+  int allocated = 0;  // GPUs that Slurm has given the job on this machine; 0: none, or not known
 };
 
 struct DeviceBinding {
@@ -36,12 +36,12 @@ struct DeviceBinding {
 // The device of every rank, from what all ranks see: a rank takes the GPU at its place among the ranks that see the
 // very same GPUs. So a rank that sees one GPU uses it, and ranks that all see every GPU of their machine take them in
 // order of local rank. Pure: every rank computes the same from the same views. Throws SharedError(kUsage) when a rank
-// has no GPU and others have, when ranks would have to share a GPU without `share` (also by Slurm's word alone, where
-// this program cannot see GPUs), or when GPUs are wanted and there are none; the message names ranks, hosts and
+// has no GPU and others have, when ranks would have to share a GPU without `share` (also by Slurm's allocation alone,
+// where this program cannot see GPUs), or when GPUs are wanted and there are none; the message names ranks, hosts and
 // numbers.
 std::vector<DeviceBinding> choose_devices(const std::vector<RankView>& views, const DeviceRequest& request);
 
-// Finds out what every rank sees, decides, and makes this rank's GPU its current device. When ranks share a GPU it sets
+// Collects what every rank sees, decides, and makes this rank's GPU its current device. When ranks share a GPU it sets
 // NCCL_HOSTID, without which NCCL refuses them: call it before make_nccl_communicator(). Throws what choose_devices()
 // throws. Collective.
 DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& request);

@@ -18,7 +18,7 @@ const char* name_of(Phase phase);  // "setup", "step", "save", "evaluation"
 struct FlightEntry {
   int64_t number = 0;  // 1 for this process's first collective, on any communicator; 0: none
   Phase phase = Phase::kSetup;
-  char communicator[28] = "";  // the end of a longer name
+  char communicator[28] = "";  // of a longer name, its end
   CollectiveCall call;
   int64_t entered = 0;
   int64_t completed = 0;  // 0: not yet; kFailed: it ended by an error
@@ -54,17 +54,17 @@ class FlightRecorder {
   std::atomic<int64_t> newest_completed_{0};
 };
 
-// What a flight record says besides its entries.
+// What a flight record holds besides its entries.
 struct FlightRecordHeader {
   int rank = 0;
   int world_size = 1;
   std::string host;
   Phase phase = Phase::kSetup;
   std::string message;       // why it was written
-  std::vector<int> missing;  // ranks that are held to have failed
+  std::vector<int> missing;  // ranks that are considered failed
 };
 
-// The record as JSON text; distributed/README.md names its fields.
+// The record as JSON text; docs/faults.md describes its fields.
 std::string flight_record_json(const FlightRecordHeader& header, const std::vector<FlightEntry>& entries);
 
 }  // namespace muster::distributed

@@ -2,6 +2,7 @@
 
 // Open MPI 4's header otherwise brings in the removed C++ bindings and needs their library.
 #define OMPI_SKIP_MPICXX 1
+#include <fmt/format.h>
 #include <mpi.h>
 #include <sched.h>
 
@@ -21,12 +22,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Waits for peers: whoever is late may be waiting for this very core, where there are more ranks than cores or other
-// jobs. So the core is offered to others after some tests of the requests (a peer that runs comes within microseconds),
-// and after a millisecond left to them, for a small part of the time waited so far: that is all it can be late itself.
+// Waits for peers. A late peer may be waiting for this very core when there are more ranks than cores, or other jobs.
+// So after some tests of the requests (a running peer arrives within microseconds) the core is yielded, and after a
+// millisecond this rank sleeps for a small part of the time waited so far, which bounds how late it can be itself.
 class Patience {
  public:
-  // To be called between two tests. Whether it has been long enough to do more than that.
+  // To be called between two tests. Returns whether the wait is long enough for other checks.
   bool wait() {
     if (++tests_ < kSpins) return false;
     const auto waited = Clock::now() - begin_;
@@ -48,8 +49,8 @@ void check(int status, const char* function) {
   char text[MPI_MAX_ERROR_STRING] = "";
   int length = 0;
   MPI_Error_string(status, text, &length);
-  throw Error(ExitCode::kPeerFailed, std::string(function) + " failed: " + std::string(text, length) +
-                                         ". Another rank or the network has failed; see its log.");
+  throw Error(ExitCode::kPeerFailed, fmt::format("{} failed: {}. Another rank or the network has failed; see its log.",
+                                                 function, std::string(text, length)));
 }
 
 MPI_Datatype mpi_type(const at::Tensor& tensor) {
@@ -141,8 +142,8 @@ class MpiCommunicator final : public CheckedCommunicator {
     watchdog_->absent(missing);
   }
 
-  // Before the watchdogs stop, and MPI_Finalize waits for all ranks without end. A rank that calls something else
-  // instead is out of step; after its error it comes here too.
+  // Before the watchdogs stop, and before MPI_Finalize, which waits for all ranks without a limit. A rank that calls
+  // another collective instead is out of step; after its error it comes here too.
   void leave_together() {
     while (true) {
       try {
@@ -253,7 +254,7 @@ class MpiCommunicator final : public CheckedCommunicator {
   }
 
   MPI_Comm comm_;
-  // Calls travel apart from the data, so that the two can never be taken for each other.
+  // The calls have a communicator of their own, so that they can never be mixed up with data.
   MPI_Comm calls_comm_;
   bool is_world_;
   int64_t largest_bytes_;
@@ -267,7 +268,7 @@ class MpiCommunicator final : public CheckedCommunicator {
 }  // namespace
 
 std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes) {
-  timeout_from_environment();  // a wrong setting is found before MPI is up, not when the first rank is late
+  timeout_from_environment();  // reports a wrong setting before MPI starts, not when the first rank is late
   check(MPI_Init(nullptr, nullptr), "MPI_Init");
   int rank = 0, size = 1;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -289,8 +290,7 @@ std::string mpi_library_version() {
 
 std::string mpi_headers_version() {
 #if defined(OMPI_MAJOR_VERSION)
-  return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." +
-         std::to_string(OMPI_RELEASE_VERSION);
+  return fmt::format("Open MPI {}.{}.{}", OMPI_MAJOR_VERSION, OMPI_MINOR_VERSION, OMPI_RELEASE_VERSION);
 #elif defined(MPICH_VERSION)
   return "MPICH " MPICH_VERSION;
 #else

@@ -3,6 +3,7 @@
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <fmt/format.h>
 #include <nccl.h>
 
 #include <algorithm>
@@ -23,7 +24,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ExitCode::kInternal, message); }
+[[noreturn]] void refuse_call(const std::string& message) { throw Error(ExitCode::kInternal, message); }
 
 ncclDataType_t sum_type(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kFloat    ? ncclFloat32
@@ -40,21 +41,21 @@ bool checks_wanted() {
   return text && std::strcmp(text, "1") == 0;
 }
 
-// Owns one ncclComm_t in non-blocking mode: no call of NCCL may hold up the host without end.
+// Owns one ncclComm_t in non-blocking mode: no call of NCCL may block the host without a limit.
 class NcclConnection {
  public:
   NcclConnection(const ncclUniqueId& id, int rank, int size, c10::Device device) : device_(device) {
     const c10::cuda::CUDAGuard guard(device_);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    // Half of what the ranks wait for each other elsewhere: all of them then learn of the failure in time.
+    // Half of the timeout elsewhere, so that all ranks learn of the failure in time.
     ncclComm_t comm = nullptr;
     const ncclResult_t begun = ncclCommInitRankConfig(&comm, size, id, rank, &config);
     comm_ = comm;
-    settle(begun, "connecting the ranks' GPUs", collective_deadline() / 2);
+    await(begun, "connecting the ranks' GPUs", collective_deadline() / 2);
   }
 
-  // An error elsewhere may have left peers without us: then there is nothing to finish in good order.
+  // After an error elsewhere the peers may not be here: then there is nothing to finalize together.
   ~NcclConnection() {
     if (!comm_) return;
     const c10::cuda::CUDAGuard guard(device_);
@@ -81,15 +82,15 @@ class NcclConnection {
   template <typename Operation>
   void launch(const char* what, const Operation& operation) {
     if (!comm_)
-      throw Error(ExitCode::kPeerFailed, std::string(what) + ": the connection between the GPUs has failed before");
+      throw Error(ExitCode::kPeerFailed, fmt::format("{}: the connection between the GPUs has failed before", what));
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
-    settle(asked == ncclSuccess ? state : asked, what, collective_deadline());
+    await(asked == ncclSuccess ? state : asked, what, collective_deadline());
     const c10::cuda::CUDAGuard guard(device_);
-    settle(operation(comm_, c10::cuda::getCurrentCUDAStream(device_.index()).stream()), what, collective_deadline());
+    await(operation(comm_, c10::cuda::getCurrentCUDAStream(device_.index()).stream()), what, collective_deadline());
   }
 
-  // Stops what runs on the GPU. From any thread; comes back even if NCCL does not.
+  // Stops what runs on the GPU. From any thread; returns even if NCCL does not.
   void abort() {
     ncclComm_t const comm = comm_.exchange(nullptr);
     if (!comm) return;
@@ -102,13 +103,12 @@ class NcclConnection {
   }
 
  private:
-  // Waits while NCCL works on what it has accepted; after an error, aborts and throws.
-  void settle(ncclResult_t state, const char* what, std::chrono::duration<double> patience) {
+  // Waits until NCCL has accepted an operation; aborts and throws after an error.
+  void await(ncclResult_t state, const char* what, std::chrono::duration<double> patience) {
     const auto begin = Clock::now();
     while (state == ncclInProgress) {
       if (Clock::now() - begin > patience) {
-        fail(std::string(what) + ": the GPUs have not answered each other for " +
-             std::to_string(static_cast<int64_t>(patience.count())) + " s");
+        fail(fmt::format("{}: the GPUs have not answered each other for {:.0f} s", what, patience.count()));
       }
       // An operation takes NCCL some ten microseconds, connecting takes seconds.
       if (Clock::now() - begin < std::chrono::milliseconds(1))
@@ -121,8 +121,8 @@ class NcclConnection {
     }
     if (state == ncclSuccess) return;
     const char* detail = ncclGetLastError(comm_);
-    fail(std::string(what) + ": NCCL reports \"" + ncclGetErrorString(state) + "\"" +
-         (detail && *detail ? std::string(" (") + detail + ")" : std::string()));
+    fail(fmt::format("{}: NCCL reports \"{}\"{}", what, ncclGetErrorString(state),
+                     detail && *detail ? fmt::format(" ({})", detail) : ""));
   }
 
   [[noreturn]] void fail(const std::string& message) {
@@ -145,20 +145,21 @@ class NcclConnection {
 // CUDA tensors.
 class NcclCommunicator final : public CheckedCommunicator {
  public:
-  // `owned`: null, or `control` itself.
+  // `owned`: `control` itself for the part of a split, null for the world.
   NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, c10::Device device, RankNames names)
       : CheckedCommunicator(std::move(names), control.rank(), true),
         owned_(std::move(owned)),
         control_(control),
         device_(device) {
-    if (!device.is_cuda() || !device.has_index()) refuse("NCCL needs a GPU with its number, not " + device.str());
+    if (!device.is_cuda() || !device.has_index()) refuse_call("NCCL needs a GPU with its index, not " + device.str());
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);
     run_on_all_ranks(control_, [&] {
       if (rank() != 0) return;
       if (const ncclResult_t result = ncclGetUniqueId(&id); result != ncclSuccess)
-        throw Error(ExitCode::kPeerFailed, std::string("NCCL could not start: ") + ncclGetErrorString(result) +
-                                               "; start with NCCL_DEBUG=INFO in the environment to see why");
+        throw Error(ExitCode::kPeerFailed,
+                    fmt::format("NCCL could not start: {}; start with NCCL_DEBUG=INFO in the environment to see why",
+                                ncclGetErrorString(result)));
     });
     const auto ids =
         control_.all_gather_bytes(rank() == 0 ? std::string(id.internal, sizeof id.internal) : std::string());
@@ -200,19 +201,19 @@ class NcclCommunicator final : public CheckedCommunicator {
 
   void require_device(const at::Tensor& tensor) const override {
     if (tensor.device() != device_)
-      refuse("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " +
-             tensor.device().str());
+      refuse_call("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " +
+                  tensor.device().str());
   }
 
-  // Through the control plane, where it is asked for, and for split(), which needs the others' groups. Otherwise the
-  // other ranks' calls are taken to be as this one's.
+  // Through the control plane, on request and for split(), which needs the others' groups. Otherwise the other ranks'
+  // calls are assumed to be the same as this one's.
   const std::vector<CollectiveCall>& meet(const CollectiveCall& own) override {
     calls_.assign(size(), own);
     if (check_ || own.kind == Collective::kSplit) {
       const auto all = control_.all_gather_bytes({reinterpret_cast<const char*>(&own), sizeof own});
       for (int peer = 0; peer < size(); ++peer) std::memcpy(&calls_[peer], all[peer].data(), sizeof own);
     } else {
-      for (auto& call : calls_) call.sends_hash = call.receives_hash = 0;  // these fit only together with the others'
+      for (auto& call : calls_) call.sends_hash = call.receives_hash = 0;  // these match only together with the others'
     }
     return calls_;
   }
@@ -280,8 +281,7 @@ class NcclCommunicator final : public CheckedCommunicator {
     return std::make_unique<NcclCommunicator>(ranks, std::move(part), device_, std::move(names));
   }
 
-  // NCCL's kernels run on the current stream; memory that came from another one must not be given out again before they
-  // are done.
+  // NCCL's kernels run on the current stream; memory allocated on another one must not be reused before they are done.
   void used(const at::Tensor& tensor) const {
     c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(),
                                                   c10::cuda::getCurrentCUDAStream(device_.index()));
@@ -307,29 +307,18 @@ class NcclCommunicator final : public CheckedCommunicator {
   std::vector<CollectiveCall> calls_;
 };
 
-std::unique_ptr<Communicator> over_world(Communicator& control, std::unique_ptr<Communicator> owned,
-                                         c10::Device device) {
-  RankNames names{"world", std::vector<int>(control.size())};
-  std::iota(names.ranks.begin(), names.ranks.end(), 0);
-  return std::make_unique<NcclCommunicator>(control, std::move(owned), device, std::move(names));
-}
-
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, c10::Device device) {
-  return over_world(control, nullptr, device);
-}
-
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, c10::Device device) {
-  Communicator& ranks = *control;
-  return over_world(ranks, std::move(control), device);
+  RankNames names{"world", std::vector<int>(control.size())};
+  std::iota(names.ranks.begin(), names.ranks.end(), 0);
+  return std::make_unique<NcclCommunicator>(control, nullptr, device, std::move(names));
 }
 
 std::string nccl_version() {
   int version = 0;
   if (ncclGetVersion(&version) != ncclSuccess) return "";
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
-         std::to_string(version % 100);
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
 }  // namespace muster::distributed

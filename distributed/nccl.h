@@ -10,8 +10,8 @@
 namespace muster::distributed {
 
 // The same ranks as `control`, for tensors on GPUs: CUDA tensors go through NCCL on the current stream of `device`, CPU
-// tensors and bytes through `control`, which must outlive the result or is taken over by it. `device` is this rank's
-// GPU, which bind_device() has made the current one; every rank must have one of its own, or share one as bind_device()
+// tensors and bytes through `control`, which must outlive the result. `device` is this rank's
+// GPU, which bind_device() has made the current one; every rank must have its own, or share one as bind_device()
 // allows.
 //
 // CUDA calls return before the work is done, so an error of a peer shows at a later call: that call then throws
@@ -23,7 +23,6 @@ namespace muster::distributed {
 // Collective. Throws SharedError(kPeerFailed) when the ranks cannot reach each other in time (half of
 // collective_deadline()), Error(kUsage) when muster was built without CUDA.
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, c10::Device device);
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, c10::Device device);
 
 // Version of the NCCL library in use, as "2.28.9"; empty when built without CUDA.
 std::string nccl_version();

@@ -7,10 +7,6 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator&, c10::Device)
               "muster was built without CUDA: build it with ./setup.sh --device cuda, or use training.device: CPU");
 }
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, c10::Device device) {
-  return make_nccl_communicator(*control, device);
-}
-
 std::string nccl_version() { return ""; }
 
 }  // namespace muster::distributed

@@ -30,7 +30,7 @@ inline std::string pack(const std::vector<int>& ranks) {
   return bytes;
 }
 
-// Takes ranks from the front of `bytes`; numbers that are not below `size` are left out.
+// Takes ranks from the front of `bytes`; numbers that are not below `size` are skipped.
 inline std::vector<int> unpack(std::string& bytes, int size) {
   int32_t count = 0, rank = 0;
   std::vector<int> ranks;

@@ -1,5 +1,7 @@
 #include "distributed/threads.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
@@ -23,14 +25,14 @@ struct Job {
   std::exception_ptr first_failure;
 };
 
-// What the ranks of one communicator show each other.
+// What the ranks of one communicator share.
 struct Board {
   explicit Board(size_t size) : arrivals(size), data(size), counts(size) {
     for (auto& each : calls) each.resize(size);
   }
   std::vector<int64_t> arrivals;  // how often each rank has arrived somewhere
-  std::vector<CollectiveCall>
-      calls[2];  // by parity of the sequence number: a rank may be one collective ahead of a reader
+  // By parity of the sequence number: a rank may be one collective ahead of a reader.
+  std::vector<CollectiveCall> calls[2];
   std::vector<char*> data;
   std::vector<const std::vector<int64_t>*> counts;
   std::map<std::pair<int64_t, int>, std::shared_ptr<Board>> parts;  // being split off: by arrival and group
@@ -45,8 +47,8 @@ class ThreadCommunicator final : public CheckedCommunicator {
   int local_size() const override { return size(); }
 
   [[noreturn]] void abort(ExitCode code) override {
-    throw Error(code, "rank " + std::to_string(names().ranks[rank()]) + " ended the job with exit code " +
-                          std::to_string(static_cast<int>(code)));
+    throw Error(code,
+                fmt::format("rank {} ended the job with exit code {}", names().ranks[rank()], static_cast<int>(code)));
   }
 
  private:
@@ -73,10 +75,9 @@ class ThreadCommunicator final : public CheckedCommunicator {
       if (missing.empty()) return;
       for (const int peer : missing)
         if (!job_->fates[names().ranks[peer]].empty())
-          throw Error(ExitCode::kPeerFailed, "rank " + std::to_string(names().ranks[peer]) +
-                                                 " does not come to collective " + std::to_string(current_.sequence) +
-                                                 " of " + names().communicator + ", " + describe(current_) + ": it " +
-                                                 job_->fates[names().ranks[peer]]);
+          throw Error(ExitCode::kPeerFailed, fmt::format("rank {} does not reach {}, {}: it {}", names().ranks[peer],
+                                                         place(current_, names().communicator), describe(current_),
+                                                         job_->fates[names().ranks[peer]]));
       const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
       if (waited >= deadline)
         throw Error(ExitCode::kPeerFailed, absence(current_, last_completed(), missing, waited.count(), names()));
@@ -204,8 +205,8 @@ void run_rank(int rank, const RankNames& names, const std::shared_ptr<Job>& job,
 }  // namespace
 
 void run_as_threads(int ranks, const std::function<void(Communicator&)>& body) {
-  if (ranks < 1) throw Error(ExitCode::kInternal, "run_as_threads: " + std::to_string(ranks) + " ranks");
-  collective_deadline();  // a wrong setting is found here, not when the first rank is late
+  if (ranks < 1) throw Error(ExitCode::kInternal, fmt::format("run_as_threads: {} ranks", ranks));
+  collective_deadline();  // reports a wrong setting here, not when the first rank is late
   const auto job = std::make_shared<Job>(ranks);
   const auto board = std::make_shared<Board>(ranks);
   RankNames names{"world", std::vector<int>(ranks)};

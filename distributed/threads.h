@@ -11,8 +11,8 @@ namespace muster::distributed {
 // of what ranks do together, with any number of ranks and no mpirun; collectives are checked as everywhere.
 //
 // When a rank throws, or ends while others wait for it, those that wait throw Error(kPeerFailed), which names it. The
-// exception that was thrown first is thrown again here once all threads have ended. abort() ends this job by such an
-// exception, not the process. LibTorch's settings per thread (at::set_num_threads, grad mode) are the body's to make.
+// first exception is thrown again here once all threads have ended. abort() ends this job by such an exception, not the
+// process. The body sets LibTorch's per-thread settings (at::set_num_threads, grad mode) itself.
 void run_as_threads(int ranks, const std::function<void(Communicator&)>& body);
 
 }  // namespace muster::distributed

@@ -1,5 +1,7 @@
 #include "distributed/tree_sum.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace muster::distributed {
@@ -10,7 +12,7 @@ int64_t middle(int64_t lo, int64_t hi) { return lo + (hi - lo + 1) / 2; }
 // Where part `part` of `length` elements begins.
 int64_t part_start(int64_t length, int part, int parts) { return length * part / parts; }
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ExitCode::kInternal, "TreeSum: " + message); }
+[[noreturn]] void refuse_sum(const std::string& message) { throw Error(ExitCode::kInternal, "TreeSum: " + message); }
 
 }  // namespace
 
@@ -18,9 +20,9 @@ TreeSum::TreeSum(int64_t leaves, std::vector<int64_t> boundaries, int rank)
     : leaves_(leaves), boundaries_(std::move(boundaries)), rank_(rank) {
   if (leaves < 1 || boundaries_.size() < 2 || boundaries_.front() != 0 || boundaries_.back() != leaves ||
       !std::is_sorted(boundaries_.begin(), boundaries_.end()))
-    refuse("boundaries must ascend from 0 to the number of leaves");
+    refuse_sum("boundaries must ascend from 0 to the number of leaves");
   if (rank < 0 || rank + 1 >= static_cast<int>(boundaries_.size()))
-    refuse("there are no boundaries for rank " + std::to_string(rank));
+    refuse_sum(fmt::format("there are no boundaries for rank {}", rank));
   next_leaf_ = boundaries_[rank_];
 }
 
@@ -89,14 +91,14 @@ void TreeSum::push(int64_t leaf, const at::Tensor& flat) {
 void TreeSum::add(int64_t leaf, const at::Tensor& flat) {
   at::NoGradGuard no_grad;
   if (leaf < next_leaf_ || leaf >= boundaries_[rank_ + 1])
-    refuse("leaf " + std::to_string(leaf) + " of rank " + std::to_string(rank_) + " is out of order: expected " +
-           std::to_string(next_leaf_) + " ... " + std::to_string(boundaries_[rank_ + 1] - 1));
+    refuse_sum(fmt::format("leaf {} of rank {} is out of order: expected {} ... {}", leaf, rank_, next_leaf_,
+                           boundaries_[rank_ + 1] - 1));
   if (flat.dim() != 1 || !flat.is_contiguous() || !flat.is_floating_point())
-    refuse("leaves are contiguous floating-point vectors");
+    refuse_sum("leaves are contiguous floating-point vectors");
   for (const Node& node : stack_)
     if (node.sum.defined() && (node.sum.numel() != flat.numel() || node.sum.scalar_type() != flat.scalar_type() ||
                                node.sum.device() != flat.device()))
-      refuse("leaf " + std::to_string(leaf) + " has another length, dtype or device than the leaves before it");
+      refuse_sum(fmt::format("leaf {} has another length, dtype or device than the leaves before it", leaf));
   while (next_leaf_ < leaf) push(next_leaf_++, at::Tensor());
   push(next_leaf_++, flat);
 }
@@ -148,14 +150,14 @@ void TreeSum::reduce(Communicator& communicator, at::Tensor result) {
   at::NoGradGuard no_grad;
   const int ranks = communicator.size();
   if (ranks + 1 != static_cast<int>(boundaries_.size()) || communicator.rank() != rank_)
-    refuse("made for rank " + std::to_string(rank_) + " of " + std::to_string(boundaries_.size() - 1) +
-           ", used by rank " + std::to_string(communicator.rank()) + " of " + std::to_string(ranks));
+    refuse_sum(fmt::format("made for rank {} of {}, used by rank {} of {}", rank_, boundaries_.size() - 1,
+                           communicator.rank(), ranks));
   if (result.dim() != 1 || !result.is_contiguous() || !result.is_floating_point())
-    refuse("the result is a contiguous vector");
+    refuse_sum("the result is a contiguous vector");
   for (const Node& node : stack_)
     if (node.sum.defined() && (node.sum.numel() != result.numel() || node.sum.scalar_type() != result.scalar_type() ||
                                node.sum.device() != result.device()))
-      refuse("the result has another length, dtype or device than the leaves");
+      refuse_sum("the result has another length, dtype or device than the leaves");
   while (next_leaf_ < boundaries_[rank_ + 1]) push(next_leaf_++, at::Tensor());
 
   if (ranks == 1) {

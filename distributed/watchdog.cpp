@@ -1,5 +1,6 @@
 #include "distributed/watchdog.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,7 +20,7 @@ std::atomic<Phase> phase{Phase::kSetup};
 std::atomic<Clock::rep> progress{0};
 std::array<std::atomic<double>, kPhases> limits{Deadlines{}.setup, Deadlines{}.step, Deadlines{}.save,
                                                 Deadlines{}.evaluation};
-// Strings are never freed: the watchdog may be reading the former one.
+// Strings are never freed: the watchdog may be reading the previous one.
 std::atomic<const std::string*> folder{nullptr};
 std::array<std::atomic<AbortHook*>, 64> hooks{};
 std::atomic<bool> fault_found{false};
@@ -30,9 +31,9 @@ std::atomic<bool> fault_found{false};
 
 }  // namespace
 
-PhaseScope::PhaseScope(Phase entered) : former_(phase.exchange(entered)) { report_progress(); }
+PhaseScope::PhaseScope(Phase entered) : previous_(phase.exchange(entered)) { report_progress(); }
 PhaseScope::~PhaseScope() {
-  phase = former_;
+  phase = previous_;
   report_progress();
 }
 
@@ -59,7 +60,7 @@ AbortHook::AbortHook(std::function<void()> action) : action_(std::move(action)) 
     AbortHook* none = nullptr;
     if (hooks[slot_].compare_exchange_strong(none, this)) return;
   }
-  throw Error(ExitCode::kInternal, "more than " + std::to_string(hooks.size()) + " abort hooks at once");
+  throw Error(ExitCode::kInternal, fmt::format("more than {} abort hooks at once", hooks.size()));
 }
 
 AbortHook::~AbortHook() {
@@ -93,7 +94,7 @@ Clock::time_point last_progress() {
 }
 
 double deadline_of(Phase of) {
-  constexpr double kLongest = 1e9;  // that a clock can count in nanoseconds
+  constexpr double kLongest = 1e9;  // seconds that a clock can count in nanoseconds
   const double everywhere = timeout_from_environment();
   return std::min(kLongest, everywhere > 0 ? everywhere : limits[static_cast<size_t>(of)].load());
 }

@@ -1,5 +1,6 @@
 #include "distributed/watchdog_thread.h"
 
+#include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -12,7 +13,7 @@
 
 #include "base/files.h"
 #include "base/host.h"
-#include "distributed/last_words.h"
+#include "distributed/fault.h"
 #include "distributed/packing.h"
 #include "distributed/watchdog.h"
 
@@ -22,12 +23,12 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kHeartbeat = 500ms;
-constexpr auto kOtherDeaths = 200ms;   // from a death until it is told: what dies together is named together
-constexpr auto kRollCall = 300ms;      // for the thread that waits in a collective to say who is absent
-constexpr auto kSignOfLife = 1300ms;   // a rank that has said nothing for so long since a deadline passed does not run
+constexpr auto kOtherDeaths = 200ms;   // from a death until it is reported: ranks that die together are named together
+constexpr auto kRollCall = 300ms;      // for the thread that waits in a collective to report the missing ranks
+constexpr auto kSignOfLife = 1300ms;   // a rank that has sent nothing for so long since a deadline passed does not run
 constexpr auto kLongSilence = 5s;      // such a rank does not run, whatever else has happened
-constexpr auto kRankZeroDecides = 1s;  // more than rank 0 takes to tell all
-constexpr auto kAborting = 3s;         // for mpirun to end us when another rank ends the job
+constexpr auto kRankZeroDecides = 1s;  // more than rank 0 takes to inform all
+constexpr auto kAborting = 3s;         // for mpirun to end this process when another rank ends the job
 
 struct Introduction {
   int32_t process;
@@ -83,8 +84,8 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
     process_fds_[peer] = open_process(theirs.process);
     if (process_fds_[peer] < 0 && errno == ESRCH) died_[peer] = 1;
   }
-  lifeline_.emplace(rank, size);
-  std::string address = rank == 0 ? lifeline_->listen(one_machine) : "";
+  channel_.emplace(rank, size);
+  std::string address = rank == 0 ? channel_->listen(one_machine) : "";
   address.resize(ControlChannel::kAddressBytes, '\0');
   address_ = gather(address)[0];
   starter_process_ = open_process(::getppid());
@@ -101,7 +102,7 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
 
 Watchdog::~Watchdog() {
   if (thread_.joinable()) {
-    wish_ = Wish::kEnd;
+    request_ = Request::kEnd;
     ::eventfd_write(wake_, 1);
     thread_.join();
   }
@@ -113,8 +114,8 @@ Watchdog::~Watchdog() {
 
 void Watchdog::announce_abort(ExitCode code) {
   if (!thread_.joinable()) return;
-  wished_code_ = static_cast<int>(code);
-  wish_ = Wish::kAbort;
+  requested_code_ = static_cast<int>(code);
+  request_ = Request::kAbort;
   ::eventfd_write(wake_, 1);
   thread_.join();
 }
@@ -130,32 +131,33 @@ RankStatus Watchdog::own_status() const {
 }
 
 void Watchdog::loop() {
-  // In a job of a moment rank 0 may have gone again: a failure is worth a note only while the job lasts.
+  // In a very short job rank 0 may have ended already: a failure deserves a note only while the job lasts.
   auto note_at = Clock::time_point::max();
-  if (rank_ != 0 && !lifeline_->connect(address_)) note_at = Clock::now() + 5s;
+  if (rank_ != 0 && !channel_->connect(address_)) note_at = Clock::now() + 5s;
   Clock::time_point next_heartbeat = Clock::now();
   while (true) {
     const auto now = Clock::now();
     if (now >= next_heartbeat) {
       next_heartbeat = now + kHeartbeat;
-      lifeline_->send_to_all(ControlChannel::Kind::kStatus, bytes_of(own_status()), true);
+      channel_->send_to_all(ControlChannel::Kind::kStatus, bytes_of(own_status()), true);
     }
     if (now >= note_at) {
       note_at = Clock::time_point::max();
-      try_write_all(STDERR_FILENO, "muster: note: rank " + std::to_string(rank_) + " (host " + views_[rank_].host +
-                                       ") cannot reach rank 0 (host " + views_[0].host +
-                                       ") over TCP: lost ranks of other machines will be noticed by deadlines only.\n");
+      try_write_all(STDERR_FILENO,
+                    fmt::format("muster: note: rank {} (host {}) cannot reach rank 0 (host {}) over TCP: "
+                                "lost ranks of other machines will be noticed by deadlines only.\n",
+                                rank_, views_[rank_].host, views_[0].host));
     }
     if (aborted_ && now - *aborted_ > kAborting) ::_exit(abort_code_);
-    // Once all have met for the last time nobody is missed.
-    if (wish_ == Wish::kEnd || (!fault_ && wish_ == Wish::kAbort)) return say_goodbye();
+    // After the last collective no rank can be missing.
+    if (request_ == Request::kEnd || (!fault_ && request_ == Request::kAbort)) return say_goodbye();
     if (!aborted_ && !fault_) check_deadline();
     if (!aborted_ && fault_) advance_fault();
     Clock::duration patience = next_heartbeat - Clock::now();
     if (fault_)
       patience = std::min<Clock::duration>(patience, 20ms);
     else if (const double limit = deadline_of(current_phase());
-             limit > 0)  // punctual: then ranks find it together, before any has left
+             limit > 0)  // exactly then: all ranks find it together, before the first one ends
       patience = std::min(patience, std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit)) -
                                         (Clock::now() - last_progress() - suspended_));
     wait_and_read(std::max<Clock::duration>(patience, 0ms));
@@ -163,23 +165,23 @@ void Watchdog::loop() {
 }
 
 void Watchdog::wait_and_read(Clock::duration patience) {
-  if (aborted_) return std::this_thread::sleep_for(20ms);  // nothing matters any more
+  if (aborted_) return std::this_thread::sleep_for(20ms);  // messages no longer matter
   std::vector<pollfd> waits{{wake_, POLLIN, 0}, {starter_process_, POLLIN, 0}};
   for (const int fd : process_fds_) waits.push_back({fd, POLLIN, 0});
-  lifeline_->add_to(waits);
+  channel_->add_to(waits);
   const auto before = Clock::now();
   ::poll(waits.data(), waits.size(),
          static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(patience).count()) + 1);
   const auto away = Clock::now() - before - patience;
-  if (away > 2s) {  // this process was stopped, perhaps the whole job: that is no lack of progress
+  if (away > 2s) {  // this process was stopped, perhaps with the whole job: that time does not count
     if (last_progress() > suspended_since_progress_) suspended_ = {};
     suspended_since_progress_ = Clock::now();
     suspended_ += away;
   }
   eventfd_t count;
   if (waits[0].revents) ::eventfd_read(wake_, &count);
-  // What ranks have said counts before their ends are looked at.
-  for (const auto& event : lifeline_->receive()) take(event);
+  // Messages are handled before the ends of processes.
+  for (const auto& event : channel_->receive()) take(event);
   if (aborted_) return;
   if (waits[1].revents) {
     open_fault().orphaned = true;
@@ -205,12 +207,12 @@ void Watchdog::take(const ControlChannel::Event& event) {
       if (!take_value(payload, rank) || !take_value(payload, code) || rank < 0 || rank >= size_) break;
       said_goodbye_[rank] = 1;
       if (code < 0) break;
-      // The rank that ends the job hears it last, and then knows that all others have it.
+      // The rank that ends the job gets it last, and then knows that all others have it.
       if (rank_ == 0) {
         await_connections();
         for (int peer = 1; peer < size_; ++peer)
-          if (peer != rank) lifeline_->send(peer, ControlChannel::Kind::kLeaving, event.payload);
-        lifeline_->send(rank, ControlChannel::Kind::kLeaving, event.payload);
+          if (peer != rank) channel_->send(peer, ControlChannel::Kind::kLeaving, event.payload);
+        channel_->send(rank, ControlChannel::Kind::kLeaving, event.payload);
       }
       abort_code_ = code;
       aborted_ = Clock::now();
@@ -226,21 +228,21 @@ void Watchdog::take(const ControlChannel::Event& event) {
       if (seconds > 0) {
         if (fault.no_progress == 0) fault.waiting = waiting, fault.no_progress = seconds;
         add(fault.suspects, ranks);
-        asks_ = true;  // who we wait for belongs to it
+        asks_ = true;  // the ranks that this one waits for count too
       } else {
         for (const int rank : ranks) died_[rank] = 1;
       }
       break;
     }
     case ControlChannel::Kind::kVerdict: {
-      int32_t speaker = 0;
-      take_value(payload, speaker);
+      int32_t reporter = 0;
+      take_value(payload, reporter);
       const auto missing = unpack(payload, size_);
-      leave(missing, payload, std::clamp(speaker, 0, size_ - 1));
+      leave(missing, payload, std::clamp(reporter, 0, size_ - 1));
     }
     case ControlChannel::Kind::kEnd:
-      // On this machine the process itself says when it ends. One that was never heard of may have left before it had
-      // read our first word.
+      // On this machine the process itself shows when it ends. A rank whose status never arrived may have left before
+      // it read the first message.
       if (process_fds_[event.rank] < 0 && views_[event.rank].heard) lose(event.rank);
       break;
   }
@@ -249,7 +251,7 @@ void Watchdog::take(const ControlChannel::Event& event) {
 void Watchdog::lose(int rank) {
   if (process_fds_[rank] >= 0) ::close(process_fds_[rank]);
   process_fds_[rank] = -1;
-  if (said_goodbye_[rank] || died_[rank] || wish_ == Wish::kAbort) return;
+  if (said_goodbye_[rank] || died_[rank] || request_ == Request::kAbort) return;
   died_[rank] = 1;
   open_fault();
 }
@@ -260,14 +262,14 @@ Watchdog::Fault& Watchdog::open_fault() {
     fault_->found = Clock::now();
     fault_->waiting = own_status();
     set_fault_found();
-    // mpirun sends it to all as soon as the first of us leaves, and kills a second later.
+    // mpirun sends it to all ranks as soon as the first one ends, and kills a second later.
     ::signal(SIGTERM, SIG_IGN);
   }
   return *fault_;
 }
 
 void Watchdog::check_deadline() {
-  if (any_died()) open_fault();  // before this watchdog was there
+  if (any_died()) open_fault();  // before this watchdog started
   const double limit = deadline_of(current_phase());
   const auto progress = last_progress();
   if (progress > suspended_since_progress_) suspended_ = {};
@@ -281,17 +283,17 @@ void Watchdog::check_deadline() {
 bool Watchdog::is_ready(const Fault& fault) const {
   const auto age = Clock::now() - fault.found;
   const bool deaths = any_died();
-  if (rank_ == 0 || died_[0] || !lifeline_->reaches(0)) {
+  if (rank_ == 0 || died_[0] || !channel_->reaches(0)) {
     if (deaths || fault.orphaned) return age >= kOtherDeaths;
-    // Whoever runs has spoken since: then nothing more will be known.
-    const auto has_spoken = [&](int rank) {
-      return rank == rank_ || heard_[rank] > fault.found || !lifeline_->reaches(rank);
+    // Every rank that runs has sent something since: nothing more will become known.
+    const auto has_sent = [&](int rank) {
+      return rank == rank_ || heard_[rank] > fault.found || !channel_->reaches(rank);
     };
-    bool all_spoke = true;
+    bool all_sent = true;
     for (int rank = 0; rank < size_; ++rank)
       if (fault.suspects.empty() || std::count(fault.suspects.begin(), fault.suspects.end(), rank))
-        all_spoke = all_spoke && has_spoken(rank);
-    return (all_spoke && age >= kOtherDeaths) || age >= kSignOfLife;
+        all_sent = all_sent && has_sent(rank);
+    return (all_sent && age >= kOtherDeaths) || age >= kSignOfLife;
   }
   if (deaths || fault.orphaned)
     return age >= kOtherDeaths + kRankZeroDecides || Clock::now() - heard_[0] > kLongSilence;
@@ -316,13 +318,13 @@ void Watchdog::advance_fault() {
   if (rank_ != 0 && !fault.reported && !fault.orphaned) {
     fault.reported = true;
     const double seconds = died.empty() ? fault.no_progress : 0;
-    lifeline_->send(0, ControlChannel::Kind::kReport,
-                    bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
+    channel_->send(0, ControlChannel::Kind::kReport,
+                   bytes_of(fault.waiting) + bytes_of(seconds) + pack(died.empty() ? fault.suspects : died));
   }
-  if (is_ready(fault)) settle(fault);
+  if (is_ready(fault)) conclude(fault);
 }
 
-void Watchdog::settle(const Fault& fault) {
+void Watchdog::conclude(const Fault& fault) {
   std::vector<int> missing;
   views_[rank_].heard = true;
   views_[rank_].status = own_status();
@@ -332,14 +334,14 @@ void Watchdog::settle(const Fault& fault) {
   }
   const bool deaths = !missing.empty();
   for (int rank = 0; rank < size_; ++rank) {
-    if (rank == rank_ || died_[rank] || !lifeline_->reaches(rank)) continue;
+    if (rank == rank_ || died_[rank] || !channel_->reaches(rank)) continue;
     views_[rank].silent = deaths || fault.orphaned
                               ? Clock::now() - heard_[rank] > kLongSilence
                               : heard_[rank] < fault.found && Clock::now() - fault.found >= kSignOfLife;
     if (views_[rank].silent) add(missing, {rank});
   }
   if (!deaths) {
-    // Who waits for others is missed too, but is not the cause where another rank is.
+    // A rank that waits for others is missing too, but is not the cause when another rank is.
     auto causes = fault.suspects;
     const auto waits = [&](int rank) {
       return views_[rank].heard && !views_[rank].silent && views_[rank].status.inside();
@@ -349,58 +351,62 @@ void Watchdog::settle(const Fault& fault) {
     if (missing.empty()) add(missing, fault.suspects);
   }
   std::string text = describe_fault(missing, views_, fault.waiting, deaths ? 0 : fault.no_progress);
-  if (fault.orphaned)
-    missing.clear(), text = "the program that started the ranks of host " + views_[rank_].host +
-                            " (mpirun, or its daemon there) has ended without them.";
-  // The lowest rank that is not missing speaks. Where all are, because each hangs by itself: the lowest that runs.
-  int32_t speaker = 0;
-  while (std::count(missing.begin(), missing.end(), speaker)) ++speaker;
-  if (speaker == size_) speaker = 0;
-  while (speaker < rank_ && (views_[speaker].died || views_[speaker].silent)) ++speaker;
-  // Rank 0 tells everyone. Where it does not run it finds this when it wakes up, and then does not speak.
-  lifeline_->send_to_all(ControlChannel::Kind::kVerdict, bytes_of(speaker) + pack(missing) + text);
-  leave(missing, text, speaker);
+  if (fault.orphaned) {
+    missing.clear();
+    text = fmt::format(
+        "the program that started the ranks of host {} (mpirun, or its daemon there) has ended without them.",
+        views_[rank_].host);
+  }
+  // The lowest rank that is not missing prints the message. When all are, because each hangs by itself: the lowest that
+  // runs.
+  int32_t reporter = 0;
+  while (std::count(missing.begin(), missing.end(), reporter)) ++reporter;
+  if (reporter == size_) reporter = 0;
+  while (reporter < rank_ && (views_[reporter].died || views_[reporter].silent)) ++reporter;
+  // Rank 0 informs all. If it does not run, it finds this message when it wakes up, and then prints nothing.
+  channel_->send_to_all(ControlChannel::Kind::kVerdict, bytes_of(reporter) + pack(missing) + text);
+  leave(missing, text, reporter);
 }
 
-void Watchdog::leave(const std::vector<int>& missing, const std::string& text, int speaker) {
+void Watchdog::leave(const std::vector<int>& missing, const std::string& text, int reporter) {
   set_fault_found();
   ::signal(SIGTERM, SIG_IGN);
-  const bool speaks = rank_ == speaker;
+  const bool reports = rank_ == reporter;
   end_process(
-      {rank_, size_, views_[rank_].host, missing, text, speaks, speaks ? -1 : process_fds_[speaker], own_status()});
+      {rank_, size_, views_[rank_].host, missing, text, reports, reports ? -1 : process_fds_[reporter], own_status()});
 }
 
 void Watchdog::await_connections() {
   const auto end = Clock::now() + 1s;
   for (int peer = 1; peer < size_ && Clock::now() < end;) {
-    if (died_[peer] || said_goodbye_[peer] || lifeline_->reaches(peer)) {
+    if (died_[peer] || said_goodbye_[peer] || channel_->reaches(peer)) {
       ++peer;
       continue;
     }
     std::vector<pollfd> waits;
-    lifeline_->add_to(waits);
+    channel_->add_to(waits);
     ::poll(waits.data(), waits.size(), 10);
-    lifeline_->receive();
+    channel_->receive();
   }
 }
 
 void Watchdog::say_goodbye() {
-  const bool abort = wish_ == Wish::kAbort;
-  const int32_t code = abort ? wished_code_.load() : -1;
+  const bool abort = request_ == Request::kAbort;
+  const int32_t code = abort ? requested_code_.load() : -1;
   if (abort && rank_ == 0) await_connections();
-  lifeline_->receive();  // who has just connected hears it too
+  channel_->receive();  // ranks that have just connected get it too
   const std::string goodbye = bytes_of(static_cast<int32_t>(rank_)) + bytes_of(code);
-  lifeline_->send_to_all(ControlChannel::Kind::kLeaving, goodbye);
+  channel_->send_to_all(ControlChannel::Kind::kLeaving, goodbye);
   const auto end = Clock::now() + 2s;
-  // Rank 0 sends it on, to us last.
-  while (abort && rank_ != 0 && lifeline_->reaches(0) && !aborted_ && Clock::now() < end) {
+  // Rank 0 forwards it, to this rank last.
+  while (abort && rank_ != 0 && channel_->reaches(0) && !aborted_ && Clock::now() < end) {
     std::vector<pollfd> waits;
-    lifeline_->add_to(waits);
+    channel_->add_to(waits);
     ::poll(waits.data(), waits.size(), 10);
-    for (const auto& event : lifeline_->receive())
+    for (const auto& event : channel_->receive())
       if (event.kind == ControlChannel::Kind::kLeaving) take(event);
   }
-  lifeline_.reset();
+  channel_.reset();
 }
 
 }  // namespace muster::distributed

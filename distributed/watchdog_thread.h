@@ -11,40 +11,40 @@
 #include <vector>
 
 #include "base/error.h"
-#include "distributed/fault_message.h"
 #include "distributed/control_channel.h"
+#include "distributed/fault.h"
 
 namespace muster::distributed {
 
-// Of the process; see watchdog.h. `progress`: when there was some last.
+// State of the process; see watchdog.h.
 FlightRecorder& flight_recorder();
 Phase current_phase();
 std::chrono::steady_clock::time_point last_progress();
 double deadline_of(Phase phase);
-const std::string* flight_record_folder();  // null: none is kept
+const std::string* flight_record_folder();  // null: no records are written
 void run_abort_hooks();
 
-// Set by the watchdog when it has found a fault: this process ends within seconds, and its main thread must do nothing
-// more that anyone sees.
+// Called by the watchdog when it has found a fault: this process ends within seconds, and its main thread must do
+// nothing more that has an effect outside.
 void set_fault_found();
 
-// The watchdog of a process. Made and ended by the backend. The thread it runs uses neither MPI nor a lock that another
-// thread may hold for long, and ends the process by _exit: nothing that hangs can hang the end.
+// The watchdog of a process, owned by the backend. Its thread uses neither MPI nor a lock that another thread may hold
+// for long, and ends the process by _exit: nothing that hangs can delay it.
 class Watchdog {
  public:
   // `gather`: a collective of the backend that returns every rank's string; all have one length. Collective.
   Watchdog(int rank, int size, const std::function<std::vector<std::string>(const std::string&)>& gather);
-  // In good order: all ranks have met for the last time. What happens to others is no longer looked at.
+  // After the last collective of all ranks: what happens to other ranks is no longer watched.
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  // This rank is about to end the whole job, with a message of its own: the others shall not take its end for a death.
-  // Returns when they know, after 1 s at most.
+  // This rank is about to end the whole job, with a message of its own: the others must not report it as lost. Returns
+  // when they know, after 1 s at most.
   void announce_abort(ExitCode code);
 
-  // True when a deadline has passed. The thread that waits in a collective then says by absent() who has not come; it
-  // knows exactly.
+  // True when a deadline has passed. The thread that waits in a collective then reports the missing ranks by absent();
+  // it knows them exactly.
   bool asks_who_is_absent() const { return asks_.load(std::memory_order_relaxed); }
   [[noreturn]] void absent(std::vector<int> ranks_of_job);
 
@@ -54,11 +54,11 @@ class Watchdog {
     Clock::time_point found;
     double no_progress = 0;     // seconds, when a deadline has passed
     RankStatus waiting;         // of the rank that found it
-    std::vector<int> suspects;  // who did not come, as far as reported
-    bool orphaned = false;      // the starter of this rank has gone
-    bool own_deadline = false;  // it is this rank's that has passed
+    std::vector<int> suspects;  // ranks that are reported missing so far
+    bool orphaned = false;      // the program that started this rank has ended
+    bool own_deadline = false;  // the deadline that has passed is this rank's
     bool reported = false;      // to rank 0
-    bool counted = false;       // the ranks that did not come are known, or will not be
+    bool counted = false;       // the missing ranks are known, or will not become known
   };
 
   void loop();
@@ -69,34 +69,33 @@ class Watchdog {
   void check_deadline();
   void advance_fault();
   bool is_ready(const Fault& fault) const;
-  void settle(const Fault& fault);
-  // Rank 0, in a job that ends at its very beginning: at most 1 s for those that are still connecting. They must hear
-  // why, or they take it for a death.
+  [[noreturn]] void conclude(const Fault& fault);
+  // Rank 0, in a job that ends at its very beginning: waits at most 1 s for ranks that are still connecting. They must
+  // be told the reason, or they would report a lost rank.
   void await_connections();
   void say_goodbye();
   RankStatus own_status() const;
   bool any_died() const { return std::count(died_.begin(), died_.end(), 1) > 0; }
-  [[noreturn]] void leave(const std::vector<int>& missing, const std::string& text, int speaker);
+  [[noreturn]] void leave(const std::vector<int>& missing, const std::string& text, int reporter);
 
   const int rank_, size_;
   int starter_process_ = -1;  // pidfd of the starter
   int wake_ = -1;
-  std::vector<std::string> hosts_;
-  std::vector<int> process_fds_;  // pidfds of the ranks on this machine; -1: not here, or no longer looked at
+  std::vector<int> process_fds_;  // pidfds of the ranks on this machine; -1: not here, or no longer watched
   std::vector<char> said_goodbye_, died_;
   std::vector<PeerView> views_;
   std::vector<Clock::time_point> heard_;
-  std::optional<ControlChannel> lifeline_;
+  std::optional<ControlChannel> channel_;
   std::string address_;
   std::optional<Fault> fault_;
-  std::optional<Clock::time_point> aborted_;  // another rank ends the job; when we heard
+  std::optional<Clock::time_point> aborted_;  // when another rank announced that it ends the job
   int abort_code_ = 0;
-  Clock::duration suspended_{};  // time in which this process was stopped, and since the last progress
+  Clock::duration suspended_{};  // time since the last progress in which this process was stopped
   Clock::time_point suspended_since_progress_{};
 
-  enum class Wish { kNone, kEnd, kAbort };
-  std::atomic<Wish> wish_{Wish::kNone};
-  std::atomic<int> wished_code_{0};
+  enum class Request { kNone, kEnd, kAbort };
+  std::atomic<Request> request_{Request::kNone};
+  std::atomic<int> requested_code_{0};
   std::atomic<bool> asks_{false};
   std::atomic<std::vector<int>*> answer_{nullptr};
   std::thread thread_;

@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "distributed/topology.h"
+#include "distributed/affinity.h"
 
 namespace muster::run {
 namespace {

@@ -10,8 +10,8 @@
 #include <sstream>
 
 #include "base/host.h"
+#include "distributed/affinity.h"
 #include "distributed/cuda_devices.h"
-#include "distributed/topology.h"
 
 extern char** environ;
 

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "distributed/fault_message.h"
+#include "distributed/fault.h"
 #include "distributed/flight_record.h"
 #include "distributed/watchdog.h"
 

@@ -69,7 +69,7 @@ TEST(Threads, TheDeadlineNamesAbsentRanks) {
         communicator.all_reduce_sum(at::zeros({7}));
       } catch (const Error& error) {
         EXPECT_EQ(error.code(), ExitCode::kPeerFailed);
-        EXPECT_THAT(error.what(), HasSubstr("rank 1 did not come to collective 2 of world (" + std::to_string(ranks) +
+        EXPECT_THAT(error.what(), HasSubstr("rank 1 did not reach collective 2 of world (" + std::to_string(ranks) +
                                             " ranks), all_reduce_sum(float32 [7]), within 0.3"));
         EXPECT_THAT(error.what(), HasSubstr("all completed: all_reduce_sum(float32 [3]), number 1."));
         EXPECT_THROW(communicator.all_gather_bytes("x"), Error) << "it must not be used again";

@@ -187,11 +187,12 @@ TEST_F(Nccl, NamesARankThatCallsSomethingElse) {
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   using namespace muster::distributed;
+  std::unique_ptr<Communicator> control;
   if (const std::string why = muster::gpu::why_no_gpu(); why.empty()) {
     try {
-      auto control = connect();
+      control = connect();
       binding = bind_device(*control, {WantedDevice::kCuda, /*share=*/true});
-      world = make_nccl_communicator(std::move(control), binding.device);
+      world = make_nccl_communicator(*control, binding.device);
     } catch (const std::exception& error) {
       std::fprintf(stderr, "%s\n", error.what());
       return 1;

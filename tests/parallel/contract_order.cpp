@@ -119,7 +119,7 @@ void misfitting_exchange(Communicator& ranks, Peer&) {
       if (ranks.rank() == culprit) receives[peer] = 5;
       ranks.all_to_all_rows(at::zeros({2 * ranks.size(), 3}), twos, receives);
     });
-    EXPECT_THAT(text, HasSubstr("70: Counts do not fit in collective "));
+    EXPECT_THAT(text, HasSubstr("70: Counts do not match in collective "));
     EXPECT_THAT(text, HasSubstr("all_to_all_rows: rank " + std::to_string(peer) + " sends 2 rows to rank " +
                                 std::to_string(culprit) + ", which expects 5."));
     kSum(ranks);

@@ -363,7 +363,7 @@ def test_no_ranks_given(config):
 
 def test_a_wrong_binding_is_said_once(config, tmp_path):
     error = mp.muster("train", config, "--run-dir", tmp_path / "run", ranks=2, changes={"MUSTER_BIND": "socket"}, code=2).stderr
-    assert '"socket" is no way to bind ranks' in error and error.count("muster: ") == 1
+    assert '"socket" is not a way to bind ranks' in error and error.count("muster: ") == 1
 
 
 def test_a_shell_within_a_step_starts_a_job_of_one(config, tmp_path):

@@ -1,14 +1,27 @@
-#include "distributed/fault_message.h"
+#include "distributed/fault.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
+#include <future>
 #include <map>
+#include <memory>
 #include <sstream>
+#include <thread>
+
+#include "base/files.h"
+#include "distributed/watchdog_thread.h"
 
 namespace muster::distributed {
 namespace {
 
-constexpr size_t kMostTold = 8;  // ranks whose place is told one by one
+constexpr size_t kMostNamed = 8;  // ranks whose place is described one by one
 
 std::string text_of(const FlightEntry& entry) {
   return place(entry.call, entry.communicator) + ", " + describe(entry.call);
@@ -38,7 +51,42 @@ std::string reason(const PeerView& rank, const RankStatus& waiting, bool several
 }
 
 std::string ranks_of(const std::vector<int>& group, const std::vector<PeerView>& ranks) {
-  return list_ranks(group) + " of " + std::to_string(ranks.size()) + " (host " + ranks[group[0]].host + ")";
+  return fmt::format("{} of {} (host {})", list_ranks(group), ranks.size(), ranks[group[0]].host);
+}
+
+using namespace std::chrono_literals;
+
+constexpr auto kLastResort = 3s;
+constexpr int kReporting = 2000, kReportingElsewhere = 500;  // milliseconds for the rank that prints the message
+constexpr int kStaying = 1500;
+
+void write_file(const std::string& path, const std::string& text) {
+  const std::string unfinished = path + ".unfinished";
+  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return;
+  try_write_all(fd, text);
+  ::close(fd);
+  std::rename(unfinished.c_str(), path.c_str());
+}
+
+void report_and_record(const Ending& ending) {
+  const std::string* folder = flight_record_folder();
+  std::string message = ending.text + " " + describe_place(ending.rank, ending.status);
+  if (folder) message += " The last collectives of every rank: " + *folder + "/flight-record-rank-*.json.";
+  if (ending.reports) try_write_all(STDERR_FILENO, "muster: " + message + "\n");
+  if (folder)
+    write_file(*folder + "/flight-record-rank-" + std::to_string(ending.rank) + ".json",
+               flight_record_json({ending.rank, ending.size, ending.host, ending.status.phase, message, ending.missing},
+                                  flight_recorder().entries()));
+  run_abort_hooks();
+  std::fflush(nullptr);
+  // When the first process ends, mpirun kills the others: not before the message is printed.
+  pollfd printed{ending.reporters_process, POLLIN, 0};
+  if (!ending.reports) ::poll(&printed, 1, printed.fd >= 0 ? kReporting : kReportingElsewhere);
+  // Rank 0, which says who reports, is lost then. A slower rank must still see this process alive: otherwise it counts
+  // it as lost too and prints a second message.
+  else if (ending.rank != 0)
+    ::poll(nullptr, 0, kStaying);
 }
 
 }  // namespace
@@ -51,7 +99,7 @@ std::string describe_fault(const std::vector<int>& missing, const std::vector<Pe
     text << (waiting.inside() ? "all ranks run and have come to " + text_of(waiting.entered) +
                                     ", but it does not end; look at the network between them"
                               : "no rank is known to have failed");
-  } else if (missing.size() <= kMostTold) {
+  } else if (missing.size() <= kMostNamed) {
     for (size_t i = 0; i < missing.size(); ++i) {
       const PeerView& rank = ranks[missing[i]];
       text << (i > 0 ? "; " : "") << ranks_of({missing[i]}, ranks) << (no_progress > 0 ? ": " : " is lost: ")
@@ -72,10 +120,23 @@ std::string describe_fault(const std::vector<int>& missing, const std::vector<Pe
 }
 
 std::string describe_place(int rank, const RankStatus& status) {
-  return "Rank " + std::to_string(rank) +
-         (status.inside() ? " waits in " + text_of(status.entered) : std::string(" is outside any collective")) +
-         ", in phase " + name_of(status.phase) + "; the last that it completed: " +
-         (status.completed.number == 0 ? std::string("none") : text_of(status.completed)) + ".";
+  return fmt::format("Rank {} {}, in phase {}; the last that it completed: {}.", rank,
+                     status.inside() ? "waits in " + text_of(status.entered) : "is outside any collective",
+                     name_of(status.phase), status.completed.number == 0 ? "none" : text_of(status.completed));
+}
+
+void end_process(const Ending& ending) {
+  try {
+    auto done = std::make_shared<std::promise<void>>();
+    std::thread([ending, done] {
+      report_and_record(ending);
+      done->set_value();
+    }).detach();
+    done->get_future().wait_for(kLastResort);
+  } catch (const std::exception&) {  // no more threads: only the message then
+    if (ending.reports) try_write_all(STDERR_FILENO, "muster: " + ending.text + "\n");
+  }
+  ::_exit(static_cast<int>(ExitCode::kPeerFailed));
 }
 
 }  // namespace muster::distributed
