@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <ctime>
@@ -49,9 +50,12 @@ std::string in_quotes(const std::string& text) {
     }
     const size_t length = utf8_length(text, position);
     const unsigned char first = static_cast<unsigned char>(text[position]);
-    if (length == 0 || first < 0x20 || first == 0x7F) {
-      result += fmt::format("\\x{:02x}", first);
-      position += 1;
+    // The second range is U+0080 ... U+009F, which terminals act on too.
+    const std::string_view two = std::string_view(text).substr(position, 2);
+    const bool control = first < 0x20 || first == 0x7F || (two >= "\xC2\x80" && two <= "\xC2\x9F");
+    if (length == 0 || control) {
+      for (const size_t end = position + std::max<size_t>(length, 1); position < end; ++position)
+        result += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[position]));
     } else {
       result += text.substr(position, length);
       position += length;

@@ -1,5 +1,7 @@
 #include "checkpoints/checkpoint.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -29,7 +31,7 @@ Manifest read_and_parse_manifest(const std::string& path) {
   return manifest;
 }
 
-// The texts of all ranks' `own`, and a failure of any as one of all.
+// All ranks' `own`; a failure of one is a failure of all.
 std::vector<std::string> gather_together(Communicator& communicator, const std::function<std::string()>& own) {
   std::string text;
   run_on_all_ranks(communicator, [&] { text = own(); });
@@ -48,7 +50,7 @@ std::vector<FoundCheckpoint> find_checkpoints(const std::string& folder) {
     found.push_back({folder + "/" + name, *step});
     committed.insert(*step);
   }
-  // One that was just being replaced by another of the same step.
+  // A checkpoint that was being replaced by another one of the same step.
   for (const std::string& name : names) {
     const std::optional<HiddenName> hidden = parse_hidden_name(name);
     if (hidden && hidden->purpose == Purpose::kReplaced && committed.insert(hidden->step).second)
@@ -96,7 +98,7 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
   run_on_all_ranks(communicator, [&] {
     manifest = parse_manifest(bytes[0], path + "/" + kManifestName);
     require_step(path, manifest.info.step);
-    // All sizes first: what the manifest's tensors take is no more than the files that are really there.
+    // All sizes first: then the tensors of the manifest take no more memory than the files on the disk.
     for (int i = rank; i < manifest.world_size; i += ranks) look_up(path, manifest.files[i]);
   });
   run_on_all_ranks(communicator, [&] {
@@ -142,7 +144,7 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
 
 std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder, Communicator& communicator,
                                                        std::vector<std::string>& damaged) {
-  // Rank 0's list counts: on a network file system another rank may see an older one.
+  // Only rank 0 lists the folder: on a network file system other ranks may see an older state.
   const auto lists = gather_together(communicator, [&] {
     std::string names;
     if (communicator.rank() == 0) {
@@ -158,7 +160,7 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder
     try {
       return load_checkpoint(folder + "/" + lists[0].substr(begin, end - begin), communicator);
     } catch (const SharedError& error) {
-      // What cannot be read may be whole: to go back to an older one would lose work without need.
+      // A checkpoint that cannot be read may be whole: falling back to an older one would lose work without need.
       if (error.code() != ExitCode::kBadData) throw;
       damaged.push_back(error.what());
       reasons += std::string("\n") + error.what();
@@ -166,8 +168,10 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder
   }
   throw SharedError(
       ExitCode::kBadData,
-      "No checkpoint in " + folder + " is whole:" + reasons +
-          "\nIf there is a copy of one elsewhere, put it in its place; otherwise start the run again in a new folder.");
+      fmt::format(
+          "No checkpoint in {} is whole:{}\nIf there is a copy of one elsewhere, put it in its place; otherwise "
+          "start the run again in a new folder.",
+          folder, reasons));
 }
 
 }  // namespace muster::checkpoints

@@ -16,26 +16,25 @@
 // A checkpoint is a folder `step-<8 digits or more>` in the checkpoints folder of a run:
 //   rank-<r>-of-<w>.safetensors   each writing rank's share, about 1/w of the bytes; opens with any safetensors library
 //   MANIFEST.pb                    written last; says what the folder must hold (manifest.proto)
-// A folder of that name is committed: it got its name after every byte had reached the device. Work in progress and
-// what is being deleted has other, hidden names.
+// A folder of that name is committed: it got its name after every byte had reached the device. Unfinished checkpoints
+// and those being deleted have other, hidden names.
 namespace muster::checkpoints {
 
-// How good the weights of a checkpoint are by the metric that a run is judged by, if they were evaluated at that very
-// step.
+// The metric that a run is judged by, for the weights of a checkpoint, if they were evaluated at that very step.
 struct Score {
   std::string name;  // as in the experiment; empty: not evaluated at this step
   double value = std::numeric_limits<double>::quiet_NaN();
   bool higher_is_better = true;
 };
 
-// What a checkpoint says besides its tensors. The texts are opaque here.
+// What a checkpoint holds besides its tensors. The texts are opaque here.
 struct CheckpointInfo {
   uint64_t step = 0;  // steps done
   int64_t epoch = 0;
   uint64_t seed = 0;
   Score score;
   std::string config;          // the resolved experiment
-  std::string training_state;  // whatever the training loop needs to go on
+  std::string training_state;  // whatever the training loop needs to continue
 };
 
 struct CheckpointFile {
@@ -53,7 +52,7 @@ struct Checkpoint {
   uint64_t bytes = 0;  // of the files
 };
 
-// One found by its name: nothing about it is checked.
+// Found by its name; nothing else is checked.
 struct FoundCheckpoint {
   std::string path;
   uint64_t step = 0;
@@ -63,7 +62,7 @@ struct FoundCheckpoint {
 std::vector<FoundCheckpoint> find_checkpoints(const std::string& folder);
 
 // Reads and checks the manifest; the other files are only looked up (present, ordinary, of the right size). Throws
-// Error(kBadData) that says what is wrong with it, Error(kIo) if it cannot be read.
+// Error(kBadData) with what is wrong, Error(kIo) if it cannot be read.
 Checkpoint read_manifest(const std::string& path);
 
 // Reads every byte: sizes, CRC32C, headers, and that the shards cover each tensor of the table once, without gap or
@@ -76,7 +75,7 @@ struct LoadedCheckpoint {
 };
 
 // Reads and verifies a checkpoint on any number of ranks: each file is read by one rank, which sends its tensors to the
-// others. Throws SharedError, kBadData for damage, kIo for what cannot be read. Collective.
+// others. Throws SharedError: kBadData for damage, kIo for what cannot be read. Collective.
 LoadedCheckpoint load_checkpoint(const std::string& path, distributed::Communicator& communicator);
 
 // The newest checkpoint in `folder` that is whole. Ranks fall back together from damaged ones; `damaged` gets their

@@ -24,7 +24,7 @@ constexpr const char* kAdvice =
     "Free some space; `muster checkpoints prune` removes checkpoints that are kept but not needed";
 
 [[noreturn]] void throw_with_free_space(const std::string& what, const std::string& path, int error) {
-  std::string message = "could not " + what + " " + path + ": " + std::strerror(error);
+  std::string message = fmt::format("could not {} {}: {}", what, path, std::strerror(error));
   if (error == ENOSPC || error == EDQUOT) {
     if (const std::string free = free_space_text(parent_of(path)); !free.empty()) message += " (" + free + ")";
     message += fmt::format(". {}", kAdvice);
@@ -54,7 +54,7 @@ int try_to_write(const std::string& path, const std::vector<std::string_view>& c
     what = "flush to the device";
     if (errno != EINTR) error = errno;
   }
-  // Network file systems may tell of a full disk only here. After EINTR the descriptor is closed all the same.
+  // Network file systems may report a full disk only here. After EINTR the descriptor is closed all the same.
   if (::close(descriptor) != 0 && error == 0 && errno != EINTR) error = errno, what = "close";
   if (error == 0) return 0;
   if (::unlink(path.c_str()) != 0) throw_with_free_space("remove the failed", path, errno);
@@ -72,13 +72,12 @@ CheckpointFile write_through(const std::string& folder, const std::vector<std::s
     const int error = try_to_write(folder + "/" + file.name, contents, file);
     if (error == 0) return file;
     if (retry == kMostRetries) {
-      throw_with_free_space("write, in " + std::to_string(kMostRetries + 1) + " attempts,", folder + "/" + file.name,
-                            error);
+      throw_with_free_space(fmt::format("write, in {} attempts,", kMostRetries + 1), folder + "/" + file.name, error);
     }
   }
 }
 
-// What the other ranks may have written already counts as being there.
+// What other ranks have written already counts as written.
 void require_space(const std::string& folder, uint64_t bytes) {
   const auto space = free_space(folder);
   if (!space) return;
@@ -94,7 +93,8 @@ void require_space(const std::string& folder, uint64_t bytes) {
                                          size_text(static_cast<double>(space->free)), kAdvice));
 }
 
-// Sets what has the name already aside. Returns where it is, when it must come back if the commit fails.
+// Moves a checkpoint that has the name already out of the way. Returns its new path: it is moved back if the commit
+// fails.
 std::string make_way(const SaveAttempt& attempt) {
   struct stat status;
   if (::lstat(attempt.committed().c_str(), &status) != 0) return {};

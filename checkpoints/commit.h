@@ -7,8 +7,8 @@
 #include "checkpoints/manifest.h"
 #include "checkpoints/retention.h"
 
-// How a checkpoint gets onto the disk so that it is there whole or not at all, whatever fails and whenever. The calls
-// that change the disk are write, fsync, rename, unlink, mkdir and rmdir.
+// Writes a checkpoint so that it is on the disk whole or not at all, whatever fails and whenever. The calls that change
+// the disk are write, fsync, rename, unlink, mkdir and rmdir.
 namespace muster::checkpoints {
 
 // One attempt to save. All ranks have the same.
@@ -21,16 +21,15 @@ struct SaveAttempt {
   std::string committed() const;  // its name once it is whole
 };
 
-// Each rank: writes its shard into the temporary folder, through to the device. When the device fails, the file is
-// written again under another name: after a failed fsync the system may take lost pages for written. Throws Error(kIo);
-// a full disk is found before writing, if it can be seen to be too small for what is missing of all `bytes` of the
-// checkpoint.
+// Each rank: writes its shard into the temporary folder and flushes it to the device. When the device fails, the file
+// is written again under another name: after a failed fsync the system may consider lost pages written. Throws
+// Error(kIo); before writing, when the free space is too small for what is missing of all `bytes` of the checkpoint.
 CheckpointFile write_shard(const SaveAttempt& attempt, int rank, int ranks,
                            const std::vector<std::string_view>& contents, uint64_t bytes);
 
-// One rank, after all have written: the manifest, then the name. A damaged checkpoint of the same step is set aside
-// (.bad-*); a whole one is hidden, and its path returned, to be removed. Throws Error(kIo); what was committed before
-// is as it was then.
+// One rank, after all have written: writes the manifest, then gives the folder its name. A damaged checkpoint of the
+// same step is set aside (.bad-*); a whole one is hidden, and its path returned, to be removed. Throws Error(kIo); what
+// was committed before is then unchanged.
 std::string commit(const SaveAttempt& attempt, const Manifest& manifest);
 
 // One rank: removes what the attempt has written. Throws Error(kIo).

@@ -1,15 +1,17 @@
 #include "checkpoints/fingerprint.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <string_view>
 
-#include "checkpoints/safetensors_header.h"
-#include "base/sha256.h"
 #include "base/error.h"
+#include "base/sha256.h"
+#include "base/text.h"
+#include "checkpoints/safetensors.h"
 
 namespace muster::checkpoints {
-
 
 std::string fingerprint(const std::vector<NamedTensor>& tensors) {
   std::vector<const NamedTensor*> order;
@@ -23,12 +25,12 @@ std::string fingerprint(const std::vector<NamedTensor>& tensors) {
     if (tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + name + " is sparse");
     if (i > 0 && order[i - 1]->name == name) throw std::invalid_argument("two tensors are named " + name);
     if (name.find('\n') != std::string::npos) {
-      throw Error(ExitCode::kBadData, "A tensor has a line break in its name (" + name.substr(0, name.find('\n')) +
-                                          "...): models with such names have no fingerprint.");
+      throw Error(
+          ExitCode::kBadData,
+          fmt::format("The name of a tensor has a line break ({}): such models have no fingerprint.", in_quotes(name)));
     }
-    std::string line = name + " " + safetensors_dtype(tensor.scalar_type()) + " [";
-    for (int64_t d = 0; d < tensor.dim(); ++d) line += (d > 0 ? "," : "") + std::to_string(tensor.size(d));
-    hash.update(line + "]\n");
+    hash.update(fmt::format("{} {} [{}]\n", name, safetensors_dtype(tensor.scalar_type()),
+                            fmt::join(tensor.sizes().vec(), ",")));
     if (tensor.numel() == 0) continue;
     const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();
     hash.update(std::string_view(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()));

@@ -1,7 +1,8 @@
 #include "checkpoints/folders.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <cstdio>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -15,11 +16,7 @@ constexpr std::pair<Purpose, const char*> kPrefixes[] = {{Purpose::kWriting, ".t
                                                          {Purpose::kReplaced, ".old-step-"},
                                                          {Purpose::kDamaged, ".bad-step-"}};
 
-std::string digits_of(uint64_t step) {
-  char text[24];
-  std::snprintf(text, sizeof text, "%08lu", static_cast<unsigned long>(step));
-  return text;
-}
+std::string digits_of(uint64_t step) { return fmt::format("{:08}", step); }
 
 std::optional<uint64_t> step_of_digits(const std::string& digits) {
   if (digits.size() < 8 || digits.size() > 20 ||
@@ -65,8 +62,9 @@ void require_step(const std::string& path, uint64_t step) {
   while (name.size() > 1 && name.back() == '/') name.pop_back();
   const auto named = step_of_name(name.substr(name.rfind('/') + 1));
   if (!named || *named == step) return;
-  throw Error(ExitCode::kBadData, path + " holds the checkpoint of step " + std::to_string(step) +
-                                      ": it was renamed. Give it its name " + step_name(step) + ".");
+  throw Error(ExitCode::kBadData,
+              fmt::format("{} holds the checkpoint of step {}: it was renamed. Rename it back to {}.", path, step,
+                          step_name(step)));
 }
 
 }  // namespace muster::checkpoints

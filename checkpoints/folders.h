@@ -16,8 +16,8 @@ std::optional<uint64_t> step_of_name(const std::string& name);
 enum class Purpose {
   kWriting,   // .tmp-<step>-<uuid>: being written
   kRemoving,  // .del-step-<step>-<uuid>: being removed
-  kReplaced,  // .old-step-<step>-<uuid>: whole, while another takes its place; the one of its step until that is done
-  kDamaged,   // .bad-step-<step>-<uuid>: set aside for a person to look at
+  kReplaced,  // .old-step-<step>-<uuid>: whole, while another takes its place; the checkpoint of its step until then
+  kDamaged,   // .bad-step-<step>-<uuid>: set aside for inspection
 };
 struct HiddenName {
   Purpose purpose;
@@ -26,7 +26,7 @@ struct HiddenName {
 std::string hidden_name(Purpose purpose, uint64_t step, const std::string& uuid);
 std::optional<HiddenName> parse_hidden_name(const std::string& name);
 
-// Throws Error(kBadData) when the folder's own name says another step than its manifest: someone renamed it.
+// Throws Error(kBadData) when the step in the folder's name is not the one of its manifest: someone renamed it.
 void require_step(const std::string& path, uint64_t step);
 
 }  // namespace muster::checkpoints

@@ -1,25 +1,26 @@
 #include "checkpoints/manifest.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
 
 #include "base/crc32c.h"
-#include "checkpoints/manifest.pb.h"
-#include "checkpoints/safetensors_header.h"
 #include "base/error.h"
+#include "base/text.h"
+#include "checkpoints/manifest.pb.h"
+#include "checkpoints/safetensors.h"
 
 namespace muster::checkpoints {
-
 
 namespace {
 
 constexpr uint32_t kFormatVersion = 1;
 constexpr uint32_t kMostRanks = 1'000'000;
 
-// A parsed message takes a hundred bytes even where its text takes two: a file of nothing but empty ones would grow
-// fiftyfold. Real ones have eight bytes and more on average.
+// A parsed message takes a hundred bytes even when its encoding takes two: a file of empty messages would grow
+// fiftyfold in memory. Real ones have eight bytes or more on average.
 bool has_tiny_parts(const std::string& body) {
   google::protobuf::io::CodedInputStream in(reinterpret_cast<const uint8_t*>(body.data()),
                                             static_cast<int>(body.size()));
@@ -34,8 +35,7 @@ bool has_tiny_parts(const std::string& body) {
 }  // namespace
 
 std::string shard_name(int rank, int ranks, int retry) {
-  return "rank-" + std::to_string(rank) + "-of-" + std::to_string(ranks) +
-         (retry > 0 ? ".retry" + std::to_string(retry) : "") + ".safetensors";
+  return fmt::format("rank-{}-of-{}{}.safetensors", rank, ranks, retry > 0 ? fmt::format(".retry{}", retry) : "");
 }
 
 std::string serialize_manifest(const Manifest& manifest) {
@@ -78,24 +78,26 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   const auto refuse = [&](const std::string& problem) {
     throw Error(ExitCode::kBadData, file + " is damaged: " + problem + ".");
   };
-  if (bytes.size() > kLargestManifest)
-    refuse("it has " + std::to_string(bytes.size()) + " bytes, a manifest at most 64 MiB");
+  if (bytes.size() > kLargestManifest) refuse(fmt::format("it has {} bytes, a manifest at most 64 MiB", bytes.size()));
   if (bytes.empty()) refuse("it is empty");
   wire::Sealed sealed;
-  if (!sealed.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) refuse("it is no manifest, or cut short");
+  if (!sealed.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+    refuse("it is not a manifest, or cut short");
   sealed.DiscardUnknownFields();
   if (sealed.SerializeAsString() != bytes) refuse("it holds more than a manifest does");
-  if (crc32c(sealed.body()) != sealed.body_crc32c()) refuse("its checksum does not fit its contents");
+  if (crc32c(sealed.body()) != sealed.body_crc32c()) refuse("its checksum does not match its contents");
   if (sealed.format_version() != kFormatVersion) {
-    refuse("its format version is " + std::to_string(sealed.format_version()) +
-           "; this version of muster reads 1. If it is not damaged, a newer version of muster wrote it");
+    refuse(fmt::format(
+        "its format version is {}; this version of muster reads 1. If it is not damaged, a newer version of "
+        "muster wrote it",
+        sealed.format_version()));
   }
   if (has_tiny_parts(sealed.body())) refuse("it has more parts than its size allows");
   wire::Body body;
   const bool parsed = body.ParseFromString(sealed.body());
   body.DiscardUnknownFields();
   if (!parsed || !body.has_score() || body.SerializeAsString() != sealed.body()) {
-    refuse("its checksum fits, but it was not written by this version of muster");
+    refuse("its checksum matches, but it was not written by this version of muster");
   }
 
   Manifest manifest;
@@ -106,28 +108,26 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   manifest.info.config = body.config();
   manifest.info.training_state = body.training_state();
   if (body.world_size() < 1 || body.world_size() > kMostRanks)
-    refuse("it was written by " + std::to_string(body.world_size()) + " ranks");
+    refuse(fmt::format("it was written by {} ranks", body.world_size()));
   manifest.world_size = static_cast<int>(body.world_size());
   if (body.files_size() != manifest.world_size) {
-    refuse("it names " + std::to_string(body.files_size()) + " files of " + std::to_string(manifest.world_size) +
-           " ranks");
+    refuse(fmt::format("it names {} files of {} ranks", body.files_size(), manifest.world_size));
   }
   uint64_t bytes_in_files = 0, bytes_in_tensors = 0;
   for (int rank = 0; rank < manifest.world_size; ++rank) {
     const wire::File& entry = body.files(rank);
     int retry = 0;
     while (retry <= kMostRetries && entry.name() != shard_name(rank, manifest.world_size, retry)) ++retry;
-    if (retry > kMostRetries)
-      refuse("it names " + printable(entry.name()) + " as the file of rank " + std::to_string(rank));
+    if (retry > kMostRetries) refuse(fmt::format("it names {} as the file of rank {}", in_quotes(entry.name()), rank));
     if (__builtin_add_overflow(bytes_in_files, entry.size(), &bytes_in_files)) refuse("its files are too large");
     manifest.files.push_back({entry.name(), entry.size(), entry.crc32c()});
   }
   for (const wire::Tensor& entry : body.tensors()) {
-    const auto problem = [&](const std::string& what) { refuse("tensor " + printable(entry.name()) + ": " + what); };
+    const auto problem = [&](const std::string& what) { refuse("tensor " + in_quotes(entry.name()) + ": " + what); };
     if (!manifest.tensors.empty() && !(manifest.tensors.back().name < entry.name()))
       problem("the names are not in order");
     const std::optional<at::ScalarType> dtype = dtype_of_safetensors(entry.dtype());
-    if (!dtype) problem("its dtype " + printable(entry.dtype()) + " cannot be read");
+    if (!dtype) problem("its dtype " + in_quotes(entry.dtype()) + " cannot be read");
     if (static_cast<std::size_t>(entry.shape_size()) > kMostDimensions) problem("it has more than 64 dimensions");
     std::vector<int64_t> shape;
     for (const uint64_t size : entry.shape()) {

@@ -28,7 +28,7 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
       if (each.info.step % retention.keep_every == 0) kept.insert(each.path);
     }
   }
-  // Scores by another metric, from before the experiment was changed, cannot be compared with those of now.
+  // Scores by another metric, from before the experiment was changed, cannot be compared with the current ones.
   std::vector<const Checkpoint*> scored;
   for (const Checkpoint& each : whole) {
     const Score& score = each.info.score;
@@ -55,18 +55,18 @@ void remove_checkpoint(const std::string& path) {
   name = name.substr(name.rfind('/') + 1);
   auto step = step_of_name(name);
   if (const auto hidden = parse_hidden_name(name)) step = hidden->step;
-  if (!step) throw Error(ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
+  if (!step) throw Error(ExitCode::kIo, path + " does not have the name of a checkpoint: it is not removed.");
   const std::string folder = parent_of(path),
                     hidden = folder + "/" + hidden_name(Purpose::kRemoving, *step, make_uuid());
   rename_folder(path, hidden);
-  // Before the first file goes: after a power failure there must not be a checkpoint of that name with files missing.
+  // Before the first file is removed: after a power failure there must not be a checkpoint of that name without it.
   sync_folder(folder);
   remove_folder(hidden);
 }
 
 void set_aside(const std::string& path) {
   const auto step = step_of_name(path.substr(path.rfind('/') + 1));
-  if (!step) throw Error(ExitCode::kIo, path + " is not named like a checkpoint: it stays.");
+  if (!step) throw Error(ExitCode::kIo, path + " does not have the name of a checkpoint: it is not removed.");
   rename_folder(path, parent_of(path) + "/" + hidden_name(Purpose::kDamaged, *step, make_uuid()));
   sync_folder(parent_of(path));
 }
@@ -75,7 +75,7 @@ int sweep_leftovers(const std::string& folder) {
   int removed = 0;
   const std::vector<FoundCheckpoint> found = find_checkpoints(folder);
   for (const FoundCheckpoint& each : found) {
-    // A replacement that did not come to its end: the one from before is the one of its step again.
+    // An unfinished replacement: the previous checkpoint gets its name back.
     if (parse_hidden_name(each.path.substr(folder.size() + 1))) {
       rename_folder(each.path, folder + "/" + step_name(each.step));
       sync_folder(folder);

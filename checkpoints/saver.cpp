@@ -1,17 +1,27 @@
 #include "checkpoints/saver.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <thread>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/sha256.h"
 #include "checkpoints/commit.h"
 #include "checkpoints/folders.h"
-#include "checkpoints/staging.h"
-#include "checkpoints/writer_thread.h"
+#include "checkpoints/shares.h"
 
 namespace muster::checkpoints {
 
@@ -22,9 +32,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr uintptr_t kHugePage = 2 << 20;
+
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-std::string to_text(const Json& word) { return word.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string to_text(const Json& message) { return message.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 // Names, dtypes and shapes, in the order of the names; never a name twice.
 std::vector<TensorInfo> describe(const std::vector<const NamedTensor*>& tensors) {
@@ -51,15 +63,159 @@ std::string digest(const std::vector<TensorInfo>& table, const CheckpointInfo& i
   Sha256 hash;
   for (const TensorInfo& tensor : table) {
     hash.update(tensor.name + '\0' + safetensors_dtype(tensor.dtype));
-    for (const int64_t size : tensor.shape) hash.update(" " + std::to_string(size));
+    for (const int64_t size : tensor.shape) hash.update(fmt::format(" {}", size));
     hash.update("\n");
   }
-  hash.update(std::to_string(info.step) + " " + std::to_string(info.epoch) + " " + std::to_string(info.seed) + "\n" +
-              info.config + '\0' + info.training_state);
+  hash.update(fmt::format("{} {} {}\n", info.step, info.epoch, info.seed) + info.config + '\0' + info.training_state);
   return hash.hex();
 }
 
 }  // namespace
+
+// A thread that runs one job at a time. It starts with the first one and receives no signals. Jobs must not throw.
+class WriterThread {
+ public:
+  WriterThread() = default;
+  // Waits for the job.
+  ~WriterThread();
+  WriterThread(const WriterThread&) = delete;
+  WriterThread& operator=(const WriterThread&) = delete;
+
+  // Waits for the previous job.
+  void start(std::function<void()> job);
+  // What the last job wrote may be read once this is true.
+  bool idle();
+  void wait();
+
+ private:
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::function<void()> job_;
+  bool busy_ = false;
+  bool end_ = false;
+  std::thread thread_;
+};
+
+WriterThread::~WriterThread() {
+  {
+    std::unique_lock lock(mutex_);
+    end_ = true;
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void WriterThread::start(std::function<void()> job) {
+  if (!thread_.joinable()) {
+    // Blocked while the thread is made, which inherits this: signals are for the thread that trains.
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    thread_ = std::thread([this] { run(); });
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  job_ = std::move(job);
+  busy_ = true;
+  changed_.notify_all();
+}
+
+bool WriterThread::idle() {
+  std::unique_lock lock(mutex_);
+  return !busy_;
+}
+
+void WriterThread::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+}
+
+void WriterThread::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return busy_ || end_; });
+    if (!busy_) return;
+    const auto job = std::move(job_);
+    job_ = nullptr;
+    lock.unlock();
+    job();
+    lock.lock();
+    busy_ = false;
+    changed_.notify_all();
+  }
+}
+
+// The copy of a rank's shard that is written while training changes the tensors. Its memory is kept from save to save.
+class Staging {
+ public:
+  // Memory for `size` bytes, with its pages mapped: otherwise that would happen, page by page, while training waits.
+  // pinned: page-locked, as copies from GPUs need it.
+  void reserve(uint64_t size, bool pinned);
+
+  // The contents of the shard: its head, then the pieces of `tensors`, which are in the order that `layout` refers to.
+  // May be called again when the last contents are no longer needed. copy: the contents do not change with the tensors;
+  // otherwise tensors on the CPU are used in place.
+  std::vector<std::string_view> stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout,
+                                      bool copy);
+
+ private:
+  at::Tensor buffer_;
+};
+
+void Staging::reserve(uint64_t size, bool pinned) {
+  if (buffer_.defined() && static_cast<uint64_t>(buffer_.numel()) >= size && buffer_.is_pinned() == pinned) return;
+  buffer_ = at::Tensor();
+  buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(at::kByte).pinned_memory(pinned));
+  if (pinned) return;
+  char* const begin = static_cast<char*>(buffer_.mutable_data_ptr());
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + size) / kHugePage * kHugePage;
+  // Fewer, larger pages are mapped and filled faster. Where the system refuses, nothing is lost.
+  if (end > first) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  for (uint64_t i = 0; i < size; i += 4096) begin[i] = 0;
+}
+
+std::vector<std::string_view> Staging::stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout,
+                                             bool copy) {
+  std::vector<at::Tensor> pieces;
+  uint64_t to_copy = 0;
+  bool pinned = false;
+  const auto stays = [&](const at::Tensor& rows) { return !copy && rows.is_cpu() && rows.is_contiguous(); };
+  for (const Piece& piece : layout.pieces) {
+    const at::Tensor tensor = tensors[piece.tensor]->tensor.detach();
+    pieces.push_back(tensor.dim() == 0 ? tensor : tensor.narrow(0, piece.first_row, piece.rows));
+    pinned = pinned || tensor.is_cuda();
+    if (!stays(pieces.back())) to_copy += pieces.back().nbytes();
+  }
+  reserve(to_copy, pinned);
+
+  std::vector<std::string_view> contents{layout.head};
+  uint64_t used = 0;
+  std::unordered_set<c10::Device> devices;
+  for (const at::Tensor& rows : pieces) {
+    if (rows.numel() == 0) continue;
+    if (stays(rows)) {
+      contents.emplace_back(static_cast<const char*>(rows.const_data_ptr()), rows.nbytes());
+      continue;
+    }
+    // Pieces are in order of falling element size, so that each is aligned.
+    const at::Tensor place =
+        buffer_.narrow(0, static_cast<int64_t>(used), static_cast<int64_t>(rows.nbytes())).view(rows.scalar_type());
+    if (rows.is_cpu() && rows.is_contiguous()) {
+      std::memcpy(place.mutable_data_ptr(), rows.const_data_ptr(), rows.nbytes());
+    } else {
+      place.view(rows.sizes()).copy_(rows, /*non_blocking=*/true);
+      if (!rows.is_cpu()) devices.insert(rows.device());
+    }
+    contents.emplace_back(static_cast<const char*>(place.const_data_ptr()), rows.nbytes());
+    used += rows.nbytes();
+  }
+  for (const c10::Device device : devices) c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
+  return contents;
+}
 
 class CheckpointSaver::Implementation {
  public:
@@ -80,7 +236,7 @@ class CheckpointSaver::Implementation {
       try {
         staging_.reserve(size, pinned);
       } catch (const std::exception&) {
-        // The save that needs the memory will say so.
+        // The save that needs the memory will report it.
       }
     });
   }
@@ -111,7 +267,7 @@ class CheckpointSaver::Implementation {
     distributed::run_on_all_ranks(communicator_, [&] { contents_ = staging_.stage(order, layout_, asynchronous_); });
 
     results_.assign(communicator_.size(), Json());
-    told_ = false;
+    reported_ = false;
     stall_ = seconds_since(begin_);
     state_ = State::kWriting;
     write_begin_ = Clock::now();
@@ -122,35 +278,35 @@ class CheckpointSaver::Implementation {
 
   bool in_flight() const { return state_ != State::kIdle; }
 
-  std::string word() {
-    const bool mine_to_tell = state_ == State::kWriting || (state_ == State::kSettling && communicator_.rank() == 0);
-    if (!mine_to_tell || told_ || !writer_.idle()) return {};
-    told_ = true;
+  std::string pending_message() {
+    const bool reports = state_ == State::kWriting || (state_ == State::kCommitting && communicator_.rank() == 0);
+    if (!reports || reported_ || !writer_.idle()) return {};
+    reported_ = true;
     if (state_ == State::kWriting) own_["stall"] = stall_;
     return to_text(own_);
   }
 
-  std::optional<SaveOutcome> hear(const std::vector<std::string>& words) {
+  std::optional<SaveOutcome> handle(const std::vector<std::string>& messages) {
     if (state_ == State::kWriting) {
-      for (std::size_t rank = 0; rank < words.size(); ++rank) {
-        if (!words[rank].empty()) results_.at(rank) = Json::parse(words[rank]);
+      for (std::size_t rank = 0; rank < messages.size(); ++rank) {
+        if (!messages[rank].empty()) results_.at(rank) = Json::parse(messages[rank]);
       }
       if (std::any_of(results_.begin(), results_.end(), [](const Json& result) { return result.is_null(); }))
         return std::nullopt;
-      state_ = State::kSettling;
-      told_ = false;
-      if (communicator_.rank() == 0) writer_.start([this] { settle(); });
+      state_ = State::kCommitting;
+      reported_ = false;
+      if (communicator_.rank() == 0) writer_.start([this] { commit_or_discard(); });
       return std::nullopt;
     }
-    if (state_ != State::kSettling || words.at(0).empty()) return std::nullopt;
-    const Json settled = Json::parse(words[0]);
+    if (state_ != State::kCommitting || messages.at(0).empty()) return std::nullopt;
+    const Json committed = Json::parse(messages[0]);
     SaveOutcome outcome;
     outcome.step = attempt_.step;
-    outcome.committed = settled.at("committed").get<bool>();
-    outcome.error = settled.at("error").get<std::string>();
-    outcome.write_seconds = settled.at("write").get<double>();
+    outcome.committed = committed.at("committed").get<bool>();
+    outcome.error = committed.at("error").get<std::string>();
+    outcome.write_seconds = committed.at("write").get<double>();
     // While it is not asynchronous, training stands still until rank 0 says that all is done.
-    outcome.stall_seconds = asynchronous_ ? 0 : settled.at("since_begin").get<double>();
+    outcome.stall_seconds = asynchronous_ ? 0 : committed.at("since_begin").get<double>();
     for (const Json& result : results_) {
       outcome.stall_seconds = std::max(outcome.stall_seconds, result.at("stall").get<double>());
       outcome.bytes += result.value("size", uint64_t{0});
@@ -160,17 +316,16 @@ class CheckpointSaver::Implementation {
   }
 
   std::optional<SaveOutcome> finish() {
-    // Ranks meet only when their own work is done: a rank whose disk hangs does not come, and is found by the others as
-    // one that hangs.
+    // Each rank calls the collective only when its own work is done: one whose disk hangs is found by the watchdog.
     while (in_flight()) {
       writer_.wait();
-      if (auto outcome = hear(communicator_.all_gather_bytes(word()))) return outcome;
+      if (auto outcome = handle(communicator_.all_gather_bytes(pending_message()))) return outcome;
     }
     return std::nullopt;
   }
 
  private:
-  enum class State { kIdle, kWriting, kSettling };
+  enum class State { kIdle, kWriting, kCommitting };
 
   static std::vector<const NamedTensor*> in_order(const std::vector<NamedTensor>& tensors) {
     std::vector<const NamedTensor*> order;
@@ -201,13 +356,13 @@ class CheckpointSaver::Implementation {
     }
   }
 
-  void settle() {
+  void commit_or_discard() {
     Manifest manifest{info_, communicator_.size(), {}, table_};
     std::string error;
     for (std::size_t rank = 0; rank < results_.size(); ++rank) {
       if (results_[rank].count("error") > 0) {
-        error += (error.empty() ? "rank " : "\nrank ") + std::to_string(rank) + ": " +
-                 results_[rank]["error"].get<std::string>();
+        error +=
+            fmt::format("{}rank {}: {}", error.empty() ? "" : "\n", rank, results_[rank]["error"].get<std::string>());
       } else {
         manifest.files.push_back({results_[rank]["name"], results_[rank]["size"], results_[rank]["crc32c"]});
       }
@@ -229,13 +384,13 @@ class CheckpointSaver::Implementation {
         if (!replaced.empty()) remove_folder(replaced);
         for (const FoundCheckpoint& old : superfluous(folder_, retention_, attempt_.step)) remove_checkpoint(old.path);
       } else {
-        error = "The checkpoint of step " + std::to_string(attempt_.step) +
-                " was not saved; the older ones are as they were. " + error;
+        error = fmt::format("The checkpoint of step {} was not saved; the older ones are unchanged. {}", attempt_.step,
+                            error);
         discard(attempt_);
       }
     } catch (const std::exception& failure) {
       error += std::string(error.empty() ? "The checkpoint is saved, but older ones could not be removed: "
-                                         : "\nWhat was written of it stays: ") +
+                                         : "\nIts unfinished files could not be removed: ") +
                failure.what();
     }
     own_ = {
@@ -258,13 +413,13 @@ class CheckpointSaver::Implementation {
   SaveAttempt attempt_;
   CheckpointInfo info_;
   std::vector<std::string_view> contents_;
-  std::vector<Json> results_;  // of the ranks; null while one has not told
-  Json own_;                   // what this rank has to tell
-  bool told_ = false;
+  std::vector<Json> results_;  // of the ranks; null until a rank has reported
+  Json own_;                   // what this rank has to report
+  bool reported_ = false;
   double stall_ = 0;
   Clock::time_point begin_, write_begin_;
 
-  WriterThread writer_;  // the last: its job ends before anything that it uses
+  WriterThread writer_;  // the last member: its job ends before anything that it uses is destroyed
 };
 
 CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous,
@@ -282,10 +437,10 @@ std::vector<SaveOutcome> CheckpointSaver::save(const CheckpointInfo& info, const
 
 bool CheckpointSaver::in_flight() const { return implementation_->in_flight(); }
 
-std::string CheckpointSaver::word() { return implementation_->word(); }
+std::string CheckpointSaver::pending_message() { return implementation_->pending_message(); }
 
-std::optional<SaveOutcome> CheckpointSaver::hear(const std::vector<std::string>& words) {
-  return implementation_->hear(words);
+std::optional<SaveOutcome> CheckpointSaver::handle(const std::vector<std::string>& messages) {
+  return implementation_->handle(messages);
 }
 
 std::optional<SaveOutcome> CheckpointSaver::finish() { return implementation_->finish(); }

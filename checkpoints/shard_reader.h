@@ -4,14 +4,14 @@
 #include <string>
 #include <vector>
 
-#include "checkpoints/checkpoint.h"
 #include "base/input_file.h"
-#include "checkpoints/safetensors_header.h"
+#include "checkpoints/checkpoint.h"
+#include "checkpoints/safetensors.h"
 
 namespace muster::checkpoints {
 
-// Reads one file of a checkpoint from start to end, once: what is taken from it are the very bytes that its checksum is
-// computed of. Nothing may be trusted before finish() has returned. Throws Error(kBadData) for what is wrong with the
+// Reads one file of a checkpoint from start to end, once: the checksum is computed from the very bytes that are used.
+// Nothing may be trusted before finish() has returned. Throws Error(kBadData) for what is wrong with the
 // file, Error(kIo) when it cannot be read.
 class ShardReader {
  public:
@@ -24,9 +24,9 @@ class ShardReader {
   // Names of the tensors as their bytes lie in the file.
   const std::vector<std::string>& order() const { return order_; }
 
-  // The next tensor of order(); to nowhere when out is nullptr. progress: bytes read, as they come.
+  // The next tensor of order(); only its checksum when out is nullptr. progress: bytes read so far, in portions.
   void read(void* out, const std::function<void(uint64_t)>& progress = {});
-  // After the last one: the checksum.
+  // After the last one: compares the checksum.
   void finish();
 
  private:
@@ -41,10 +41,10 @@ class ShardReader {
   uint32_t crc_ = 0;
 };
 
-// Throws Error(kBadData) when there is no ordinary file of that size, Error(kIo) when that cannot be found out.
+// Throws Error(kBadData) when there is no ordinary file of that size, Error(kIo) when that cannot be determined.
 void look_up(const std::string& folder, const CheckpointFile& file);
 
-// The bytes of the manifest of a checkpoint: those of an ordinary file of a sensible size. Throws likewise.
+// The bytes of the manifest of a checkpoint, an ordinary file of at most kLargestManifest bytes. Throws likewise.
 std::string read_manifest_bytes(const std::string& path);
 
 }  // namespace muster::checkpoints

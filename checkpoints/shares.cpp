@@ -1,11 +1,14 @@
 #include "checkpoints/shares.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace muster::checkpoints {
 
@@ -100,12 +103,12 @@ std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const
   const auto info = header.metadata.find(kShardingInfo);
   if (info == header.metadata.end()) return rows;
   const auto refuse = [&](const std::string& problem) {
-    throw Error(ExitCode::kBadData, file + " is damaged: its " + kShardingInfo + " " + problem + ".");
+    throw Error(ExitCode::kBadData, fmt::format("{} is damaged: its {} {}.", file, kShardingInfo, problem));
   };
   Json offsets;
   try {
-    // Deeper than {"tensor": {"saved_offsets": [0]}} is nothing of ours, and could be a thousand times as large in
-    // memory.
+    // Nothing that this library writes is deeper than {"tensor": {"saved_offsets": [0]}}; deeper text could take a
+    // thousand times its size in memory.
     offsets = Json::parse(info->second, [&](int depth, Json::parse_event_t, Json&) {
       if (depth > 3) refuse("is nested too deeply");
       return true;
@@ -118,13 +121,13 @@ std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const
     const std::vector<int64_t>& shape = header.tensors.at(name).shape;
     const auto entry = offsets.find(name);
     if (entry == offsets.end() || !entry->is_object() || entry->count(kSavedOffsets) == 0)
-      refuse("lacks tensor " + printable(name));
+      refuse("lacks tensor " + in_quotes(name));
     const Json& saved = (*entry)[kSavedOffsets];
-    if (!saved.is_array() || saved.size() != shape.size()) refuse("has no place for tensor " + printable(name));
+    if (!saved.is_array() || saved.size() != shape.size()) refuse("has no place for tensor " + in_quotes(name));
     for (std::size_t d = 0; d < saved.size(); ++d) {
       if (!saved[d].is_number_unsigned() || saved[d].get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()} ||
           (d > 0 && saved[d].get<uint64_t>() != 0)) {
-        refuse("has an impossible place for tensor " + printable(name));
+        refuse("has an impossible place for tensor " + in_quotes(name));
       }
     }
     if (!shape.empty()) row = saved[0].get<int64_t>();
@@ -144,7 +147,7 @@ void Coverage::add(const std::string& file, const SafetensorsHeader& header) {
   const auto rows = first_rows(header, file);
   for (const auto& [name, entry] : header.tensors) {
     const auto refuse = [&, &name = name](const std::string& problem) {
-      throw Error(ExitCode::kBadData, file + " is damaged: tensor " + printable(name) + " " + problem + ".");
+      throw Error(ExitCode::kBadData, fmt::format("{} is damaged: tensor {} {}.", file, in_quotes(name), problem));
     };
     const std::size_t index = find_tensor(tensors_, name);
     if (index == tensors_.size()) refuse("is not in the manifest");
@@ -164,7 +167,7 @@ void Coverage::require_complete(const std::string& path) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const auto refuse = [&](const std::string& problem) {
       throw Error(ExitCode::kBadData,
-                  path + " is damaged: tensor " + printable(tensors_[i].name) + " " + problem + ".");
+                  fmt::format("{} is damaged: tensor {} {}.", path, in_quotes(tensors_[i].name), problem));
     };
     auto& parts = covered_[i];
     if (parts.empty()) refuse("is in none of its files");
@@ -172,12 +175,12 @@ void Coverage::require_complete(const std::string& path) {
               [](const Rows& a, const Rows& b) { return std::tie(a.first, a.count) < std::tie(b.first, b.count); });
     int64_t next = 0;
     for (std::size_t k = 0; k < parts.size(); ++k) {
-      if (parts[k].first > next) refuse("lacks rows from " + std::to_string(next) + " on");
+      if (parts[k].first > next) refuse(fmt::format("lacks rows from {} on", next));
       if (parts[k].first < next || (k > 0 && parts[k].count == 0))
-        refuse("is in " + parts[k - 1].file + " and again in " + parts[k].file);
+        refuse(fmt::format("is in {} and again in {}", parts[k - 1].file, parts[k].file));
       next += parts[k].count;
     }
-    if (next != rows_of(tensors_[i].shape)) refuse("lacks rows from " + std::to_string(next) + " on");
+    if (next != rows_of(tensors_[i].shape)) refuse(fmt::format("lacks rows from {} on", next));
   }
 }
 

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "checkpoints/manifest.h"
-#include "checkpoints/safetensors_header.h"
+#include "checkpoints/safetensors.h"
 
-// How the tensors of a state are shared out among the ranks that write them, and put together again.
+// How the tensors of a state are divided among the ranks that write them, and put together again.
 namespace muster::checkpoints {
 
 // Rows [first_row, first_row + rows) of a tensor; the whole of one without dimensions.
@@ -35,15 +35,15 @@ ShardLayout lay_out_shard(const std::vector<TensorInfo>& tensors, std::vector<Pi
 // First row of each tensor of a shard, from its metadata. Throws Error(kBadData) naming `file`.
 std::map<std::string, int64_t> first_rows(const SafetensorsHeader& header, const std::string& file);
 
-// Watches that shards cover every tensor of a manifest once.
+// Checks that shards cover every tensor of a manifest once.
 class Coverage {
  public:
   // `tensors` must outlive this.
   explicit Coverage(const std::vector<TensorInfo>& tensors) : tensors_(tensors), covered_(tensors.size()) {}
 
-  // Throws Error(kBadData) for a tensor that the manifest does not know as such, or rows that it does not have.
+  // Throws Error(kBadData) for a tensor or rows that the manifest does not have.
   void add(const std::string& file, const SafetensorsHeader& header);
-  // After all files: throws Error(kBadData), naming `path`, for rows that are there twice or not at all.
+  // After all files: throws Error(kBadData), naming `path`, for rows that are duplicated or missing.
   void require_complete(const std::string& path);
 
  private:

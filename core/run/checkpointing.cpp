@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "core/run/stop.h"
 #include "distributed/collective_call.h"
-#include "base/error.h"
 
 namespace muster::run {
 namespace {
-
 
 // The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then
 // the saver's word.
@@ -47,7 +46,7 @@ Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
   const std::string own{static_cast<char>(stop_signal()), static_cast<char>(time_is_up),
                         static_cast<char>(minutes_are_over)};
   const distributed::CollectiveLabel label("between steps");
-  const auto words = communicator_.all_gather_bytes(own + saver_.word());
+  const auto words = communicator_.all_gather_bytes(own + saver_.pending_message());
 
   Decision decision;
   std::vector<std::string> of_saver;
@@ -58,7 +57,7 @@ Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
     if (words.size() > 1) decision.stop += " (rank " + std::to_string(rank) + ")";
   }
   if (decision.stop.empty() && words[0][1]) decision.stop = "the time limit";
-  if (const auto outcome = saver_.hear(of_saver)) note(*outcome);
+  if (const auto outcome = saver_.handle(of_saver)) note(*outcome);
 
   const auto& checkpoints = settings_.checkpoints;
   const auto every_nth = [](uint64_t count, uint64_t period) { return period > 0 && count > 0 && count % period == 0; };

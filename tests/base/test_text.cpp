@@ -29,6 +29,7 @@ TEST(Utf8, FirstByteThatIsNotText) {
 }
 
 TEST(Text, Quoting) {
+  EXPECT_EQ(in_quotes("\xC2\x9B[2J\xC2\xA0"), "'\\xc2\\x9b[2J\xC2\xA0'");  // a control character of terminals; a blank
   EXPECT_EQ(in_quotes(std::string(100, 'a')), "'" + std::string(80, 'a') + "...'");
   EXPECT_EQ(shell_quoted("a-b/c=1"), "a-b/c=1");
   EXPECT_EQ(shell_quoted(""), "''");

@@ -107,12 +107,12 @@ TEST(Saver, TensorsMayChangeOnceSaveHasReturned) {
   expect_same(load_on(1, folder / "c")->tensors, {{"x", at::full({1 << 20}, 3.f)}});
 }
 
-TEST(Saver, OneSaveIsInFlightAndWordsTellOfItsEnd) {
+TEST(Saver, OneSaveIsInFlightAndMessagesReportItsEnd) {
   TemporaryFolder folder;
   distributed::run_as_threads(3, [&](Communicator& communicator) {
     CheckpointSaver saver(folder / "c", {100, 0, 0}, true, communicator);
     EXPECT_FALSE(saver.in_flight());
-    EXPECT_EQ(saver.word(), "");
+    EXPECT_EQ(saver.pending_message(), "");
     EXPECT_TRUE(saver.save(info_of(1), awkward_state(1)).empty());
     EXPECT_TRUE(saver.in_flight());
     // The next one waits for it, and tells what became of it.
@@ -121,7 +121,7 @@ TEST(Saver, OneSaveIsInFlightAndWordsTellOfItsEnd) {
     EXPECT_EQ(outcomes[0].step, 1u);
     EXPECT_TRUE(outcomes[0].committed);
     std::optional<SaveOutcome> heard;
-    while (!heard) heard = saver.hear(communicator.all_gather_bytes(saver.word()));
+    while (!heard) heard = saver.handle(communicator.all_gather_bytes(saver.pending_message()));
     EXPECT_EQ(heard->step, 2u);
     EXPECT_TRUE(heard->committed);
     EXPECT_FALSE(saver.in_flight());

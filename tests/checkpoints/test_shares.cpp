@@ -75,7 +75,7 @@ TEST(Shares, AMissingOrRepeatedShardIsNoticed) {
         coverage.require_complete("checkpoint");
       });
       EXPECT_THAT(message,
-                  HasSubstr(repeated ? "and again in shard " + std::to_string(missing) : std::string("tensor \"")))
+                  HasSubstr(repeated ? "and again in shard " + std::to_string(missing) : std::string("tensor '")))
           << missing;
     }
   }

@@ -39,7 +39,7 @@ void run(const std::string& folder, const std::string& report, bool asynchronous
     tensors[0].tensor.mul_(0.5).add_(at::arange(35).view({7, 5}), static_cast<double>(step));
     tensors[1].tensor.add_(1.0 / static_cast<double>(step));
     tensors[2].tensor.add_(static_cast<int64_t>(step));
-    saver.hear(communicator.all_gather_bytes(saver.word()));
+    saver.handle(communicator.all_gather_bytes(saver.pending_message()));
     checkpoints::CheckpointInfo info;
     info.step = step;
     info.training_state = "state of step " + std::to_string(step);
