@@ -91,7 +91,7 @@ TEST(Threads, AFailedRankWakesTheOthers) {
       } catch (const Error& error) {
         EXPECT_EQ(error.code(), ExitCode::kPeerFailed);
         EXPECT_THAT(error.what(),
-                    HasSubstr("rank 1 does not come to collective 1 of world, all_gather_bytes(): it has failed: "
+                    HasSubstr("rank 1 does not reach collective 1 of world, all_gather_bytes(): it has failed: "
                               "sample 17 is broken"));
         ++woken;
         throw;
@@ -120,7 +120,7 @@ TEST(Threads, ARankThatHasEndedIsNotWaitedFor) {
                  [](Communicator& communicator) {
                    if (communicator.rank() != 2) communicator.broadcast(at::zeros({4}), 0);
                  }),
-      HasSubstr("76: rank 2 does not come to collective 1 of world, broadcast(float32 [4], root 0): it has ended."));
+      HasSubstr("76: rank 2 does not reach collective 1 of world, broadcast(float32 [4], root 0): it has ended."));
 }
 
 TEST(Threads, AbortEndsTheJobNotTheProcess) {
