@@ -169,7 +169,7 @@ HOSTILE = {
     "tensor key twice": (b'{"x":{"dtype":"F32",' + PART + b"}}", {}, "'dtype' is unknown or occurs twice"),
     "unknown key": ({"x": {**entry(), "device": "cpu"}}, {}, "'device' is unknown"),
     "missing key": ({"x": {"dtype": "F32", "shape": [2]}}, {}, "data_offsets (two numbers) is missing"),
-    "unknown dtype": ({"x": entry("F8_E4M3", (8,))}, {}, '"x": its dtype "F8_E4M3" cannot be read'),
+    "unknown dtype": ({"x": entry("F8_E4M3", (8,))}, {}, "'x': its dtype 'F8_E4M3' cannot be read"),
     "negative size": ({"x": entry(shape=(-2,))}, {}, "'x': there is a negative number"),
     "size not whole": ({"x": entry(shape=(2.0,))}, {}, "'x': there is a number that is not whole"),
     "size over int64": ({"x": entry(shape=(2 ** 63,))}, {}, "'x': its shape is too large"),
