@@ -180,10 +180,10 @@ TEST(JobCommand, Hostfile) {
                 path + " -x MUSTER_BIND -x OMP_NUM_THREADS -x PATH /opt/muster train 'my experiment.txtpb'");
   for (const auto& [text, words] : std::vector<std::pair<std::string, std::string>>{
            {"a slots=2\nb\n", path + ":2: \"b\": write a host and its slots, as in: b slots=4"},
-           {"a slots=2\na slots=1\n", path + ":2: the host a comes twice"},
+           {"a slots=2\na slots=1\n", path + ":2: the host a is given twice"},
            {"a slots=0\n", path + ":1: \"a slots=0\": the number of slots must be from 1 to 4096, not \"0\""},
            {"a slots=2 max_slots=3\n", path + ":1"},
-           {"-x slots=2\n", "\"-x\" is no host's name"},
+           {"-x slots=2\n", "\"-x\" is not a host name"},
            {"# none\n", "it names no host"}}) {
     written(text);
     EXPECT_THAT(refusal(wanted, server(0)), HasSubstr(words)) << text;
@@ -200,9 +200,9 @@ TEST(JobCommand, HostsThatAreNone) {
                                                                                     {"a:-1", "not \"-1\""},
                                                                                     {"a:", "not \"\""},
                                                                                     {"a:99999999999", "from 1 to 4096"},
-                                                                                    {"a:1,b:1,a:1", "a comes twice"},
-                                                                                    {":4", "no host's name"},
-                                                                                    {"a b:1", "no host's name"}}) {
+                                                                                    {"a:1,b:1,a:1", "a is given twice"},
+                                                                                    {":4", "not a host name"},
+                                                                                    {"a b:1", "not a host name"}}) {
     wanted.hosts = text;
     EXPECT_THAT(refusal(wanted, laptop()), HasSubstr(words)) << text;
   }

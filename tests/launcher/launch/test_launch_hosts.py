@@ -133,7 +133,7 @@ def test_hosts_that_are_wrong(tmp_path):
     config = mp.write_config(tmp_path / "experiment.txtpb", TEXT)
     hosts = tmp_path / "hosts"
     hosts.write_text("nodea slots=2\nnodeb slots=many\n")
-    for words, said in ((["--hosts", "a:2,a:1"], "the host a comes twice"), (["--hostfile", hosts], f"{hosts}:2: "), (["--hostfile", tmp_path / "absent"], "missing"),
+    for words, said in ((["--hosts", "a:2,a:1"], "the host a is given twice"), (["--hostfile", hosts], f"{hosts}:2: "), (["--hostfile", tmp_path / "absent"], "missing"),
                         (["-n", "5", "--hosts", "a:2,b:2"], "muster launch -n 5 --oversubscribe train")):
         error = mp.muster("launch", *words, "train", config, code=2).stderr
         assert said in error and error.count("muster: ") == 1
