@@ -1,33 +1,67 @@
 #pragma once
 
-#include <cstdint>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "base/text.h"
-
-// What `muster doctor` finds out. Names of checks are listed in docs/doctor.md.
+// What `muster doctor` finds out. docs/doctor.md lists the checks by name.
 namespace muster::launcher::doctor {
 
 enum class State { kOk, kSkipped, kWarning, kFailed };
 
 struct Finding {
-  std::string check;  // its name, as "free_space"
+  std::string check;  // its name, such as "free_space"
   State state = State::kOk;
   std::string found;                                  // one line, no full stop
   std::string expected;                               // the same; empty where there is nothing to compare
   std::string fix;                                    // what a person can do; empty when ok or skipped
   std::string host;                                   // where it was found; empty: about the job as a whole
-  int rank = -1;                                      // -1: not of a rank
+  int rank = -1;                                      // -1: not about one rank
   nlohmann::json figures = nlohmann::json::object();  // names end in their unit
+
+  void skip(std::string what) { state = State::kSkipped, found = std::move(what); }
+  void warn(std::string what_helps) { state = State::kWarning, fix = std::move(what_helps); }
+  void fail(std::string what_helps) { state = State::kFailed, fix = std::move(what_helps); }
+};
+
+const char* name_of(State state);
+nlohmann::json to_json(const Finding& finding);
+Finding finding_of(const nlohmann::json& json);
+
+// Ends a check whose subject does not work at all.
+struct Failure : std::runtime_error {
+  Failure(const std::string& found, std::string what_helps) : std::runtime_error(found), fix(std::move(what_helps)) {}
+  std::string fix;
 };
 
 // Takes each finding as soon as there is one.
 using Report = std::function<void(const Finding&)>;
 
-const char* name_of(State state);
-nlohmann::json to_json(const Finding& finding);
-Finding finding_of(const nlohmann::json& json);
+// One row of a table of checks. `examine` completes a finding that is ok and has its name and `expected`; one in which
+// nothing is found is not reported.
+template <class Subject>
+struct Check {
+  const char* name;
+  const char* expected;
+  void (*examine)(Subject& subject, Finding& finding);
+  const char* needs = "";  // an earlier check: if that failed or was skipped, this one is left out
+};
+
+// A finding with this name and `expected`, completed by `examine`; a Failure makes it a failed one.
+Finding run_check(const std::string& name, const std::string& expected, const std::function<void(Finding&)>& examine);
+
+template <class Subject>
+void run_checks(const std::vector<Check<Subject>>& checks, Subject& subject, const Report& report) {
+  std::set<std::string> passed{""};
+  for (const auto& check : checks) {
+    if (passed.count(check.needs) == 0) continue;
+    const auto finding = run_check(check.name, check.expected, [&](Finding& own) { check.examine(subject, own); });
+    if (finding.state == State::kOk || finding.state == State::kWarning) passed.insert(check.name);
+    if (!finding.found.empty()) report(finding);
+  }
+}
 
 }  // namespace muster::launcher::doctor

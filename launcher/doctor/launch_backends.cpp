@@ -1,26 +1,49 @@
-#include "launcher/doctor/launch_backends.h"
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <csignal>
 #include <regex>
+#include <sstream>
 
+#include "base/text.h"
+#include "launcher/doctor/machine.h"
 #include "launcher/launch/launch_environment.h"
 
 namespace muster::launcher::doctor {
 namespace {
-
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 std::string version_in(const std::string& text) {
   std::smatch found;
   return std::regex_search(text, found, std::regex(R"(\d+\.\d+(\.\d+)?)")) ? found[0].str() : "";
 }
 
-std::string series(const std::string& version) { return version.substr(0, version.find('.', version.find('.') + 1)); }
+std::string major_of(const std::string& version) { return version.substr(0, version.find('.')); }
+
+std::string series_of(const std::string& version) {
+  return version.substr(0, version.find('.', version.find('.') + 1));
+}
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// What a person reads in the output of ssh, mpirun and srun, and what helps.
+// The lines that matter of what mpirun, ssh and ranks have written to standard error, in one line of some 400
+// characters.
+std::string summarize_stderr(const std::string& errors) {
+  std::vector<std::string> own, others;
+  std::istringstream text(errors);
+  for (std::string line; std::getline(text, line);) {
+    line = trimmed(line);
+    if (line.find_first_not_of("-=* ") == std::string::npos) continue;
+    if (line.rfind("This usually", 0) == 0 || line.rfind("You can override", 0) == 0) break;  // general advice follows
+    if (line.rfind("muster: ", 0) == 0)
+      own.push_back(line.substr(8));
+    else if (others.size() < 4)
+      others.push_back(line);
+  }
+  const std::string whole = own.empty() ? join(others, " ") : join(own, "; ");
+  return whole.size() <= 400 ? whole : whole.substr(0, 397) + "...";
+}
+
+// What ssh, mpirun, srun and ranks write, and the fix.
 struct Symptom {
   const char* pattern;
   const char* fix;
@@ -55,102 +78,81 @@ const Symptom kSymptoms[] = {
 
 }  // namespace
 
-Finding check_mpirun(const std::string& path, const std::string& mpi_library, bool needed, const Ask& ask) {
-  Finding finding{"mpirun", State::kOk, "", "that of " + mpi_library + ", which muster has loaded", "", "", -1, {}};
-  const State broken = needed ? State::kFailed : State::kWarning;
-  if (path.empty()) {
-    finding.state = needed ? State::kFailed : State::kSkipped;
-    finding.found = "there is no mpirun on the PATH";
-    if (needed)
-      finding.fix = "install Open MPI (Debian: apt-get install openmpi-bin) or load its module: module load openmpi";
-    return finding;
+void check_mpirun(const Start& start, Finding& finding) {
+  finding.expected = fmt::format("that of {}, which muster has loaded", start.mpi_library);
+  if (start.mpirun.empty()) {
+    finding.skip("there is no mpirun on the PATH");
+    if (start.needs_mpirun)
+      finding.fail("install Open MPI (Debian: apt-get install openmpi-bin) or load its module: module load openmpi");
+    return;
   }
-  const Answer answer = ask({path, "--version"});
-  const std::string line = first_line(answer.text), version = version_in(line), loaded = version_in(mpi_library);
-  finding.found = path + ": " + (line.empty() ? "no answer" : line);
-  finding.figures = {{"path", path}, {"version", version}, {"loaded", loaded}};
-  const bool same_make =
-      contains(mpi_library, "Open MPI") == contains(answer.text, "Open MPI") || contains(answer.text, "OpenRTE");
-  if (answer.code == 0 && same_make && series(version) == series(loaded)) return finding;
-  finding.state =
-      answer.code == 0 && same_make && version.substr(0, version.find('.')) == loaded.substr(0, loaded.find('.'))
-          ? State::kWarning
-          : broken;
-  if (answer.code != 0) finding.found = path + " does not run: " + summarize_stderr(answer.text);
-  finding.fix =
+  const auto answer = start.ask({start.mpirun, "--version"});
+  const std::string text = answer.errors + answer.output, line = text.substr(0, text.find('\n'));
+  const std::string version = version_in(line), loaded = version_in(start.mpi_library);
+  finding.found = fmt::format("{}: {}", start.mpirun, line.empty() ? "no answer" : line);
+  finding.figures = {{"path", start.mpirun}, {"version", version}, {"loaded", loaded}};
+  const bool same_make = answer.code == 0 && (contains(start.mpi_library, "Open MPI") == contains(text, "Open MPI") ||
+                                              contains(text, "OpenRTE"));
+  if (same_make && series_of(version) == series_of(loaded)) return;
+  finding.fail(
       "put the folder of the right mpirun first in PATH (module load, or export PATH=/opt/openmpi/bin:$PATH): ranks "
-      "that another MPI starts each see "
-      "themselves alone";
-  return finding;
+      "that another MPI starts each see only themselves");
+  if (!start.needs_mpirun || (same_make && major_of(version) == major_of(loaded))) finding.state = State::kWarning;
+  if (answer.code != 0) finding.found = fmt::format("{} does not run: {}", start.mpirun, summarize_stderr(text));
 }
 
-Finding check_srun(const std::string& path, bool needed, const Ask& ask) {
-  Finding finding{"srun", State::kSkipped, "no srun on the PATH: not a Slurm machine", "srun offers pmix", "", "", -1,
-                  {}};
-  if (path.empty()) return finding;
-  const Answer answer = ask({path, "--mpi=list"});
-  if (SrunMpi{answer.code, answer.text}.offers("pmix")) {
-    finding.state = State::kOk;
-    finding.found = path + " offers pmix";
-    return finding;
-  }
-  if (answer.code != 0 && !needed) {
-    finding.found = path + " is here, but Slurm is not set up: " + summarize_stderr(answer.text);
-    return finding;
-  }
-  finding.state = needed ? State::kFailed : State::kWarning;
-  std::string text = answer.text;
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return c == '\n' || c == '\t'; }, ' ');
-  finding.found = answer.code == 0 ? path + " does not offer pmix, only: " + text
-                                   : path + " --mpi=list fails: " + summarize_stderr(answer.text);
-  finding.fix =
-      "ask the administrator for Slurm's PMIx plugin (Debian: apt-get install libpmix2 with slurm-wlm-basic-plugins); "
-      "without it muster "
-      "launch takes mpirun inside the allocation";
-  return finding;
+void check_srun(const Start& start, Finding& finding) {
+  if (start.srun.empty()) return finding.skip("no srun on the PATH: not a Slurm machine");
+  const auto answer = start.ask({start.srun, "--mpi=list"});
+  const std::string text = answer.errors + answer.output;
+  finding.found = start.srun + " offers pmix";
+  if (srun_mpi(answer).offers("pmix")) return;
+  if (answer.code != 0 && !start.needs_srun)
+    return finding.skip(fmt::format("{} is here, but Slurm is not set up: {}", start.srun, summarize_stderr(text)));
+  finding.found = answer.code == 0 ? fmt::format("{} does not offer pmix, only: {}", start.srun,
+                                                 std::regex_replace(text, std::regex("\\s+"), " "))
+                                   : fmt::format("{} --mpi=list fails: {}", start.srun, summarize_stderr(text));
+  finding.warn(
+      "ask the administrator for Slurm's PMIx plugin (Debian: apt-get install libpmix2 with "
+      "slurm-wlm-basic-plugins); without it muster launch uses mpirun inside the allocation");
+  if (start.needs_srun) finding.state = State::kFailed;
 }
 
-Finding explain_end(const ProcessEnd& end, bool met, const std::string& command) {
-  Finding finding{met ? "ranks_end" : "ranks",
-                  State::kFailed,
-                  "",
-                  "all ranks start, see each other and end with exit code 0",
-                  "",
-                  "",
-                  -1,
-                  {{"exit_code", end.code}}};
-  const std::string said = summarize_stderr(end.errors);
+Finding explain_end(const ProcessResult& end, bool connected, const std::string& command) {
+  Finding finding;
+  finding.check = connected ? "ranks_end" : "ranks";
+  finding.expected = "all ranks start, connect to each other and end with exit code 0";
+  finding.figures = {{"exit_code", end.code}};
   if (end.silent)
     finding.found =
-        std::string("the ranks ") + (met ? "stopped answering" : "did not start in time") + " and were ended";
-  else if (met)
-    finding.found = "the ranks ended too early, exit code " + std::to_string(end.code);
+        fmt::format("the ranks {} and were ended", connected ? "stopped answering" : "did not start in time");
   else
-    finding.found = "the ranks did not start, exit code " + std::to_string(end.code);
-  if (!said.empty()) finding.found += ": " + said;
-  for (const auto& symptom : kSymptoms)
-    if (finding.fix.empty() && std::regex_search(end.errors, std::regex(symptom.pattern))) finding.fix = symptom.fix;
-  if (finding.fix.empty() && end.code == 128 + SIGKILL)
+    finding.found =
+        fmt::format("the ranks {}, exit code {}", connected ? "ended too early" : "did not start", end.code);
+  if (const auto said = summarize_stderr(end.errors); !said.empty()) finding.found += ": " + said;
+  finding.fail("run it by hand to see everything that it prints: " + command);
+  if (end.code == 128 + SIGKILL)
     finding.fix = "a rank was killed, perhaps for lack of memory: dmesg | tail, and the limits of the container or job";
-  if (finding.fix.empty() && end.code == 128 + SIGBUS)
-    finding.fix = "/dev/shm is too small for MPI: see \"shared_memory\"";
-  if (finding.fix.empty()) finding.fix = "run it by hand to see all that is said: " + command;
+  if (end.code == 128 + SIGBUS) finding.fix = "/dev/shm is too small for MPI: see \"shared_memory\"";
+  const auto known = std::find_if(std::begin(kSymptoms), std::end(kSymptoms), [&](const Symptom& symptom) {
+    return std::regex_search(end.errors, std::regex(symptom.pattern));
+  });
+  if (known != std::end(kSymptoms)) finding.fix = known->fix;
   return finding;
 }
 
 Finding explain_refusal(const std::string& message) {
-  Finding finding{"ranks", State::kFailed, message, "ranks can be started", "", "", -1, {}};
-  if (message.rfind("launch: ", 0) == 0) finding.found = message.substr(8);
-  // It shows what to type, of launch.
-  finding.found =
-      std::regex_replace(finding.found, std::regex(R"(muster launch (.*?) doctor \.\.\.)"), "muster doctor $1");
-  const size_t end = std::min(finding.found.find(". "), finding.found.find("; "));
-  if (end != std::string::npos) {
+  Finding finding;
+  finding.check = "ranks";
+  finding.expected = "ranks can be started";
+  finding.fail("muster doctor takes the same options as muster launch: docs/launching.md");
+  // The message says what to type, but for launch.
+  finding.found = std::regex_replace(message.substr(message.rfind("launch: ", 0) == 0 ? 8 : 0),
+                                     std::regex(R"(muster launch (.*?) doctor \.\.\.)"), "muster doctor $1");
+  if (const size_t end = std::min(finding.found.find(". "), finding.found.find("; ")); end != std::string::npos) {
     finding.fix = finding.found.substr(end + 2);
     finding.found = finding.found.substr(0, end);
   }
-  if (finding.fix.empty()) finding.fix = "muster doctor takes the same options as muster launch: docs/launching.md";
   return finding;
 }
 

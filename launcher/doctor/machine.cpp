@@ -1,21 +1,27 @@
 #include "launcher/doctor/machine.h"
 
-#include <arpa/inet.h>
+#include <ATen/Version.h>
+#include <H5public.h>
 #include <dlfcn.h>
+#include <fmt/format.h>
+#include <gnu/libc-version.h>
+#include <google/protobuf/stubs/common.h>
+#include <link.h>
 #include <netdb.h>
 #include <sys/resource.h>
-#include <sys/statvfs.h>
+#include <torch/version.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 
 #include "base/files.h"
 #include "base/host.h"
 #include "core/training/compute.h"
+#include "distributed/communicator.h"
+#include "distributed/nccl.h"
 
 extern char** environ;
 
@@ -24,9 +30,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-Limit limit_of(int resource) {
+std::istringstream text_of(const std::string& path) {
+  return std::istringstream(read_file_if_there(path, 64 << 20).value_or(""));
+}
+
+Limit limit_of(__rlimit_resource_t resource) {
   struct rlimit limit = {};
-  getrlimit(static_cast<__rlimit_resource_t>(resource), &limit);
+  getrlimit(resource, &limit);
   const auto number = [](rlim_t value) { return value == RLIM_INFINITY ? int64_t{-1} : static_cast<int64_t>(value); };
   return {number(limit.rlim_cur), number(limit.rlim_max)};
 }
@@ -37,11 +47,10 @@ std::vector<std::string> addresses_of(const std::string& host) {
   std::vector<std::string> found;
   if (getaddrinfo(host.c_str(), nullptr, &hints, &list) != 0) return found;
   for (const addrinfo* each = list; each; each = each->ai_next) {
-    char text[INET6_ADDRSTRLEN] = "";
-    const void* address = each->ai_family == AF_INET
-                              ? static_cast<const void*>(&reinterpret_cast<sockaddr_in*>(each->ai_addr)->sin_addr)
-                              : &reinterpret_cast<sockaddr_in6*>(each->ai_addr)->sin6_addr;
-    if (inet_ntop(each->ai_family, address, text, sizeof text)) found.push_back(text);
+    char text[NI_MAXHOST];
+    if (getnameinfo(each->ai_addr, each->ai_addrlen, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0 &&
+        std::find(found.begin(), found.end(), text) == found.end())
+      found.push_back(text);
   }
   freeaddrinfo(list);
   return found;
@@ -51,7 +60,7 @@ std::vector<std::string> addresses_of(const std::string& host) {
 // controller.
 std::vector<std::string> group_folders(const std::string& controller) {
   std::vector<std::string> folders;
-  std::istringstream lines(read_text("/proc/self/cgroup"));
+  auto lines = text_of("/proc/self/cgroup");
   for (std::string line; std::getline(lines, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
@@ -73,10 +82,10 @@ double core_quota() {
   double smallest = 0;
   for (const auto& folder : group_folders("cpu")) {
     double quota = -1, period = 0;
-    std::istringstream(read_text(folder + "/cpu.max")) >> quota >> period;  // "max 100000": no number
+    text_of(folder + "/cpu.max") >> quota >> period;  // "max 100000": no number
     if (period <= 0) {
-      std::istringstream(read_text(folder + "/cpu.cfs_quota_us")) >> quota;
-      std::istringstream(read_text(folder + "/cpu.cfs_period_us")) >> period;
+      text_of(folder + "/cpu.cfs_quota_us") >> quota;
+      text_of(folder + "/cpu.cfs_period_us") >> period;
     }
     if (quota > 0 && period > 0 && (smallest == 0 || quota / period < smallest)) smallest = quota / period;
   }
@@ -87,13 +96,14 @@ int64_t memory_limit(int64_t memory) {
   int64_t smallest = 0;
   for (const auto& folder : group_folders("memory"))
     for (const char* name : {"/memory.max", "/memory.limit_in_bytes"}) {
-      const int64_t limit = std::atoll(read_text(folder + name).c_str());
+      int64_t limit = 0;
+      text_of(folder + name) >> limit;
       if (limit > 0 && limit < memory && (smallest == 0 || limit < smallest)) smallest = limit;
     }
   return smallest;
 }
 
-// Without linking against CUDA: only what is there already is asked.
+// Does not link against CUDA: asks only a library that is there.
 int cuda_version(const char* library, const char* function) {
   void* handle = library ? dlopen(library, RTLD_LAZY | RTLD_LOCAL) : RTLD_DEFAULT;
   if (library && !handle) return 0;
@@ -102,25 +112,26 @@ int cuda_version(const char* library, const char* function) {
   return version;
 }
 
+int note_library(dl_phdr_info* library, size_t, void* libraries) {
+  if (library->dlpi_name[0] == '/') static_cast<std::vector<std::string>*>(libraries)->push_back(library->dlpi_name);
+  return 0;
+}
+
 int count_entries(const std::string& folder) {
   std::error_code error;
-  int count = 0;
-  for (auto each = fs::directory_iterator(folder, error); !error && each != fs::directory_iterator();
-       each.increment(error))
-    ++count;
-  return count;
+  const fs::directory_iterator entries(folder, error);
+  return error ? 0 : static_cast<int>(std::distance(begin(entries), end(entries)));
 }
 
 int count_gpu_files() {
   int count = 0;
-  for (int number = 0; number < 64; ++number)
-    count += access(("/dev/nvidia" + std::to_string(number)).c_str(), F_OK) == 0;
+  for (int number = 0; number < 64; ++number) count += access(fmt::format("/dev/nvidia{}", number).c_str(), F_OK) == 0;
   return count;
 }
 
 // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  ..."
 std::string nvidia_driver() {
-  std::istringstream words(read_text("/proc/driver/nvidia/version"));
+  auto words = text_of("/proc/driver/nvidia/version");
   for (std::string word; words >> word;)
     if (word.find_first_not_of("0123456789.") == std::string::npos && word.find('.') != std::string::npos) return word;
   return "";
@@ -128,44 +139,45 @@ std::string nvidia_driver() {
 
 }  // namespace
 
-std::string read_text(const std::string& path) { return read_file_if_there(path, 64 << 20).value_or(""); }
-
-Room room_of(const std::string& path) {
-  struct statvfs info = {};
-  if (statvfs(path.c_str(), &info) != 0) return {};
-  const auto bytes = [&](fsblkcnt_t blocks) {
-    return static_cast<int64_t>(blocks) * static_cast<int64_t>(info.f_frsize);
-  };
-  return {bytes(info.f_blocks), bytes(info.f_bavail), static_cast<int64_t>(info.f_files),
-          static_cast<int64_t>(info.f_favail)};
+std::vector<Version> loaded_versions() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  std::vector<Version> versions{{"muster", "", MUSTER_VERSION},
+                                {"torch", "", TORCH_VERSION},
+                                {"MPI", distributed::mpi_headers_version(), distributed::mpi_library_version()},
+                                {"HDF5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE),
+                                 fmt::format("{}.{}.{}", major, minor, release)},
+                                {"protobuf", "", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)},
+                                {"glibc", "", gnu_get_libc_version()}};
+  if (const auto nccl = distributed::nccl_version(); !nccl.empty()) versions.push_back({"NCCL", "", nccl});
+  return versions;
 }
 
-std::string variable(const Machine& machine, const std::string& name) {
-  const auto found = machine.environment.find(name);
-  return found == machine.environment.end() ? "" : found->second;
-}
-
-Machine detect_machine() {
+Machine detect_machine(bool several_hosts) {
   Machine machine;
+  machine.several_hosts = several_hosts;
   machine.host = host_name();
   machine.addresses = addresses_of(machine.host);
   for (char** each = environ; *each; ++each) {
     const std::string text = *each;
     machine.environment[text.substr(0, text.find('='))] = text.substr(std::min(text.size(), text.find('=') + 1));
   }
-  machine.maps = read_text("/proc/self/maps");
-  machine.mounts = read_text("/proc/self/mounts");
+  dl_iterate_phdr(note_library, &machine.libraries);
+  machine.mounts = text_of("/proc/self/mounts").str();
   machine.limits = {{"open_files", limit_of(RLIMIT_NOFILE)}, {"processes", limit_of(RLIMIT_NPROC)},
                     {"stack", limit_of(RLIMIT_STACK)},       {"locked_memory", limit_of(RLIMIT_MEMLOCK)},
                     {"file_size", limit_of(RLIMIT_FSIZE)},   {"address_space", limit_of(RLIMIT_AS)}};
   machine.has_shared_memory = access("/dev/shm", W_OK | X_OK) == 0;
-  machine.shared_memory = room_of("/dev/shm");
-  std::istringstream(read_text("/proc/loadavg")) >> machine.load;
+  machine.shared_memory = free_space("/dev/shm").value_or(Space());
+  text_of("/proc/loadavg") >> machine.load;
   machine.cores = training::usable_cores();
   machine.core_quota = core_quota();
   machine.memory = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   machine.memory_limit = memory_limit(machine.memory);
   machine.has_infiniband = count_entries("/sys/class/infiniband") > 0;
+  machine.versions = loaded_versions();
+  machine.built_with_cuda = !distributed::nccl_version().empty();
+  machine.visible = distributed::visible_gpus();
   machine.nvidia_driver = nvidia_driver();
   machine.nvidia_gpus = std::max(count_entries("/proc/driver/nvidia/gpus"), count_gpu_files());
   machine.cuda_of_driver = machine.nvidia_gpus > 0 ? cuda_version("libcuda.so.1", "cuDriverGetVersion") : 0;

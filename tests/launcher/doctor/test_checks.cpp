@@ -1,25 +1,30 @@
 // Machines that are not here: GPUs, clusters' file systems, quotas, other MPIs.
 #include <gmock/gmock.h>
 
-#include "launcher/doctor/files.h"
-#include "launcher/doctor/gpu.h"
-#include "launcher/doctor/launch_backends.h"
-#include "launcher/doctor/limits.h"
+#include "launcher/doctor/machine.h"
 
 namespace muster::launcher::doctor {
 namespace {
 
 using testing::HasSubstr;
 
-Finding named(const std::vector<Finding>& findings, const std::string& check) {
-  for (const auto& finding : findings)
-    if (finding.check == check) {
-      EXPECT_TRUE(finding.state == State::kOk || finding.state == State::kSkipped || !finding.fix.empty()) << check;
-      return finding;
-    }
-  ADD_FAILURE() << "no check " << check;
-  return {};
+// What one check finds.
+template <class Subject>
+Finding found_by(const std::vector<Check<const Subject>>& checks, const std::string& name, const Subject& subject) {
+  std::vector<Finding> findings;
+  for (const auto& check : checks)
+    if (check.name == name)
+      run_checks<const Subject>({{check.name, check.expected, check.examine}}, subject,
+                                [&](const Finding& finding) { findings.push_back(finding); });
+  EXPECT_EQ(findings.size(), 1u) << name;
+  if (findings.empty()) return {};
+  const auto& finding = findings[0];
+  EXPECT_EQ(finding.check, name);
+  EXPECT_TRUE(finding.state == State::kOk || finding.state == State::kSkipped || !finding.fix.empty()) << name;
+  return finding;
 }
+
+Finding found_on(const Machine& machine, const std::string& check) { return found_by(kMachineChecks, check, machine); }
 
 Machine machine_with_gpus(int gpus) {
   Machine machine;
@@ -42,15 +47,21 @@ distributed::VisibleGpus visible(int gpus) {
   return all;
 }
 
+Finding found_with_gpus(Machine machine, bool built_with_cuda, int seen, const std::string& check) {
+  machine.built_with_cuda = built_with_cuda;
+  machine.visible = visible(seen);
+  return found_on(machine, check);
+}
+
 TEST(Gpus, WhatIsThereAndWhatIsSeen) {
-  EXPECT_EQ(named(check_gpus(machine_with_gpus(0), false, visible(0)), "gpu").state, State::kSkipped);
-  const auto without = named(check_gpus(machine_with_gpus(8), false, visible(0)), "gpu");
+  EXPECT_EQ(found_with_gpus(machine_with_gpus(0), false, 0, "gpu").state, State::kSkipped);
+  const auto without = found_with_gpus(machine_with_gpus(8), false, 0, "gpu");
   EXPECT_EQ(without.state, State::kWarning);
   EXPECT_THAT(without.fix, HasSubstr("--device cuda"));
-  const auto none = named(check_gpus(machine_with_gpus(8), true, visible(0)), "gpu");
+  const auto none = found_with_gpus(machine_with_gpus(8), true, 0, "gpu");
   EXPECT_EQ(none.state, State::kFailed);
   EXPECT_THAT(none.found, HasSubstr("no CUDA-capable device"));
-  const auto all = named(check_gpus(machine_with_gpus(2), true, visible(2)), "gpu");
+  const auto all = found_with_gpus(machine_with_gpus(2), true, 2, "gpu");
   EXPECT_EQ(all.state, State::kOk);
   EXPECT_THAT(all.found, HasSubstr("driver 580.95.05"));
 }
@@ -58,18 +69,18 @@ TEST(Gpus, WhatIsThereAndWhatIsSeen) {
 TEST(Gpus, ADriverThatIsTooOld) {
   Machine machine = machine_with_gpus(1);
   machine.cuda_of_driver = 12080;
-  const auto finding = named(check_gpus(machine, true, visible(1)), "cuda");
+  const auto finding = found_with_gpus(machine, true, 1, "cuda");
   EXPECT_EQ(finding.state, State::kFailed);
-  EXPECT_THAT(finding.found, HasSubstr("runtime 13.0, the driver serves up to 12.8"));
+  EXPECT_THAT(finding.found, HasSubstr("runtime 13.0, the driver supports up to 12.8"));
   machine.cuda_of_driver = 13010;
-  EXPECT_EQ(named(check_gpus(machine, true, visible(1)), "cuda").state, State::kOk);
+  EXPECT_EQ(found_with_gpus(machine, true, 1, "cuda").state, State::kOk);
 }
 
 TEST(Gpus, VisibleDevices) {
   const auto judged = [](const std::string& value, int gpus) {
     Machine machine = machine_with_gpus(gpus);
     machine.environment["CUDA_VISIBLE_DEVICES"] = value;
-    return named(check_gpus(machine, true, visible(gpus)), "cuda_visible");
+    return found_with_gpus(machine, true, gpus, "cuda_visible");
   };
   EXPECT_EQ(judged("0,1", 2).state, State::kOk);
   EXPECT_THAT(judged("1", 4).found, HasSubstr("1 GPU of 4 here"));
@@ -97,16 +108,20 @@ Machine good_machine() {
 }
 
 TEST(Limits, AGoodMachine) {
-  for (const auto& finding : check_limits(good_machine(), true))
-    EXPECT_EQ(finding.state, State::kOk) << finding.check << ": " << finding.found;
+  Machine machine = good_machine();
+  machine.several_hosts = true;
+  run_checks<const Machine>(kMachineChecks, machine, [&](const Finding& finding) {
+    const bool needs_gpu = finding.check == "gpu" || finding.check == "cuda";
+    EXPECT_EQ(finding.state, needs_gpu ? State::kSkipped : State::kOk) << finding.check << ": " << finding.found;
+  });
 }
 
 TEST(Limits, LockedMemoryMattersWithInfiniband) {
   Machine machine = good_machine();
   machine.limits["locked_memory"] = {65536, 65536};
-  EXPECT_EQ(named(check_limits(machine, false), "locked_memory").state, State::kOk);
+  EXPECT_EQ(found_on(machine, "locked_memory").state, State::kOk);
   machine.has_infiniband = true;
-  EXPECT_EQ(named(check_limits(machine, false), "locked_memory").state, State::kFailed);
+  EXPECT_EQ(found_on(machine, "locked_memory").state, State::kFailed);
 }
 
 TEST(Limits, QuotaMemoryLoadAndName) {
@@ -115,25 +130,26 @@ TEST(Limits, QuotaMemoryLoadAndName) {
   machine.memory_limit = 1000000000;
   machine.load = 9;
   machine.addresses = {"127.0.1.1"};
-  const auto findings = check_limits(machine, true);
-  EXPECT_EQ(named(findings, "cores").state, State::kWarning);
-  EXPECT_THAT(named(findings, "cores").found, HasSubstr("only 1.5 of them"));
-  EXPECT_EQ(named(findings, "memory").state, State::kWarning);
-  EXPECT_EQ(named(findings, "load").state, State::kWarning);
-  EXPECT_EQ(named(findings, "host_name").state, State::kWarning);
-  EXPECT_EQ(named(check_limits(machine, false), "host_name").state, State::kOk);
+  machine.several_hosts = true;
+  EXPECT_EQ(found_on(machine, "cores").state, State::kWarning);
+  EXPECT_THAT(found_on(machine, "cores").found, HasSubstr("only 1.5 of them"));
+  EXPECT_EQ(found_on(machine, "memory").state, State::kWarning);
+  EXPECT_EQ(found_on(machine, "load").state, State::kWarning);
+  EXPECT_EQ(found_on(machine, "host_name").state, State::kWarning);
+  machine.several_hosts = false;
+  EXPECT_EQ(found_on(machine, "host_name").state, State::kOk);
   machine.addresses.clear();
-  EXPECT_THAT(named(check_limits(machine, false), "host_name").found, HasSubstr("resolves to no address"));
+  EXPECT_THAT(found_on(machine, "host_name").found, HasSubstr("resolves to no address"));
 }
 
 TEST(Limits, SharedMemory) {
   Machine machine = good_machine();
   machine.shared_memory = {64000000, 32000000, 0, 0};
-  EXPECT_EQ(named(check_limits(machine, false), "shared_memory").state, State::kWarning);
-  machine.shared_memory.free_bytes = 1000000;
-  EXPECT_EQ(named(check_limits(machine, false), "shared_memory").state, State::kFailed);
+  EXPECT_EQ(found_on(machine, "shared_memory").state, State::kWarning);
+  machine.shared_memory.free = 1000000;
+  EXPECT_EQ(found_on(machine, "shared_memory").state, State::kFailed);
   machine.has_shared_memory = false;
-  EXPECT_THAT(named(check_limits(machine, false), "shared_memory").found, HasSubstr("missing"));
+  EXPECT_THAT(found_on(machine, "shared_memory").found, HasSubstr("missing"));
 }
 
 constexpr const char* kMounts =
@@ -150,7 +166,11 @@ TEST(Directory, TheLongestMountCounts) {
 
 TEST(Directory, KindsOfFileSystems) {
   const auto judged = [](const std::string& path) {
-    return named(check_directory("/", mount_of(path, kMounts), true), "directory");
+    Start start;
+    start.machine.mounts = kMounts;
+    start.machine.several_hosts = true;
+    start.directory = path;
+    return found_by(kStartChecks, "directory", start);
   };
   EXPECT_EQ(judged("/home/my scratch").state, State::kOk);
   EXPECT_THAT(judged("/home/me").found, HasSubstr("mounted soft"));
@@ -158,9 +178,19 @@ TEST(Directory, KindsOfFileSystems) {
   EXPECT_EQ(judged("/container").state, State::kWarning);
 }
 
-TEST(Starters, WhoseMpirun) {
+TEST(LaunchBackends, WhoseMpirun) {
   const auto judged = [](const std::string& answer, int code = 0, bool needed = true) {
-    return check_mpirun("/opt/mpirun", "Open MPI v4.1.4", needed, [&](const auto&) { return Answer{code, answer}; });
+    Start start;
+    start.mpirun = "/opt/mpirun";
+    start.mpi_library = "Open MPI v4.1.4";
+    start.needs_mpirun = needed;
+    start.ask = [&](const auto&) {
+      ProcessResult result;
+      result.code = code;
+      result.output = answer;
+      return result;
+    };
+    return found_by(kStartChecks, "mpirun", start);
   };
   EXPECT_EQ(judged("mpirun (Open MPI) 4.1.6\n").state, State::kOk);
   EXPECT_EQ(judged("mpirun (Open MPI) 4.0.3\n").state, State::kWarning);
@@ -171,8 +201,8 @@ TEST(Starters, WhoseMpirun) {
   EXPECT_EQ(judged("libopen-rte.so.40: cannot open\n", 127).state, State::kFailed);
 }
 
-TEST(Starters, WhatEndedMeans) {
-  ProcessEnd end;
+TEST(LaunchBackends, WhatEndedMeans) {
+  ProcessResult end;
   end.code = 255;
   end.errors =
       "ssh: connect to host n2 port 22: Connection refused\n-----\nORTE was unable to reliably start one or more "
@@ -180,7 +210,8 @@ TEST(Starters, WhatEndedMeans) {
   const auto refused = explain_end(end, false, "mpirun ...");
   EXPECT_THAT(refused.fix, HasSubstr("is it up"));
   EXPECT_THAT(refused.found, testing::Not(HasSubstr("usually")));
-  end = {137, false, false, "Primary job terminated\nmuster: rank 1 of 2 (host n2) is lost: its process has died\n"};
+  end.code = 137;
+  end.errors = "Primary job terminated\nmuster: rank 1 of 2 (host n2) is lost: its process has died\n";
   const auto died = explain_end(end, true, "mpirun ...");
   EXPECT_EQ(died.check, "ranks_end");
   EXPECT_EQ(died.found,
