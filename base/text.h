@@ -35,5 +35,8 @@ std::string utc_now();
 std::optional<int64_t> parse_integer(std::string_view text);
 // In any notation of the C language, inf and nan included; never by the locale.
 std::optional<double> parse_real(std::string_view text);
+// Seconds of "3h55m", "90s", "1d12h", "45" (minutes, as in Slurm) or "4:00:00" (hours, minutes, seconds). Nothing if it
+// is none of them.
+std::optional<double> parse_duration(const std::string& text);
 
 }  // namespace muster

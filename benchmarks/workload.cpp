@@ -89,7 +89,7 @@ Workload make_workload(const std::string& name, int64_t batch_size) {
 }
 
 void train_step(Workload& workload, training::Step& step, uint32_t number) {
-  step.train(step.plan(workload.samples), 1, number);
+  step.train(step.read(workload.samples, number), 1);
   workload.optimizer->step(1e-4);
   workload.model->project_parameters();
 }

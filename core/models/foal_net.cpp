@@ -193,12 +193,13 @@ Embedded FoalNet::embed(const batch::Batch& batch, const StepContext& step) cons
   return embedded;
 }
 
-std::vector<at::Tensor> FoalNet::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+std::vector<at::Tensor> FoalNet::batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
+                                              const losses::Partition& partition) const {
   if (batch_terms().empty()) return {};
   const auto sides = gathered.chunk(2, 1);
   const auto targets =
       config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
-  return {losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, global.partition)};
+  return {losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, partition)};
 }
 
 std::vector<HardNegatives> FoalNet::hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,

@@ -21,7 +21,8 @@ class FoalNet final : public Model {
 
   int64_t embedding_dim() const override;
   Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
-  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
+  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
+                                       const losses::Partition& partition) const override;
   std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
                                             int64_t end, const StepContext& step) const override;
   ForwardOutput forward(const batch::Batch& batch, const Embedded& embedded,

@@ -200,10 +200,11 @@ Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
   return embedded;
 }
 
-std::vector<at::Tensor> Miar::batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+std::vector<at::Tensor> Miar::batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
+                                           const losses::Partition& partition) const {
   if (batch_terms().empty()) return {};
   return {losses::alignment_loss(gathered.chunk(modality_count(), 1), global.presence, config_.alignment_temperature(),
-                                 global.partition)};
+                                 partition)};
 }
 
 ForwardOutput Miar::forward(const batch::Batch& batch, const Embedded& embedded, const std::vector<batch::Ragged>&,

@@ -22,7 +22,8 @@ class Miar final : public Model {
 
   int64_t embedding_dim() const override;
   Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
-  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const override;
+  std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
+                                       const losses::Partition& partition) const override;
   ForwardOutput forward(const batch::Batch& batch, const Embedded& embedded,
                         const std::vector<batch::Ragged>& negative_frames, const GlobalBatch& global,
                         const StepContext& step) const override;

@@ -8,13 +8,15 @@
 #include <string>
 #include <vector>
 
-#include "core/batch/ragged.h"
+#include "core/batch/global_batch.h"
 #include "core/kernels/dropout.h"
 #include "core/losses/partition.h"
 #include "core/models/parameters.h"
 #include "core/random/philox.h"
 
 namespace muster::models {
+
+using batch::GlobalBatch;
 
 // Which pass over which step: what random choices are keyed by.
 struct StepContext {
@@ -31,15 +33,6 @@ struct StepContext {
 struct LossTerm {
   std::string name;
   double weight = 1;
-};
-
-// What every rank knows about the whole global batch without communicating.
-struct GlobalBatch {
-  at::Tensor labels;            // [N], on the CPU; undefined when the data has none
-  at::Tensor presence;          // [N, modalities] bool, on the CPU
-  losses::Partition partition;  // of the batch-wide losses
-
-  int64_t size() const { return presence.size(0); }
 };
 
 // Result of the first pass over a microbatch of n samples.
@@ -84,8 +77,9 @@ class Model {
 
   // One value per batch_terms(). gathered: [N, embedding_dim()] in global order. Every rank computes the same values
   // and gradients, including those of the losses' own parameters (such as a temperature): the caller keeps these on
-  // rank 0 only.
-  virtual std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global) const {
+  // rank 0 only. partition: how ranks share the work; it changes no bit of the result.
+  virtual std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
+                                               const losses::Partition& partition) const {
     return {};
   }
 

@@ -1,5 +1,7 @@
 #include "core/run/checkpointing.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -10,8 +12,8 @@
 namespace muster::run {
 namespace {
 
-// The word of a rank: the signal it got, whether the clock asks for a stop, and for a save (rank 0's word counts); then
-// the saver's word.
+// What a rank sends to the others: the signal it got, whether its clock asks for a stop, and for a save (rank 0's clock
+// counts); then the saver's message.
 constexpr size_t kOwnPart = 3;
 
 }  // namespace
@@ -46,22 +48,22 @@ Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
   const std::string own{static_cast<char>(stop_signal()), static_cast<char>(time_is_up),
                         static_cast<char>(minutes_are_over)};
   const distributed::CollectiveLabel label("between steps");
-  const auto words = communicator_.all_gather_bytes(own + saver_.pending_message());
+  const auto messages = communicator_.all_gather_bytes(own + saver_.pending_message());
 
   Decision decision;
   std::vector<std::string> of_saver;
-  for (size_t rank = 0; rank < words.size(); ++rank) {
-    of_saver.push_back(words[rank].substr(kOwnPart));
-    if (words[rank][0] == 0 || !decision.stop.empty()) continue;
-    decision.stop = name_of_signal(words[rank][0]);
-    if (words.size() > 1) decision.stop += " (rank " + std::to_string(rank) + ")";
+  for (size_t rank = 0; rank < messages.size(); ++rank) {
+    of_saver.push_back(messages[rank].substr(kOwnPart));
+    if (messages[rank][0] == 0 || !decision.stop.empty()) continue;
+    decision.stop = name_of_signal(messages[rank][0]);
+    if (messages.size() > 1) decision.stop += fmt::format(" (rank {})", rank);
   }
-  if (decision.stop.empty() && words[0][1]) decision.stop = "the time limit";
+  if (decision.stop.empty() && messages[0][1]) decision.stop = "the time limit";
   if (const auto outcome = saver_.handle(of_saver)) note(*outcome);
 
   const auto& checkpoints = settings_.checkpoints;
   const auto every_nth = [](uint64_t count, uint64_t period) { return period > 0 && count > 0 && count % period == 0; };
-  decision.save = words[0][2] || every_nth(step, checkpoints.every_steps()) ||
+  decision.save = messages[0][2] || every_nth(step, checkpoints.every_steps()) ||
                   (step % settings_.steps_per_epoch == 0 &&
                    every_nth(step / settings_.steps_per_epoch, checkpoints.every_epochs()));
   decision.save = decision.save && step != begun_step_;
@@ -79,7 +81,7 @@ void Checkpointing::save(const checkpoints::CheckpointInfo& info,
   for (const auto& outcome : saver_.save(info, tensors)) note(outcome);
 }
 
-void Checkpointing::settle() {
+void Checkpointing::wait() {
   if (const auto outcome = saver_.finish()) note(*outcome);
 }
 
@@ -111,16 +113,17 @@ void Checkpointing::note(const checkpoints::SaveOutcome& outcome) {
   ++failed_;
   ++failed_in_a_row_;
   last_failure_ = outcome.error;
-  const std::string kept = newest_ > 0 ? "the checkpoint of step " + std::to_string(newest_) + " is still there"
-                                       : "there is no checkpoint yet";
-  const std::string text =
-      "the checkpoint of step " + std::to_string(outcome.step) + " could not be saved: " + outcome.error;
-  if (failed_in_a_row_ > settings_.checkpoints.max_failures_in_a_row())
-    throw SharedError(ExitCode::kIo, text + "\nNow " + std::to_string(failed_in_a_row_) +
-                                         " in a row have failed (checkpoints.max_failures_in_a_row is " +
-                                         std::to_string(settings_.checkpoints.max_failures_in_a_row()) + "); " + kept +
-                                         ". Mend the cause, then go on with: muster resume " + settings_.run_directory);
-  progress_.line("warning: " + text + "\ntraining goes on; " + kept);
+  const std::string kept =
+      newest_ > 0 ? fmt::format("the checkpoint of step {} is still there", newest_) : "there is no checkpoint yet";
+  const std::string text = fmt::format("the checkpoint of step {} could not be saved: {}", outcome.step, outcome.error);
+  const uint32_t allowed = settings_.checkpoints.max_failures_in_a_row();
+  if (failed_in_a_row_ > allowed)
+    throw SharedError(
+        ExitCode::kIo,
+        fmt::format("{}\n{} saves in a row have failed now (checkpoints.max_failures_in_a_row is {}); {}. "
+                    "Fix the cause, then continue with: muster resume {}",
+                    text, failed_in_a_row_, allowed, kept, settings_.run_directory));
+  progress_.line(fmt::format("warning: {}\ntraining continues; {}", text, kept));
 }
 
 nlohmann::json Checkpointing::summary() const {

@@ -27,17 +27,18 @@ class Checkpointing {
     double time_limit = 0;                          // seconds after which the run stops; 0: none
     std::chrono::steady_clock::time_point started;  // what they count from
   };
-  // directory: on rank 0, otherwise nullptr. newest: step of the checkpoint that the run goes on from; 0 for a new run.
+  // directory: on rank 0, otherwise nullptr. newest: step of the checkpoint that the run continues from; 0 for a
+  // new run.
   // All must outlive this.
   Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory,
                 distributed::Communicator& communicator, Progress& progress);
 
   struct Decision {
     bool save = false;
-    std::string stop;  // why the run must stop now; empty: it goes on
+    std::string stop;  // why the run must stop now; empty: it continues
   };
-  // Between two steps, after `step` steps: the ranks tell each other who was asked to stop, and how the save in flight
-  // goes. Throws SharedError(kIo) when more saves have failed in a row than allowed. Collective.
+  // Between two steps, after `step` steps: the ranks exchange who was asked to stop, and how the save in flight stands.
+  // Throws SharedError(kIo) when more saves have failed in a row than allowed. Collective.
   Decision between_steps(uint64_t step);
 
   // Makes room for the copy that asynchronous saves take, so that the first one does not wait for it. `tensors` as for
@@ -46,7 +47,7 @@ class Checkpointing {
   // Saves, unless this very step is saved already or on its way. Throws as between_steps(). Collective.
   void save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors);
   // Waits for the save in flight. Throws likewise. Collective.
-  void settle();
+  void wait();
 
   // Step of the newest committed checkpoint; 0: none.
   uint64_t newest() const { return newest_; }

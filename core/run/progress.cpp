@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #include <cstdio>
 
 #include "base/text.h"
@@ -21,22 +23,19 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
   if (!due()) return;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double per_step = step > first_step_ ? elapsed / static_cast<double>(step - first_step_) : 0;
-  char text[200];
+  const std::string numbers =
+      fmt::format("step {}/{}  epoch {}/{}  loss {:.4f}  {:.1f} samples/s  left {}", step, total_steps, epoch, epochs,
+                  loss, samples_per_second, duration_text(per_step * static_cast<double>(total_steps - step)));
   if (terminal_) {
     constexpr int kWidth = 24;
     std::string bar(kWidth, '.');
     const auto filled = static_cast<size_t>(kWidth * static_cast<double>(step) / static_cast<double>(total_steps));
     bar.replace(0, filled, filled, '#');
-    std::snprintf(text, sizeof text, "\r[%s] step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\033[K",
-                  bar.c_str(), step, total_steps, epoch, epochs, loss, samples_per_second,
-                  duration_text(per_step * static_cast<double>(total_steps - step)).c_str());
+    std::fputs(fmt::format("\r[{}] {}\033[K", bar, numbers).c_str(), stderr);
     drawn_ = true;
   } else {
-    std::snprintf(text, sizeof text, "step %lu/%lu  epoch %ld/%ld  loss %.4f  %.1f samples/s  left %s\n", step,
-                  total_steps, epoch, epochs, loss, samples_per_second,
-                  duration_text(per_step * static_cast<double>(total_steps - step)).c_str());
+    std::fputs((numbers + "\n").c_str(), stderr);
   }
-  std::fputs(text, stderr);
   std::fflush(stderr);
 }
 

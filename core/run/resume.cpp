@@ -1,9 +1,9 @@
 #include "core/run/resume.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -13,15 +13,15 @@
 namespace muster::run {
 namespace {
 
-constexpr uint64_t kLargest = 64 << 20;  // of the files read here
+constexpr uint64_t kLargestText = 64 << 20;  // bytes
 
 // What a run without a checkpoint is known by.
 void read_beginning(const std::string& run_directory, const Provenance& now, std::string& config_text,
                     Provenance& before) {
-  config_text = read_file(run_directory + "/config.txtpb", kLargest);
+  config_text = read_file(run_directory + "/config.txtpb", kLargestText);
   before = now;
   const auto environment =
-      nlohmann::json::parse(read_file(run_directory + "/environment.json", kLargest), nullptr, false);
+      nlohmann::json::parse(read_file(run_directory + "/environment.json", kLargestText), nullptr, false);
   const auto hash = nlohmann::json::json_pointer("/data/sha256");
   if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
     throw Error(ExitCode::kBadData,
@@ -54,9 +54,8 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
       config_text = checkpoint.info.config;
       from_bytes(checkpoint.info.training_state, source, point.state, before);
       if (point.state.steps_done != checkpoint.info.step)
-        throw Error(ExitCode::kBadData, source + ": it is of step " + std::to_string(checkpoint.info.step) +
-                                            ", but its training state of step " +
-                                            std::to_string(point.state.steps_done));
+        throw Error(ExitCode::kBadData, fmt::format("{}: it is of step {}, but its training state of step {}", source,
+                                                    checkpoint.info.step, point.state.steps_done));
     } else {
       read_beginning(run_directory, provenance, config_text, before);
     }
@@ -68,25 +67,26 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
       const bool free = config::may_change_in_a_run(difference.path, now);
       config_changed = config_changed || !free;
       (free ? point.changes : forbidden)
-          .push_back(difference.path + ": " + difference.before + " -> " + difference.after);
+          .push_back(fmt::format("{}: {} -> {}", difference.path, difference.before, difference.after));
     }
     // Not judged: they make no difference beyond rounding, which is what was promised without `reproducible`.
     if (before.muster != provenance.muster)
-      point.changes.push_back("muster: " + before.muster + " -> " + provenance.muster);
-    if (before.torch != provenance.torch) point.changes.push_back("torch: " + before.torch + " -> " + provenance.torch);
+      point.changes.push_back(fmt::format("muster: {} -> {}", before.muster, provenance.muster));
+    if (before.torch != provenance.torch)
+      point.changes.push_back(fmt::format("torch: {} -> {}", before.torch, provenance.torch));
     if (!forbidden.empty() && !force)
       throw Error(only_data && !config_changed ? ExitCode::kBadData : ExitCode::kBadConfig,
-                  source + ": this run cannot go on as the same run, because its results would change. Different are:" +
-                      lines(forbidden) +
-                      "\nUndo the changes, or begin a new run in another --run-dir (perhaps with --init-from its "
-                      "weights), or add --force: the run then goes "
-                      "on, and environment.json lists these changes.");
+                  fmt::format("{}: this run cannot continue as the same run, because its results would change. "
+                              "Different are:{}\nUndo the changes, or begin a new run in another --run-dir (perhaps "
+                              "with --init-from its weights), or add --force: the run then continues, and "
+                              "environment.json lists these changes.",
+                              source, lines(forbidden)));
     for (const auto& change : forbidden) point.changes.push_back("forced: " + change);
   });
-  const bool stretches = std::any_of(point.changes.begin(), point.changes.end(), [](const std::string& change) {
+  const bool changes_length = std::any_of(point.changes.begin(), point.changes.end(), [](const std::string& change) {
     return change.rfind("training.epochs", 0) == 0 || change.rfind("training.max_steps", 0) == 0;
   });
-  if (stretches && now.optimizer().schedule() == config::Optimizer::COSINE)
+  if (changes_length && now.optimizer().schedule() == config::Optimizer::COSINE)
     progress.line(
         "note: optimizer.schedule is COSINE, which ends at the last step: from here on the learning rate is that of a "
         "run of the new length");

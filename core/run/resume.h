@@ -11,15 +11,15 @@
 
 namespace muster::run {
 
-// Where a run goes on from.
+// Where a run continues from.
 struct ResumePoint {
-  std::optional<checkpoints::LoadedCheckpoint> loaded;  // nothing: no checkpoint was committed, the run begins again
+  std::optional<checkpoints::LoadedCheckpoint> loaded;  // nothing: no checkpoint was committed, the run starts again
   TrainingState state;
-  std::vector<std::string> changes;  // of what does not change results, and what --force lets pass: for the record
+  std::vector<std::string> changes;  // those that do not change results, and those that --force allows: for the record
 };
 
-// Finds the newest whole checkpoint of a run and judges whether `now` and `provenance` may go on with it. Says what is
-// damaged, and what has changed. Throws SharedError: kBadConfig or kBadData with all differences that would change
+// Finds the newest whole checkpoint of a run and judges whether `now` and `provenance` may continue it. Reports what
+// is damaged, and what has changed. Throws SharedError: kBadConfig or kBadData with all differences that would change
 // results, unless `force`; kBadData when there are checkpoints, but none is whole. Collective.
 ResumePoint find_resume_point(const std::string& run_directory, const config::Experiment& now,
                               const Provenance& provenance, bool force, distributed::Communicator& communicator,

@@ -1,26 +1,26 @@
 #include "core/run/run_directory.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/files.h"
-#include "checkpoints/folders.h"
 
 namespace muster::run {
 namespace {
 
 namespace fs = std::filesystem;
 
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 constexpr const char* kFolders[] = {"weights", "checkpoints", "logs"};
 
 // Paths need not be UTF-8; JSON must.
@@ -29,7 +29,7 @@ std::string dumped(const nlohmann::json& value, int indent = -1) {
 }
 
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& reason) {
-  throw Error(ExitCode::kIo, path + ": " + what + ": " + reason);
+  throw Error(ExitCode::kIo, fmt::format("{}: {}: {}", path, what, reason));
 }
 
 int open_to_append(const std::string& path) {
@@ -63,9 +63,10 @@ size_t end_of_rows(const std::string& text, uint64_t step, const std::string& pa
       if (bad_at == std::string::npos) bad_at = line_number;
     } else if (row["step"].get<uint64_t>() <= step) {
       if (bad_at != std::string::npos)
-        throw Error(ExitCode::kBadData, path + ":" + std::to_string(bad_at) +
-                                            ": is not a row of metrics. Repair the line or move the file away; a "
-                                            "resumed run adds to it");
+        throw Error(ExitCode::kBadData,
+                    fmt::format("{}:{}: is not a row of metrics. Repair the line or move the file away; a resumed run "
+                                "adds to it",
+                                path, bad_at));
       end = line_end + 1;
     } else {
       break;
@@ -93,7 +94,7 @@ void make_whole(const std::string& path, const std::function<void(const std::str
   make_folders(final_path.parent_path().string());
   std::error_code error;
   const fs::path building =
-      final_path.parent_path() / ("." + final_path.filename().string() + ".new-" + std::to_string(getpid()));
+      final_path.parent_path() / fmt::format(".{}.new-{}", final_path.filename().string(), getpid());
   try {
     fill(building.string());
     fs::rename(building, final_path);
@@ -115,8 +116,8 @@ void make_whole(const std::string& path, const std::function<void(const std::str
 
 InitFrom recorded_init_from(const std::string& run_directory) {
   if (run_dir_state(run_directory) == RunDirState::kPrepared) return {};
-  std::ifstream file(run_directory + "/environment.json");
-  const auto environment = nlohmann::json::parse(file, nullptr, false);
+  const auto text = read_file_if_there(run_directory + "/environment.json", kNoLimit);
+  const auto environment = nlohmann::json::parse(text.value_or(""), nullptr, false);
   if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object())
     return {};
   return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
@@ -143,9 +144,10 @@ void require_new_run_directory(const std::string& path) {
   const RunDirState place = run_dir_state(path);
   if (place == RunDirState::kNothing || place == RunDirState::kPrepared) return;
   if (place == RunDirState::kBegun)
-    throw RunDirInUse(
-        path + " exists already and holds an unfinished run. To go on with it: muster resume " + path +
-        ", or the same command with --resume auto. To begin anew: another --run-dir, or remove that one first");
+    throw RunDirInUse(fmt::format(
+        "{0} exists already and holds an unfinished run. To continue it: muster resume {0}, or the same command with "
+        "--resume auto. To begin anew: another --run-dir, or remove that one first",
+        path));
   constexpr const char* kNever = ". A run is never overwritten: choose another --run-dir, or remove that one first";
   if (place == RunDirState::kFinished) throw RunDirInUse(path + " exists already and holds a finished run" + kNever);
   throw Error(ExitCode::kUsage, path + " exists already" + kNever);
@@ -216,10 +218,10 @@ void RunDirectory::continue_after(uint64_t step) {
   sweep_temporary_files(path_);
   sweep_temporary_files(file("weights"));
   open_metrics();
-  const std::string text = read_file(path, UINT64_MAX);
+  const std::string text = read_file(path, kNoLimit);
   const size_t end = end_of_rows(text, step, path);
   if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0)
-    fail(path, "cannot take away the rows of later steps", std::strerror(errno));
+    fail(path, "cannot remove the rows of later steps", std::strerror(errno));
   if (keeps_events_) events_.emplace(path_, step);
 }
 
@@ -262,7 +264,7 @@ void RunDirectory::remove(const std::string& name) {
 }
 
 nlohmann::json RunDirectory::environment() const {
-  auto environment = nlohmann::json::parse(read_file(file("environment.json"), 64 << 20), nullptr, false);
+  auto environment = nlohmann::json::parse(read_file(file("environment.json"), kNoLimit), nullptr, false);
   if (!environment.is_object())
     throw Error(ExitCode::kBadData,
                 file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");

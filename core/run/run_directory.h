@@ -22,24 +22,24 @@ class RunDirectory {
   // when that is a run, Error(kIo) when it cannot be written. tell, keeps_events: as below.
   RunDirectory(const std::string& path, const std::string& config_text, const nlohmann::json& environment,
                const std::function<void(const std::string&)>& tell = {}, bool keeps_events = true);
-  // One that is there, to go on with; nothing in it is changed. Throws Error(kUsage) when it is not a run directory, as
-  // RunDirInUse when another job holds it. tell: gets a sentence when a lock that was left behind has to be waited for or
-  // is taken over. keeps_events: for TensorBoard.
+  // One that is there, to continue; nothing in it is changed. Throws Error(kUsage) when it is not a run directory, as
+  // RunDirInUse when another job holds it. tell: gets a sentence when a lock that was left behind has to be waited for
+  // or is taken over. keeps_events: for TensorBoard.
   explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {},
                         bool keeps_events = true);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
 
-  // Before the first row, in a directory that was there: takes away rows of steps after `step`, which will come again,
-  // a torn last one, and the temporary files of writers that were killed. Throws Error(kBadData) when metrics.jsonl
-  // holds something else than rows.
+  // Before the first row, in a directory that was there: removes rows of steps after `step`, which will come again, a
+  // torn last one, and the temporary files of writers that were killed. Throws Error(kBadData) when metrics.jsonl
+  // holds anything but rows.
   void continue_after(uint64_t step);
 
   // One row of metrics.jsonl, written at once; its numbers go to TensorBoard too, if events are kept. Numbers that JSON
   // cannot hold (NaN, infinity) become null. "step" never decreases.
   void append_metrics(const nlohmann::json& row);
-  // One line of another JSON-lines file, which nothing is ever taken away from.
+  // One line of another JSON-lines file, from which nothing is ever removed.
   void append_log(const std::string& name, const nlohmann::json& row);
   // What was appended survives a power failure after this.
   void sync();
@@ -77,8 +77,8 @@ enum class RunDirState {
 };
 RunDirState run_dir_state(const std::string& path);
 
-// Throws Error(kUsage), saying what to do, unless `path` is nothing yet or a prepared run directory; as RunDirInUse when
-// there is a run.
+// Throws Error(kUsage), saying what to do, unless `path` is nothing yet or a prepared run directory; as RunDirInUse
+// when there is a run.
 void require_new_run_directory(const std::string& path);
 
 // Makes `path` a prepared run directory that holds these files ({name, bytes}; submission.json among them), or, where

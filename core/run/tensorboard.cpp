@@ -1,6 +1,7 @@
 #include "core/run/tensorboard.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -120,12 +121,11 @@ EventFile::EventFile(const std::string& run_directory, std::optional<uint64_t> c
       if (name.rfind("events.out.tfevents.", 0) == 0 && entry.path().extension() == ".muster")
         found.push_back(entry.path().string());
     }
-    if (error) throw Error(ExitCode::kIo, "Cannot read " + run_directory + ": " + error.message() + ".");
+    if (error) throw Error(ExitCode::kIo, fmt::format("Cannot read {}: {}.", run_directory, error.message()));
     if (!found.empty()) path_ = *std::min_element(found.begin(), found.end());
   }
   if (path_.empty()) {
-    path_ =
-        run_directory + "/events.out.tfevents." + std::to_string(std::time(nullptr)) + "." + host_name() + ".muster";
+    path_ = fmt::format("{}/events.out.tfevents.{}.{}.muster", run_directory, std::time(nullptr), host_name());
   }
   descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail("open", errno);
@@ -186,7 +186,7 @@ void EventFile::sync() {
 
 void EventFile::fail(const std::string& what, int error_number) const {
   throw Error(ExitCode::kIo,
-              "Cannot " + what + " the TensorBoard file " + path_ + ": " + std::strerror(error_number) + ".");
+              fmt::format("Cannot {} the TensorBoard file {}: {}.", what, path_, std::strerror(error_number)));
 }
 
 }  // namespace muster::run

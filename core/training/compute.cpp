@@ -46,10 +46,9 @@ void fix_matrix_products() {
 void require_strict_products() {
   const char* products = std::getenv("MKL_CBWR");
   if (products == nullptr || std::string(products).find("STRICT") != std::string::npos) return;
-  throw SharedError(
-      ExitCode::kBadConfig,
-      std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
-          ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
+  throw SharedError(ExitCode::kBadConfig,
+                    std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
+                        ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
 }
 
 // Vendor, family and model: what libraries choose their code by.
@@ -99,13 +98,12 @@ int64_t microbatches_of(const config::Training& training, int64_t ranks) {
                                : training.reproducible()   ? kReproducibleMicrobatches
                                                            : ranks;
   if (training.reproducible() && ranks > microbatches)
-    throw SharedError(
-        ExitCode::kBadConfig,
-        "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) + " microbatches" +
-            (training.microbatches() == 0 ? " (the default)" : "") + ", which is less than this job's " +
-            std::to_string(ranks) + " ranks. Start at most " + std::to_string(microbatches) +
-            " ranks, or set training.microbatches=" + std::to_string(ranks) +
-            " and keep that number for every run that is to have the same bits");
+    throw SharedError(ExitCode::kBadConfig,
+                      "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) +
+                          " microbatches" + (training.microbatches() == 0 ? " (the default)" : "") +
+                          ", which is less than this job's " + std::to_string(ranks) + " ranks. Start at most " +
+                          std::to_string(microbatches) + " ranks, or set training.microbatches=" +
+                          std::to_string(ranks) + " and keep that number for every run that is to have the same bits");
   return microbatches;
 }
 

@@ -1,8 +1,7 @@
 #include "core/training/evaluation.h"
 
-#include <cstdio>
+#include <fmt/format.h>
 
-#include "base/text.h"
 #include "core/metrics/metrics.h"
 #include "core/metrics/trivial_baseline.h"
 #include "distributed/collective_call.h"
@@ -43,32 +42,12 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
   for (int64_t i = 0; i < finite.size(0); ++i)
     if (!finite[i].item<bool>() && ++count <= 10) ids += (count > 1 ? ", " : "") + index.ids[predictions.samples[i]];
   throw SharedError(ExitCode::kInternal,
-                    "the model's outputs are not finite for " + std::to_string(count) + " of " +
-                        std::to_string(finite.size(0)) + " samples (" + ids + (count > 10 ? ", ..." : "") +
-                        "): its weights have diverged. Lower optimizer.learning_rate or set optimizer.clip_norm");
-}
-
-std::string number(double value) {
-  char text[40];
-  std::snprintf(text, sizeof text, "%.17g", value);
-  return text;
+                    fmt::format("the model's outputs are not finite for {} of {} samples ({}{}): its weights have "
+                                "diverged. Lower optimizer.learning_rate or set optimizer.clip_norm",
+                                count, finite.size(0), ids, count > 10 ? ", ..." : ""));
 }
 
 }  // namespace
-
-at::Tensor Predictions::probabilities() const { return at::softmax(outputs, 1); }
-
-std::vector<int64_t> Predictions::classes() const {
-  std::vector<int64_t> classes;
-  const double* row = outputs.const_data_ptr<double>();
-  for (int64_t i = 0; i < outputs.size(0); ++i, row += outputs.size(1))
-    classes.push_back(std::max_element(row, row + outputs.size(1)) - row);
-  return classes;
-}
-
-std::vector<double> Predictions::values() const {
-  return {outputs.const_data_ptr<double>(), outputs.const_data_ptr<double>() + outputs.numel()};
-}
 
 Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::Communicator& communicator,
                     const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses) {
@@ -79,10 +58,11 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
   uint32_t batch_number = 0;
   for (int64_t begin = 0; begin < total; begin += batch_size, ++batch_number) {
     const int64_t end = std::min(total, begin + batch_size);
-    const auto plan = step.plan({samples.begin() + begin, samples.begin() + end});
-    const auto outcome = step.evaluate(plan, seed, batch_number, with_losses);
+    const auto batch =
+        step.read({samples.begin() + begin, samples.begin() + end}, batch_number, /*with_labels=*/with_losses);
+    const auto outcome = step.evaluate(batch, seed, with_losses);
     const distributed::CollectiveLabel label("outputs");
-    outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), plan.row_counts()));
+    outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), batch.global.row_counts));
     if (!with_losses) continue;
     const double share = static_cast<double>(end - begin) / static_cast<double>(total);
     evaluation.loss += share * outcome.loss();
@@ -105,31 +85,6 @@ metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::ve
   return metrics::classification_baseline(class_labels(index, train), class_labels(index, samples),
                                           static_cast<int64_t>(index.class_names.size()))
       .metrics;
-}
-
-std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions) {
-  const bool classification = index.task == data::Task::kClassification;
-  const bool labels = index.has_labels();
-  std::string csv = labels ? "id,label,prediction" : "id,prediction";
-  if (classification)
-    for (const auto& name : index.class_names) csv += "," + csv_field("probability_" + name);
-  csv += "\n";
-  const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
-  const auto values = classification ? std::vector<double>() : predictions.values();
-  const at::Tensor probabilities = classification ? predictions.probabilities() : at::Tensor();
-  for (size_t i = 0; i < predictions.samples.size(); ++i) {
-    const int64_t sample = predictions.samples[i];
-    csv += csv_field(index.ids[sample]);
-    if (labels)
-      csv += "," + (classification ? csv_field(index.class_names[static_cast<int64_t>(index.labels[sample])])
-                                   : number(index.labels[sample]));
-    csv += "," + (classification ? csv_field(index.class_names[classes[i]]) : number(values[i]));
-    if (classification)
-      for (int64_t c = 0; c < probabilities.size(1); ++c)
-        csv += "," + number(probabilities[static_cast<int64_t>(i)][c].item<double>());
-    csv += "\n";
-  }
-  return csv;
 }
 
 }  // namespace muster::training

@@ -1,9 +1,9 @@
 #include "core/training/inference.h"
 
 #include "core/config/resolved_text.h"
+#include "core/run/weights.h"
 #include "core/training/compute.h"
 #include "core/training/same_job.h"
-#include "core/run/weights.h"
 
 namespace muster::training {
 namespace {
@@ -14,19 +14,17 @@ std::vector<int64_t> select_samples(const config::Experiment& experiment, const 
   auto split = split_data(experiment, source, false);
   auto& samples = name == "train" ? split.train : name == "valid" ? split.valid : split.test;
   if (samples.empty())
-    throw Error(
-        ExitCode::kBadData,
-        source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
+    throw Error(ExitCode::kBadData,
+                source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
   return samples;
 }
 
 void require_data_of_the_run(const data::Dataset& dataset, const std::string& hash, const std::string& expected) {
   if (expected.empty() || hash == expected) return;
-  throw SharedError(
-      ExitCode::kBadData,
-      dataset.source() +
-          " is not the data that the run was trained on (its SHA-256 differs from the one in "
-          "environment.json). To evaluate on it all the same, name it with --data");
+  throw SharedError(ExitCode::kBadData,
+                    dataset.source() +
+                        " is not the data that the run was trained on (its SHA-256 differs from the one in "
+                        "environment.json). To evaluate on it all the same, name it with --data");
 }
 
 }  // namespace
@@ -43,7 +41,7 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   require_same_job(communicator,
                    config::resolved_text(experiment) + options.split + (options.needs_labels ? " with labels" : ""));
   distributed::run_on_all_ranks(communicator,
-                        [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
+                                [&] { inference.source = open_data(experiment, options.data, options.needs_labels); });
   if (communicator.size() > 1 || !options.expected_hash.empty())
     require_data_of_the_run(*inference.source.dataset, require_same_data(*inference.source.dataset, communicator),
                             options.expected_hash);
@@ -52,7 +50,7 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
     weights = run::read_weights(options.weights, inference.source.shape);
     model = models::make_model(experiment, inference.source.shape);
     run::load_weights(weights, options.weights, inference.source.index(), experiment.data().standardize(),
-                 model->parameters());
+                      model->parameters());
   });
   require_finite_features(inference.source, communicator);
   require_same_weights(model->parameters(), weights.moments, communicator);

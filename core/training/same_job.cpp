@@ -1,7 +1,7 @@
 #include "core/training/same_job.h"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -17,10 +17,9 @@ namespace {
 // between.
 std::string identity(const data::Dataset& dataset) {
   struct stat file {};
-  if (::stat(dataset.source().c_str(), &file) != 0) return host_name() + " " + dataset.source();
-  return host_name() + " " + std::to_string(file.st_dev) + " " + std::to_string(file.st_ino) + " " +
-         std::to_string(file.st_size) + " " + std::to_string(file.st_mtim.tv_sec) + "." +
-         std::to_string(file.st_mtim.tv_nsec);
+  if (::stat(dataset.source().c_str(), &file) != 0) return fmt::format("{} {}", host_name(), dataset.source());
+  return fmt::format("{} {} {} {} {}.{}", host_name(), file.st_dev, file.st_ino, file.st_size, file.st_mtim.tv_sec,
+                     file.st_mtim.tv_nsec);
 }
 
 }  // namespace

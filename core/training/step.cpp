@@ -47,98 +47,94 @@ std::vector<std::pair<std::string, double>> BatchOutcome::terms() const {
 
 Step::Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator,
            const StepOptions& options)
-    : model_(model), reader_(reader), communicator_(communicator), options_(options), prefetcher_(reader) {
-  if (options.reproducible) tree_sum_.emplace(options.microbatches, plan({}).owners(), communicator.rank());
+    : model_(model),
+      reader_(reader),
+      communicator_(communicator),
+      options_(options),
+      division_{options.microbatches, communicator.rank(), communicator.size()} {
+  if (options.reproducible)
+    tree_sum_.emplace(options.microbatches, batch::microbatch_boundaries(division_), communicator.rank());
 }
 
-GlobalBatchPlan Step::plan(std::vector<int64_t> samples) const {
-  return {std::move(samples), options_.microbatches, communicator_.rank(), communicator_.size()};
-}
-
-void Step::expect(std::vector<int64_t> samples) {
-  const auto coming = plan(std::move(samples));
-  for (const auto& rows : coming.own_microbatches())
-    prefetcher_.request(coming.samples_of(rows), coming.batch_index_of(rows));
-  expected_.push_back(coming.samples());
-}
-
-models::GlobalBatch Step::global_batch(const GlobalBatchPlan& plan, bool with_labels) {
-  auto global = plan.global(reader_, with_labels);
-  global.partition.parts = communicator_.size();
-  global.partition.part = communicator_.rank();
-  global.partition.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
+losses::Partition Step::partition_of(const batch::GlobalBatch& global) {
+  losses::Partition partition;
+  partition.parts = communicator_.size();
+  partition.part = communicator_.rank();
+  partition.gather = [this](const at::Tensor& own, const std::vector<int64_t>& counts) {
     const distributed::CollectiveLabel label("batch losses");
     return communicator_.all_gather_rows(own, counts);
   };
-  return global;
+  partition.gradient_begin = global.own.begin;
+  partition.gradient_end = global.own.end;
+  return partition;
 }
 
-Step::Gathered Step::embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
+Step::Gathered Step::embed_and_gather(const batch::LoadedBatch& batch, const models::StepContext& context,
                                       bool gather) {
   Gathered gathered;
   std::vector<at::Tensor> own;
   const at::ScalarType dtype = model_.parameters().dtype();
+  gather = gather && model_.embedding_dim() > 0;
   {
     const Autocast autocast(options_.bf16, reader_.device().type());
-    for (const auto& rows : plan.own_microbatches()) {
-      gathered.batches.push_back(expected ? prefetcher_.next() : plan.read(reader_, rows));
-      gathered.embedded.push_back(model_.embed(gathered.batches.back(), context));
+    for (const auto& microbatch : batch.microbatches) {
+      gathered.embedded.push_back(model_.embed(microbatch, context));
+      if (!gather) continue;
       auto& embedded = gathered.embedded.back();
-      if (model_.embedding_dim() == 0 || !gather) continue;
       embedded.rows = embedded.rows.to(dtype);
       own.push_back(embedded.rows.detach());
     }
   }
-  if (model_.embedding_dim() == 0 || !gather) return gathered;
+  if (!gather) return gathered;
   const at::Tensor mine = own.empty() ? at::empty({0, model_.embedding_dim()}, model_.parameters().values().options())
                                       : at::cat(own, 0).contiguous();
   const distributed::CollectiveLabel label("embeddings");
-  gathered.rows = communicator_.all_gather_rows(mine, plan.row_counts());
+  gathered.rows = communicator_.all_gather_rows(mine, batch.global.row_counts);
   return gathered;
 }
 
-std::vector<batch::Ragged> Step::read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
+std::vector<batch::Ragged> Step::read_hard_negatives(const batch::GlobalBatch& global, const batch::Rows& rows,
                                                      const std::vector<models::HardNegatives>& partners) const {
   std::vector<batch::Ragged> frames;
   // Any rank reads any sample's frames from the data file: nothing is sent.
   for (const auto& partner : partners) {
     std::vector<int64_t> samples;
     for (int64_t row = rows.begin; row < rows.end; ++row)
-      samples.push_back(plan.samples()[partner.batch_index[row - plan.own().begin]]);
+      samples.push_back(global.samples[partner.batch_index[row - global.own.begin]]);
     frames.push_back(reader_.read_modality(partner.modality, samples));
   }
   return frames;
 }
 
-void Step::finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
-                         const std::vector<at::Tensor>& batch_losses) {
+void Step::finish_losses(BatchOutcome& outcome, const batch::GlobalBatch& global,
+                         const std::vector<at::Tensor>& row_values, const std::vector<at::Tensor>& batch_losses) {
   outcome.row_and_batch_terms = model_.row_terms();
   const auto options = model_.parameters().values().options();
   const at::Tensor own = row_values.empty() ? at::empty({0, static_cast<int64_t>(outcome.row_and_batch_terms.size())},
                                                         options.dtype(at::kDouble))
                                             : at::stack(row_values);
   const distributed::CollectiveLabel label("losses");
-  const at::Tensor all = communicator_.all_gather_rows(own, plan.filled_counts());
+  const at::Tensor all = communicator_.all_gather_rows(own, global.filled_counts);
   outcome.values = at::cat({all.sum(0), values_of(batch_losses, options)});
   outcome.row_and_batch_terms.insert(outcome.row_and_batch_terms.end(), model_.batch_terms().begin(),
                                      model_.batch_terms().end());
 }
 
-std::vector<at::Tensor> Step::forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
-                                               bool expected, const MicrobatchVisitor& visit) {
+std::vector<at::Tensor> Step::forward_backward(const batch::LoadedBatch& batch, const models::StepContext& context,
+                                               const MicrobatchVisitor& visit) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
-  const auto global = global_batch(plan, true);
+  const auto& global = batch.global;
   parameters.zero_gradients();
-  Gathered gathered = embed_and_gather(plan, context, expected, true);
+  Gathered gathered = embed_and_gather(batch, context, true);
 
   std::vector<at::Tensor> batch_losses;
   std::vector<models::HardNegatives> partners;
   at::Tensor embedding_gradient;
   if (gathered.rows.defined()) {
-    partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
+    partners = model_.hard_negatives(gathered.rows, global, global.own.begin, global.own.end, context);
     gathered.rows.requires_grad_();
-    batch_losses = model_.batch_losses(gathered.rows, global);
+    batch_losses = model_.batch_losses(gathered.rows, global, partition_of(global));
     const at::Tensor total = weighted_sum(batch_losses, model_.batch_terms(), options);
     // A loss over pairs that no sample of the batch forms is a constant.
     if (total.requires_grad()) torch::autograd::backward({total}, {});
@@ -146,12 +142,12 @@ std::vector<at::Tensor> Step::forward_backward(const GlobalBatchPlan& plan, cons
     // Every rank has computed the same gradient of the batch-wide losses' own parameters: it counts once.
     if (communicator_.rank() != 0) parameters.zero_gradients();
   }
-  for (size_t m = 0; m < gathered.batches.size(); ++m) {
-    const auto& rows = plan.own_microbatches()[m];
+  for (size_t m = 0; m < batch.microbatches.size(); ++m) {
+    const auto& rows = global.own_microbatches[m];
     models::ForwardOutput result;
     {
       const Autocast autocast(options_.bf16, reader_.device().type());
-      result = model_.forward(gathered.batches[m], gathered.embedded[m], read_hard_negatives(plan, rows, partners),
+      result = model_.forward(batch.microbatches[m], gathered.embedded[m], read_hard_negatives(global, rows, partners),
                               global, context);
     }
     const at::Tensor total = weighted_sum(result.losses, model_.row_terms(), options);
@@ -167,17 +163,13 @@ std::vector<at::Tensor> Step::forward_backward(const GlobalBatchPlan& plan, cons
   return batch_losses;
 }
 
-BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step) {
+BatchOutcome Step::train(const batch::LoadedBatch& batch, uint64_t seed) {
   auto& parameters = model_.parameters();
   const auto options = parameters.values().options();
-  const bool expected = !expected_.empty();
-  if (expected && expected_.front() != plan.samples())
-    throw Error(ExitCode::kInternal, "another batch is trained on than the one that was expected next");
-  if (expected) expected_.pop_front();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
   const auto batch_losses =
-      forward_backward(plan, {seed, step, true}, expected,
-                       [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor&) {
+      forward_backward(batch, {seed, static_cast<uint32_t>(batch.number), true},
+                       [&](const batch::Rows& rows, const models::ForwardOutput& result, const at::Tensor&) {
                          row_values.push_back(values_of(result.losses, options));
                          outputs.push_back(result.outputs.detach());
                          if (!tree_sum_) return;
@@ -195,46 +187,45 @@ BatchOutcome Step::train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t st
     communicator_.all_reduce_sum(parameters.gradients());
   BatchOutcome outcome;
   outcome.outputs = at::cat(outputs, 0);
-  finish_losses(outcome, plan, row_values, batch_losses);
+  finish_losses(outcome, batch.global, row_values, batch_losses);
   return outcome;
 }
 
-BatchOutcome Step::evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t batch_number, bool with_losses) {
+BatchOutcome Step::evaluate(const batch::LoadedBatch& batch, uint64_t seed, bool with_losses) {
   const at::NoGradGuard no_gradient;
-  const models::StepContext context{seed, kEvaluation | batch_number, false};
-  const auto global = global_batch(plan, with_losses);
-  Gathered gathered = embed_and_gather(plan, context, false, with_losses);
+  const models::StepContext context{seed, kEvaluation | static_cast<uint32_t>(batch.number), false};
+  const auto& global = batch.global;
+  Gathered gathered = embed_and_gather(batch, context, with_losses);
   std::vector<at::Tensor> batch_losses;
   std::vector<models::HardNegatives> partners;
   if (gathered.rows.defined()) {
-    batch_losses = model_.batch_losses(gathered.rows, global);
-    partners = model_.hard_negatives(gathered.rows, global, plan.own().begin, plan.own().end, context);
+    batch_losses = model_.batch_losses(gathered.rows, global, partition_of(global));
+    partners = model_.hard_negatives(gathered.rows, global, global.own.begin, global.own.end, context);
   }
 
   BatchOutcome outcome;
   const auto options = model_.parameters().values().options();
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
-  for (size_t m = 0; m < gathered.batches.size(); ++m) {
+  for (size_t m = 0; m < batch.microbatches.size(); ++m) {
     const Autocast autocast(options_.bf16, reader_.device().type());
-    if (!with_losses) gathered.batches[m].labels = at::Tensor();
     const auto result =
-        model_.forward(gathered.batches[m], gathered.embedded[m],
-                       read_hard_negatives(plan, plan.own_microbatches()[m], partners), global, context);
+        model_.forward(batch.microbatches[m], gathered.embedded[m],
+                       read_hard_negatives(global, global.own_microbatches[m], partners), global, context);
     row_values.push_back(values_of(result.losses, options));
     outputs.push_back(result.outputs);
   }
   outcome.outputs = at::cat(outputs, 0);
-  if (with_losses) finish_losses(outcome, plan, row_values, batch_losses);
+  if (with_losses) finish_losses(outcome, batch.global, row_values, batch_losses);
   return outcome;
 }
 
-std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step) {
+std::string Step::diagnose(const batch::LoadedBatch& batch, uint64_t seed) {
   auto& parameters = model_.parameters();
   const auto& ids = reader_.dataset().index().ids;
   std::string found;
   const auto batch_losses = forward_backward(
-      plan, {seed, step, true}, false,
-      [&](const GlobalBatchPlan::Rows& rows, const models::ForwardOutput& result, const at::Tensor& total) {
+      batch, {seed, static_cast<uint32_t>(batch.number), true},
+      [&](const batch::Rows& rows, const models::ForwardOutput& result, const at::Tensor& total) {
         const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;
@@ -245,7 +236,7 @@ std::string Step::diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t 
         std::string names, bad;
         int64_t bad_count = 0;
         for (int64_t i = 0; i < rows.size(); ++i) {
-          const std::string& id = ids[plan.samples()[rows.begin + i]];
+          const std::string& id = ids[batch.global.samples[rows.begin + i]];
           names += (i ? ", " : "") + id;
           if (result.outputs[i].isfinite().all().item<bool>()) continue;
           bad += (bad_count++ ? ", " : "") + id;

@@ -1,15 +1,13 @@
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "core/batch/prefetch.h"
+#include "core/batch/global_batch.h"
 #include "core/models/model.h"
-#include "core/training/global_batch.h"
 #include "distributed/communicator.h"
 #include "distributed/tree_sum.h"
 
@@ -45,56 +43,53 @@ class Step {
   Step(models::Model& model, const batch::BatchReader& reader, distributed::Communicator& communicator,
        const StepOptions& options);
 
-  // How this step shares out a global batch.
-  GlobalBatchPlan plan(std::vector<int64_t> samples) const;
-
-  // train() will be asked for this global batch next, after those expected before it. Its frames are read while others
-  // compute.
-  void expect(std::vector<int64_t> samples);
+  // How this step divides global batches among ranks.
+  const batch::Division& division() const { return division_; }
+  // A global batch for it, read now.
+  batch::LoadedBatch read(std::vector<int64_t> samples, uint64_t number = 0, bool with_labels = true) const {
+    return batch::read_batch(reader_, std::move(samples), division_, number, with_labels);
+  }
 
   // Leaves the gradient of the global batch's loss, summed over ranks, in model.parameters().gradients(). Collective.
-  BatchOutcome train(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
+  BatchOutcome train(const batch::LoadedBatch& batch, uint64_t seed);
 
   // The same losses without gradients or dropout; MEM's negatives are drawn with a step number of their own, so that
   // they repeat in every evaluation. with_losses false (data without labels): outputs only. Collective.
-  BatchOutcome evaluate(const GlobalBatchPlan& plan, uint64_t seed, uint32_t batch_number, bool with_losses);
+  BatchOutcome evaluate(const batch::LoadedBatch& batch, uint64_t seed, bool with_losses);
 
   // After train() gave a non-finite loss or gradient, with unchanged weights: computes the step again to find which
   // microbatches it comes from. Returns sentences that name ranks, loss terms and sample ids, the same on every rank.
   // Collective.
-  std::string diagnose(const GlobalBatchPlan& plan, uint64_t seed, uint32_t step);
+  std::string diagnose(const batch::LoadedBatch& batch, uint64_t seed);
 
  private:
   struct Gathered {
-    std::vector<batch::Batch> batches;
-    std::vector<models::Embedded> embedded;
-    at::Tensor rows;  // [N, embedding_dim], a leaf; undefined when nothing is compared
+    std::vector<models::Embedded> embedded;  // per own microbatch
+    at::Tensor rows;                         // [N, embedding_dim], a leaf; undefined when nothing is compared
   };
-  // expected: take the batches that expect() has asked for. gather: exchange embeddings.
-  Gathered embed_and_gather(const GlobalBatchPlan& plan, const models::StepContext& context, bool expected,
-                            bool gather);
+  Gathered embed_and_gather(const batch::LoadedBatch& batch, const models::StepContext& context, bool gather);
   // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
-  std::vector<batch::Ragged> read_hard_negatives(const GlobalBatchPlan& plan, const GlobalBatchPlan::Rows& rows,
+  std::vector<batch::Ragged> read_hard_negatives(const batch::GlobalBatch& global, const batch::Rows& rows,
                                                  const std::vector<models::HardNegatives>& partners) const;
   using MicrobatchVisitor =
-      std::function<void(const GlobalBatchPlan::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)>;
+      std::function<void(const batch::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)>;
   // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its
   // backward pass. Returns the batch-wide losses.
-  std::vector<at::Tensor> forward_backward(const GlobalBatchPlan& plan, const models::StepContext& context,
-                                           bool expected, const MicrobatchVisitor& visit);
-  models::GlobalBatch global_batch(const GlobalBatchPlan& plan, bool with_labels);
+  std::vector<at::Tensor> forward_backward(const batch::LoadedBatch& batch, const models::StepContext& context,
+                                           const MicrobatchVisitor& visit);
+  // How ranks share the work of a batch-wide loss; gradients are wanted for this rank's own rows.
+  losses::Partition partition_of(const batch::GlobalBatch& global);
   // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every
   // rank has whole. row_values: per own microbatch, float64 [row terms].
-  void finish_losses(BatchOutcome& outcome, const GlobalBatchPlan& plan, const std::vector<at::Tensor>& row_values,
+  void finish_losses(BatchOutcome& outcome, const batch::GlobalBatch& global, const std::vector<at::Tensor>& row_values,
                      const std::vector<at::Tensor>& batch_losses);
 
   models::Model& model_;
   const batch::BatchReader& reader_;
   distributed::Communicator& communicator_;
   StepOptions options_;
+  batch::Division division_;
   std::optional<distributed::TreeSum> tree_sum_;  // reproducible only
-  std::deque<std::vector<int64_t>> expected_;     // global batches that the prefetcher has been asked for
-  batch::Prefetcher prefetcher_;
 };
 
 }  // namespace muster::training

@@ -5,9 +5,9 @@
 #include <string>
 
 #include "core/config/load.h"
+#include "core/run/run_lock.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
-#include "core/run/run_lock.h"
 #include "distributed/communicator.h"
 
 namespace muster::training {
@@ -47,7 +47,8 @@ class InProcessTrainer {
   // Sets this process up for all of them: device, cores, threads. `training`: of the experiment that they vary. world:
   // all ranks of the process's job; group: the ranks that train together here. Both must outlive it. Collective over
   // world.
-  InProcessTrainer(const config::Training& training, distributed::Communicator& world, distributed::Communicator& group);
+  InProcessTrainer(const config::Training& training, distributed::Communicator& world,
+                   distributed::Communicator& group);
   ~InProcessTrainer();
 
   // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial

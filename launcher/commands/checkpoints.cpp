@@ -13,7 +13,7 @@
 #include "core/run/checkpointing.h"
 #include "core/run/progress.h"
 #include "core/run/run_lock.h"
-#include "core/run/saved_tensors.h"
+#include "core/run/training_state.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {

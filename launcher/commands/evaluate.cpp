@@ -9,7 +9,7 @@
 #include "base/files.h"
 #include "core/config/load.h"
 #include "core/training/inference.h"
-#include "core/training/results.h"
+#include "core/run/results.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {
@@ -61,18 +61,18 @@ void run(const Arguments& arguments) {
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
       write_file_atomically(arguments.output,
-                            training::predictions_csv(inference.source.index(), evaluation.predictions));
+                            run::predictions_csv(inference.source.index(), evaluation.predictions));
     if (arguments.json) {
-      std::printf("%s\n", training::to_json(evaluation).dump(2).c_str());
+      std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
     std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(),
                 arguments.split.c_str(), evaluation.predictions.samples.size(), evaluation.loss,
-                training::results_table({{arguments.split, evaluation.metrics}}).c_str());
+                run::results_table({{arguments.split, evaluation.metrics}}).c_str());
     if (const std::string& note = models::spec_of(experiment).note; !note.empty()) std::printf("\n%s\n", note.c_str());
     if (!evaluation.confusion.empty())
       std::printf("\n%s",
-                  training::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
+                  run::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
   });
 }
 
@@ -116,7 +116,7 @@ void add_predict_command(CLI::App& parent) {
       if (communicator.rank() != 0) return;
       print_dropped(inference.source);
       write_file_atomically(arguments->output,
-                            training::predictions_csv(inference.source.index(), inference.evaluation.predictions));
+                            run::predictions_csv(inference.source.index(), inference.evaluation.predictions));
       std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(),
                   inference.evaluation.predictions.samples.size());
     });

@@ -11,7 +11,6 @@
 #include "core/config/resolved_text.h"
 #include "core/run/stop.h"
 #include "core/training/data_source.h"
-#include "core/training/evaluation.h"
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
 #include "launcher/search/scheduler.h"

@@ -49,7 +49,7 @@ void run(const TrainArguments& arguments) {
       loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
                                        overrides_of(arguments));
       if (!arguments.time_limit.empty())
-        options.time_limit = std::max(1e-3, run::parse_duration(arguments.time_limit).value() - seconds_before());
+        options.time_limit = std::max(1e-3, parse_duration(arguments.time_limit).value() - seconds_before());
     });
     options.run_directory =
         arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
@@ -78,7 +78,7 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       .add_option("--time-limit", arguments.time_limit,
                   "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return run::parse_duration(text)
+        return parse_duration(text)
                    ? std::string()
                    : "\"" + text + "\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });

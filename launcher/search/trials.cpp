@@ -9,7 +9,7 @@
 
 #include "core/config/load.h"
 #include "core/run/stop.h"
-#include "core/training/results.h"
+#include "core/run/results.h"
 
 namespace muster::launcher {
 namespace {
@@ -95,7 +95,7 @@ class Trials {
                              [&](const json& row) { validated(number, repeat, row); });
       std::string value;  // read by one rank: a file server may show it to others later
       distributed::run_on_all_ranks(group_.ranks(), [&] {
-        if (group_.leads()) value = json(training::read_result(run).best_value).dump();
+        if (group_.leads()) value = json(run::read_result(run).best_value).dump();
       });
       const json best = json::parse(group_.ranks().all_gather_bytes(value)[0]);
       sum += best.is_null() ? std::nan("") : best.get<double>();

@@ -20,7 +20,7 @@
 #include "core/run/stop.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
-#include "core/training/training_plan.h"
+#include "core/batch/plan.h"
 #include "launcher/commands/train.h"
 #include "launcher/slurm/batch_script.h"
 #include "launcher/slurm/job_log.h"
@@ -97,7 +97,7 @@ BatchJob merged(const SubmitOptions& options, const Site& site) {
 }
 
 void require_time_to_train(const BatchJob& job) {
-  const auto limit = run::parse_duration(job.time);
+  const auto limit = parse_duration(job.time);
   if (limit && *limit <= job.grace_seconds)
     throw refused(
         fmt::format("--time {} leaves no time to train: the run is asked to stop {} seconds before the limit. Ask "
@@ -114,7 +114,7 @@ config::LoadedExperiment checked(const TrainArguments& train, const std::string&
   config::with_places(loaded, [&] {
     training::microbatches_of(loaded.experiment.training(), int64_t{nodes} * job.ranks_per_node);
     const auto data = training::open_data(loaded.experiment, "", true);
-    training::TrainingPlan(loaded, data.index(), training::split_data(loaded.experiment, data, true).train);
+    batch::TrainingPlan(loaded, data.index(), training::split_data(loaded.experiment, data, true).train);
   });
   const auto& settings = loaded.experiment.training();
   if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() &&

@@ -7,7 +7,7 @@
 #include <map>
 
 #include "base/text.h"
-#include "core/training/results.h"
+#include "core/run/results.h"
 
 namespace muster::launcher {
 namespace {
@@ -225,7 +225,7 @@ std::string cells_csv(const StudyDirectory& directory) {
   const StudySpec& spec = directory.spec();
   for (const auto& cell : spec.cells) {
     if (!directory.is_trained(cell)) continue;
-    const training::RunResult result = directory.result(cell);
+    const run::RunResult result = directory.result(cell);
     for (const auto& [split, metrics] : {std::pair{"validation", &result.validation}, {"test", &result.test}})
       for (const auto& [name, value] : metrics->items())
         csv += fmt::format("{},{},{},{},{},{}\n", spec.variants[static_cast<size_t>(cell.variant)].name(), cell.seed,

@@ -35,7 +35,7 @@ double value_of(const json& metrics, const std::string& name) {
 }
 
 // Which metrics, from a first result: the study's, or all, the one that chooses the weights first.
-std::vector<std::string> shown_metrics(const Study& study, const training::RunResult& result) {
+std::vector<std::string> shown_metrics(const Study& study, const run::RunResult& result) {
   std::vector<std::string> there;
   for (const auto& [name, value] : result.test.items()) there.push_back(name);
   if (study.metrics_size() == 0) {
@@ -217,7 +217,7 @@ StudyResults read_results(const StudyDirectory& directory) {
   for (size_t i = 0; i < spec.cells.size(); ++i) {
     const Cell& cell = spec.cells[i];
     if (!directory.is_trained(cell)) continue;
-    const training::RunResult result = directory.result(cell);
+    const run::RunResult result = directory.result(cell);
     if (results.metrics.empty()) {
       results.metrics = shown_metrics(spec.study, result);
       for (auto& one : results.variants) {

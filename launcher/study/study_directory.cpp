@@ -44,10 +44,10 @@ void StudyDirectory::require_same_settings() const {
 
 bool StudyDirectory::is_trained(const Cell& cell) const { return fs::exists(run(cell) + "/result.json"); }
 
-training::RunResult StudyDirectory::result(const Cell& cell) const {
-  training::RunResult result;
+run::RunResult StudyDirectory::result(const Cell& cell) const {
+  run::RunResult result;
   try {
-    result = training::read_result(run(cell));
+    result = run::read_result(run(cell));
   } catch (const Error& damaged) {
     throw Error(damaged.code(), std::string(damaged.what()) + "; remove that run's folder to have it trained again");
   }

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "core/training/results.h"
+#include "core/run/results.h"
 #include "launcher/study/spec.h"
 
 namespace muster::launcher {
@@ -22,7 +22,7 @@ class StudyDirectory {
 
   bool is_trained(const Cell& cell) const;
   // Of a trained cell. Throws Error(kBadData) when it cannot be understood, or has no test split.
-  training::RunResult result(const Cell& cell) const;
+  run::RunResult result(const Cell& cell) const;
   // Removes from a finished run what was needed to resume it.
   void tidy(const Cell& cell) const;
 

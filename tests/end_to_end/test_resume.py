@@ -114,14 +114,14 @@ def test_killed_stopped_and_moved(reference, tmp_path):
         os.kill(job.ranks()[2], signal.SIGUSR1)
         assert job.end() == 75, job.text()
         assert "stopped by SIGUSR1 (rank 2) after step" in job.text() and f"muster resume {run}" in job.text()
-        assert f"goes on after step {first}" in job.text()
+        assert f"continues after step {first}" in job.text()
     second = saved(run)
     assert second >= first + 7 and steps(run) == second, "a clean stop loses nothing"
     with Job(tmp_path, "resume", run) as job:
         job.wait_until(lambda: steps(run) >= second + 8)
         job.process.kill()
         job.end()
-    assert f"goes on after step {saved(run)}" in mp.muster("resume", run, ranks=3).stderr
+    assert f"continues after step {saved(run)}" in mp.muster("resume", run, ranks=3).stderr
     assert_same_run(run, reference)
     resumes = mp.read_json(run / "environment.json")["resumes"]
     assert [job["world_size"] for job in resumes] == [4, 1, 3] and [job["changes"] for job in resumes] == [[], [], []]
@@ -252,7 +252,7 @@ def test_before_the_first_checkpoint_a_run_begins_again(reference, tmp_path):
     shutil.copy(reference / "weights/last.safetensors", other)
     error = mp.muster("train", config, "--run-dir", run, "--resume", "auto", "--init-from", other, code=78).stderr
     assert str(other) in error and str(weights) in error
-    assert "begins again" in mp.muster("resume", run, ranks=2).stderr
+    assert "starts again" in mp.muster("resume", run, ranks=2).stderr
     assert_same_run(run, whole)
 
 
@@ -265,7 +265,7 @@ def test_damaged_checkpoints(reference, tmp_path):
     verdict = mp.muster("checkpoints", "verify", run, code=65)
     assert "step 63: DAMAGED" in verdict.stdout and "rank-1-of-2.safetensors" in verdict.stdout and "step 60: whole" in verdict.stdout
     error = mp.muster("resume", run, ranks=3).stderr
-    assert error.count("a damaged checkpoint is left out") == 1 and "rank-1-of-2.safetensors" in error and "goes on after step 60" in error
+    assert error.count("a damaged checkpoint is left out") == 1 and "rank-1-of-2.safetensors" in error and "continues after step 60" in error
     assert_same_run(run, reference)
     assert list((run / "checkpoints").glob(".bad-*")), "the damaged one is kept aside"
     mp.muster("checkpoints", "verify", run)
@@ -290,7 +290,7 @@ def test_damaged_newer_ones_never_cost_a_good_one(reference, tmp_path):
     good = max(int(name[5:]) for name in before if name not in ("step-00000060", "step-00000063") and name.startswith("step-"))
     mp.muster("resume", run, "--max-steps", good + 2)
     assert saved(run) == good + 2
-    assert f"goes on after step {good + 2}" in mp.muster("resume", run, "--max-steps", good + 4).stderr
+    assert f"continues after step {good + 2}" in mp.muster("resume", run, "--max-steps", good + 4).stderr
 
 
 def test_a_copy_without_empty_folders_goes_on(reference, tmp_path):

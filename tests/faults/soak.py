@@ -194,7 +194,7 @@ class Cycle:
         if up and code in (76, 137) and ranks > 1 and fault in ("kill a rank", "freeze a rank") and not (self.run / "result.json").exists():
             require(faults.messages(text), f"no message after {story}")
         require("internal error" not in text, f"internal error after {story}")
-        for step in map(int, re.findall(r"goes on after step (\d+)", text)):
+        for step in map(int, re.findall(r"continues after step (\d+)", text)):
             require(step == newest, f"{newest} was the newest whole checkpoint; {story}")
         now = verdicts(self.run)
         require(max((step for step, good in now.items() if good), default=0) >= newest, f"checkpoint {newest} is gone after {story}")

@@ -224,16 +224,16 @@ def test_a_full_disk(ranks, undisturbed, tmp_path):  # noqa: F811
              changes=shim(run / "checkpoints", "ENOSPC", at=at, sticky=1)) as job:
         assert job.end() == 74, job.text()
         text = job.text()
-    assert len(messages(text)) == 1 and "Now 3 in a row have failed" in text and f"muster resume {run}" in text, text
+    assert len(messages(text)) == 1 and "3 saves in a row have failed now" in text and f"muster resume {run}" in text, text
     assert text.count("No space left on device") >= 3
     for step in (10, 15):
         assert text.count(f"warning: the checkpoint of step {step} could not be saved: ") == 1, text
-    assert text.count("training goes on; the checkpoint of step 5 is still there") == 2 and text.count("warning: ") == 2
+    assert text.count("training continues; the checkpoint of step 5 is still there") == 2 and text.count("warning: ") == 2
     assert steps(run) >= 20 and saved(run) == 5
     outcomes = [json.loads(line) for line in (run / "logs/checkpoints.jsonl").read_text().splitlines()]
     assert [(row["step"], row["committed"]) for row in outcomes] == [(5, True), (10, False), (15, False), (20, False)]
     mp.muster("checkpoints", "verify", run)
-    assert "goes on after step 5" in mp.muster("resume", run, ranks=3 - ranks).stderr
+    assert "continues after step 5" in mp.muster("resume", run, ranks=3 - ranks).stderr
     assert_same_run(run, undisturbed)
 
 
@@ -259,6 +259,6 @@ def test_damaged_checkpoints_take_no_place_from_whole_ones(tmp_path):
     mp.muster("checkpoints", "prune", run, "--keep-last", 1)
     assert "step 15: whole" in mp.muster("checkpoints", "verify", run, code=65).stdout
     every = ["--set", "checkpoints.every_steps=0", "--set", "checkpoints.keep_last=2"]
-    assert "goes on after step 15" in mp.muster("resume", run, "--max-steps", 17, *every).stderr
+    assert "continues after step 15" in mp.muster("resume", run, "--max-steps", 17, *every).stderr
     verdict = mp.muster("checkpoints", "verify", run).stdout
     assert "step 17: whole" in verdict and "step 15: whole" in verdict and "step 2" not in verdict, "the damaged ones are set aside"

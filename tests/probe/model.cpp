@@ -92,14 +92,15 @@ int model_probe(int argc, char** argv) {
                       {config.at("microbatches"), config.value("reproducible", false), false});
   std::vector<int64_t> samples(dataset.index().size());
   for (size_t i = 0; i < samples.size(); ++i) samples[i] = static_cast<int64_t>(i);
-  const auto plan = step.plan(samples);
+  auto batch = step.read(samples);
 
   std::vector<checkpoints::NamedTensor> output;
   std::vector<double> losses;
   for (uint32_t s = 0; s < config.at("steps").get<uint32_t>(); ++s) {
-    const auto outcome = step.train(plan, experiment.seed(), s);
+    batch.number = s;
+    const auto outcome = step.train(batch, experiment.seed());
     losses.push_back(outcome.loss());
-    const at::Tensor outputs = communicator->all_gather_rows(outcome.outputs.contiguous(), plan.row_counts());
+    const at::Tensor outputs = communicator->all_gather_rows(outcome.outputs.contiguous(), batch.global.row_counts);
     if (s == 0) {
       output.push_back({"outputs", outputs});
       output.push_back({"loss.total", outcome.total()});

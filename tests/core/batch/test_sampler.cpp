@@ -6,7 +6,7 @@
 #include <numeric>
 #include <set>
 
-#include "core/batch/sampler.h"
+#include "core/batch/plan.h"
 
 namespace muster::batch {
 namespace {

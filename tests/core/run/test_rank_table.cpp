@@ -1,4 +1,4 @@
-#include "core/run/rank_table.h"
+#include "core/run/environment.h"
 
 #include <gtest/gtest.h>
 

@@ -2,6 +2,7 @@
 
 #include <csignal>
 
+#include "base/text.h"
 #include "core/run/stop.h"
 
 namespace muster::run {

@@ -1,4 +1,4 @@
-#include "core/training/results.h"
+#include "core/run/results.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 
 #include "tests/helpers/temporary_folder.h"
 
-namespace muster::training {
+namespace muster::run {
 namespace {
 
 struct ReadResult : testing::Test {
@@ -49,4 +49,4 @@ TEST_F(ReadResult, NamesAFileThatIsNone) {
 }
 
 }  // namespace
-}  // namespace muster::training
+}  // namespace muster::run

@@ -1,13 +1,26 @@
-#include "core/batch/sampler.h"
+#include "core/batch/plan.h"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 
+#include "base/error.h"
 #include "core/random/philox.h"
 
 namespace muster::batch {
 namespace {
+
+Sampling sampling_of(config::Training::Sampling sampling) {
+  switch (sampling) {
+    case config::Training::CLASS_BALANCED:
+      return Sampling::kClassBalanced;
+    case config::Training::SEQUENTIAL:
+      return Sampling::kSequential;
+    default:
+      return Sampling::kShuffle;
+  }
+}
 
 std::vector<int64_t> shuffled(const std::vector<int64_t>& samples, uint64_t seed, uint32_t epoch) {
   // Keyed by dataset row, not by place in the list: the same sample keeps its key whatever else is in the split.
@@ -56,6 +69,37 @@ std::vector<int64_t> epoch_order(const std::vector<int64_t>& samples, const std:
       break;
   }
   return samples;
+}
+
+TrainingPlan::TrainingPlan(const config::LoadedExperiment& loaded, const data::DatasetIndex& index,
+                           std::vector<int64_t> train)
+    : config_(loaded.experiment), train_(std::move(train)) {
+  for (const int64_t sample : train_) labels_.push_back(index.labels[sample]);
+  const auto& training = config_.training();
+  const uint64_t batch_size = training.batch_size();
+  steps_per_epoch_ = training.drop_last() ? train_.size() / batch_size : (train_.size() + batch_size - 1) / batch_size;
+  if (steps_per_epoch_ == 0)
+    throw SharedError(
+        ExitCode::kBadConfig,
+        fmt::format("{}: training.drop_last leaves no batch: there are {} training samples and batch_size is {}",
+                    config::where(loaded, "training.drop_last"), train_.size(), batch_size));
+  const uint64_t by_epochs = steps_per_epoch_ * training.epochs();
+  total_steps_ = by_epochs == 0              ? training.max_steps()
+                 : training.max_steps() == 0 ? by_epochs
+                                             : std::min(training.max_steps(), by_epochs);
+}
+
+std::vector<int64_t> TrainingPlan::samples(uint64_t step) {
+  const int64_t epoch = epoch_of(step);
+  if (epoch != ordered_epoch_) {
+    order_ = epoch_order(train_, labels_, sampling_of(config_.training().sampling()), config_.seed(),
+                         static_cast<uint32_t>(epoch - 1));
+    ordered_epoch_ = epoch;
+  }
+  const uint64_t batch_size = config_.training().batch_size();
+  const uint64_t begin = step % steps_per_epoch_ * batch_size;
+  return {order_.begin() + static_cast<int64_t>(begin),
+          order_.begin() + static_cast<int64_t>(std::min<uint64_t>(begin + batch_size, order_.size()))};
 }
 
 }  // namespace muster::batch

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/data/dataset.h"
+#include "core/metrics/metrics.h"
+
+// What a run scores: as values, as JSON and CSV in its directory, and as tables for people.
+namespace muster::run {
+
+// Outputs for a list of samples, in its order.
+struct Predictions {
+  std::vector<int64_t> samples;
+  at::Tensor outputs;  // float64 [samples, outputs]: values, or class logits
+
+  // Classification: softmax of the outputs; the class with the largest one, the lowest on ties.
+  at::Tensor probabilities() const;
+  std::vector<int64_t> classes() const;
+  std::vector<double> values() const;  // regression
+};
+
+struct Evaluation {
+  Predictions predictions;
+  double loss = 0;                                    // mean over samples of the batches' losses
+  std::vector<std::pair<std::string, double>> terms;  // likewise, unweighted
+  metrics::Metrics metrics;
+  std::vector<std::vector<int64_t>> confusion;  // classification only
+};
+
+// Non-finite numbers become null.
+nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values);
+
+// {"loss", "terms", "metrics", "samples", "confusion"}.
+nlohmann::json to_json(const Evaluation& evaluation);
+
+// id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and
+// predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
+std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
+
+// What a finished run has left in result.json, which training::conclude() writes.
+struct RunResult {
+  nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
+  std::string selected_by;          // what the best weights were chosen by: "valid/WA"
+  double best_value = 0;            // its value for them; NaN where it is not finite, or nothing chose
+  std::string model_note;           // to be printed wherever the result is; may be empty
+};
+// Throws Error(kBadData) when the file is missing or cannot be understood.
+RunResult read_result(const std::string& run_directory);
+
+// A table of metrics for people: one row per metric, one column each.
+struct ResultColumn {
+  std::string title;
+  metrics::Metrics metrics;
+};
+std::string results_table(const std::vector<ResultColumn>& columns);
+
+// Confusion matrix with class names.
+std::string confusion_table(const std::vector<std::string>& class_names,
+                            const std::vector<std::vector<int64_t>>& confusion);
+
+// What a finished run tells a person.
+struct Report {
+  std::string name;
+  uint64_t best_step = 0;
+  uint64_t last_step = 0;
+  bool stopped_early = false;
+  uint64_t skipped_steps = 0;
+  std::vector<ResultColumn> columns;  // per split: its result, then its trivial baseline
+  std::vector<std::vector<int64_t>> confusion;
+  std::vector<std::string> class_names;
+  bool regression = false;
+  std::string default_metric;         // decides whether anything was learnt
+  std::string note;                   // of the model; may be empty
+  std::optional<double> temperature;  // of the best weights, where the model learns one
+  std::string run_directory;
+  nlohmann::json checkpoints;  // as Checkpointing::summary()
+};
+
+// Prints it to standard output, with a warning when the result is not better than the trivial baseline.
+void print_report(const Report& report);
+
+}  // namespace muster::run

@@ -1,0 +1,254 @@
+#include "core/training/setup.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/sha256.h"
+#include "core/config/resolved_text.h"
+#include "core/config/text_file.h"
+#include "core/models/make_model.h"
+#include "core/run/environment.h"
+#include "core/run/weights.h"
+#include "core/training/same_job.h"
+#include "distributed/watchdog.h"
+
+namespace muster::training {
+namespace {
+
+// What rank 0 does with the run directory. As run_on_all_ranks(), but that another job holds it is a type of its own.
+void at_run_directory(TrainingRun& run, const std::function<void()>& work) {
+  std::string taken;
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    try {
+      if (run.is_main()) work();
+    } catch (const run::RunDirInUse& error) {
+      taken = error.what();
+    }
+  });
+  taken = run.communicator.all_gather_bytes(taken)[0];
+  if (!taken.empty()) throw run::SharedRunDirInUse(taken);
+}
+
+std::function<void(const std::string&)> line_printer(TrainingRun& run) {
+  return [&run](const std::string& text) { run.progress.line(text); };
+}
+
+// Decides between a new run and one that is resumed; the latter's directory is locked from here on.
+void find_run_directory(TrainingRun& run) {
+  std::string kind = "new";
+  at_run_directory(run, [&] {
+    const std::string& path = run.options.run_directory;
+    const run::RunDirState place = run::run_dir_state(path);
+    const bool is_new = place == run::RunDirState::kNothing || place == run::RunDirState::kPrepared;
+    if (run.options.begin == Begin::kResume || (run.options.begin == Begin::kAuto && !is_new)) {
+      if (is_new) throw Error(ExitCode::kUsage, path + ": there is no such run to resume");
+      kind = "resume";
+      if (run.options.dry_run) return;
+      run.directory.emplace(path, line_printer(run), run.policy.writes_all_files);
+      checkpoints::sweep_leftovers(run.directory->file("checkpoints"));
+    } else if (!run.options.dry_run) {
+      run::require_new_run_directory(path);
+    }
+  });
+  run.resumes = run.communicator.all_gather_bytes(kind)[0] == "resume";
+}
+
+// Whether all features are finite, and what the data's hash is: known already where an earlier run of this process had
+// the same data.
+void check_data(TrainingRun& run) {
+  auto& known = run.datasets;
+  if (std::find(known.finite.begin(), known.finite.end(), run.data.modalities) == known.finite.end()) {
+    require_finite_features(run.data, run.communicator, [&](int64_t done, int64_t total) {
+      distributed::report_progress();
+      run.progress.work("checking features, sample", done, total);
+    });
+    run.progress.clear();
+    known.finite.push_back(run.data.modalities);
+  }
+  if (known.sha256.empty()) known.sha256 = require_same_data(*run.data.dataset, run.communicator);
+  run.provenance = run::provenance_of_this_job(known.sha256, run.compute.numerics);
+}
+
+// A run that has no checkpoint yet must start again from the weights that it started from.
+void require_same_initial_weights(const TrainingRun& run) {
+  const run::InitFrom recorded = run::recorded_init_from(run.options.run_directory);
+  if (recorded.sha256 == run.init_from.sha256) return;
+  const auto text = [](const run::InitFrom& weights) {
+    return weights.path.empty() ? std::string("its own initial weights")
+                                : fmt::format("{} (SHA-256 {})", weights.path, weights.sha256);
+  };
+  throw Error(ExitCode::kBadConfig,
+              fmt::format("{}: this run has no checkpoint yet and starts again, but not from the weights that it "
+                          "started from: {} -> {}. Give those with --init-from, or begin a new run in another "
+                          "--run-dir, or add --force.",
+                          run.options.run_directory, text(recorded), text(run.init_from)));
+}
+
+void load_initial_weights(TrainingRun& run) {
+  const std::string& path = run.options.init_from;
+  if (!path.empty()) run.init_from = {path, sha256_of_file(path)};
+  if (run.resumes && !run.options.force) require_same_initial_weights(run);
+  if (path.empty()) return;
+  const run::Weights weights = run::read_weights(path, run.data.shape);
+  run::load_weights(weights, path, run.data.index(), run.config.data().standardize(), run.model->parameters());
+}
+
+// What checkpoints hold of the model itself; before it moves to its device.
+void restore_weights(TrainingRun& run) {
+  const std::string& source = run.resume_point.loaded->checkpoint.path;
+  const run::Weights weights = run::weights_in(run.resume_point.loaded->tensors, source, run.data.shape);
+  run::load_weights(weights, source, run.data.index(), run.config.data().standardize(), run.model->parameters());
+  run.moments = weights.moments;
+}
+
+// The rest of it.
+void restore_progress(TrainingRun& run) {
+  const auto& tensors = run.resume_point.loaded->tensors;
+  const std::string& source = run.resume_point.loaded->checkpoint.path;
+  auto& parameters = run.model->parameters();
+  auto& state = run.state;
+  run::restore_optimizer(tensors, source, parameters, *run.optimizer);
+  state = run.resume_point.state;
+  run.earlier_seconds = state.seconds;
+  if (state.has_best)
+    run.best_values =
+        state.best_step == state.steps_done ? parameters.values().clone() : run::best_in(tensors, source, parameters);
+  // The patience may have changed since.
+  const uint32_t patience = run.config.evaluation().patience();
+  state.stopped_early = patience > 0 && state.evaluations_without_improvement >= patience;
+  run.resume_point.loaded.reset();
+}
+
+nlohmann::json data_description(const TrainingRun& run) {
+  return {{"source", run.data.dataset->source()}, {"sha256", run.provenance.data_sha256},
+          {"samples", run.data.index().size()},   {"train", run.split.train.size()},
+          {"valid", run.split.valid.size()},      {"test", run.split.test.size()},
+          {"dropped", run.data.dropped}};
+}
+
+void continue_run_directory(TrainingRun& run, nlohmann::json job, const std::string& config_text) {
+  auto& directory = *run.directory;
+  // Checkpoints of later steps were found damaged: they must not count as the newest ones any more.
+  for (const auto& found : checkpoints::find_checkpoints(directory.file("checkpoints")))
+    if (found.step > run.state.steps_done) checkpoints::set_aside(found.path);
+  directory.continue_after(run.state.steps_done);
+  nlohmann::json environment = directory.environment();
+  job["from_step"] = run.state.steps_done;
+  job["changes"] = run.resume_point.changes;
+  environment["resumes"].push_back(job);
+  directory.write("environment.json", environment.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  directory.write("config.txtpb", config_text);
+  directory.remove("result.json");
+  // The file may be newer than the checkpoint, and what comes after it may be different this time.
+  if (run.best_values.defined() && run.policy.writes_all_files)
+    run.write_best_weights(run.best_values, run.state.best_step);
+}
+
+}  // namespace
+
+void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
+  directory->require_held();
+  state.best_fingerprint =
+      run::write_weights(directory->file("weights/best.safetensors"),
+                         run::weight_tensors(model->parameters().parts_of(values), moments, data.shape.modalities),
+                         run::weights_metadata(config.name(), step, data.index()));
+}
+
+void prepare(TrainingRun& run) {
+  const auto& config = run.config;
+  auto& communicator = run.communicator;
+  const auto on_all_ranks = [&](const std::function<void()>& work) {
+    distributed::run_on_all_ranks(communicator, [&] { config::with_places(run.loaded, work); });
+  };
+  find_run_directory(run);
+  on_all_ranks([&] {
+    run.data = open_data(config, "", true, &run.datasets);
+    run.split = split_data(config, run.data, true);
+    if (!run.policy.sees_test_split) {
+      run.split.test.clear();
+      require_validation_split(config, run.data, run.split);
+    }
+    run.model = models::make_model(config, run.data.shape);
+  });
+  run.progress.line(fmt::format("reading {}: {} samples", run.data.dataset->source(), run.data.index().size()));
+  check_data(run);
+  run.plan.emplace(run.loaded, run.data.index(), run.split.train);
+  run.select_by = config.evaluation().select_by();
+  if (run.select_by.empty()) run.select_by = models::spec_of(config).default_metric(run.data.index().task);
+  if (run.resumes)
+    run.resume_point = run::find_resume_point(run.options.run_directory, config, run.provenance, run.options.force,
+                                              communicator, run.progress);
+
+  const bool from_checkpoint = run.resume_point.loaded.has_value();
+  if (config.data().standardize() && !from_checkpoint)
+    run.moments = fit_moments(run.data, run.split.train, communicator);
+  distributed::run_on_all_ranks(communicator,
+                                [&] { from_checkpoint ? restore_weights(run) : load_initial_weights(run); });
+  auto& parameters = run.model->parameters();
+  require_same_weights(parameters, run.moments, communicator);
+  run.reader = std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments,
+                                                    parameters.dtype(), run.compute.device);
+  parameters.move_to(run.compute.device);
+  on_all_ranks([&] { run.reader->keep_on_device(residency_of(config.training()), run.compute.ranks_on_gpu); });
+  const auto& adamw = config.optimizer();
+  run.optimizer = std::make_unique<optim::AdamW>(
+      parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
+  if (from_checkpoint) distributed::run_on_all_ranks(communicator, [&] { restore_progress(run); });
+  run.step = std::make_unique<Step>(*run.model, *run.reader, communicator,
+                                    StepOptions{run.compute.microbatches, run.compute.reproducible, run.compute.bf16});
+}
+
+std::string summary(const TrainingRun& run) {
+  const int ranks = run.communicator.size(), threads = run.compute.threads, cores = usable_cores();
+  std::string text = fmt::format("{}: {}, {} parameters; {} train, {} valid, {} test samples", run.config.name(),
+                                 models::spec_of(run.config).title, run.model->parameters().count(),
+                                 run.split.train.size(), run.split.valid.size(), run.split.test.size());
+  if (run.data.dropped > 0) text += fmt::format(" ({} dropped: a modality is missing)", run.data.dropped);
+  text +=
+      fmt::format("; global batch {} on {} {}, {} {} each; {} steps", run.config.training().batch_size(), ranks,
+                  ranks == 1 ? "rank" : "ranks", threads, threads == 1 ? "thread" : "threads", run.plan->total_steps());
+  if (const uint64_t done = run.resume_point.state.steps_done; run.resumes)
+    text += done > 0 ? fmt::format("\ncontinues after step {}, epoch {}", done, run.plan->epoch_of(done))
+                     : "\nno checkpoint was committed: starts again";
+  if (ranks == 1 && run.compute.device.is_cpu() && threads < cores)
+    text +=
+        fmt::format("\nthis run uses {} of {} cores; for all: muster launch -n {} train ... (the same model, sooner)",
+                    threads, cores, cores);
+  if (run.compute.microbatches < ranks)
+    text += fmt::format("\nnote: training.microbatches is {}: the other ranks of {} have nothing to do",
+                        run.compute.microbatches, ranks);
+  for (const auto& note : run.loaded.notes) text += "\nnote: " + note;
+  return text;
+}
+
+bool is_concluded(TrainingRun& run) {
+  // Without a checkpoint at the end the result alone says that there is one, if it is of this experiment.
+  const bool by_result = !run.policy.writes_all_files;
+  if (!run.resumes || !(run.is_finished() || by_result)) return false;
+  const auto is_of_this_experiment = [&] {
+    return config::read_text_file(run.directory->file("config.txtpb")) == config::resolved_text(run.config);
+  };
+  const bool concluded = run.is_main() && std::filesystem::exists(run.directory->file("result.json")) &&
+                         (run.is_finished() || is_of_this_experiment());
+  return run.communicator.all_gather_bytes(concluded ? "concluded" : "")[0] == "concluded";
+}
+
+void open_for_writing(TrainingRun& run) {
+  nlohmann::json job = run::describe_environment(run.communicator, run.options.command_line, describe_rank(run.compute),
+                                                 describe_job(run.compute));
+  if (run.communicator.size() > 1) run.progress.line(run::rank_table(job["ranks"]));
+  job["steps"] = {{"total", run.plan->total_steps()}, {"per_epoch", run.plan->steps_per_epoch()}};
+  at_run_directory(run, [&] {
+    const std::string config_text = config::resolved_text(run.config);
+    if (run.resumes) return continue_run_directory(run, job, config_text);
+    job["data"] = data_description(run);
+    if (!run.init_from.path.empty())
+      job["init_from"] = {{"path", run.init_from.path}, {"sha256", run.init_from.sha256}};
+    run.directory.emplace(run.options.run_directory, config_text, job, line_printer(run), run.policy.writes_all_files);
+  });
+  distributed::keep_flight_records_in(run.options.run_directory + "/logs");
+}
+
+}  // namespace muster::training
