@@ -2,9 +2,9 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -26,10 +26,12 @@ bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int rank
   const int64_t needed = bytes * ranks;
   if (wanted == Residency::kWhenItFits) return needed <= free_bytes / 2;
   if (needed > free_bytes)
-    throw Error(ExitCode::kBadConfig, "training.data_on_device: ALWAYS needs " + size_text(needed) + " of GPU memory" +
-                                          (ranks > 1 ? " (" + std::to_string(ranks) + " ranks share the GPU)" : "") +
-                                          ", but only " + size_text(free_bytes) +
-                                          " are free; use WHEN_IT_FITS or NEVER");
+    throw Error(ExitCode::kBadConfig,
+                fmt::format("training.data_on_device: ALWAYS needs {} of GPU memory{}, but only {} are free; use "
+                            "WHEN_IT_FITS or NEVER",
+                            size_text(static_cast<double>(needed)),
+                            ranks > 1 ? fmt::format(" ({} ranks share the GPU)", ranks) : "",
+                            size_text(static_cast<double>(free_bytes))));
   return true;
 }
 

@@ -1,5 +1,7 @@
 #include "core/batch/standardizer.h"
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 
 namespace muster::batch {
@@ -19,9 +21,9 @@ at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const st
   for (const int64_t sample : samples)
     if (dataset.index().modalities[modality].length(sample) > 0)
       return read_sample(dataset, modality, sample)[0].clone();
-  throw Error(ExitCode::kBadData, "data.standardize: no training sample has modality '" +
-                                                                dataset.index().modalities[modality].name +
-                                                                "'; leave it out of data.modalities");
+  throw Error(ExitCode::kBadData,
+              fmt::format("data.standardize: no training sample has modality '{}'; leave it out of data.modalities",
+                          dataset.index().modalities[modality].name));
 }
 
 MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples,

@@ -17,7 +17,7 @@
 #include "base/host.h"
 #include "base/text.h"
 #include "distributed/nccl.h"
-#include "distributed/topology.h"
+#include "distributed/affinity.h"
 
 namespace muster::run {
 namespace {

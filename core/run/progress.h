@@ -6,7 +6,7 @@
 
 namespace muster::run {
 
-// What a person sees while a run goes on: on a terminal one line that rewrites itself, otherwise a plain line every few
+// What a person sees during a run: on a terminal one line that rewrites itself, otherwise a plain line every few
 // seconds. Goes to standard error, so that standard output holds results only.
 class Progress {
  public:

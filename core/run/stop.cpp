@@ -1,5 +1,6 @@
 #include "core/run/stop.h"
 
+#include <fmt/format.h>
 #include <csignal>
 #include <cstring>
 
@@ -30,7 +31,7 @@ int stop_signal() { return received; }
 
 std::string name_of_signal(int signal) {
   const char* name = sigabbrev_np(signal);
-  return name ? std::string("SIG") + name : "signal " + std::to_string(signal);
+  return name ? fmt::format("SIG{}", name) : fmt::format("signal {}", signal);
 }
 
 }  // namespace muster::run

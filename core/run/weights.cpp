@@ -1,10 +1,11 @@
 #include "core/run/weights.h"
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/safetensors.h"
-#include "base/error.h"
 
 namespace muster::run {
 namespace {
@@ -16,9 +17,10 @@ void require_same_classes(const Weights& weights, const data::DatasetIndex& inde
   if (found == weights.metadata.end()) return;  // not one of our runs' files: nothing is known
   const std::string here = nlohmann::json(index.class_names).dump();
   if (found->second == here) return;
-  throw Error(ExitCode::kBadData, source + ": the weights were trained on the classes " +
-                                                                found->second + ", but the data has " + here +
-                                                                "; a class's number would mean another class");
+  throw Error(ExitCode::kBadData,
+              fmt::format("{}: the weights were trained on the classes {}, but the data has {}; a class's number would "
+                          "mean another class",
+                          source, found->second, here));
 }
 
 }  // namespace
@@ -55,10 +57,9 @@ void load_weights(const Weights& weights, const std::string& source, const data:
   if (weights.moments.empty() == standardize)
     throw Error(
         ExitCode::kBadData,
-        source + ": these weights were trained " + (standardize ? "without" : "with") +
-            " data.standardize, but here it is " + (standardize ? "true" : "false") +
-            ": they would see features of another scale. Set data.standardize as in the run they come from (its "
-            "config.txtpb)");
+        fmt::format("{}: these weights were trained {} data.standardize, but here it is {}: they would see features of "
+                    "another scale. Set data.standardize as in the run they come from (its config.txtpb)",
+                    source, standardize ? "without" : "with", standardize));
   parameters.load(weights.parameters, source);
 }
 
@@ -80,10 +81,10 @@ Weights weights_from(const std::map<std::string, at::Tensor>& tensors,
       if (found == moments.end() || found->second.scalar_type() != at::kDouble ||
           found->second.sizes() != at::IntArrayRef{shape.dims[m]})
         throw Error(ExitCode::kBadData,
-                                 source + ": the standardization of modality \"" + shape.modalities[m] + "\" (" + name +
-                                     ", F64 [" + std::to_string(shape.dims[m]) + "]) is " +
-                                     (found == moments.end() ? "missing" : "of another shape or dtype") +
-                                     ": these weights were trained on other modalities or features");
+                    fmt::format("{}: the standardization of modality \"{}\" ({}, F64 [{}]) is {}: these weights were "
+                                "trained on other modalities or features",
+                                source, shape.modalities[m], name, shape.dims[m],
+                                found == moments.end() ? "missing" : "of another shape or dtype"));
       *target = found->second;
     }
     weights.moments.push_back(read);

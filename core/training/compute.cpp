@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <fmt/format.h>
 #include <gnu/libc-version.h>
 #include <sched.h>
 #include <torch/version.h>
@@ -23,7 +24,7 @@ namespace {
 constexpr int64_t kReproducibleMicrobatches = 8;
 constexpr int kMostThreads = 4096;
 
-// Torch would take all cores where nobody says otherwise, on every rank.
+// Without this Torch would take all cores, on every rank.
 int threads_of(const config::Training& training) {
   if (training.threads() > 0) return static_cast<int>(training.threads());
   const char* given = std::getenv("OMP_NUM_THREADS");
@@ -31,7 +32,7 @@ int threads_of(const config::Training& training) {
 }
 
 // MKL chooses its code by the processor and by where arrays lie in memory. STRICT gives the same sums whatever the
-// alignment; the instruction set in front of it is heeded on Intel's processors, others get MKL's own choice for them.
+// alignment; the instruction set in front of it counts on Intel's processors; others get MKL's own choice.
 // MKL reads it at its first call.
 void fix_matrix_products() {
   const char* products = std::getenv("MKL_CBWR");
@@ -62,7 +63,7 @@ std::string processor() {
 }
 
 // Torch's operations and our own kernels choose their code by whether equal bits are asked for; cuBLAS by a workspace
-// that it sizes itself unless told.
+// whose size it otherwise chooses itself.
 void ask_for_equal_bits(bool gpu) {
   if (gpu) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
@@ -98,12 +99,12 @@ int64_t microbatches_of(const config::Training& training, int64_t ranks) {
                                : training.reproducible()   ? kReproducibleMicrobatches
                                                            : ranks;
   if (training.reproducible() && ranks > microbatches)
-    throw SharedError(ExitCode::kBadConfig,
-                      "training.microbatches: training.reproducible shares out " + std::to_string(microbatches) +
-                          " microbatches" + (training.microbatches() == 0 ? " (the default)" : "") +
-                          ", which is less than this job's " + std::to_string(ranks) + " ranks. Start at most " +
-                          std::to_string(microbatches) + " ranks, or set training.microbatches=" +
-                          std::to_string(ranks) + " and keep that number for every run that is to have the same bits");
+    throw SharedError(
+        ExitCode::kBadConfig,
+        fmt::format("training.microbatches: training.reproducible shares out {0} microbatches{1}, which is less than "
+                    "this job's {2} ranks. Start at most {0} ranks, or set training.microbatches={2} and keep that "
+                    "number for every run that is to have the same bits",
+                    microbatches, training.microbatches() == 0 ? " (the default)" : "", ranks));
   return microbatches;
 }
 

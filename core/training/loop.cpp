@@ -63,7 +63,7 @@ std::optional<TrainingLoop::StepFigures> TrainingLoop::train_step(const batch::L
   const at::Tensor skip = guard_.check(batch.number, loss, norm);
   pending_steps_.push_back({batch.number, batch.epoch, batch.global.samples});
   // Looking makes the host wait for a GPU. With SKIP_STEP it must look at every step; otherwise a bad step leaves the
-  // weights as they are until somebody looks.
+  // weights as they are until the host looks.
   const bool looks = run_.compute.device.is_cpu() || logs(batch.number + 1) ||
                      config.training().non_finite() == config::Training::SKIP_STEP;
   if (looks && !pending_steps_were_finite(

@@ -21,7 +21,7 @@ class TrainingLoop {
   // SharedError(kRequeue), with everything saved, when the run was asked to stop. Collective; once.
   void run();
 
-  // Of the best weights on the validation split; nullptr when an earlier job made it, or nobody.
+  // Of the best weights on the validation split; nullptr when an earlier job made it, or there is none.
   const Evaluation* best_evaluation() const { return best_evaluation_ ? &*best_evaluation_ : nullptr; }
   nlohmann::json checkpoint_summary() const { return checkpointing_.summary(); }
 

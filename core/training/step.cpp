@@ -229,7 +229,7 @@ std::string Step::diagnose(const batch::LoadedBatch& batch, uint64_t seed) {
         const bool gradient_finite = std::isfinite(optim::l2_norm(parameters.gradients()).item<double>());
         parameters.zero_gradients();  // the next microbatch is judged by its own
         if (std::isfinite(total.item<double>()) && gradient_finite) return;
-        found += "  rank " + std::to_string(communicator_.rank()) + ":";
+        found += fmt::format("  rank {}:", communicator_.rank());
         for (size_t i = 0; i < result.losses.size(); ++i)
           found += fmt::format(" {} {:f},", model_.row_terms()[i].name, result.losses[i].item<double>());
         found += gradient_finite ? " gradient finite" : " gradient not finite";

@@ -14,7 +14,7 @@
 namespace muster::training {
 
 // What one global batch gave. Loss values are of the whole global batch and the same on every rank. They stay where
-// they were computed until somebody asks: on a GPU asking means waiting for it.
+// they were computed until they are asked for: on a GPU that means waiting for it.
 struct BatchOutcome {
   std::vector<models::LossTerm> row_and_batch_terms;  // names and weights
   at::Tensor values;                                  // float64 [terms], unweighted

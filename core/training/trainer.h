@@ -21,7 +21,7 @@ enum class Begin {
 struct TrainOptions {
   std::string run_directory;
   Begin begin = Begin::kNew;
-  bool force = false;     // go on with a run although something has changed that changes its results
+  bool force = false;     // continue a run although something has changed that changes its results
   std::string init_from;  // weights file to start from; empty: the model's own start
   bool dry_run = false;   // check everything, say what would be trained, train nothing, write nothing
   double time_limit = 0;  // seconds; the run saves and stops at the first step that ends later; 0: none
@@ -30,14 +30,14 @@ struct TrainOptions {
 
 // Trains the experiment on all ranks of `communicator` and leaves the run directory: from the start, or from its newest
 // whole checkpoint on, whatever number of ranks wrote that. Prints progress to standard error and the table of results
-// to standard output, on rank 0. Throws the same Error on every rank for anything a person can mend: before the run
+// to standard output, on rank 0. Throws the same Error on every rank for anything a person can fix: before the run
 // directory exists if config or data are wrong; SharedError(kRequeue) when the run was asked to stop (stop.h) or its
-// time was up: it is saved then, and goes on by Begin::kResume. Collective.
+// time was up: it is saved then, and continues by Begin::kResume. Collective.
 void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
            distributed::Communicator& communicator);
 
 // Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but
-// without the files that nobody looks for in a trial: TensorBoard events, weights/last, predictions-valid.csv and the
+// without the files that nobody reads in a trial: TensorBoard events, weights/last, predictions-valid.csv and the
 // checkpoint at the end. weights/best comes with the result.
 class InProcessTrainer {
  public:
