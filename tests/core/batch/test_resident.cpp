@@ -22,7 +22,7 @@ TEST(KeepResident, SaysWhatIsMissing) {
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kBadConfig);
-    for (const char* part : {"training.data_on_device", "120.0 GB", "4 ranks", "80.0 GB", "WHEN_IT_FITS"})
+    for (const char* part : {"training.data_on_device", "120 GB", "4 ranks", "80 GB", "WHEN_IT_FITS"})
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << part << " in " << error.what();
   }
 }
