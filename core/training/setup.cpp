@@ -43,7 +43,6 @@ void find_run_directory(TrainingRun& run) {
     const run::RunDirState place = run::run_dir_state(path);
     const bool is_new = place == run::RunDirState::kNothing || place == run::RunDirState::kPrepared;
     if (run.options.begin == Begin::kResume || (run.options.begin == Begin::kAuto && !is_new)) {
-      if (is_new) throw Error(ExitCode::kUsage, path + ": there is no such run to resume");
       kind = "resume";
       if (run.options.dry_run) return;
       run.directory.emplace(path, line_printer(run), run.policy.writes_all_files);
