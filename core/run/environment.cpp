@@ -16,8 +16,8 @@
 
 #include "base/host.h"
 #include "base/text.h"
-#include "distributed/nccl.h"
 #include "distributed/affinity.h"
+#include "distributed/nccl.h"
 
 namespace muster::run {
 namespace {

@@ -20,8 +20,8 @@ Scalars scalars_of(const nlohmann::json& row);
 // is what to compute with.
 class EventFile {
  public:
-  // continue_after: the run continues after this step: records of later steps, and a torn end, are cut off the file that
-  // is there; one is begun if there is none. Without it a new file is begun. Throws Error(kIo).
+  // continue_after: the run continues after this step: records of later steps, and a torn end, are cut off the file
+  // that is there; one is begun if there is none. Without it a new file is begun. Throws Error(kIo).
   explicit EventFile(const std::string& run_directory, std::optional<uint64_t> continue_after = std::nullopt);
   ~EventFile();
   EventFile(const EventFile&) = delete;

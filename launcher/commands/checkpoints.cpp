@@ -80,9 +80,8 @@ void verify(const std::string& path) {
   }
   if (found.empty()) std::printf("no checkpoint\n");
   if (damaged > 0)
-    throw Error(ExitCode::kBadData,
-                std::to_string(damaged) + " of " + std::to_string(found.size()) +
-                    " checkpoints are damaged; resuming skips them and uses the newest intact one");
+    throw Error(ExitCode::kBadData, std::to_string(damaged) + " of " + std::to_string(found.size()) +
+                                        " checkpoints are damaged; resuming skips them and uses the newest intact one");
 }
 
 std::string fingerprint_of(const std::string& path, const std::string& which) {
@@ -160,8 +159,8 @@ void add_checkpoints_command(CLI::App& parent) {
       [arguments] { std::printf("%s\n", fingerprint_of(arguments->path, arguments->which).c_str()); });
 
   auto pruned = std::make_shared<PruneArguments>();
-  auto* pruning = checkpoints->add_subcommand(
-      "prune", "Remove the checkpoints that no rule keeps; by default the run's own rules");
+  auto* pruning =
+      checkpoints->add_subcommand("prune", "Remove the checkpoints that no rule keeps; by default the run's own rules");
   pruning->add_option("RUN_DIR", pruned->path, "Run directory")->required();
   pruning->add_option("--keep-last", pruned->keep_last, "Keep this many of the newest")->check(CLI::PositiveNumber);
   pruning->add_option("--keep-best", pruned->keep_best, "Keep this many of the best")->check(CLI::NonNegativeNumber);

@@ -8,8 +8,8 @@
 #include "base/atomic_file.h"
 #include "base/files.h"
 #include "core/config/load.h"
-#include "core/training/inference.h"
 #include "core/run/results.h"
+#include "core/training/inference.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {
@@ -60,8 +60,7 @@ void run(const Arguments& arguments) {
     print_dropped(inference.source);
     const auto& evaluation = inference.evaluation;
     if (!arguments.output.empty())
-      write_file_atomically(arguments.output,
-                            run::predictions_csv(inference.source.index(), evaluation.predictions));
+      write_file_atomically(arguments.output, run::predictions_csv(inference.source.index(), evaluation.predictions));
     if (arguments.json) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
@@ -71,8 +70,7 @@ void run(const Arguments& arguments) {
                 run::results_table({{arguments.split, evaluation.metrics}}).c_str());
     if (const std::string& note = models::spec_of(experiment).note; !note.empty()) std::printf("\n%s\n", note.c_str());
     if (!evaluation.confusion.empty())
-      std::printf("\n%s",
-                  run::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
+      std::printf("\n%s", run::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
   });
 }
 

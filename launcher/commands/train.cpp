@@ -78,9 +78,8 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       .add_option("--time-limit", arguments.time_limit,
                   "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return parse_duration(text)
-                   ? std::string()
-                   : "\"" + text + "\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+        return parse_duration(text) ? std::string()
+                                    : "\"" + text + "\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });
   command.add_flag(
       "--force", arguments.force,

@@ -8,8 +8,8 @@
 #include <filesystem>
 
 #include "core/config/load.h"
-#include "core/run/stop.h"
 #include "core/run/results.h"
+#include "core/run/stop.h"
 
 namespace muster::launcher {
 namespace {

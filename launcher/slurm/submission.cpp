@@ -13,6 +13,7 @@
 
 #include "base/atomic_file.h"
 #include "base/text.h"
+#include "core/batch/plan.h"
 #include "core/config/load.h"
 #include "core/config/text_file.h"
 #include "core/run/run_directory.h"
@@ -20,7 +21,6 @@
 #include "core/run/stop.h"
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
-#include "core/batch/plan.h"
 #include "launcher/commands/train.h"
 #include "launcher/slurm/batch_script.h"
 #include "launcher/slurm/job_log.h"
@@ -265,7 +265,8 @@ void submit(const SubmitOptions& options) {
   std::string id;
   try {
     for (const auto& run : runs) {
-      run::prepare_run_directory(run.directory, {{"job.sbatch", script}, {"submission.json", submission_text(run.submission)}});
+      run::prepare_run_directory(run.directory,
+                                 {{"job.sbatch", script}, {"submission.json", submission_text(run.submission)}});
       append_job_log(run.directory, {{"event", "submitted"}});
     }
     id = call_sbatch({}, runs[0].submission["script"]);
