@@ -135,7 +135,7 @@ TEST_F(RunLocks, SayWhoHasTheRunAndVanishWithTheirHolder) {
     EXPECT_EQ(text["process"], getpid());
     EXPECT_EQ(text["job"], "Slurm job 12");
     EXPECT_EQ(text["restarts"], 3);
-    EXPECT_NE(text["command"].get<std::string>().find("unit_training"), std::string::npos);
+    EXPECT_NE(text["command"].get<std::string>().find("unit_torch"), std::string::npos);
   }
   EXPECT_TRUE(files().empty());
 }
