@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/config/stored.h"
+
 namespace muster::run {
 
 // Where a run stands, but for its tensors. Equal on every rank whenever it is saved.
@@ -28,14 +30,12 @@ struct TrainingState {
 struct Provenance {
   std::string data_sha256;
   uint32_t results_version = 0;
-  std::string muster;      // version and commit
-  std::string torch;       // version
+  std::string muster;    // version and commit
+  std::string torch;     // version
   std::string numerics;  // as training::Compute::numerics; empty when not reproducible
 };
 
-// Raised whenever a change of the program changes what the same experiment gives, beyond rounding or, if reproducible,
-// at all.
-constexpr uint32_t kResultsVersion = 1;
+using config::kResultsVersion;
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& numerics);
 

@@ -6,7 +6,7 @@
 
 #include "base/sha256.h"
 #include "core/config/resolved_text.h"
-#include "core/config/text_file.h"
+#include "core/config/stored.h"
 #include "core/models/make_model.h"
 #include "core/run/environment.h"
 #include "core/run/rank_table.h"
@@ -233,7 +233,8 @@ bool TrainingRun::nothing_is_left() const {
   if (!resumes_ || !(is_finished() || trial_)) return false;
   // A trial makes no checkpoint at its end: its result alone says that there is one, if it is of this experiment.
   const auto is_of_this_experiment = [&] {
-    return config::read_text_file(directory_->file("config.txtpb")) == config::resolved_text(config_);
+    const auto stored = config::load_stored_experiment(directory_->file("config.txtpb")).experiment;
+    return config::differences(stored, config_).empty();
   };
   const bool concluded = is_main() && std::filesystem::exists(directory_->file("result.json")) &&
                          (is_finished() || is_of_this_experiment());

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "core/config/load.h"
 #include "core/config/resolved_text.h"
+#include "core/config/stored.h"
 #include "core/run/run_directory.h"
-#include "core/training/same_job.h"
 #include "core/run/stop.h"
+#include "core/training/same_job.h"
 #include "core/training/trainer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/job.h"
@@ -42,16 +42,16 @@ void run(const TrainArguments& arguments) {
     distributed::run_on_all_ranks(communicator, [&] {
       const auto place = run::run_dir_state(arguments.run_directory);
       if (arguments.resumes && place == run::RunDirState::kNothing)
-        throw Error(ExitCode::kUsage,
-                                 arguments.run_directory + ": there is no such run to resume");
+        throw Error(ExitCode::kUsage, arguments.run_directory + ": there is no such run to resume");
       if (arguments.resumes && place == run::RunDirState::kPrepared)
         throw Error(ExitCode::kUsage,
-                                 arguments.run_directory +
-                                     ": the run has not begun yet, so there is nothing to resume. Its job begins it, "
-                                     "or: muster train CONFIG --run-dir " +
-                                     arguments.run_directory);
-      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
-                                       overrides_of(arguments));
+                    arguments.run_directory +
+                        ": the run has not begun yet, so there is nothing to resume. Its job begins it, "
+                        "or: muster train CONFIG --run-dir " +
+                        arguments.run_directory);
+      loaded = arguments.resumes
+                   ? config::load_stored_experiment(arguments.run_directory + "/config.txtpb", overrides_of(arguments))
+                   : config::load_experiment(arguments.config, overrides_of(arguments));
       if (!arguments.time_limit.empty())
         options.time_limit = std::max(1e-3, run::parse_duration(arguments.time_limit).value() - seconds_before());
     });
@@ -82,9 +82,8 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       .add_option("--time-limit", arguments.time_limit,
                   "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return run::parse_duration(text)
-                   ? std::string()
-                   : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+        return run::parse_duration(text) ? std::string()
+                                         : "\"" + text + "\" is no duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
       });
   command.add_flag("--force", arguments.force,
                    "Go on with a run although its data, settings or muster have changed in a way that changes results");
