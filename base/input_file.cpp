@@ -10,7 +10,6 @@
 
 namespace muster {
 
-
 // O_NONBLOCK: opening a pipe would otherwise wait for a writer before it can be refused.
 InputFile::InputFile(const std::string& path, ExitCode unreadable)
     : path_(path), unreadable_(unreadable), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {

@@ -22,8 +22,7 @@ class InputFile {
   void read(uint64_t position, void* out, uint64_t count);
 
  private:
-  [[noreturn]] void fail(const std::string& verb, const std::string& why,
-                         ExitCode code = ExitCode::kIo);
+  [[noreturn]] void fail(const std::string& verb, const std::string& why, ExitCode code = ExitCode::kIo);
 
   std::string path_;
   ExitCode unreadable_;

@@ -13,7 +13,6 @@
 
 namespace muster {
 
-
 namespace {
 
 void check(int status) {

@@ -1,5 +1,5 @@
-#include "distributed/cuda_devices.h"
 #include "base/error.h"
+#include "distributed/cuda_devices.h"
 
 namespace muster::distributed {
 

@@ -12,6 +12,7 @@
 #include "core/config/fields.h"
 #include "core/config/parse.h"
 #include "core/config/presets.h"
+#include "core/config/stored.h"
 #include "core/config/text_file.h"
 #include "core/models/spec.h"
 
@@ -23,13 +24,6 @@ namespace pb = google::protobuf;
 namespace {
 
 constexpr char kMessage[] = "muster.config.Experiment";
-
-// The defaults for an experiment that has the models and the data source of `experiment`.
-Experiment defaults_for(const Experiment& experiment) {
-  Experiment defaults = default_experiment(models::model_of(experiment));
-  if (!experiment.data().has_synthetic()) defaults.mutable_data()->clear_synthetic();
-  return defaults;
-}
 
 // Empty text is how a command line takes a value back.
 void clear_empty_texts(Parsed& parsed) {
@@ -117,39 +111,35 @@ std::string default_name(const std::string& path) {
   return has_ending ? file.substr(0, file.size() - ending.size()) : file;
 }
 
-void require_every_value(const Experiment& experiment, const Parsed& parsed, Problems& problems) {
-  const std::string reason =
-      " is missing; a run directory's configuration holds every value, because defaults may change";
-  if (!experiment.has_name()) problems.at_line(1, "name" + reason);
-  std::string missing_block;
-  const Experiment defaults = defaults_for(experiment);
-  for_each_set_field(defaults, [&](const std::string& path, const pb::Message&, const pb::FieldDescriptor& field) {
-    const bool said = !missing_block.empty() && path.rfind(missing_block + ".", 0) == 0;
-    if (said || find_field(experiment, path).field != nullptr || parsed.unusable.count(path) != 0) return;
-    if (field.message_type() != nullptr) missing_block = path;
-    const size_t dot = path.rfind('.');
-    const auto block = parsed.origins.find(dot == std::string::npos ? "" : path.substr(0, dot));
-    problems.at(block != parsed.origins.end() ? block->second : problems.path() + ":1", path + reason);
-  });
-}
-
 }  // namespace
 
+Experiment defaults_for(const Experiment& experiment) {
+  Experiment defaults = default_experiment(models::model_of(experiment));
+  if (!experiment.data().has_synthetic()) defaults.mutable_data()->clear_synthetic();
+  return defaults;
+}
+
 LoadedExperiment load_experiment(const std::string& path, const std::vector<std::string>& overrides) {
-  const std::string text = read_text_file(path);
+  return resolve_experiment(read_text_file(path), path, overrides, nullptr);
+}
+
+LoadedExperiment resolve_experiment(const std::string& text, const std::string& path,
+                                    const std::vector<std::string>& overrides,
+                                    const std::vector<EarlierValue>* earlier) {
   require_proto_message(text, path, kMessage);
   Problems problems(path);
-  Parsed parsed = parse_text(text, problems);
+  Parsed parsed = parse_text(text, problems, earlier != nullptr);
   for (const std::string& override_text : overrides) apply_override(override_text, parsed, problems);
   clear_empty_texts(parsed);
   make_path_absolute(parsed, path);
 
-  const Experiment preset = preset_of(parsed, problems);
+  const Experiment preset = earlier ? Experiment() : preset_of(parsed, problems);
   choose_model(parsed, path, problems);
   Experiment stated = preset;
   merge_over(stated, parsed.experiment);
   if (!stated.has_name()) stated.set_name(default_name(path));
-  const Experiment defaults = defaults_for(stated);
+  const Experiment defaults =
+      earlier ? defaults_of_version(stated, results_version_of(text, path), *earlier) : defaults_for(stated);
   LoadedExperiment loaded;
   loaded.source_path = path;
   loaded.experiment = defaults;
@@ -162,32 +152,6 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
   loaded.notes = ineffective_settings(loaded, defaults);
   return loaded;
 }
-
-namespace {
-
-Experiment parse_checked(const std::string& text, const std::string& path, bool every_value) {
-  const std::string checked = checked_text(text, path);
-  require_proto_message(checked, path, kMessage);
-  Problems problems(path);
-  Parsed parsed = parse_text(checked, problems);
-  clear_empty_texts(parsed);
-  choose_model(parsed, path, problems);
-  LoadedExperiment loaded;
-  loaded.source_path = path;
-  loaded.experiment = defaults_for(parsed.experiment);
-  merge_over(loaded.experiment, parsed.experiment);
-  loaded.origins = parsed.origins;
-  if (every_value && parsed.complete) require_every_value(parsed.experiment, parsed, problems);
-  check_experiment(loaded, parsed.unusable, parsed.complete, problems);
-  problems.throw_if_any(ExitCode::kBadConfig);
-  return loaded.experiment;
-}
-
-}  // namespace
-
-Experiment parse_resolved(const std::string& text, const std::string& path) { return parse_checked(text, path, true); }
-
-Experiment parse_stored(const std::string& text, const std::string& path) { return parse_checked(text, path, false); }
 
 std::string where(const LoadedExperiment& loaded, const std::string& field_path) {
   auto found = loaded.origins.find(field_path);

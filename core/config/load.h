@@ -10,6 +10,8 @@
 
 namespace muster::config {
 
+struct EarlierValue;  // stored.h
+
 // An experiment with every value in place, and where each one came from.
 struct LoadedExperiment {
   Experiment experiment;           // fully resolved: exactly one model, every field of its blocks set
@@ -28,15 +30,17 @@ struct LoadedExperiment {
 // not given. `overrides` are "training.epochs=3": lists take commas, a message takes "{...}" or, to remove it, nothing.
 //
 // Throws one Error(kBadConfig) that names ALL problems of the file, the overrides and the values together.
+// Files that muster wrote itself are read by load_stored_experiment (stored.h) instead.
 LoadedExperiment load_experiment(const std::string& path, const std::vector<std::string>& overrides);
 
-// Reads a run directory's config.txtpb back: `text` is its content, `path` is used in messages only. No defaults and no
-// preset are applied (a missing value is a problem); the checks are those of load_experiment. Throws likewise.
-Experiment parse_resolved(const std::string& text, const std::string& path);
+// The values of defaults.txtpb for an experiment with the models and the data source of `experiment`.
+Experiment defaults_for(const Experiment& experiment);
 
-// The same for an experiment that a checkpoint holds, perhaps of an earlier muster: what it does not say has its
-// default.
-Experiment parse_stored(const std::string& text, const std::string& path);
+// What load_experiment and load_stored_experiment share. `earlier`: of a stored experiment, whose missing values are
+// those of its results version and whose preset is not applied again; null for a file that a user wrote.
+LoadedExperiment resolve_experiment(const std::string& text, const std::string& path,
+                                    const std::vector<std::string>& overrides,
+                                    const std::vector<EarlierValue>* earlier);
 
 // Where the value of a dotted field path ("training.batch_size", "data.modalities[1]") came from: "file:line",
 // "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.

@@ -31,8 +31,9 @@ std::vector<std::string> Parsed::given_models() const {
   return given;
 }
 
-Parsed parse_text(const std::string& text, Problems& problems) {
+Parsed parse_text(const std::string& text, Problems& problems, bool stored) {
   Parsed parsed;
+  parsed.stored = stored;
   bool syntax_is_right = true;
   const std::vector<Statement> statements = outline(text, [&](int line, const std::string& message) {
     syntax_is_right = false;

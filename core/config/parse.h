@@ -17,6 +17,7 @@ struct Parsed {
                                              // several, which one Experiment cannot hold
   std::map<std::string, std::string> origins;  // as LoadedExperiment::origins
   std::set<std::string> unusable;              // paths that were given a value which is not one
+  bool stored = false;                         // muster wrote the file itself (stored.h)
   bool complete = true;                        // false: some of it was not understood and is missing from `experiment`
 
   // Where the outermost field `field` belongs.
@@ -28,7 +29,7 @@ struct Parsed {
 };
 
 // Reads the text of an experiment file, going on after each mistake.
-Parsed parse_text(const std::string& text, Problems& problems);
+Parsed parse_text(const std::string& text, Problems& problems, bool stored = false);
 
 // Applies "path=value" to what was read so far.
 void apply_override(const std::string& override_text, Parsed& parsed, Problems& problems);

@@ -16,7 +16,8 @@ void StatementReader::read(const std::vector<Statement>& statements, pb::Message
     const Field* field = message.GetDescriptor()->FindFieldByName(statement.name);
     if (field == nullptr) {
       problems_.at(place_(statement.line),
-                   "unknown field " + path + "; " + advice_for_field(statement.name, *message.GetDescriptor(), prefix));
+                   "unknown field " + path + "; " + advice_for_field(statement.name, *message.GetDescriptor(), prefix) +
+                       (parsed_.stored ? " If a newer muster wrote this file, only that one can read it." : ""));
       parsed_.complete = false;
       continue;
     }

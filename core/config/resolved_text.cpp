@@ -1,10 +1,13 @@
 #include "core/config/resolved_text.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
 #include <charconv>
 #include <cmath>
 #include <memory>
+
+#include "core/config/stored.h"
 
 namespace muster::config {
 
@@ -54,7 +57,9 @@ std::string value_text(const pb::Message& message, const pb::FieldDescriptor& fi
 std::string resolved_text(const Experiment& experiment) {
   std::string body;
   printer().PrintToString(experiment, &body);
-  return "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n" + body;
+  return fmt::format(
+      "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n# {} {}\n{}",
+      kResultsVersionKey, kResultsVersion, body);
 }
 
 }  // namespace muster::config

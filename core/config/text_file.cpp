@@ -1,5 +1,7 @@
 #include "core/config/text_file.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -87,23 +89,25 @@ std::string checked_text(std::string text, const std::string& path) {
   return text;
 }
 
-void require_proto_message(const std::string& text, const std::string& path, const std::string& message) {
+std::map<int, std::string> header_values(const std::string& text, const std::string& key) {
+  std::map<int, std::string> values;
   std::istringstream lines(text);
   std::string line;
   for (int number = 1; std::getline(lines, line); ++number) {
     const size_t start = line.find_first_not_of(" \t\r");
     if (start == std::string::npos) continue;
-    if (line[start] != '#') return;
-    const std::string key = "proto-message:";
+    if (line[start] != '#') break;
     const size_t at = line.find(key);
-    if (at == std::string::npos) continue;
-    std::istringstream rest(line.substr(at + key.size()));
-    std::string named;
-    rest >> named;
-    if (named == message) continue;
-    fail(path + ":" + std::to_string(number) + ": the header says that this file is a " +
-         (named.empty() ? std::string("message without a name") : named) + "; expected a " + message);
+    if (at != std::string::npos) std::istringstream(line.substr(at + key.size())) >> values[number];
   }
+  return values;
+}
+
+void require_proto_message(const std::string& text, const std::string& path, const std::string& message) {
+  for (const auto& [line, named] : header_values(text, "proto-message:"))
+    if (named != message)
+      fail(fmt::format("{}:{}: the header says that this file is a {}; expected a {}", path, line,
+                       named.empty() ? "message without a name" : named, message));
 }
 
 }  // namespace muster::config

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 
 namespace muster::config {
@@ -11,6 +12,10 @@ std::string read_text_file(const std::string& path);
 
 // The same checks for text that has been read already; `path` is for messages.
 std::string checked_text(std::string text, const std::string& path);
+
+// The first word after each `key` among the comments at the top, by line number from 1: for "proto-message:", the lines
+// "# proto-message: muster.config.Experiment".
+std::map<int, std::string> header_values(const std::string& text, const std::string& key);
 
 // Throws Error(kBadConfig) if a `# proto-message:` line among the comments at the top names another message than
 // `message`.

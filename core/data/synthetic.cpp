@@ -6,13 +6,12 @@
 #include <cstdio>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "base/sha256.h"
 #include "core/random/philox.h"
-#include "base/error.h"
 
 namespace muster::data {
 namespace {
-
 
 constexpr int64_t max_samples = 10000000;
 constexpr double max_noise = 1000;

@@ -12,8 +12,8 @@
 #include <cstring>
 #include <vector>
 
-#include "core/data/hdf5_reader.h"
 #include "base/error.h"
+#include "core/data/hdf5_reader.h"
 
 namespace muster::data {
 namespace {

@@ -51,7 +51,8 @@ int64_t draw_one(const double* score, const int64_t* label, int64_t columns, int
 at::Tensor avel_loss(const at::Tensor& audio, const at::Tensor& video, const at::Tensor& labels,
                      const Similarity& similarity, AvelTargets targets, const Partition& partition) {
   return contrastive_loss(audio, video, similarity.scale(), labels,
-                          targets == AvelTargets::kRowMean ? PairTargets::kClassMean : PairTargets::kClassSum, partition);
+                          targets == AvelTargets::kRowMean ? PairTargets::kClassMean : PairTargets::kClassSum,
+                          partition);
 }
 
 std::vector<int64_t> draw_negatives(const at::Tensor& queries, const at::Tensor& candidates, const at::Tensor& labels,

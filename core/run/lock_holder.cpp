@@ -106,8 +106,9 @@ std::optional<LockHolder> read_lock(const std::string& path) {
       return holder;
   } catch (const nlohmann::json::exception&) {
   }
-  throw Error(ExitCode::kUsage,
-              fmt::format("{} is not a lock that muster wrote. If no job uses this run directory, remove that file.", path));
+  throw Error(
+      ExitCode::kUsage,
+      fmt::format("{} is not a lock that muster wrote. If no job uses this run directory, remove that file.", path));
 }
 
 }  // namespace muster::run

@@ -27,8 +27,8 @@ struct LockHolder {
 // This process, under a new id.
 LockHolder new_holder();
 
-// nullopt if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if it
-// is not a lock that muster wrote.
+// nullopt if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if
+// it is not a lock that muster wrote.
 std::optional<LockHolder> read_lock(const std::string& path);
 
 }  // namespace muster::run

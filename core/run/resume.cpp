@@ -7,8 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "core/config/compare.h"
-#include "core/config/load.h"
+#include "core/config/stored.h"
 
 namespace muster::run {
 namespace {
@@ -59,7 +58,7 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
     } else {
       read_beginning(run_directory, provenance, config_text, before);
     }
-    const auto experiment = config::parse_stored(config_text, source);
+    const auto experiment = config::parse_stored_experiment(config_text, source);
     std::vector<std::string> forbidden = changes_of_results(before, provenance);
     const bool only_data = forbidden.size() == 1 && before.data_sha256 != provenance.data_sha256;
     bool config_changed = false;

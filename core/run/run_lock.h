@@ -20,8 +20,8 @@ JobIdentity job_identity();
 void set_job_identity(const JobIdentity& job);
 
 struct LockSettings {
-  // How often the holder shows that it is alive. A job elsewhere waits for up to five of the holder's intervals before it
-  // takes a lock over.
+  // How often the holder shows that it is alive. A job elsewhere waits for up to five of the holder's intervals before
+  // it takes a lock over.
   std::chrono::milliseconds interval{15000};
   // Gets one sentence before a long wait, and when a lock that was left behind is taken over. Called by the constructor
   // only.
@@ -48,10 +48,10 @@ class SharedRunDirInUse : public SharedError {
   explicit SharedRunDirInUse(const std::string& message) : SharedError(ExitCode::kUsage, message) {}
 };
 
-// The right to write a run directory: a file `lock` in it, which names its holder. For one process of a job, rank 0, for
-// as long as it writes there. Works on NFS: a lock appears by link(), and the holder renews its modification time. A lock
-// whose holder is gone is taken over: at once when that is certain (a process of this machine, an earlier start of
-// the same Slurm job), otherwise after nobody has renewed it for five intervals by the file server's own clock. If
+// The right to write a run directory: a file `lock` in it, which names its holder. For one process of a job, rank 0,
+// for as long as it writes there. Works on NFS: a lock appears by link(), and the holder renews its modification time.
+// A lock whose holder is gone is taken over: at once when that is certain (a process of this machine, an earlier start
+// of the same Slurm job), otherwise after nobody has renewed it for five intervals by the file server's own clock. If
 // several jobs want a lock that was left behind, one gets it.
 class RunLock {
  public:
@@ -67,8 +67,8 @@ class RunLock {
   // False once this process has lost the lock: it was suspended for so long that another job took over, or somebody
   // removed the file. As of the last renewal; never true again.
   bool held() const;
-  // Reads the file now. Throws Error(kIo) naming the new holder if the lock is no longer ours: nothing may be written to
-  // the run then. To be called before every commit.
+  // Reads the file now. Throws Error(kIo) naming the new holder if the lock is no longer ours: nothing may be written
+  // to the run then. To be called before every commit.
   void check();
 
  private:

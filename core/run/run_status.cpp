@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "checkpoints/checkpoint.h"
-#include "core/config/load.h"
+#include "core/config/stored.h"
 #include "core/metrics/metrics.h"
 #include "core/run/lock_holder.h"
 #include "core/run/run_directory.h"
@@ -195,8 +195,7 @@ RunStatus run_status(const std::string& run_directory) {
   std::string select_by;
   double batch_size = 0;
   try {
-    const std::string path = run_directory + "/config.txtpb";
-    const auto experiment = config::parse_stored(read_file(path, kMostJson), path);
+    const auto experiment = config::load_stored_experiment(run_directory + "/config.txtpb").experiment;
     select_by = experiment.evaluation().select_by();
     batch_size = experiment.training().batch_size();
   } catch (const Error&) {

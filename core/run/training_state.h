@@ -8,6 +8,7 @@
 
 #include "checkpoints/safetensors.h"
 #include "core/batch/standardizer.h"
+#include "core/config/stored.h"
 #include "core/models/parameters.h"
 #include "core/optim/adamw.h"
 #include "core/run/weights.h"
@@ -41,9 +42,7 @@ struct Provenance {
   std::string numerics;  // as training::Compute::numerics; empty when not reproducible
 };
 
-// Raised whenever a change of the program changes the results of the same experiment: beyond rounding or, if
-// reproducible, at all.
-constexpr uint32_t kResultsVersion = 1;
+using config::kResultsVersion;
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& numerics);
 

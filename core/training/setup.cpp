@@ -7,7 +7,7 @@
 
 #include "base/sha256.h"
 #include "core/config/resolved_text.h"
-#include "core/config/text_file.h"
+#include "core/config/stored.h"
 #include "core/models/make_model.h"
 #include "core/run/environment.h"
 #include "core/run/weights.h"
@@ -227,7 +227,8 @@ bool is_concluded(TrainingRun& run) {
   const bool by_result = !run.policy.writes_all_files;
   if (!run.resumes || !(run.is_finished() || by_result)) return false;
   const auto is_of_this_experiment = [&] {
-    return config::read_text_file(run.directory->file("config.txtpb")) == config::resolved_text(run.config);
+    const auto stored = config::load_stored_experiment(run.directory->file("config.txtpb")).experiment;
+    return config::differences(stored, run.config).empty();
   };
   const bool concluded = run.is_main() && std::filesystem::exists(run.directory->file("result.json")) &&
                          (run.is_finished() || is_of_this_experiment());

@@ -9,7 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/retention.h"
-#include "core/config/load.h"
+#include "core/config/stored.h"
 #include "core/run/checkpointing.h"
 #include "core/run/progress.h"
 #include "core/run/run_lock.h"
@@ -104,7 +104,7 @@ struct PruneArguments {
 
 void prune(const PruneArguments& arguments) {
   auto retention =
-      run::retention_of(config::load_experiment(arguments.path + "/config.txtpb", {}).experiment.checkpoints());
+      run::retention_of(config::load_stored_experiment(arguments.path + "/config.txtpb").experiment.checkpoints());
   if (arguments.keep_last >= 0) retention.keep_last = static_cast<uint32_t>(arguments.keep_last);
   if (arguments.keep_best >= 0) retention.keep_best = static_cast<uint32_t>(arguments.keep_best);
   if (arguments.keep_every >= 0) retention.keep_every = static_cast<uint64_t>(arguments.keep_every);

@@ -8,6 +8,7 @@
 #include "base/atomic_file.h"
 #include "base/files.h"
 #include "core/config/load.h"
+#include "core/config/stored.h"
 #include "core/run/results.h"
 #include "core/training/inference.h"
 #include "launcher/commands/commands.h"
@@ -45,8 +46,8 @@ void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
     const std::string config_path = arguments.run_directory + "/config.txtpb";
     config::Experiment experiment;
-    distributed::run_on_all_ranks(
-        communicator, [&] { experiment = config::parse_resolved(read_file(config_path, kLargest), config_path); });
+    distributed::run_on_all_ranks(communicator,
+                                  [&] { experiment = config::load_stored_experiment(config_path).experiment; });
     training::InferenceOptions options;
     options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
     options.data = arguments.data;
@@ -104,7 +105,7 @@ void add_predict_command(CLI::App& parent) {
   command->callback([arguments] {
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
-      distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_experiment(arguments->config, {}); });
+      distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_any_experiment(arguments->config); });
       training::InferenceOptions options;
       options.weights = arguments->weights;
       options.data = arguments->data;

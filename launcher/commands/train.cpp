@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "core/config/load.h"
 #include "core/config/resolved_text.h"
+#include "core/config/stored.h"
 #include "core/run/run_directory.h"
 #include "core/run/stop.h"
 #include "core/training/same_job.h"
@@ -46,8 +47,9 @@ void run(const TrainArguments& arguments) {
                     fmt::format("{0}: the run has not begun yet, so there is nothing to resume. Its job begins it, or: "
                                 "muster train CONFIG --run-dir {0}",
                                 arguments.run_directory));
-      loaded = config::load_experiment(arguments.resumes ? arguments.run_directory + "/config.txtpb" : arguments.config,
-                                       overrides_of(arguments));
+      loaded = arguments.resumes
+                   ? config::load_stored_experiment(arguments.run_directory + "/config.txtpb", overrides_of(arguments))
+                   : config::load_experiment(arguments.config, overrides_of(arguments));
       if (!arguments.time_limit.empty())
         options.time_limit = std::max(1e-3, parse_duration(arguments.time_limit).value() - seconds_before());
     });

@@ -53,8 +53,8 @@ struct JobCommand {
 //
 // Inside a Slurm allocation that is srun --mpi=pmix, else mpirun. Ranks, unless given: the tasks of the allocation, or
 // the GPUs or CPU sockets of its nodes; the slots of all hosts; one per visible GPU of this machine, else one per CPU
-// socket. Threads of a rank, unless given: OMP_NUM_THREADS of the user, else the cores of a machine divided by the ranks
-// on it. Ranks choose their cores themselves (MUSTER_BIND), so backends do not bind.
+// socket. Threads of a rank, unless given: OMP_NUM_THREADS of the user, else the cores of a machine divided by the
+// ranks on it. Ranks choose their cores themselves (MUSTER_BIND), so backends do not bind.
 //
 // Throws Error(kUsage), naming the flag that the user may add, where a backend is missing or would refuse: root, more
 // ranks than slots, hosts without ssh, srun without PMIx. Never adds an option that overrides one of the backend's

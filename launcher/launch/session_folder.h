@@ -9,8 +9,8 @@
 namespace muster::launcher {
 
 // A folder of its own for everything that Open MPI keeps on this machine for a job: shared-memory segments and session
-// files. It is removed with its contents when this object is destroyed, however the job has ended. What killed launchers
-// of this user have left behind is removed first.
+// files. It is removed with its contents when this object is destroyed, however the job has ended. What killed
+// launchers of this user have left behind is removed first.
 class SessionFolder {
  public:
   SessionFolder();  // where none can be made, Open MPI uses its default folders

@@ -10,9 +10,8 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
-#include "core/config/compare.h"
 #include "core/config/resolved_text.h"
-#include "core/config/text_file.h"
+#include "core/config/stored.h"
 #include "launcher/work/work_group.h"
 
 namespace muster::launcher {
@@ -83,7 +82,7 @@ SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
                                       " is not the directory of a search: it has no search.txtpb and base.txtpb. "
                                       "`muster search run SPEC` makes one");
   spec_.search = parse_search(file("search.txtpb"));
-  spec_.base = config::parse_resolved(config::read_text_file(file("base.txtpb")), file("base.txtpb"));
+  spec_.base = config::load_stored_experiment(file("base.txtpb")).experiment;
 }
 
 std::string SearchDirectory::storage() const {

@@ -35,6 +35,30 @@ std::string text_of(const json& value) { return value.is_string() ? value.get<st
 
 std::string place_of_parameter(int i) { return fmt::format("parameters[{}]", i); }
 
+// The defaults that do not depend on the base experiment. The file in a search's directory gets them too: it may be of
+// a muster that did not have the field. A default whose value is not what such a muster did must be set by
+// parse_search.
+void set_missing(Search& search) {
+  auto& sampler = *search.mutable_sampler();
+  if (!sampler.has_kind()) sampler.set_kind(Sampler::TPE);
+  if (!sampler.has_startup_trials()) sampler.set_startup_trials(10);
+  auto& budget = *search.mutable_budget();
+  if (!budget.has_hours()) budget.set_hours(0);
+  if (!budget.has_trial_minutes()) budget.set_trial_minutes(0);
+  auto& pruner = *search.mutable_pruner();
+  if (!pruner.has_kind()) pruner.set_kind(Pruner::NONE);
+  if (!pruner.has_min_epochs()) pruner.set_min_epochs(1);
+  if (!pruner.has_reduction()) pruner.set_reduction(4);
+  if (!pruner.has_startup_trials()) pruner.set_startup_trials(5);
+  if (!search.has_ranks_per_trial()) search.set_ranks_per_trial(1);
+  auto& repeats = *search.mutable_repeats();
+  if (!repeats.has_folds()) repeats.set_folds(0);
+  if (!repeats.has_seeds() || repeats.seeds() == 0) repeats.set_seeds(1);
+  if (!search.has_seed()) search.set_seed(1);
+  if (!search.has_keep_weights()) search.set_keep_weights(1);
+  if (!search.has_storage()) search.set_storage("");
+}
+
 class SpecReader {
  public:
   explicit SpecReader(const std::string& path) : path_(path), file_(path, search_) {}
@@ -234,25 +258,8 @@ class SpecReader {
     objective.set_metric(metric_);
     if (!objective.has_direction())
       objective.set_direction(metrics::higher_is_better(metric_) ? Objective::MAXIMIZE : Objective::MINIMIZE);
-    auto& sampler = *search_.mutable_sampler();
-    if (!sampler.has_kind()) sampler.set_kind(Sampler::TPE);
-    if (!sampler.has_startup_trials()) sampler.set_startup_trials(10);
-    auto& budget = *search_.mutable_budget();
-    if (!budget.has_epochs()) budget.set_epochs(base_.training().epochs());
-    if (!budget.has_hours()) budget.set_hours(0);
-    if (!budget.has_trial_minutes()) budget.set_trial_minutes(0);
-    auto& pruner = *search_.mutable_pruner();
-    if (!pruner.has_kind()) pruner.set_kind(Pruner::NONE);
-    if (!pruner.has_min_epochs()) pruner.set_min_epochs(1);
-    if (!pruner.has_reduction()) pruner.set_reduction(4);
-    if (!pruner.has_startup_trials()) pruner.set_startup_trials(5);
-    if (!search_.has_ranks_per_trial()) search_.set_ranks_per_trial(1);
-    auto& repeats = *search_.mutable_repeats();
-    if (!repeats.has_folds()) repeats.set_folds(0);
-    if (!repeats.has_seeds() || repeats.seeds() == 0) repeats.set_seeds(1);
-    if (!search_.has_seed()) search_.set_seed(1);
-    if (!search_.has_keep_weights()) search_.set_keep_weights(1);
-    if (!search_.has_storage()) search_.set_storage("");
+    if (!search_.budget().has_epochs()) search_.mutable_budget()->set_epochs(base_.training().epochs());
+    set_missing(search_);
   }
 
   std::vector<std::string> fixed_overrides() const {
@@ -281,6 +288,7 @@ SearchSpec load_search(const std::string& path) { return SpecReader(path).read()
 Search parse_search(const std::string& path) {
   Search search;
   SpecFile(path, search).throw_if_any();
+  set_missing(search);
   return search;
 }
 

@@ -20,7 +20,8 @@ struct SearchSpec {
 // bounds and choices that it refuses.
 SearchSpec load_search(const std::string& path);
 
-// Reads a search directory's search.txtpb back. Throws likewise.
+// Reads a search directory's search.txtpb back, perhaps of an earlier muster: fields it lacks get their defaults.
+// Throws likewise; an unknown field is of a newer muster and is named.
 Search parse_search(const std::string& path);
 
 // The search in text format, as its directory keeps it; equal searches give equal bytes.

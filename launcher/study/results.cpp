@@ -12,8 +12,8 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/process.h"
-#include "core/config/text_file.h"
 #include "core/metrics/metrics.h"
 #include "launcher/work/python.h"
 
@@ -27,6 +27,7 @@ using nlohmann::json;
 
 namespace {
 
+constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes: some ten million samples
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 double value_of(const json& metrics, const std::string& name) {
@@ -88,14 +89,13 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
   return records;
 }
 
-// The metrics over the samples of several predictions-test.csv together, as docs/metrics.md defines them: of a
-// cross-validation, every sample predicted once, by the model that had not seen it. Throws Error(kBadData), naming file
-// and sample, when a file cannot be understood, lacks labels or holds a sample of another one.
+}  // namespace
+
 metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
   std::set<std::string> ids;
   std::vector<std::string> header, labels, predictions;
   for (const auto& path : files) {
-    const auto records = read_csv(config::read_text_file(path));
+    const auto records = read_csv(read_file(path, kLargestPredictions));
     const auto wrong = [&](const std::string& what) {
       return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
     };
@@ -131,6 +131,8 @@ metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
   return metrics::classification_metrics(classes(predictions), classes(labels), static_cast<int64_t>(header.size()) - 3)
       .metrics;
 }
+
+namespace {
 
 // What is paired, in the same order for every variant. Of seeds that are averaged those that both have.
 Values units(const VariantResults& results, const VariantResults& partner, size_t metric, Study::Pairs pairs) {

@@ -8,8 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "core/config/compare.h"
-#include "core/config/text_file.h"
+#include "core/config/stored.h"
 #include "core/run/run_lock.h"
 #include "launcher/work/work_group.h"
 
@@ -29,8 +28,8 @@ void StudyDirectory::require_same_settings() const {
   for (const auto& cell : spec_.cells) {
     const std::string config = run(cell) + "/config.txtpb";
     if (!fs::exists(config)) continue;
-    const auto differences = config::differences(config::parse_stored(config::read_text_file(config), config),
-                                                 spec_.experiment(cell).experiment);
+    const auto differences =
+        config::differences(config::load_stored_experiment(config).experiment, spec_.experiment(cell).experiment);
     if (differences.empty()) continue;
     std::string text =
         run(cell) +
@@ -84,8 +83,7 @@ void StudyDirectory::require_same_data() const {
       throw Error(ExitCode::kBadData,
                   path + ": cannot be read as JSON; remove that run's folder to have it trained again");
     const std::string hash = environment.value(json::json_pointer("/data/sha256"), "");
-    const auto config =
-        config::parse_stored(config::read_text_file(run(cell) + "/config.txtpb"), run(cell) + "/config.txtpb");
+    const auto config = config::load_stored_experiment(run(cell) + "/config.txtpb").experiment;
     if (!config.data().has_path()) continue;  // built-in data is what its settings say
     const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;
     if (first.hash != hash)

@@ -1,6 +1,7 @@
 #include <random>
 
 #include "core/config/document.h"
+#include "core/config/stored.h"
 #include "tests/core/config/with_folder.h"
 
 namespace muster::config {
@@ -60,7 +61,7 @@ TEST_F(Mutations, OfAValidFileLoadOrAreExplained) {
       if (mutator.below(4) == 0) overrides.push_back(text.substr(mutator.below(text.size() + 1), 30));
       const Experiment experiment = load(text, overrides).experiment;
       ++loaded;
-      ASSERT_EQ(resolved_text(parse_resolved(resolved_text(experiment), "x")), resolved_text(experiment));
+      ASSERT_EQ(resolved_text(parse_stored_experiment(resolved_text(experiment), "x")), resolved_text(experiment));
     } catch (const Error& error) {
       ++refused;
       ASSERT_EQ(error.code(), ExitCode::kBadConfig) << error.what();

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "core/config/document.h"
+#include "core/config/stored.h"
 #include "tests/core/config/with_folder.h"
 
 namespace muster::config {
@@ -25,7 +26,7 @@ const char* const kTexts[] = {
 TEST_F(Resolved, TextReadsBackToTheSame) {
   for (const char* text : kTexts) {
     const Experiment e = load(text).experiment;
-    EXPECT_TRUE(MessageDifferencer::Equals(parse_resolved(resolved_text(e), "config.txtpb"), e)) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(parse_stored_experiment(resolved_text(e), "config.txtpb"), e)) << text;
     EXPECT_TRUE(MessageDifferencer::Equals(load(resolved_text(e)).experiment, e)) << text;
     EXPECT_EQ(resolved_text(e), resolved_text(load(text).experiment));
   }
@@ -34,7 +35,7 @@ TEST_F(Resolved, TextReadsBackToTheSame) {
 TEST_F(Resolved, PresetIsKeptButNotAppliedAgain) {
   Experiment e = load(kTexts[2]).experiment;
   e.mutable_data()->set_standardize(false);  // the preset says true
-  const Experiment back = parse_resolved(resolved_text(e), "config.txtpb");
+  const Experiment back = parse_stored_experiment(resolved_text(e), "config.txtpb");
   EXPECT_EQ(back.preset(), "miar_recommended");
   EXPECT_FALSE(back.data().standardize());
 }
@@ -42,7 +43,8 @@ TEST_F(Resolved, PresetIsKeptButNotAppliedAgain) {
 TEST_F(Resolved, TextHasTheHeaderAndShortDoubles) {
   const std::string text = resolved_text(load(kTexts[2]).experiment);
   EXPECT_THAT(text, testing::StartsWith(
-                        "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n"));
+                        "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n"
+                        "# muster-results-version: 1\nname: "));
   EXPECT_THAT(text, HasSubstr("noise: 0.30000000000000004\n"));
   EXPECT_THAT(text, HasSubstr("dropout: 0.1\n"));
   EXPECT_THAT(text, HasSubstr("epsilon: 1e-8\n"));
@@ -67,7 +69,7 @@ TEST_F(Resolved, DoublesAreExactAndShort) {
 
 std::string parse_problems(const std::string& text) {
   try {
-    parse_resolved(text, "config.txtpb");
+    parse_stored_experiment(text, "config.txtpb");
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kBadConfig);
     return error.what();
@@ -76,24 +78,11 @@ std::string parse_problems(const std::string& text) {
   return "";
 }
 
-TEST_F(Resolved, MissingValuesAreNotFilledIn) {
-  Experiment e = load(kTexts[0]).experiment;
-  e.mutable_training()->clear_epochs();
-  e.clear_evaluation();
-  EXPECT_EQ(parse_problems(resolved_text(e)),
-            "config.txtpb: 2 problems:\n"
-            "  config.txtpb:1: evaluation is missing; a run directory's configuration holds every value, because "
-            "defaults may "
-            "change\n"
-            "  config.txtpb:44: training.epochs is missing; a run directory's configuration holds every value, because "
-            "defaults may change");
-}
-
 TEST_F(Resolved, IsCheckedLikeAnyFile) {
   Experiment e = load(kTexts[0]).experiment;
   e.mutable_optimizer()->set_beta1(2);
   EXPECT_THAT(parse_problems(resolved_text(e)),
-              HasSubstr("config.txtpb:32: optimizer.beta1 must be at least 0 and less than 1, not 2"));
+              HasSubstr("config.txtpb:33: optimizer.beta1 must be at least 0 and less than 1, not 2"));
   EXPECT_THAT(parse_problems("sed: 3"), HasSubstr("config.txtpb:1: unknown field sed; did you mean seed?"));
   EXPECT_THAT(parse_problems(""), HasSubstr("config.txtpb is empty"));
   EXPECT_THAT(parse_problems("# proto-message: muster.x.Y\n"), HasSubstr("muster.x.Y"));
@@ -104,7 +93,7 @@ TEST_F(Resolved, DocumentedTextIsItselfAnExperimentFile) {
     const Experiment e = load(text).experiment;
     const LoadedExperiment again = load(documented_text(e));
     EXPECT_TRUE(MessageDifferencer::Equals(again.experiment, e)) << text;
-    EXPECT_TRUE(MessageDifferencer::Equals(parse_resolved(documented_text(e), "x"), e)) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(parse_stored_experiment(documented_text(e), "x"), e)) << text;
     EXPECT_THAT(again.notes, testing::IsEmpty());
   }
 }
