@@ -80,4 +80,5 @@ int metrics_probe(int argc, char** argv) {
     return 2;
   }
   std::cout << "}\n";
+  return 0;
 }
