@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from container import DTYPES, SPLITS, ContainerWriter, DataError, finite_frames
+from container import DTYPES, SPLITS, ContainerWriter, DataError, class_names_problem, finite_frames, is_name, split_problem
 from npy import read_frames, read_header
 
 BAD_DATA, IO = 65, 74
@@ -105,19 +105,16 @@ def choose_task(options, manifest, column, problems):
         if not cells:
             problems.append(f"{manifest.path}: there are no labels, so the task is unknown: "
                             "say --task regression, or --task classification with --class-names")
-        elif all(numbers):
+            return "regression", None
+        if all(numbers):
             if all(is_whole(cell) for cell in cells):
                 problems.append(f'{manifest.path}: all labels in "{column}" are whole numbers, which may be classes or '
                                 "values: say --task classification or --task regression")
-            task = "regression"
         elif any(numbers):
             mixed = next(row for row, cell in enumerate(manifest.column(column)) if cell and finite_number(cell) is None)
             problems.append(f'{manifest.where(mixed)}: "{manifest.column(column)[mixed]}" is no number, but other labels in '
                             f'"{column}" are: say --task classification or --task regression')
-            task = "regression"
-            return task, None
-        else:
-            task = "classification"
+        task = "regression" if any(numbers) else "classification"
     if task == "regression":
         return task, None
     if not names:
@@ -134,28 +131,23 @@ def parse_labels(manifest, column, task, names, problems):
     cells = manifest.column(column)
     if not any(cells):
         return None
-    by_index = task == "classification" and not set(filter(None, cells)) & set(names) and all(
-        is_whole(cell) for cell in cells if cell)
-    labels = []
+    names = names or []
+    if task == "regression":
+        values = {cell: finite_number(cell) for cell in cells}
+        wrong = 'column "{column}": "{cell}" is no finite number'
+    elif not set(cells) & set(names) and all(map(is_whole, filter(None, cells))):
+        values = {cell: int(cell) for cell in cells if cell and 0 <= int(cell) < len(names)}
+        wrong = "class {cell}, but there are {count} classes (counted from 0): {names}"
+    else:
+        values = {name: number for number, name in enumerate(names)}
+        wrong = 'unknown class "{cell}" in column "{column}"; known: {names}'
     for row, cell in enumerate(cells):
-        label = None
         if not cell:
             problems.append(f'{manifest.where(row)}: no label in column "{column}"')
-        elif task == "regression":
-            label = finite_number(cell)
-            if label is None:
-                problems.append(f'{manifest.where(row)}: column "{column}": "{cell}" is no finite number')
-        elif by_index:
-            label = int(cell) if 0 <= int(cell) < len(names) else None
-            if label is None:
-                problems.append(f"{manifest.where(row)}: class {cell}, but there are {len(names)} classes (counted from 0): "
-                                f"{', '.join(names)}")
-        elif cell in names:
-            label = names.index(cell)
-        else:
-            problems.append(f'{manifest.where(row)}: unknown class "{cell}" in column "{column}"; known: {", ".join(names)}')
-        labels.append(0 if label is None else label)
-    return np.array(labels, dtype=np.float64 if task == "regression" else np.int64)
+        elif values.get(cell) is None:
+            text = wrong.format(cell=cell, column=column, count=len(names), names=", ".join(names))
+            problems.append(f"{manifest.where(row)}: {text}")
+    return np.array([values.get(cell) or 0 for cell in cells], dtype=np.float64 if task == "regression" else np.int64)
 
 
 def parse_target(manifest, target, column, problems):
@@ -170,33 +162,49 @@ def parse_target(manifest, target, column, problems):
     return parse_labels(manifest, column, "classification", names, problems), names
 
 
-def scan_modality(name, folder, manifest, ids, missing, problems):
-    """Headers of all files -> (lengths, dim). A file with a problem gets length -1."""
-    lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
-    for row, sample in enumerate(ids):
-        path = folder / f"{sample}.npy"
-        try:
-            lengths[row], dims[row] = read_header(path)
-            if lengths[row] == 0 and missing == "error":
-                problems.append(f'{path}: no frames ({manifest.where(row)}); --missing empty takes it as "has no {name}"')
-        except FileNotFoundError:
-            if missing == "empty":
-                lengths[row] = 0
-            else:
-                problems.append(f'{manifest.where(row)}: {path} does not exist; --missing empty takes it as "has no {name}"')
-        except ValueError as error:
-            problems.append(f"{path}: {error} ({manifest.where(row)})")
-    known = Counter(dims[dims > 0].tolist())
-    if not known:
-        if missing == "empty" and (lengths == 0).all():
+class Modality:
+    """The files <id>.npy of one folder. Its first look reads only their headers: of each the number of frames, -1 where
+    there is a problem, and the number of features that they have in common."""
+
+    def __init__(self, name, folder, manifest, ids, missing, problems):
+        self.name, self.manifest, self.ids, self.dim = name, manifest, ids, 1
+        self.paths = [folder / f"{sample}.npy" for sample in ids]
+        self.lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
+        for row, path in enumerate(self.paths):
+            try:
+                self.lengths[row], dims[row] = read_header(path)
+                if self.lengths[row] == 0 and missing == "error":
+                    problems.append(f'{path}: no frames ({manifest.where(row)}); --missing empty takes it as "has no {name}"')
+            except FileNotFoundError:
+                if missing == "empty":
+                    self.lengths[row] = 0
+                else:
+                    problems.append(f'{manifest.where(row)}: {path} does not exist; --missing empty takes it as "has no {name}"')
+            except ValueError as error:
+                problems.append(f"{path}: {error} ({manifest.where(row)})")
+        if missing == "empty" and not dims.any() and not self.lengths.any():
             problems.append(f'{folder}: not one sample has the modality "{name}"')
-        return lengths, 1
-    usual = known.most_common(1)[0][0]
-    for row in np.flatnonzero((dims > 0) & (dims != usual)):
-        problems.append(f"{folder / ids[row]}.npy: {dims[row]} features, but {known[usual]} of the other files have {usual} "
-                        f"({manifest.where(row)})")
-        lengths[row] = -1
-    return lengths, usual
+        if dims.any():
+            (self.dim, count), = Counter(dims[dims > 0].tolist()).most_common(1)
+            for row in np.flatnonzero((dims > 0) & (dims != self.dim)):
+                problems.append(f"{self.paths[row]}: {dims[row]} features, but {count} of the other files have {self.dim} "
+                                f"({manifest.where(row)})")
+                self.lengths[row] = -1
+
+    def copy(self, options, out, progress, problems):
+        """Reads every good file once, checks its values and, if `out` is given, writes them."""
+        for row in np.flatnonzero(self.lengths >= 0):
+            frames = np.zeros((0, self.dim), dtype=options.dtype)
+            if self.lengths[row] > 0:
+                frames = read_frames(self.paths[row])
+                progress.file(frames.nbytes)
+            problem = finite_frames(frames, options.dtype, options.nonfinite)[2]
+            if problem:
+                hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
+                problems.append(f'{self.paths[row]}: id "{self.ids[row]}": {problem} ({self.manifest.where(row)}){hint}')
+                out = None  # continue reading, only to report everything
+            if out:
+                out.append(self.name, frames)
 
 
 class Progress:
@@ -213,44 +221,17 @@ class Progress:
             print(f"{self._done} of {self._total} files, {self._bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
 
 
-def copy_frames(name, folder, ids, lengths, dim, options, manifest, out, progress, problems):
-    """Reads every good file once, checks its values and, if `out` is given, writes them."""
-    for row, sample in enumerate(ids):
-        if lengths[row] < 0:
-            continue
-        if lengths[row] == 0:
-            if out:
-                out.append(name, np.zeros((0, dim), dtype=options.dtype))
-            continue
-        path = folder / f"{sample}.npy"
-        frames = read_frames(path)
-        progress.file(frames.nbytes)
-        problem = finite_frames(frames, options.dtype, options.nonfinite)[2]
-        if problem:
-            hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
-            problems.append(f'{path}: id "{sample}": {problem} ({manifest.where(row)}){hint}')
-            out = None  # go on reading, only to report everything
-        if out:
-            out.append(name, frames)
-
-
 def choose_columns(options, manifest, problems):
     """{role: column or None}; a column that was asked for must exist, the usual ones are taken where they do."""
     chosen = {"id": options.id_column}
     for role, usual in DEFAULT_COLUMNS.items():
-        asked = getattr(options, f"{role}_column")
-        chosen[role] = asked or (usual if usual in manifest.columns else None)
-    wanted = [column for column in [*chosen.values(), *options.target.values()] if column]
-    for column in dict.fromkeys(wanted):
-        if column not in manifest.columns:
-            problems.append(f'{manifest.path}:1: there is no column "{column}"; the columns are {", ".join(manifest.columns)}')
+        chosen[role] = getattr(options, f"{role}_column") or (usual if usual in manifest.columns else None)
+    wanted = dict.fromkeys(column for column in [*chosen.values(), *options.target.values()] if column)
+    missing = [f'{manifest.path}:1: there is no column "{column}"; the columns are {", ".join(manifest.columns)}'
+               for column in wanted if column not in manifest.columns]
+    if missing:
+        raise DataError(problems + missing)
     return chosen
-
-
-def check_splits(manifest, splits, problems):
-    for row, split in enumerate(splits):
-        if split not in SPLITS:
-            problems.append(f'{manifest.where(row)}: the split is "train", "valid", "test" or empty, not "{split}"')
 
 
 def run(options):
@@ -260,9 +241,6 @@ def run(options):
     if not manifest.rows:
         raise DataError(problems)
     columns = choose_columns(options, manifest, problems)
-    if any(column and column not in manifest.columns for column in [*columns.values(), *options.target.values()]):
-        raise DataError(problems)
-
     ids = manifest.column(columns["id"])
     check_ids(manifest, ids, problems)
     task, names = choose_task(options, manifest, columns["label"], problems)
@@ -272,40 +250,39 @@ def run(options):
             labels = parse_labels(manifest, columns["label"], task, names, problems)
         for target, column in options.target.items():
             targets[target] = parse_target(manifest, target, column, problems)
-    splits = manifest.column(columns["split"]) if columns["split"] else None
-    check_splits(manifest, splits or [], problems)
+    groups, splits = (manifest.column(columns[role]) if columns[role] else None for role in ("group", "split"))
+    for row, split in enumerate(splits or []):
+        if split not in SPLITS:
+            problems.append(f'{manifest.where(row)}: {split_problem(split)}')
 
-    lengths, dims = {}, {}
+    modalities = []
     for name, folder in options.modality.items():
         if folder.is_dir():
-            lengths[name], dims[name] = scan_modality(name, folder, manifest, ids, options.missing, problems)
+            modalities.append(Modality(name, folder, manifest, ids, options.missing, problems))
         else:
             problems.append(f'{folder}: no such folder (modality "{name}")')
     for row, sample in enumerate(ids):
-        if len(lengths) == len(options.modality) and all(found[row] == 0 for found in lengths.values()):
+        if len(modalities) == len(options.modality) and all(modality.lengths[row] == 0 for modality in modalities):
             problems.append(f'{manifest.where(row)}: the id "{sample}" has not one modality')
 
-    progress = Progress(sum(int((found > 0).sum()) for found in lengths.values()))
+    progress = Progress(sum(int((modality.lengths > 0).sum()) for modality in modalities))
     if problems:
-        for name in lengths:
-            copy_frames(name, options.modality[name], ids, lengths[name], dims[name], options, manifest, None, progress,
-                        problems)
+        for modality in modalities:
+            modality.copy(options, None, progress, problems)
         raise DataError(problems)
     with ContainerWriter(options.output, options.name or Path(options.manifest).stem, task, names, options.nonfinite) as out:
-        groups = manifest.column(columns["group"]) if columns["group"] else None
         out.samples(ids, labels, groups, splits, targets)
-        for name in lengths:
-            out.modality(name, dims[name], lengths[name], options.dtype)
-        for name in lengths:
-            copy_frames(name, options.modality[name], ids, lengths[name], dims[name], options, manifest, out, progress,
-                        problems)
+        for modality in modalities:
+            out.modality(modality.name, modality.dim, modality.lengths, options.dtype)
+        for modality in modalities:
+            modality.copy(options, out, progress, problems)
         if problems:
             raise DataError(problems)
-    return summary(options, task, names, labels, columns, groups, splits, lengths, dims, out.replaced)
+    return summary(options, task, names, labels, columns, groups, splits, modalities, out.replaced)
 
 
-def summary(options, task, names, labels, columns, groups, splits, lengths, dims, replaced):
-    count = len(next(iter(lengths.values())))
+def summary(options, task, names, labels, columns, groups, splits, modalities, replaced):
+    count = len(modalities[0].ids)
     lines = [f"{options.output}: {count} samples, {task}"]
     if labels is None:
         lines.append("  no labels: for predict only")
@@ -321,16 +298,16 @@ def summary(options, task, names, labels, columns, groups, splits, lengths, dims
             parts = [f"{value or '(none)'} {number}" for value, number in sorted(Counter(values).items())]
             shown = ", ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
             lines.append(f'  {role} (column "{column}"): {shown}')
-    for name, found in lengths.items():
-        present = found[found > 0]
-        lines.append(f"  {name}: {dims[name]} features, {found.sum()} frames, {present.min()} to {present.max()} per sample, "
-                     f"missing for {count - len(present)}, {replaced[name]} non-finite values set to 0")
+    for modality in modalities:
+        present = modality.lengths[modality.lengths > 0]
+        lines.append(f"  {modality.name}: {modality.dim} features, {present.sum()} frames, {present.min()} to {present.max()} per sample, "
+                     f"missing for {count - len(present)}, {replaced[modality.name]} non-finite values set to 0")
     return lines
 
 
 def name_and_value(text):
     name, sign, value = text.partition("=")
-    if not (name and sign and value) or "/" in name or name == ".":
+    if not (is_name(name) and sign and value):
         raise argparse.ArgumentTypeError(f'"{text}" is not of the form NAME=VALUE')
     return name, value
 
@@ -366,10 +343,8 @@ def parse_arguments(arguments):
             parser.error(f"--{argument}: a name is used twice")
         setattr(options, argument, dict(pairs))
     options.modality = {name: Path(folder) for name, folder in options.modality.items()}
-    if options.class_names and (not all(options.class_names) or len(set(options.class_names)) != len(options.class_names)):
-        parser.error("--class-names: names must differ and must not be empty")
-    if options.class_names and len(options.class_names) < 2:
-        parser.error("--class-names: at least two")
+    if options.class_names and class_names_problem(options.class_names):
+        parser.error(f"--class-names: {class_names_problem(options.class_names)}")
     if options.class_names and options.task == "regression":
         parser.error("--class-names do not go with --task regression")
     return options

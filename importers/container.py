@@ -12,6 +12,7 @@ Only the frames given to `append` are in memory. The file appears at the end of 
 written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind.
 When all frames fit into memory, `write_container` does the same in one call.
 """
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -46,10 +47,8 @@ class ContainerWriter:
             raise DataError(f'the task is "regression" or "classification", not "{task}"')
         if (task == "classification") != bool(class_names):
             raise DataError("class names belong to classification, and classification needs them")
-        if class_names:
-            problem = class_names_problem(class_names)
-            if problem:
-                raise DataError(problem)
+        if class_names and class_names_problem(class_names):
+            raise DataError(class_names_problem(class_names))
         if nonfinite not in ("error", "zero"):
             raise DataError(f'nonfinite is "error" or "zero", not "{nonfinite}"')
         self.path = Path(path)
@@ -71,7 +70,7 @@ class ContainerWriter:
             self._file.create_group("samples")
             self._file.create_group("modalities")
         except BaseException:
-            self._discard()
+            self.discard()
             raise
 
     def samples(self, ids, labels=None, groups=None, splits=None, targets=None):
@@ -95,7 +94,7 @@ class ContainerWriter:
         if labels is not None:
             stored["label"] = check_labels("label", labels, self._classes, ids, problems)
         for name, values in (targets or {}).items():
-            if not name or "/" in name or name == ".":
+            if not is_name(name):
                 problems.append(f'"{name}" cannot be the name of a target')
                 continue
             values, classes = values if isinstance(values, tuple) else (values, [])
@@ -111,7 +110,7 @@ class ContainerWriter:
                 problems.append(f"{len(stored[name])} {name}s for {len(ids)} samples")
         for sample, split in zip(ids, stored.get("split", [])):
             if split not in SPLITS:
-                problems.append(f'sample "{sample}": the split is "train", "valid", "test" or empty, not "{split}"')
+                problems.append(f'sample "{sample}": {split_problem(split)}')
         if problems:
             raise DataError(problems)
         group = self._file["samples"]
@@ -130,7 +129,7 @@ class ContainerWriter:
         lengths = np.asarray(lengths)
         if self._ids is None:
             raise DataError("call samples() before modality()")
-        if not name or "/" in name or name == ".":
+        if not is_name(name):
             problems.append(f'"{name}" cannot be the name of a modality')
         elif name in self._offsets:
             problems.append(f'the modality "{name}" is there already')
@@ -184,18 +183,18 @@ class ContainerWriter:
             synchronise(self._temporary)
             os.replace(self._temporary, self.path)
         except RuntimeError as error:  # what h5py makes of a disk that is full when HDF5 flushes
-            self._discard()
             raise OSError(f"{self.path}: {error}") from error
-        except BaseException:
-            self._discard()
-            raise
-        self._file = None
+        finally:
+            self.discard()  # where it is in place, there is nothing left to remove
         synchronise(self.path.parent)
 
     def discard(self):
         """Gives up: nothing is left on disk."""
-        if self._file is not None:
-            self._discard()
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(Exception):  # a full disk makes HDF5 fail here too; the file is removed anyway
+                file.close()
+            self._temporary.unlink(missing_ok=True)
 
     def __enter__(self):
         return self
@@ -218,13 +217,14 @@ class ContainerWriter:
         if problems:
             raise DataError(problems)
 
-    def _discard(self):
-        file, self._file = self._file, None
-        try:
-            file.close()
-        except Exception:  # a full disk makes HDF5 fail here too; the file goes away anyway
-            pass
-        self._temporary.unlink(missing_ok=True)
+
+def is_name(name):
+    """Whether it can be that of a modality or a target."""
+    return bool(name) and "/" not in name and name != "."
+
+
+def split_problem(split):
+    return f'the split is "train", "valid", "test" or empty, not "{split}"'
 
 
 def class_names_problem(names):
