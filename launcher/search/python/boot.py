@@ -8,6 +8,6 @@ import types
 
 for name, text in (("journal", sys.argv[1]), ("sampling", sys.argv[2])):
     sys.modules[name] = types.ModuleType(name)
-    with contextlib.suppress(ImportError):  # optuna_process.py meets the same one, and answers it
+    with contextlib.suppress(ImportError):  # optuna_process.py gets the same one, and reports it
         exec(compile(text, name + ".py", "exec"), sys.modules[name].__dict__)
 exec(compile(sys.argv[3], "optuna_process.py", "exec"))

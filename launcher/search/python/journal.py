@@ -1,4 +1,4 @@
-"""Optuna's journal file, kept whole: a process that dies while it writes or while it holds the lock stops nobody else."""
+"""Optuna's journal file, made robust: a process that dies while it writes or while it holds the lock does not stop the others."""
 import contextlib
 import glob
 import hashlib
@@ -88,7 +88,7 @@ class Lock:
                     os.unlink(state[0])
 
     def release(self):
-        if self.state()[0] == self.me:  # unless this machine stood still for so long that another one has freed it
+        if self.state()[0] == self.me:  # unless this machine was suspended for so long that another one has freed it
             os.unlink(self.link)
 
     def leave(self):

@@ -11,7 +11,7 @@ open    {storage, study, direction, metric, sampler{name, ...}, pruner{name, ...
 ask     {limit}    a new trial, unless there are `limit` trials already (optional; waiting ones do not count) or the grid has no point left
         -> {number, params{path: value}} in the order of the space, conditional ones where their condition holds; or {full: true, why}
 adopt   {number, lost} -> {number, params, reported [[step, value]], prune, losses}: a running trial continues here; parameters that it lacks are drawn.
-        lost (default false): its job did not end in good order; counted once, however often this is asked. losses: how often that was so since it has reported something
+        lost (default false): its job did not end normally; counted once, however often this is asked. losses: how often that happened since it last reported something
 report  {number, step, value} -> {prune}. The first value of a step stays; one that is not finite is kept and prunes nothing.
 tell    {number, state "COMPLETE" | "PRUNED" | "FAIL", value, reason, attrs{}} -> {state, already}
         COMPLETE without a finite value is recorded as FAIL. Telling the same state again changes nothing ("already": true).
@@ -59,7 +59,7 @@ try:
     from optuna.trial import Trial, TrialState
 
     from journal import Journal
-    from sampling import PRUNERS, SAMPLERS, Sampler, make_pruner, read_options, read_space
+    from sampling import PRUNERS, SAMPLERS, Samplers, make_pruner, read_options, read_space
 except ImportError as error:
     for _ in sys.stdin:
         answer(missing(error))
@@ -110,7 +110,8 @@ class OptunaProcess:
                 raise ValueError(f'unknown direction "{direction}": there are minimize, maximize')
             pruner, sampler = read_options("pruner", PRUNERS, pruner), read_options("sampler", SAMPLERS, sampler)
             self.space = read_space(space)
-            how = {"sampler": Sampler(sampler, seed, self.space), "pruner": make_pruner(pruner)}
+            self.samplers = Samplers(sampler, seed, self.space)
+            how = {"sampler": self.samplers.of(0, 0), "pruner": make_pruner(pruner)}
         except (AttributeError, TypeError, ValueError) as error:
             raise Refusal("config", one_line(error)) from error
         if "://" in storage:
@@ -124,8 +125,8 @@ class OptunaProcess:
         with self.transaction():
             joined = self.join(study, search, how)
         self.study, self.study_id = joined, self.storage.get_study_id_from_name(study)
-        self.grid = how["sampler"].grid
-        self.notes += filter(None, [how["sampler"].note()])
+        self.grid = self.samplers.grid
+        self.notes += filter(None, [self.samplers.note()])
         return {**self.counts(), "repaired": "; ".join(self.repairs()), "points": len(self.grid.points) if self.grid else None}
 
     def join(self, name, search, how):
@@ -146,9 +147,9 @@ class OptunaProcess:
 
     def repairs(self):
         """What has been cut off the journal's end since the last call."""
-        cut = self.journal.cut[:] if self.journal else []
-        if cut:
-            self.journal.cut.clear()
+        cut = []
+        if self.journal:
+            cut, self.journal.cut = self.journal.cut, []
         return cut
 
     def transaction(self):
@@ -171,15 +172,17 @@ class OptunaProcess:
     def is_complete(self, params):
         return all(p.path in params for p in self.space if p.applies(params))
 
-    def draw(self, trial):
+    def draw(self, number):
         """All parameters of a running trial; those that it lacks are drawn. The slow part comes before the lock."""
-        known = self.find(trial.number)
+        known = self.find(number)
         if self.is_complete(known.params):
             return self.params(known)
         fixed, params = known.system_attrs.get("fixed_params", {}), {}
         unknown = sorted(set(fixed) - {p.path for p in self.space})
         if unknown:
             raise ValueError(f"enqueued with {', '.join(unknown)}, which the search does not have")
+        self.study.sampler = self.samplers.of(number, len(known.params))
+        trial = Trial(self.study, known._trial_id)
         trial.relative_params  # drawn together, now
         with self.transaction():
             for p in self.space:
@@ -195,13 +198,13 @@ class OptunaProcess:
         waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
         if waiting:
             storage.set_trial_user_attr(waiting._trial_id, JOB, self.job)
-        number = self.study._pop_waiting_trial_id()
-        if number is None:
-            number = storage.create_new_trial(self.study_id, optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={JOB: self.job}))
-        trial = Trial(self.study, number)
+        trial_id = self.study._pop_waiting_trial_id()
+        if trial_id is None:
+            trial_id = storage.create_new_trial(self.study_id, optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={JOB: self.job}))
+        trial = storage.get_trial(trial_id)
         if trial.user_attrs.get(JOB) != self.job:  # in a database another job may have been quicker
-            trial.set_user_attr(JOB, self.job)
-        return trial
+            storage.set_trial_user_attr(trial_id, JOB, self.job)
+        return trial.number
 
     def ask(self, limit=None):
         while True:
@@ -212,26 +215,25 @@ class OptunaProcess:
                     return {"full": True, "why": f"all {limit} trials have been started"}
                 if self.grid and not waiting and self.grid.taken(trials) >= len(self.grid.points):
                     return {"full": True, "why": f"all {len(self.grid.points)} points of the grid have been taken"}
-                trial = self.begin(trials)
+                number = self.begin(trials)
             try:
-                return {"number": trial.number, "params": self.draw(trial)}
+                return {"number": number, "params": self.draw(number)}
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                self.tell(trial.number, "FAIL", reason=f"no parameters: {one_line(error)}")
-                if "fixed_params" not in self.find(trial.number).system_attrs:
+                self.tell(number, "FAIL", reason=f"no parameters: {one_line(error)}")
+                if "fixed_params" not in self.find(number).system_attrs:
                     raise  # the sampler's fault, not that of somebody who enqueued a trial
 
     def adopt(self, number, lost=False):
         known = self.find(number, running=True)
-        trial = Trial(self.study, known._trial_id)
         whose, (losses, reported, *counted) = known.user_attrs.get(JOB), known.user_attrs.get(LOSSES, [0, 0])
         if reported < len(known.intermediate_values):
             losses = 0
         if lost and whose not in (self.job, *counted):  # otherwise it is in the count: the answer got lost
             losses += 1
-            trial.set_user_attr(LOSSES, [losses, len(known.intermediate_values), whose])
+            self.storage.set_trial_user_attr(known._trial_id, LOSSES, [losses, len(known.intermediate_values), whose])
         if whose != self.job:
-            trial.set_user_attr(JOB, self.job)
-        return {"number": number, "params": self.draw(trial), "reported": series(known), "prune": PRUNED_AT in known.user_attrs, "losses": losses}
+            self.storage.set_trial_user_attr(known._trial_id, JOB, self.job)
+        return {"number": number, "params": self.draw(number), "reported": series(known), "prune": PRUNED_AT in known.user_attrs, "losses": losses}
 
     def report(self, number, step, value):
         with self.transaction():
@@ -377,7 +379,7 @@ def main():
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     process = OptunaProcess()
-    with contextlib.suppress(ConnectionError):  # who asks is gone
+    with contextlib.suppress(ConnectionError):  # the client is gone
         for line in sys.stdin:
             answer(respond(process, line))
             if process.closed:

@@ -6,7 +6,7 @@ from decimal import Decimal
 import numpy
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 SAMPLERS = {"tpe": {"startup_trials": 10}, "cmaes": {"startup_trials": 1, "population": None}, "gp": {"startup_trials": 10}, "random": {},
             "qmc": {"sequence": "sobol"}, "grid": {}}  # and the options of each
@@ -63,12 +63,13 @@ class Parameter:
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return d.choices
+        if isinstance(d, IntDistribution):
+            return range(d.low, d.high + 1, d.step)
         if d.step is None:
             raise ValueError(f"{self.path}: a grid needs a step")
-        count = int((Decimal(str(d.high)) - Decimal(str(d.low))) / Decimal(str(d.step))) + 1
-        if count > MOST_POINTS:
-            return range(count)  # too many: the caller says so
-        return [type(d.low)(Decimal(str(d.low)) + i * Decimal(str(d.step))) for i in range(count)]
+        low, high, step = (Decimal(str(number)) for number in (d.low, d.high, d.step))
+        count = min(int((high - low) / step), MOST_POINTS) + 1  # one more than there may be: the caller says so
+        return [float(low + i * step) for i in range(count)]
 
 
 def read_space(rows):
@@ -99,11 +100,12 @@ def make_pruner(options):
     return SuccessiveHalvingPruner(options["min_resource"], options["reduction_factor"], options["min_early_stopping_rate"])
 
 
-class Grid(BaseSampler):
+class Grid(RandomSampler):
     """Every point once, in an order drawn from the seed: a trial's number says which, so jobs that share a study never take the same one.
     (Optuna's BruteForceSampler would look for a free one, and two processes can look at once; its GridSampler knows no conditions.)"""
 
     def __init__(self, space, seed):
+        super().__init__(seed)
         points = [{}]
         for parameter in space:
             values = parameter.grid()
@@ -117,12 +119,6 @@ class Grid(BaseSampler):
     @staticmethod
     def taken(trials):
         return sum("fixed_params" not in trial.system_attrs for trial in trials)  # those have been enqueued by hand
-
-    def infer_relative_search_space(self, study, trial):
-        return {}
-
-    def sample_relative(self, study, trial, search_space):
-        return {}
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         place = self.taken(t for t in study.get_trials(deepcopy=False) if t.number < trial.number)
@@ -145,20 +141,21 @@ class Sequence(QMCSampler):
         return self.number
 
 
-class Sampler(BaseSampler):
-    """Draws a trial's parameters as a function of seed, trial number and what the storage holds. Optuna's samplers go on from one random state
-    per process instead, so that a second process with the same seed would repeat the first one's trials."""
+class Samplers:
+    """One of Optuna's samplers for each trial: it draws the parameters as a function of seed, trial number and what the storage holds. One sampler
+    for all trials would continue from one random state per process, and a second process with the same seed would repeat the first one's trials."""
 
     def __init__(self, options, seed, space):
-        self.options, self.space, self.inner = options, space, None
+        self.options, self.space = options, space
         self.start = int(numpy.random.SeedSequence(seed).generate_state(1)[0])
         self.conditional = [p.path for p in space if p.when]
         self.grid = Grid(space, self.start) if options["name"] == "grid" else None
         for module in NEEDS.get(options["name"], []):
             importlib.import_module(module)
-        self.make(0, 0)  # complains of wrong options now
+        self.of(0, 0)  # complains of wrong options now
 
-    def make(self, number, known):
+    def of(self, number, known):
+        """That of a trial which has so many parameters already."""
         name, options = self.options["name"], self.options
         own = (self.start + number * 0x9E3779B1 + known * 0x85EBCA6B) % 2**32  # odd factors: no two numbers share a seed
         tpe = TPESampler(seed=own, n_startup_trials=options.get("startup_trials", 10), multivariate=True, group=bool(self.conditional), constant_liar=True)
@@ -170,23 +167,6 @@ class Sampler(BaseSampler):
         if name == "qmc":
             return Sequence(self.space, number, self.start, options["sequence"])
         return {"tpe": tpe, "random": RandomSampler(seed=own), "grid": self.grid}[name]
-
-    def of(self, trial):
-        if self.inner is None:
-            self.inner = self.make(trial.number, len(trial.params))
-        return self.inner
-
-    def before_trial(self, study, trial):
-        self.inner = None  # made when asked for: most trials that this process looks at need none
-
-    def infer_relative_search_space(self, study, trial):
-        return self.of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study, trial, search_space):
-        return self.of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(self, study, trial, param_name, param_distribution):
-        return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
 
     def note(self):
         left = {"cmaes": [p.path for p in self.space if p.when or isinstance(p.distribution, CategoricalDistribution)], "gp": self.conditional}
