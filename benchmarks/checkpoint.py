@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long training stands still for a checkpoint, and how fast it is written: muster beside torch.distributed.checkpoint (gloo), on the same disk,
+"""How long a checkpoint blocks training, and how fast it is written: muster compared with torch.distributed.checkpoint (gloo), on the same disk,
 with the same state (fp32 parameters and two moments, whole on every rank) and as many ranks, one thread each. Both flush their files to the device.
 Asynchronous and synchronous saves alternate, after one that is not timed.
 
@@ -9,11 +9,12 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from running import output_of
 
 WIDTH = 1024
 
@@ -58,12 +59,9 @@ def save_with_pytorch(folder, parameters, saves):
     dist.destroy_process_group()
 
 
-def lines_of(command, environment=None):
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
-    if run.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{run.stdout}{run.stderr}")
+def saves_of(command):
     found = {"async": [], "sync": []}
-    for line in run.stdout.splitlines():
+    for line in output_of(command).splitlines():
         words = line.split()
         if len(words) == 4 and words[0] in found:
             found[words[0]].append([float(word) for word in words[1:]])
@@ -87,9 +85,9 @@ def main():
     sizes = ["--parameters", arguments.parameters, "--saves", arguments.saves, "--folder"]
     try:
         starter = ["mpirun", "--oversubscribe", "-n", arguments.ranks] if arguments.ranks > 1 else []
-        ours = lines_of([*starter, (arguments.build / "benchmarks" / "checkpoint").resolve(), *sizes, os.path.join(folder, "muster")])
+        ours = saves_of([*starter, (arguments.build / "benchmarks" / "checkpoint").resolve(), *sizes, os.path.join(folder, "muster")])
         shutil.rmtree(os.path.join(folder, "muster"))
-        theirs = lines_of([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", arguments.ranks, __file__, "--as-pytorch-rank",
+        theirs = saves_of([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", arguments.ranks, __file__, "--as-pytorch-rank",
                            *sizes, os.path.join(folder, "pytorch")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,19 +6,14 @@ Usage: scaling.py BUILD_DIR [--ranks N] [--workload foal_net] [--batch 32] [--ro
 """
 import argparse
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from running import output_of
 
 
 def seconds_per_step(program, ranks, workload, batch):
-    command = [program, "--default-only", "--workload", workload, "--batch", str(batch), "--repeats", "3"]
-    if ranks > 1:
-        command = ["mpirun", "--bind-to", "none", "--use-hwthread-cpus", "-n", str(ranks), *command]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{run.stderr}")
-    return float(run.stdout.split()[-1])
+    starter = ["mpirun", "--bind-to", "none", "--use-hwthread-cpus", "-n", ranks] if ranks > 1 else []
+    return float(output_of([*starter, program, "--default-only", "--workload", workload, "--batch", batch, "--repeats", 3]).split()[-1])
 
 
 def main():
@@ -29,7 +24,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32, help="samples in the global batch")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    program = str((arguments.build / "benchmarks" / "reproducible").resolve())
+    program = (arguments.build / "benchmarks" / "reproducible").resolve()
     times = {1: [], arguments.ranks: []}
     for number in range(arguments.rounds):
         for ranks, found in times.items():

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Trials per hour of `muster search run` beside what is usual: an Optuna study (TPE, JournalStorage) whose trials are fresh processes that run a PyTorch training
-script (benchmarks/search_peer.py). Both train MIAR on the same random features of the shapes of CMU-MOSI (aligned), with as many parameters, epochs, steps and
-validations, one thread per process; times are of whole commands, with all starts. In the end the PyTorch model gets the best weights that muster has found: its
-validation error must be muster's. CPU seconds say more than the others on a machine that is busy otherwise.
+"""Trials per hour of `muster search run` compared with the usual way: an Optuna study (TPE, JournalStorage) that starts a PyTorch training script
+(benchmarks/search_peer.py) for every trial. Both train MIAR on the same random features of the shapes of CMU-MOSI (aligned), with as many parameters, epochs,
+steps and validations, one thread per process; times are of whole commands, with all starts. At the end the PyTorch model loads the best weights that muster
+found: its validation error must be the same. On a machine that is busy with other work, CPU seconds are the most meaningful column.
 
 Usage: search.py BUILD_DIR [--trials 24] [--rounds 2] [--processes 2] [--shortest 50] [--samples 300] [--epochs 3] [--folder DIR]
 """
 import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -18,11 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from running import output_of
+
 HERE = Path(__file__).resolve().parent
 DIMS, FRAMES = {"text": 768, "audio": 5, "vision": 20}, 50
-# Values that leave a trial's work as it is.
+# Values that do not change how much work a trial is.
 SPACE = {"optimizer.learning_rate": (1e-4, 5e-3, True), "miar.dropout": (0.05, 0.3, False), "optimizer.weight_decay": (1e-4, 1e-1, True)}
-OPTIONS = {"optimizer.learning_rate": "--learning-rate", "miar.dropout": "--dropout", "optimizer.weight_decay": "--weight-decay"}
 
 
 def write_data(folder, samples, shortest):
@@ -33,7 +33,7 @@ def write_data(folder, samples, shortest):
     from container import write_container
 
     random = np.random.default_rng(1)
-    splits = ["train"] * samples + ["valid"] * (samples // 3) + ["test"]  # a fixed split has a test set; nobody looks at it
+    splits = ["train"] * samples + ["valid"] * (samples // 3) + ["test"]  # a fixed split needs a test set; it is not used
     lengths = random.integers(shortest, FRAMES + 1, len(splits))
     frames = {name: [random.standard_normal((length, dim), dtype=np.float32) for length in lengths] for name, dim in DIMS.items()}
     labels = np.clip([30 / 8 * text[:, :64].mean() * len(text) ** 0.5 for text in frames["text"]], -3, 3).astype(np.float32)
@@ -51,7 +51,7 @@ def run_optuna(folder, trials, epochs, processes, data):
     study = optuna.create_study(study_name="peer", storage=storage, sampler=optuna.samplers.TPESampler(seed=1), direction="minimize")
 
     def objective(trial):
-        values = [word for path, (low, high, log) in SPACE.items() for word in (OPTIONS[path], str(trial.suggest_float(path, low, high, log=log)))]
+        values = [f"--{path.split('.')[1].replace('_', '-')}={trial.suggest_float(path, low, high, log=log)}" for path, (low, high, log) in SPACE.items()]
         command = [sys.executable, HERE / "search_peer.py", data, *values, "--epochs", str(epochs), "--best", folder / f"{trial.number}.pt"]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])["mae"]
 
@@ -77,10 +77,8 @@ def timed(command):
         return usage.ru_utime + usage.ru_stime
 
     begin, before = time.monotonic(), used()
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if run.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{run.stdout}{run.stderr}")
-    return time.monotonic() - begin, used() - before, run.stdout
+    output_of(command)
+    return time.monotonic() - begin, used() - before
 
 
 def main():
@@ -88,8 +86,8 @@ def main():
     parser.add_argument("build", type=Path)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--processes", type=int, default=2, help="ranks of muster, and peers at a time; one is measured as well")
-    parser.add_argument("--shortest", type=int, default=FRAMES, help=f"sequences have so many to {FRAMES} frames")
+    parser.add_argument("--processes", type=int, default=2, help="ranks of muster, and peers at a time; one of each is measured as well")
+    parser.add_argument("--shortest", type=int, default=FRAMES, help=f"sequences have from this many to {FRAMES} frames")
     parser.add_argument("--samples", type=int, default=300, help="training samples; a third of it for validation")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--folder", help="where everything is written; default: a new one in the system's temporary folder")
@@ -117,12 +115,12 @@ def main():
         for number in range(arguments.rounds):
             for (side, count), found in seconds.items():
                 place = folder / f"{side}-{count}-{number}"
-                found.append(timed((ours if side == "muster" else theirs)(count, place))[:2])
+                found.append(timed((ours if side == "muster" else theirs)(count, place)))
                 print(f"round {number + 1} of {arguments.rounds}: {side}, {count} at a time: {found[-1][0]:.1f} s, {found[-1][1]:.1f} of CPU", flush=True)
 
         best_run = next((folder / "muster-1-0" / "trials").glob("*/weights/best.safetensors")).parent.parent
         result = json.loads((best_run / "result.json").read_text())
-        peer = json.loads(timed([sys.executable, HERE / "search_peer.py", folder / "data.npz", "--evaluate", best_run / "weights/best.safetensors"])[2])
+        peer = json.loads(output_of([sys.executable, HERE / "search_peer.py", folder / "data.npz", "--evaluate", best_run / "weights/best.safetensors"]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"\n{arguments.trials} trials of {arguments.epochs} epochs, {arguments.samples} + {arguments.samples // 3} samples of {arguments.shortest} to {FRAMES} frames")

@@ -14,12 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def linear(inputs, outputs, stacked=1, bias=True):
-    layer = nn.Linear(inputs, outputs, bias)
+def linear(inputs, outputs, stacked=1):
+    layer = nn.Linear(inputs, outputs)
     for part in layer.weight.chunk(stacked):
         nn.init.xavier_uniform_(part)
-    if bias:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -112,14 +111,11 @@ class Data:
         self.features = {name: torch.from_numpy(file[name]) for name in names}
         frames = self.features[names[0]].shape[1]
         lengths = torch.from_numpy(file["length"])
-        self.valid = None if bool((lengths == frames).all()) else torch.arange(frames) < lengths[:, None]
-        train = self.rows("train")
+        valid, train = torch.arange(frames) < lengths[:, None], self.rows("train")
         for name, values in self.features.items():
-            seen = values[train].flatten(0, 1) if self.valid is None else values[train][self.valid[train]]
-            mean, deviation = seen.mean(0), seen.std(0, correction=0)
-            self.features[name] = (values - mean) / deviation
-            if self.valid is not None:
-                self.features[name] *= self.valid[..., None]
+            seen = values[train][valid[train]]
+            self.features[name] = (values - seen.mean(0)) / seen.std(0, correction=0) * valid[..., None]
+        self.valid = None if bool(valid.all()) else valid
 
     def rows(self, split):
         return torch.from_numpy(np.flatnonzero(self.splits == split))
