@@ -4,9 +4,11 @@
 #include <google/protobuf/text_format.h>
 
 #include <filesystem>
+#include <memory>
 #include <string_view>
 
 #include "base/error.h"
+#include "core/config/fields.h"
 #include "core/config/outline.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
@@ -15,7 +17,8 @@ namespace muster::launcher {
 
 namespace fs = std::filesystem;
 
-SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message) : path_(path), problems_(path) {
+SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message)
+    : path_(path), message_(message), problems_(path) {
   const std::string text = config::read_text_file(path);
   config::require_proto_message(text, path, message.GetDescriptor()->full_name());
   const auto statements =
@@ -31,30 +34,58 @@ std::string SpecFile::place(const std::string& field) const {
   return path_ + ":1";
 }
 
-void SpecFile::read_base(std::string& base, const std::vector<std::string>& set) {
+std::string SpecFile::default_name() const { return fs::path(path_).stem().string(); }
+
+std::string SpecFile::absolute(const std::string& path) const {
+  return fs::absolute(fs::path(path_).parent_path() / path).lexically_normal().string();
+}
+
+void SpecFile::read_base(std::string& base, const google::protobuf::RepeatedPtrField<std::string>& set) {
+  set_ = {set.begin(), set.end()};
   if (base.empty()) {
     problem("base", "base is missing: the experiment file that is varied, e.g. base: \"../quickstart.txtpb\"");
     return;
   }
-  base_path_ = fs::absolute(fs::path(path_).parent_path() / base).lexically_normal().string();
-  base = base_path_;
+  base = base_path_ = absolute(base);
   try {
-    base_ = config::load_experiment(base_path_, {}).experiment;
+    varied({});
     base_is_good_ = true;
   } catch (const Error& error) {
     problem("base", error.what());
     return;
   }
-  for (size_t i = 0; i < set.size(); ++i)
-    if (const std::string why = refusal({set[i]}); !why.empty()) problem(fmt::format("set[{}]", i), why);
+  for (size_t i = 0; i < set_.size(); ++i)
+    if (const std::string why = refusal({set_[i]}); !why.empty()) problem(fmt::format("set[{}]", i), why);
+  if (refusal(set_).empty()) base_ = varied(set_);
+}
+
+std::vector<std::string> SpecFile::after_set(std::vector<std::string> more) const {
+  more.insert(more.begin(), set_.begin(), set_.end());
+  return more;
+}
+
+void SpecFile::require_at_least(const std::string& field, uint32_t least) {
+  const auto [message, found] = config::find_field(message_, field);
+  if (found && message->GetReflection()->GetUInt32(*message, found) < least)
+    problem(field, fmt::format("{} must be at least {}", field, least));
+}
+
+void SpecFile::require_folds(const std::string& field, uint32_t folds) {
+  const auto& split = base_.data().split();
+  if (folds == 0) return;
+  if (split.kind() == config::Split::FIXED)
+    problem(field, field + " needs a base experiment with folds: data.split.kind LEAVE_ONE_GROUP_OUT or K_FOLD");
+  if (split.kind() == config::Split::K_FOLD && folds > split.folds())
+    problem(field, fmt::format("the base experiment has {} folds (data.split.folds)", split.folds()));
+  if (!split.test_group().empty())
+    problem(field, "the base experiment names its test group (data.split.test_group), which leaves no fold to choose");
 }
 
 void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& overrides) const {
   constexpr std::string_view key = "data.path=";
   for (auto& text : overrides)
     if (text.size() > key.size() && text.compare(0, key.size(), key) == 0)
-      text = std::string(key) +
-             fs::absolute(fs::path(path_).parent_path() / text.substr(key.size())).lexically_normal().string();
+      text = std::string(key) + absolute(text.substr(key.size()));
 }
 
 std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
@@ -75,6 +106,20 @@ std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
 }
 
 std::string path_of_override(const std::string& text) { return text.substr(0, text.find('=')); }
+
+bool is_of_process(const std::string& path) {
+  for (const char* own :
+       {"training.threads", "training.device", "training.share_device", "training.reproducible", "training.tf32"})
+    if (path == own) return true;
+  return path.rfind("checkpoints.", 0) == 0 || path.rfind("deadlines.", 0) == 0;
+}
+
+void set_missing(google::protobuf::Message& message, const std::string& defaults) {
+  const std::unique_ptr<google::protobuf::Message> whole(message.New());
+  google::protobuf::TextFormat::ParseFromString(defaults, whole.get());
+  whole->MergeFrom(message);
+  message.CopyFrom(*whole);
+}
 
 std::string spec_text(const google::protobuf::Message& message, const std::string& proto_file) {
   google::protobuf::TextFormat::Printer printer;
