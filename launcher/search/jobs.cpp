@@ -6,6 +6,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/files.h"
 
 namespace muster::launcher {
 namespace {
@@ -23,19 +24,7 @@ void make(const std::string& folder) {
   if (error) throw Error(ExitCode::kIo, folder + " cannot be made: " + error.message());
 }
 
-// Names in a folder that others change meanwhile; none if it is not there.
-std::vector<std::string> entries(const std::string& folder) {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
-    names.push_back(entry->path().filename().string());
-  return names;
-}
-
 }  // namespace
-
-Jobs::Claim::Claim(std::string folder, std::unique_ptr<run::RunLock> lock, bool was_lost)
-    : folder_(std::move(folder)), lock_(std::move(lock)), was_lost_(was_lost) {}
 
 // Renamed while the lock is held: nobody who takes the folder over can lose it then, unless this process was suspended
 // for so long that another job has taken the lock.
@@ -55,7 +44,7 @@ Jobs::Claim::~Claim() {
 }
 
 std::unique_ptr<Jobs::Claim> Jobs::claim(const std::string& name) const {
-  for (const auto& entry : entries(folder_))
+  for (const auto& entry : list_folder(folder_))
     if (std::error_code ignored; entry.rfind(kOver, 0) == 0)
       fs::remove_all(folder_ + "/" + entry, ignored);  // its job died while removing it
   const std::string folder = folder_ + "/" + name;
@@ -87,7 +76,7 @@ std::vector<std::string> Jobs::names() const {
   std::vector<std::string> names;
   std::error_code ignored;
   // Without a lock: a job that is about to begin, and has no trials yet.
-  for (const auto& name : entries(folder_))
+  for (const auto& name : list_folder(folder_))
     if (name.rfind(kOver, 0) != 0 && fs::exists(folder_ + "/" + name + "/lock", ignored)) names.push_back(name);
   return names;
 }

@@ -14,14 +14,14 @@ namespace muster::launcher {
 struct TrialCounts {
   int64_t complete, pruned, failed, running;
 
-  int64_t succeeded() const { return complete + pruned; }  // were worth something
+  int64_t succeeded() const { return complete + pruned; }
   int64_t ended() const { return succeeded() + failed; }
 };
 // standing: the answer to the request `counts`.
 TrialCounts counts_of(const nlohmann::json& standing);
 
 // The Python process that runs Optuna (optuna_process.py), which knows all trials and chooses the next one's values.
-// Talks to it in JSON lines. A process that dies, or does not answer for ten minutes, is started again and the study
+// They exchange lines of JSON. A process that dies, or does not answer for ten minutes, is started again and the study
 // opened again. For use by one thread at a time.
 class OptunaProcess {
  public:

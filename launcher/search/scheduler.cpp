@@ -20,11 +20,7 @@ using nlohmann::json;
 constexpr int64_t kMostLosses = 5;
 constexpr size_t kMostReasons = 20;  // shown on lines of their own
 
-std::string number_text(double value) { return fmt::format("{:.6g}", value); }
-
 std::string name_of(int64_t number) { return fmt::format("trial {}", number); }
-
-std::string name_of_this_job() { return fmt::format("{}-{}-{}", host_name(), ::getpid(), std::time(nullptr)); }
 
 json with_job(json opening, const std::string& job) {
   opening["job"] = job;
@@ -37,12 +33,12 @@ Scheduler::Scheduler(const SearchDirectory& directory, json opening, ProgressLin
     : directory_(directory),
       search_(directory.spec().search),
       progress_(progress),
-      job_(name_of_this_job()),
+      job_(fmt::format("{}-{}-{}", host_name(), ::getpid(), std::time(nullptr))),
       claim_(directory.jobs().claim(job_)),
       optuna_(with_job(std::move(opening), job_)) {
   const auto& opened = optuna_.opened();
   if (const std::string text = opened.value("repaired", ""); !text.empty())
-    progress_.note("the journal of the search was torn by a job that died: " + text);
+    progress_.note("a job that died has left the journal of the search damaged: " + text);
   for (const auto& note : opened.value("notes", json::array())) progress_.note("note: " + note.get<std::string>());
   find_orphans();
   tidy();
@@ -125,7 +121,8 @@ bool Scheduler::adopt(json& trial) {
     orphans_.pop_back();
     trial = optuna_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
     if (trial.value("losses", int64_t{0}) < kMostLosses) return true;
-    tell({{"number", orphan.number},
+    tell({{"op", "tell"},
+          {"number", orphan.number},
           {"state", "FAIL"},
           {"value", nullptr},
           {"reason", fmt::format("the job was lost {} times while it was trained, without a validation in between "
@@ -138,30 +135,23 @@ bool Scheduler::adopt(json& trial) {
 
 json Scheduler::report(const json& request) {
   if (!request.contains("step")) return {{"prune", false}, {"stop", stopping_}};
-  const json answer = optuna_.request(
-      {{"op", "report"}, {"number", request["number"]}, {"step", request["step"]}, {"value", request["value"]}});
-  return {{"prune", answer.value("prune", false)}, {"stop", stopping_}};
+  return {{"prune", optuna_.request(request).value("prune", false)}, {"stop", stopping_}};
 }
 
 json Scheduler::tell(const json& request) {
   const int64_t number = request["number"];
-  optuna_.request({{"op", "tell"},
-                   {"number", number},
-                   {"state", request["state"]},
-                   {"value", request["value"]},
-                   {"reason", request["reason"]}});
+  optuna_.request(request);
   active_.erase(number);
   ++ended_;
   // Which trials have the best weights now.
   const auto standing = optuna_.request({{"op", "counts"}, {"best", search_.keep_weights() + 1}});
   json result = {{"keep_weights", false}, {"drop_weights", json::array()}};
-  int64_t place = 0;
-  for (const auto& best : standing["best"]) {
-    if (place++ < search_.keep_weights()) {
-      if (best["number"] == number) result["keep_weights"] = true;
-    } else {
-      result["drop_weights"].push_back(best["number"]);
-    }
+  for (size_t place = 0; place < standing["best"].size(); ++place) {
+    const json& best = standing["best"][place]["number"];
+    if (place >= search_.keep_weights())
+      result["drop_weights"].push_back(best);
+    else if (best == number)
+      result["keep_weights"] = true;
   }
   show(request, standing);
   if (request["state"] == "FAIL")
@@ -181,19 +171,18 @@ void Scheduler::show(const json& request, const json& standing) {
   std::string text = fmt::format("[{}/{}] ", counts.ended(), trials);
   if (!standing["best"].empty()) {
     const json& best = standing["best"][0];
-    text += fmt::format("best {} {} ({})  ", search_.objective().metric(), number_text(best["value"]),
+    text += fmt::format("best {} {:.6g} ({})  ", search_.objective().metric(), best["value"].get<double>(),
                         name_of(best["number"]));
   }
   const double each = seconds() / static_cast<double>(ended_);
   text += fmt::format("left {}  {} running, {} failed, {} pruned; {}: ",
                       duration_text(each * static_cast<double>(std::max<int64_t>(0, trials - counts.ended()))),
                       active_.size(), counts.failed, counts.pruned, name);
-  if (failed)
-    text += "failed";
-  else
-    text += std::string(request["state"] == "PRUNED" ? "pruned at " : "") +
-            (request["value"].is_number() ? number_text(request["value"]) : "no value");
-  progress_.show(text);
+  if (request["state"] == "PRUNED") text += "pruned at ";
+  const json& value = request["value"];
+  progress_.show(text + (failed              ? "failed"
+                         : value.is_number() ? fmt::format("{:.6g}", value.get<double>())
+                                             : "no value"));
 }
 
 json Scheduler::standing() { return optuna_.request({{"op", "counts"}, {"best", 1}}); }

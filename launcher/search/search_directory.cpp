@@ -10,6 +10,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/files.h"
 #include "core/config/resolved_text.h"
 #include "core/config/stored.h"
 #include "launcher/work/work_group.h"
@@ -40,17 +41,14 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
   }
   // It appears whole: two jobs may begin at once.
   const fs::path whole = fs::absolute(path).lexically_normal();
-  const fs::path building = whole.parent_path() / fmt::format(".{}.new-{}", whole.filename().string(), ::getpid());
-  fs::create_directories(building / "trials", error);
-  if (!error) fs::create_directories(building / "logs", error);
-  if (error) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
-  write_file_atomically((building / "base.txtpb").string(), config::resolved_text(spec.base));
-  write_file_atomically((building / "search.txtpb").string(), resolved_text(spec.search));
+  const std::string building = whole.parent_path() / fmt::format(".{}.new-{}", whole.filename().string(), ::getpid());
+  make_folders(building + "/trials");
+  make_folders(building + "/logs");
+  write_file_atomically(building + "/base.txtpb", config::resolved_text(spec.base));
+  write_file_atomically(building + "/search.txtpb", resolved_text(spec.search));
+  spec_ = spec;
   fs::rename(building, whole, error);
-  if (!error) {
-    spec_ = spec;
-    return;
-  }
+  if (!error) return;
   fs::remove_all(building);
   if (!fs::exists(file("search.txtpb"))) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
   join(spec);
@@ -67,8 +65,10 @@ void SearchDirectory::join(const SearchSpec& spec) {
   for (const auto& difference : config::differences(spec_.base, spec.base))
     differences += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
   if (!differences.empty())
-    throw Error(ExitCode::kBadConfig, path_ + " holds another search; its trials could not be compared with these:" +
-                                          differences + "\nGive another --search-dir, or undo the change.");
+    throw Error(ExitCode::kBadConfig,
+                fmt::format("{} holds another search; its trials could not be compared with these:{}\n"
+                            "Give another --search-dir, or undo the change.",
+                            path_, differences));
   // These may change.
   *spec_.search.mutable_budget() = spec.search.budget();
   spec_.search.set_keep_weights(spec.search.keep_weights());
@@ -78,9 +78,10 @@ void SearchDirectory::join(const SearchSpec& spec) {
 
 SearchDirectory::SearchDirectory(const std::string& path) : path_(path) {
   if (!fs::is_regular_file(file("search.txtpb")) || !fs::is_regular_file(file("base.txtpb")))
-    throw Error(ExitCode::kUsage, path +
-                                      " is not the directory of a search: it has no search.txtpb and base.txtpb. "
-                                      "`muster search run SPEC` makes one");
+    throw Error(ExitCode::kUsage,
+                path +
+                    " is not the directory of a search: it has no search.txtpb and base.txtpb. `muster search run "
+                    "SPEC` makes one");
   spec_.search = parse_search(file("search.txtpb"));
   spec_.base = config::load_stored_experiment(file("base.txtpb")).experiment;
 }

@@ -20,8 +20,7 @@ class SearchDirectory {
 
   const std::string& path() const { return path_; }
   std::string file(const std::string& name) const { return path_ + "/" + name; }
-  // What it was made for. Every job trains what stands here, not what the spec's file or the base experiment has become
-  // since.
+  // What it was made for. Every job trains this, even if the spec's file or the base experiment has changed since.
   const SearchSpec& spec() const { return spec_; }
   // Any Optuna storage: the spec's, or the journal in here.
   std::string storage() const;

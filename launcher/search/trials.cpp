@@ -17,6 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+json finite_or_null(double value) { return std::isfinite(value) ? json(value) : json(); }
+
 // Thrown on every rank of a group when Optuna stops the trial early.
 struct Pruned {};
 
@@ -37,27 +39,23 @@ class Trials {
       }
     };
     const Ending ending = group_.attempt(
-        work, "it took longer than budget.trial_minutes (" + json(search_.budget().trial_minutes()).dump() + ")");
+        work, fmt::format("it took longer than budget.trial_minutes ({})", search_.budget().trial_minutes()));
     if (ending.kind == Ending::kStopped || ending.kind == Ending::kElsewhere) {
       group_.ask({{"op", "leave"}, {"number", number}});
       return;
     }
-    json outcome = {{"op", "tell"}, {"number", number}, {"state", "COMPLETE"}, {"value", nullptr}, {"reason", ""}};
-    const auto fails = [&](const std::string& reason) {
-      outcome["state"] = "FAIL";
-      outcome["reason"] = reason;
-    };
-    if (ending.kind == Ending::kFailed) {
-      fails(ending.reason);
-    } else if (pruned) {
-      outcome["state"] = "PRUNED";
-      if (std::isfinite(last_value_)) outcome["value"] = last_value_;
-    } else if (std::isfinite(value)) {
-      outcome["value"] = value;
-    } else {
-      fails(search_.objective().metric() + " is not a finite number");
-    }
-    const json answer = group_.ask(outcome);
+    if (pruned) value = last_value_;
+    std::string reason = ending.reason;
+    if (ending.kind == Ending::kDone && !pruned && !std::isfinite(value))
+      reason = search_.objective().metric() + " is not a finite number";
+    const bool failed = ending.kind == Ending::kFailed || !reason.empty();
+    const json answer = group_.ask({{"op", "tell"},
+                                    {"number", number},
+                                    {"state", failed   ? "FAIL"
+                                              : pruned ? "PRUNED"
+                                                       : "COMPLETE"},
+                                    {"value", finite_or_null(value)},
+                                    {"reason", reason}});
     if (!group_.leads()) return;
     directory_.tidy(number, answer["keep_weights"]);
     for (const auto& other : answer["drop_weights"]) directory_.tidy(other, false);
@@ -118,8 +116,8 @@ class Trials {
   // Reports to Optuna, and ends the trial if it says so.
   void report(int64_t number, int64_t step, double value) {
     last_value_ = value;
-    const json answer = group_.ask(
-        {{"op", "report"}, {"number", number}, {"step", step}, {"value", std::isfinite(value) ? json(value) : json()}});
+    const json answer =
+        group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", finite_or_null(value)}});
     if (answer["prune"]) throw Pruned{};
     group_.stop_if_asked(answer);
   }
