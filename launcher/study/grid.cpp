@@ -38,12 +38,7 @@ json Grid::next() {
   if (stopping_) return {{"do", running_ ? "wait" : "end"}};
   if (open_.empty() && !elsewhere_.empty() && Clock::now() - looked_ > kLookAgain) {
     looked_ = Clock::now();
-    for (const size_t cell : elsewhere_)
-      if (directory_.is_trained(directory_.spec().cells[cell]))
-        ++done_;
-      else
-        open_.push_back(cell);
-    elsewhere_.clear();
+    open_.swap(elsewhere_);
   }
   // Another job may have trained it since.
   for (; !open_.empty() && directory_.is_trained(directory_.spec().cells[open_.back()]); open_.pop_back()) ++done_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <sstream>
 
 #include "base/text.h"
 #include "core/run/results.h"
@@ -57,9 +58,9 @@ std::vector<std::string> warnings_of(const StudySpec& spec, const StudyResults& 
 Table comparison_table(const StudySpec& spec, const StudyResults& results) {
   const Study& study = spec.study;
   Table table;
-  table.caption = study.name() + ": test split, " + plural(study.seeds(), "seed") +
-                  (results.folds ? ", test samples of all " + plural(results.folds, "fold") + " pooled" : "") +
-                  ", mean ± std over seeds";
+  table.caption =
+      fmt::format("{}: test split, {}{}, mean ± std over seeds", study.name(), plural(study.seeds(), "seed"),
+                  results.folds ? fmt::format(", test samples of all {} pooled", plural(results.folds, "fold")) : "");
   table.warnings = warnings_of(spec, results);
   const std::string& first = results.metrics[0];
   table.header = {"variant"};
@@ -119,7 +120,8 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
 
 Table fold_table(const StudySpec& spec, const StudyResults& results) {
   Table table;
-  table.caption = spec.study.name() + ": " + results.metrics[0] + " of each fold's test split, mean ± std over seeds";
+  table.caption =
+      fmt::format("{}: {} of each fold's test split, mean ± std over seeds", spec.study.name(), results.metrics[0]);
   table.warnings = warnings_of(spec, results);
   table.header = {"variant"};
   for (int fold = 0; fold < results.folds; ++fold) table.header.push_back(fmt::format("fold {}", fold));
@@ -139,48 +141,34 @@ size_t width_of(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));  // characters, not bytes
 }
 
-std::string markdown_cell(const std::string& text) {
-  std::string cell;
-  for (const char c : text) {
-    if (c == '|') cell += '\\';
-    cell += c;
-  }
-  return cell;
+using Replacements = std::map<std::string, std::string>;
+// "a A b B": a becomes A, b becomes B.
+Replacements replacements_of(const std::string& words) {
+  Replacements all;
+  std::istringstream text(words);
+  for (std::string from, to; text >> from >> to;) all[from] = to;
+  return all;
 }
+const Replacements kMarkdown = replacements_of(R"(| \|)");
+const Replacements kLatex =
+    replacements_of(R"(\ \textbackslash{} ~ \textasciitilde{} ^ \textasciicircum{} _ \_ % \% & \&
+    # \# $ \$ { \{ } \} ± $\pm$ Δ $\Delta$ ≥ $\ge$ − $-$ < $<$ > $>$)");
 
-std::string latex_text(const std::string& text) {
-  static const std::map<std::string, std::string> known{{"±", "$\\pm$"},
-                                                        {"Δ", "$\\Delta$"},
-                                                        {"≥", "$\\ge$"},
-                                                        {"−", "$-$"},
-                                                        {"_", "\\_"},
-                                                        {"%", "\\%"},
-                                                        {"&", "\\&"},
-                                                        {"#", "\\#"},
-                                                        {"$", "\\$"},
-                                                        {"{", "\\{"},
-                                                        {"}", "\\}"},
-                                                        {"~", "\\textasciitilde{}"},
-                                                        {"^", "\\textasciicircum{}"},
-                                                        {"\\", "\\textbackslash{}"},
-                                                        {"<", "$<$"},
-                                                        {">", "$>$"}};
+std::string escaped(const std::string& text, const Replacements& replacements) {
   std::string result;
-  for (size_t i = 0; i < text.size();) {
-    size_t size = 1;
-    while (i + size < text.size() && (text[i + size] & 0xC0) == 0x80) ++size;
+  for (size_t i = 0, size; i < text.size(); i += size) {
+    for (size = 1; i + size < text.size() && (text[i + size] & 0xC0) == 0x80;) ++size;
     const std::string character = text.substr(i, size);
-    const auto found = known.find(character);
-    result += found == known.end() ? character : found->second;
-    i += size;
+    const auto found = replacements.find(character);
+    result += found == replacements.end() ? character : found->second;
   }
   return result;
 }
 
-template <class Render>
-std::string joined(const std::vector<std::string>& cells, const std::string& between, Render render) {
+// The cells of a row, escaped.
+std::string row_text(const std::vector<std::string>& cells, const Replacements& replacements, const char* between) {
   std::string text;
-  for (size_t i = 0; i < cells.size(); ++i) text += (i ? between : "") + render(cells[i]);
+  for (size_t i = 0; i < cells.size(); ++i) text += (i ? between : "") + escaped(cells[i], replacements);
   return text;
 }
 
@@ -257,23 +245,29 @@ std::string as_text(const Table& table) {
 
 std::string as_markdown(const Table& table) {
   std::string text;
-  for (const auto& warning : table.warnings) text += "> **WARNING: " + warning + "**\n\n";
-  text += table.caption + "\n\n| " + joined(table.header, " | ", markdown_cell) + " |\n|" +
-          joined(table.header, "", [](const std::string&) { return std::string("---|"); }) + "\n";
-  for (const auto& row : table.rows) text += "| " + joined(row, " | ", markdown_cell) + " |\n";
-  for (const auto& note : table.notes) text += "\n" + note + "\n";
+  for (const auto& warning : table.warnings) text += fmt::format("> **WARNING: {}**\n\n", warning);
+  text += table.caption + "\n\n";
+  const auto line = [&](const auto& row) { text += fmt::format("| {} |\n", row_text(row, kMarkdown, " | ")); };
+  line(table.header);
+  for (size_t i = 0; i < table.header.size(); ++i) text += "|---";
+  text += "|\n";
+  for (const auto& row : table.rows) line(row);
+  for (const auto& note : table.notes) text += fmt::format("\n{}\n", note);
   return text;
 }
 
 std::string as_latex(const Table& table) {
   std::string text = "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n";
-  for (const auto& warning : table.warnings) text += "\\textbf{WARNING: " + latex_text(warning) + "}\\\\\n";
-  text += "\\caption{" + latex_text(table.caption) + "}\n\\begin{tabular}{l" +
-          std::string(table.header.size() - 1, 'r') + "}\n\\toprule\n" + joined(table.header, " & ", latex_text) +
-          " \\\\\n\\midrule\n";
-  for (const auto& row : table.rows) text += joined(row, " & ", latex_text) + " \\\\\n";
+  for (const auto& warning : table.warnings)
+    text += fmt::format("\\textbf{{WARNING: {}}}\\\\\n", escaped(warning, kLatex));
+  text += fmt::format("\\caption{{{}}}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n", escaped(table.caption, kLatex),
+                      std::string(table.header.size() - 1, 'r'));
+  const auto line = [&](const auto& row) { text += row_text(row, kLatex, " & ") + " \\\\\n"; };
+  line(table.header);
+  text += "\\midrule\n";
+  for (const auto& row : table.rows) line(row);
   text += "\\bottomrule\n\\end{tabular}\n";
-  for (const auto& note : table.notes) text += "\\par\\footnotesize " + latex_text(note) + "\n";
+  for (const auto& note : table.notes) text += fmt::format("\\par\\footnotesize {}\n", escaped(note, kLatex));
   return text + "\\end{table}\n";
 }
 

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/process.h"
+#include "base/text.h"
 #include "core/metrics/metrics.h"
 #include "launcher/work/python.h"
 
@@ -46,11 +47,9 @@ std::vector<std::string> shown_metrics(const Study& study, const run::RunResult&
     return there;
   }
   for (const auto& name : study.metrics())
-    if (std::find(there.begin(), there.end(), name) == there.end()) {
-      std::string all;
-      for (const auto& other : there) all += " " + other;
-      throw Error(ExitCode::kBadConfig, "metrics: \"" + name + "\" is no metric of this data; there are" + all);
-    }
+    if (std::find(there.begin(), there.end(), name) == there.end())
+      throw Error(ExitCode::kBadConfig,
+                  fmt::format("metrics: \"{}\" is no metric of this data; there are {}", name, join(there, " ")));
   return {study.metrics().begin(), study.metrics().end()};
 }
 
@@ -111,25 +110,22 @@ metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
       predictions.push_back(records[i][2]);
     }
   }
-  if (header.size() == 3) {
-    const auto numbers = [](const std::vector<std::string>& texts) {
-      std::vector<double> values;
-      for (const auto& text : texts) values.push_back(std::strtod(text.c_str(), nullptr));
-      return values;
-    };
-    return metrics::regression_metrics(numbers(predictions), numbers(labels));
-  }
-  const auto classes = [&](const std::vector<std::string>& texts) {
-    std::vector<int64_t> values;
-    for (const auto& text : texts) {
-      const auto found = std::find(header.begin() + 3, header.end(), "probability_" + text);
-      if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
-      values.push_back(found - header.begin() - 3);
-    }
+  const auto all = [](const std::vector<std::string>& texts, const auto& value_of_text) {
+    std::vector<decltype(value_of_text(texts[0]))> values;
+    for (const auto& text : texts) values.push_back(value_of_text(text));
     return values;
   };
-  return metrics::classification_metrics(classes(predictions), classes(labels), static_cast<int64_t>(header.size()) - 3)
-      .metrics;
+  if (header.size() == 3) {
+    const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
+    return metrics::regression_metrics(all(predictions, number), all(labels, number));
+  }
+  const auto place = [&](const std::string& text) -> int64_t {
+    const auto found = std::find(header.begin() + 3, header.end(), "probability_" + text);
+    if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
+    return found - header.begin() - 3;
+  };
+  const auto classes = static_cast<int64_t>(header.size()) - 3;
+  return metrics::classification_metrics(all(predictions, place), all(labels, place), classes).metrics;
 }
 
 namespace {
@@ -156,15 +152,9 @@ std::vector<std::vector<Comparison>> compare_with_base(const StudyResults& resul
   for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
     json family = json::array();
     for (size_t variant = 1; variant < results.variants.size(); ++variant) {
-      const Values base = units(results.variants[0], results.variants[variant], metric, study.pairs());
-      const Values other = units(results.variants[variant], results.variants[0], metric, study.pairs());
-      json comparison{{"base", json::array()}, {"variant", json::array()}};
-      for (size_t i = 0; i < base.size(); ++i) {
-        if (!std::isfinite(base[i]) || !std::isfinite(other[i])) continue;
-        comparison["base"].push_back(base[i]);
-        comparison["variant"].push_back(other[i]);
-      }
-      family.push_back(std::move(comparison));
+      const auto &base = results.variants[0], &other = results.variants[variant];
+      family.push_back({{"base", units(base, other, metric, study.pairs())},  // what is not finite becomes null
+                        {"variant", units(other, base, metric, study.pairs())}});
     }
     request["families"].push_back(std::move(family));
   }
@@ -242,9 +232,10 @@ StudyResults read_results(const StudyDirectory& directory) {
   for (size_t variant = 0; variant < variants; ++variant)
     for (size_t seed = 0; seed < seeds; ++seed) {
       auto& one = results.variants[variant];
-      const bool is_whole = files[variant][seed].size() == folds;
-      if (!is_whole) one.validation[seed] = kNone;
-      if (!is_whole) continue;
+      if (files[variant][seed].size() < folds) {
+        one.validation[seed] = kNone;
+        continue;
+      }
       const auto pooled = folds > 1 ? pooled_metrics(files[variant][seed]) : metrics::Metrics();
       for (size_t metric = 0; metric < results.metrics.size(); ++metric)
         one.pooled[metric][seed] =

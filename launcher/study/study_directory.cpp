@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "core/config/stored.h"
 #include "core/run/run_lock.h"
 #include "launcher/work/work_group.h"
@@ -18,26 +18,21 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(path), spec_(std::move(spec)) {
-  std::error_code error;
-  fs::create_directories(path_, error);
-  if (error) throw Error(ExitCode::kIo, path_ + " cannot be made: " + error.message());
-  require_same_settings();
-}
-
-void StudyDirectory::require_same_settings() const {
+  make_folders(path_);
   for (const auto& cell : spec_.cells) {
     const std::string config = run(cell) + "/config.txtpb";
     if (!fs::exists(config)) continue;
     const auto differences =
         config::differences(config::load_stored_experiment(config).experiment, spec_.experiment(cell).experiment);
     if (differences.empty()) continue;
-    std::string text =
-        run(cell) +
-        " was trained with other settings than the study now asks for, so its numbers could not be compared:";
+    std::string changes;
     for (const auto& difference : differences)
-      text += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
+      changes += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
     throw Error(ExitCode::kBadConfig,
-                text + "\nGive another --study-dir, undo the change, or remove that folder to have it trained again.");
+                fmt::format("{} was trained with other settings than the study now asks for, so its numbers could not "
+                            "be compared:{}\nGive another --study-dir, undo the change, or remove that folder to have "
+                            "it trained again.",
+                            run(cell), changes));
   }
 }
 
@@ -51,9 +46,9 @@ run::RunResult StudyDirectory::result(const Cell& cell) const {
     throw Error(damaged.code(), std::string(damaged.what()) + "; remove that run's folder to have it trained again");
   }
   if (result.test.empty())
-    throw Error(
-        ExitCode::kBadData,
-        run(cell) + "/result.json: there is no test split, and a study compares by it (data.split, docs/data.md)");
+    throw Error(ExitCode::kBadData, run(cell) +
+                                        "/result.json: there is no test split, by which a study compares "
+                                        "(data.split, docs/data.md)");
   return result;
 }
 
@@ -70,27 +65,23 @@ void StudyDirectory::tidy(const Cell& cell) const {
 }
 
 void StudyDirectory::require_same_data() const {
-  struct First {
-    std::string hash, run;
-  };
-  std::map<std::string, First> seen;  // by data.path
+  std::map<std::string, std::pair<std::string, std::string>> seen;  // by data.path: hash and run
   for (const auto& cell : spec_.cells) {
     if (!is_trained(cell)) continue;
     const std::string path = run(cell) + "/environment.json";
-    std::ifstream file(path);
-    const json environment = json::parse(file, nullptr, false);
+    const json environment = json::parse(read_file_if_there(path, 64 << 20).value_or(""), nullptr, false);
     if (!environment.is_object())
       throw Error(ExitCode::kBadData,
                   path + ": cannot be read as JSON; remove that run's folder to have it trained again");
     const std::string hash = environment.value(json::json_pointer("/data/sha256"), "");
     const auto config = config::load_stored_experiment(run(cell) + "/config.txtpb").experiment;
     if (!config.data().has_path()) continue;  // built-in data is what its settings say
-    const auto& first = seen.try_emplace(config.data().path(), First{hash, run(cell)}).first->second;
-    if (first.hash != hash)
+    const auto& [first_hash, first_run] = seen.try_emplace(config.data().path(), hash, run(cell)).first->second;
+    if (first_hash != hash)
       throw Error(ExitCode::kBadData,
                   fmt::format("{} has changed during the study: {} and {} were trained on different data (data.sha256 "
                               "in environment.json). Remove the folders of the older ones to have them trained again.",
-                              config.data().path(), first.run, run(cell)));
+                              config.data().path(), first_run, run(cell)));
   }
 }
 

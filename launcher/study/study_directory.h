@@ -30,8 +30,6 @@ class StudyDirectory {
   void require_same_data() const;
 
  private:
-  void require_same_settings() const;
-
   std::string path_;
   StudySpec spec_;
 };
