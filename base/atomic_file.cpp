@@ -1,6 +1,7 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,7 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <filesystem>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -22,35 +24,29 @@ namespace {
 
 std::string name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
-// Where the bytes go, so that a link is replaced in what it points to and a device is never replaced by a file.
-std::string resolve_target(const std::string& path) {
-  const auto refuse = [&](const std::string& why) {
-    throw Error(ExitCode::kIo, "Cannot write " + path + ": " + why + ".");
+void require_replaceable(const std::string& path) {
+  const auto refuse = [&](std::string_view why) {
+    throw Error(ExitCode::kIo, fmt::format("Cannot write {}: {}.", path, why));
   };
   if (path.empty() || path.back() == '/') refuse("it names a folder, not a file");
   struct stat status;
-  if (::lstat(path.c_str(), &status) != 0) return path;  // new; any other reason shows when the file is created
-  std::string target = path;
-  if (S_ISLNK(status.st_mode)) {
-    const std::unique_ptr<char, decltype(&std::free)> resolved(::realpath(path.c_str(), nullptr), &std::free);
-    if (!resolved || ::stat(path.c_str(), &status) != 0) refuse("it is a symbolic link that leads nowhere");
-    target = resolved.get();
-  }
+  if (::lstat(path.c_str(), &status) != 0) return;  // new; any other reason shows when the file is created
+  if (S_ISLNK(status.st_mode))
+    refuse("it is a symbolic link, and files are not written through links. Give the path of the file itself");
   if (S_ISDIR(status.st_mode)) refuse("it is a folder");
   if (!S_ISREG(status.st_mode)) refuse("it is a device, pipe or socket; only an ordinary file can be replaced whole");
-  return target;
 }
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size)
-    : path_(path), target_(resolve_target(path)), expected_size_(expected_size) {
+AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size) : path_(path), expected_size_(expected_size) {
+  require_replaceable(path);
   static std::atomic<uint64_t> counter{0};
   // The name is cut so that prefix and suffix never push it over the limit of 255 bytes.
-  const std::string stem = parent_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" +
-                           host_name().substr(0, 64) + "-" + std::to_string(::getpid()) + "-";
+  const std::string stem = fmt::format("{}/.{}.tmp-{}-{}-", parent_of(path), name_of(path).substr(0, 100),
+                                       host_name().substr(0, 64), ::getpid());
   do {
-    const std::string candidate = stem + std::to_string(counter++);
+    const std::string candidate = fmt::format("{}{}", stem, counter++);
     descriptor_ = ::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ >= 0) temporary_ = candidate;
   } while (descriptor_ < 0 && (errno == EEXIST || errno == EINTR));
@@ -73,7 +69,7 @@ void AtomicFile::fail(const std::string& what, int error_number) {
     discard();
     const std::string needed = size_text(static_cast<double>(std::max(expected_size_, size_)));
     message += expected_size_ > 0 ? " It needs " + needed : " It needs at least " + needed;
-    if (const std::string free = free_space_text(parent_of(target_)); !free.empty()) message += "; " + free;
+    if (const std::string free = free_space_text(parent_of(path_)); !free.empty()) message += "; " + free;
     message += error_number == EDQUOT ? ", and your quota is used up." : ".";
     message += " Free some space or choose another folder, and try again.";
   }
@@ -94,15 +90,47 @@ void AtomicFile::commit() {
   const int closed = ::close(descriptor_);
   descriptor_ = -1;
   if (closed != 0 && errno != EINTR) fail("close it", errno);
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("give it its name", errno);
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("give it its name", errno);
   temporary_.clear();
-  sync_folder(parent_of(target_));
+  sync_folder(parent_of(path_));
 }
 
 void write_file_atomically(const std::string& path, std::string_view bytes) {
   AtomicFile file(path, bytes.size());
   file.write(bytes);
   file.commit();
+}
+
+bool make_folder_atomically(const std::string& path, const std::function<void(const std::string& folder)>& fill) {
+  namespace fs = std::filesystem;
+  const fs::path given = fs::absolute(path).lexically_normal();
+  const fs::path target = given.has_filename() ? given : given.parent_path();
+  const std::string parent = target.parent_path().string(), name = target.filename().string();
+  make_folders(parent);
+  std::string outer = fmt::format("{}/.{}.new-XXXXXX", parent, name.substr(0, 100));
+  if (!::mkdtemp(outer.data())) throw_io_error("make the folder", path, errno);
+  const auto clean_up = [&] {
+    std::error_code ignored;
+    fs::remove_all(outer, ignored);
+  };
+  try {
+    // The folder within has the permissions that any new folder gets; until it moves, the one around it protects it.
+    const std::string building = outer + "/" + name;
+    make_folders(building);
+    fill(building);
+    if (::rename(building.c_str(), target.c_str()) != 0) {
+      const int error = errno;
+      clean_up();
+      if (error == ENOTEMPTY || error == EEXIST || error == ENOTDIR) return false;
+      throw_io_error("make the folder", path, error);
+    }
+  } catch (...) {
+    clean_up();
+    throw;
+  }
+  clean_up();
+  sync_folder(parent);
+  return true;
 }
 
 }  // namespace muster

@@ -347,6 +347,14 @@ void catch_stops(const std::vector<int>& signals) {
 
 int caught_stops() { return stops; }
 
+void open_missing_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(stream, F_GETFD) != -1 || errno != EBADF) continue;
+    // The lowest free number is this one: those below are open.
+    if (open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY) != stream) _exit(74);
+  }
+}
+
 Child::Child(const std::vector<std::string>& arguments, const ChildOptions& options) : own_group_(options.own_group) {
   Start start{{}, {}, options, {}, getpid(), 0};
   const auto environment = changed_environment(options);

@@ -19,6 +19,11 @@ void catch_stops(const std::vector<int>& signals);
 // How many signals have been caught.
 int caught_stops();
 
+// Call it first in main(), before anything is opened. A process may be started with its standard input, output or error
+// closed; the next file that it opened would get that number, and messages would be written into it. This puts /dev/null
+// there: reading finds the end, messages are dropped, and what is written to standard output fails, as it did.
+void open_missing_standard_streams();
+
 // How a child differs from this process. Signals have their default action in it, except that an ignored SIGHUP (nohup)
 // stays ignored.
 struct ChildOptions {
@@ -65,8 +70,9 @@ class Child {
 enum class Stream { kOutput = 1, kError = 2 };
 
 struct ProcessOptions : ChildOptions {
-  // kNone: it reads nothing; kBytes: `input_bytes`; kInherited: this process's, unless the child has its own group and
-  // that is a terminal, which background processes cannot read.
+  // kNone: /dev/null, so that it does not take what a caller's `while read` loop is to read; kBytes: `input_bytes`;
+  // kInherited: this process's, unless the child has its own group and that is a terminal, which background processes
+  // cannot read.
   enum class Input { kNone, kBytes, kInherited };
   Input input = Input::kNone;
   std::string input_bytes;

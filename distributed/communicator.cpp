@@ -12,8 +12,8 @@
 namespace muster::distributed {
 namespace {
 
-int number_in_environment(const char* name) {
-  const char* text = std::getenv(name);
+int number_in_environment(const std::string& name) {
+  const char* text = std::getenv(name.c_str());
   return text ? std::atoi(text) : 0;
 }
 
@@ -25,14 +25,16 @@ bool is_typed_into_a_shell() {
 
 struct Start {
   std::string starter;
-  int ranks;
+  int ranks, rank;
 };
 
 // mpirun comes first: inside a Slurm job it starts its own daemons by srun, one task per node.
 Start how_started() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
-    if (const int ranks = number_in_environment(name)) return {"mpirun", ranks};
-  return {"srun", is_typed_into_a_shell() ? 1 : number_in_environment("SLURM_STEP_NUM_TASKS")};
+  for (const std::string name : {"OMPI_COMM_WORLD_", "PMI_"})
+    if (const int ranks = number_in_environment(name + "SIZE"))
+      return {"mpirun", ranks, number_in_environment(name + "RANK")};
+  if (is_typed_into_a_shell()) return {"srun", 1, 0};
+  return {"srun", number_in_environment("SLURM_STEP_NUM_TASKS"), number_in_environment("SLURM_PROCID")};
 }
 
 // Checks its arguments like the other backends do, so that a mistake shows with one rank already.
@@ -72,8 +74,10 @@ class SingleProcessCommunicator final : public CheckedCommunicator {
 
 int expected_world_size() { return std::max(1, how_started().ranks); }
 
+int expected_rank() { return how_started().ranks > 1 ? how_started().rank : 0; }
+
 std::unique_ptr<Communicator> connect() {
-  const auto [starter, promised] = how_started();
+  const auto [starter, promised, rank] = how_started();
   if (promised <= 1) return make_single_process_communicator();
   // Open MPI would print a message of its own, for whoever builds it, on every rank.
   if (starter == "srun" && !std::getenv("PMIX_RANK"))

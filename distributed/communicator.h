@@ -82,6 +82,10 @@ std::unique_ptr<Communicator> connect();
 // step (`srun --pty bash`).
 int expected_world_size();
 
+// This process's rank among those, known before MPI runs. Right only in a process that is one of them: shells and what
+// they start inherit the variables that say it.
+int expected_rank();
+
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 

@@ -62,7 +62,7 @@ constexpr int kStaying = 1500;
 
 void write_file(const std::string& path, const std::string& text) {
   const std::string unfinished = path + ".unfinished";
-  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
   if (fd < 0) return;
   try_write_all(fd, text);
   ::close(fd);

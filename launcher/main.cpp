@@ -1,8 +1,11 @@
 #include <fmt/format.h>
 #include <malloc.h>
+#include <poll.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +13,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/process.h"
 #include "core/run/run_lock.h"
+#include "distributed/communicator.h"
 #include "launcher/commands/commands.h"
 #include "launcher/slurm/this_job.h"
 
@@ -19,11 +24,11 @@ namespace {
 using muster::Error;
 using muster::ExitCode;
 
-// One message per job: an error that all ranks share is printed by the first. Ranks learn their number from the launch
-// backend, before MPI runs.
-bool is_first_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"})
-    if (const char* text = std::getenv(name)) return std::strcmp(text, "0") == 0;
+// One message per job: an error that all ranks share is printed by the first. A command that runs on one process always
+// prints its own: schedulers leave variables that number ranks in shells too.
+bool prints_errors(int argc, char** argv) {
+  for (const char* name : {"train", "resume", "evaluate", "predict", "search", "study", "doctor"})
+    if (argc > 1 && std::strcmp(argv[1], name) == 0) return muster::distributed::expected_rank() == 0;
   return true;
 }
 
@@ -39,17 +44,23 @@ void keep_freed_memory() {
 }
 
 // What a command prints is its result, except for those whose result is the run directory: a finished run must not look
-// like a failed one.
+// like a failed one. Whoever closes a pipe (head, less) has seen what they wanted.
 void require_written_output(const CLI::App& app) {
   if (app.got_subcommand("train") || app.got_subcommand("resume")) return;
   if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return;
+  const std::string reason = std::strerror(errno);
+  pollfd output{STDOUT_FILENO, POLLOUT, 0};
+  if (poll(&output, 1, 0) == 1 && (output.revents & POLLERR)) return;
   throw Error(ExitCode::kIo, fmt::format("standard output could not be written ({}): what was printed is incomplete",
-                                         std::strerror(errno)));
+                                         reason));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  muster::open_missing_standard_streams();
+  // What a command does is not undone because nobody reads its output any more. Programs that it starts get the default.
+  std::signal(SIGPIPE, SIG_IGN);
   keep_freed_memory();
   // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
@@ -86,11 +97,11 @@ int main(int argc, char** argv) {
     std::puts(MUSTER_VERSION);
     return 0;
   } catch (const CLI::ParseError& error) {
-    if (is_first_rank())
+    if (prints_errors(argc, argv))
       std::fprintf(stderr, "muster: %s\nSee: muster --help, muster <command> --help\n", error.what());
     return static_cast<int>(ExitCode::kUsage);
   } catch (const Error& error) {
-    if (is_first_rank()) std::fprintf(stderr, "muster: %s\n", error.what());
+    if (prints_errors(argc, argv)) std::fprintf(stderr, "muster: %s\n", error.what());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "muster: internal error: %s\n", error.what());

@@ -33,7 +33,7 @@ std::string dumped(const nlohmann::json& value, int indent = -1) {
 }
 
 int open_to_append(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor < 0) fail(path, "cannot open", std::strerror(errno));
   return descriptor;
 }
@@ -86,30 +86,11 @@ void sweep_temporary_files(const fs::path& folder) {
   }
 }
 
-// Makes a folder under another name beside its own, lets `fill` write into it, and renames it: it appears whole or not
-// at all.
+// Makes a run directory that appears whole or not at all.
 void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
-  const fs::path target = fs::absolute(path).lexically_normal();
-  const fs::path final_path = target.has_filename() ? target : target.parent_path();
-  make_folders(final_path.parent_path().string());
-  std::error_code error;
-  const fs::path building =
-      final_path.parent_path() / fmt::format(".{}.new-{}", final_path.filename().string(), getpid());
-  try {
-    fill(building.string());
-    fs::rename(building, final_path);
-    sync_folder(final_path.parent_path().string());
-  } catch (const fs::filesystem_error& failure) {
-    fs::remove_all(building, error);
-    if (failure.code() == std::errc::directory_not_empty || failure.code() == std::errc::file_exists)
-      throw RunDirInUse(
-          path +
-          ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
-    fail(path, "cannot create the run directory", failure.code().message());
-  } catch (...) {
-    fs::remove_all(building, error);
-    throw;
-  }
+  if (make_folder_atomically(path, fill)) return;
+  throw RunDirInUse(
+      path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
 }
 
 }  // namespace

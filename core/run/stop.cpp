@@ -1,21 +1,32 @@
 #include "core/run/stop.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <cstring>
+
+#include "base/error.h"
 
 namespace muster::run {
 namespace {
 
 volatile std::sig_atomic_t received = 0;
+volatile std::sig_atomic_t saves = 0;
 
-extern "C" void remember(int signal) { received = signal; }
+extern "C" void handle_stop(int signal) {
+  received = signal;
+  if (saves) return;
+  if (signal == SIGUSR1 || signal == SIGUSR2) _exit(static_cast<int>(ExitCode::kRequeue));
+  std::signal(signal, SIG_DFL);
+  raise(signal);
+}
 
 }  // namespace
 
 void catch_stop_signals() {
   struct sigaction action = {};
-  action.sa_handler = remember;
+  action.sa_handler = handle_stop;
   sigemptyset(&action.sa_mask);
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) {
     struct sigaction inherited = {};
@@ -26,6 +37,8 @@ void catch_stop_signals() {
     sigaction(signal, &action, nullptr);
   }
 }
+
+void save_on_stop() { saves = 1; }
 
 int stop_signal() { return received; }
 

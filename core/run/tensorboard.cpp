@@ -127,7 +127,7 @@ EventFile::EventFile(const std::string& run_directory, std::optional<uint64_t> c
   if (path_.empty()) {
     path_ = fmt::format("{}/events.out.tfevents.{}.{}.muster", run_directory, std::time(nullptr), host_name());
   }
-  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail("open", errno);
   try {
     size_ = continue_after ? kept_size(descriptor_, *continue_after) : 0;

@@ -37,6 +37,7 @@ std::function<void(const std::string&)> line_printer(TrainingRun& run) {
 
 // Decides between a new run and one that is resumed; the latter's directory is locked from here on.
 void find_run_directory(TrainingRun& run) {
+  if (run.options.begin != Begin::kNew) run::save_on_stop();  // from here on there may be a lock to release
   std::string kind = "new";
   at_run_directory(run, [&] {
     const std::string& path = run.options.run_directory;
@@ -236,6 +237,7 @@ bool is_concluded(TrainingRun& run) {
 }
 
 void open_for_writing(TrainingRun& run) {
+  run::save_on_stop();
   nlohmann::json job = run::describe_environment(run.communicator, run.options.command_line, describe_rank(run.compute),
                                                  describe_job(run.compute));
   if (run.communicator.size() > 1) run.progress.line(run::rank_table(job["ranks"]));

@@ -90,8 +90,9 @@ void run(const SearchArguments& arguments) {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
       require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
+      if (is_main) refuse_without_validation(spec);
+      run::save_on_stop();
       if (!is_main) return;
-      refuse_without_validation(spec);
       directory.emplace(path, spec);
     });
     distributed::run_on_all_ranks(world, [&] {

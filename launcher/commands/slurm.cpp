@@ -40,7 +40,7 @@ void add_submit_command(CLI::App& parent) {
       ->check(CLI::NonNegativeNumber);
   command->add_option(
       "--site", options->site,
-      "Site profile: a file, or NAME of ~/.config/muster/NAME.txtpb (default: MUSTER_SITE, else site.txtpb there)");
+      "Site profile: FILE.txtpb, or NAME of ~/.config/muster/NAME.txtpb (default: MUSTER_SITE, else site.txtpb there)");
   command->add_option("--template", options->template_file, "Fill in this job script instead of muster's own");
   command->add_flag("--dry-run", options->dry_run, "Check everything, print the job script, submit nothing");
   command->prefix_command();

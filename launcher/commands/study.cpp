@@ -105,6 +105,7 @@ void run(const StudyArguments& arguments) {
       StudySpec spec = load_study(arguments.spec, arguments.set);
       require_whole_groups(world.size(), spec.study.ranks_per_run(), "ranks_per_run");
       const std::string path = path_of(arguments, spec);
+      run::save_on_stop();
       directory.emplace(path, std::move(spec));
     });
     const StudySpec& spec = directory->spec();

@@ -50,6 +50,12 @@ void check(const LaunchOptions& options) {
                      command.name()));
 }
 
+bool reads_standard_input(const std::vector<std::string>& arguments) {
+  return std::any_of(arguments.begin(), arguments.end(), [](const std::string& text) {
+    return text == "/dev/stdin" || text == "/dev/fd/0" || text == "/proc/self/fd/0";
+  });
+}
+
 // How one start of the job ended.
 struct StartEnd {
   ProcessResult process;
@@ -69,7 +75,7 @@ StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::
     options.own_group = true;
     options.death_signal = SIGTERM;
     options.inherits_descriptors = true;  // an experiment may be a shell's <(command)
-    options.input = ProcessOptions::Input::kInherited;
+    if (reads_standard_input(job.arguments)) options.input = ProcessOptions::Input::kInherited;
     options.on_bytes = [&](Stream stream, const std::string& bytes) { output.take(stream, bytes); };
     options.on_idle = [&] { output.write_logs(); };
     options.on_stop = ProcessOptions::OnStop::kForward;
@@ -105,7 +111,6 @@ void launch(const LaunchOptions& options) {
     std::printf("%s\n", shell_line(job).c_str());
     return;
   }
-  std::signal(SIGPIPE, SIG_IGN);  // the job does not end because nobody reads its output
   const std::string run_directory = directory_for_logs(options.command);
   int64_t at_last_failure = 0;
   bool has_run = false;

@@ -137,7 +137,7 @@ void RunLogs::write(bool now) {
   }
   for (const auto& [rank, text] : std::exchange(texts_, {})) {
     const std::string path = fmt::format("{}/logs/rank-{}.log", run_directory_, rank);
-    const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
     const int error = file >= 0 ? try_write_all(file, text) : errno;
     if (file >= 0) close(file);
     if (error == 0) continue;

@@ -40,17 +40,15 @@ SearchDirectory::SearchDirectory(const std::string& path, const SearchSpec& spec
     return;
   }
   // It appears whole: two jobs may begin at once.
-  const fs::path whole = fs::absolute(path).lexically_normal();
-  const std::string building = whole.parent_path() / fmt::format(".{}.new-{}", whole.filename().string(), ::getpid());
-  make_folders(building + "/trials");
-  make_folders(building + "/logs");
-  write_file_atomically(building + "/base.txtpb", config::resolved_text(spec.base));
-  write_file_atomically(building + "/search.txtpb", resolved_text(spec.search));
-  spec_ = spec;
-  fs::rename(building, whole, error);
-  if (!error) return;
-  fs::remove_all(building);
-  if (!fs::exists(file("search.txtpb"))) throw Error(ExitCode::kIo, path + " cannot be made: " + error.message());
+  const bool is_ours = make_folder_atomically(path, [&](const std::string& folder) {
+    for (const char* name : {"trials", "logs"}) make_folders(fmt::format("{}/{}", folder, name));
+    write_file_atomically(folder + "/base.txtpb", config::resolved_text(spec.base));
+    write_file_atomically(folder + "/search.txtpb", resolved_text(spec.search));
+  });
+  if (is_ours) {
+    spec_ = spec;
+    return;
+  }
   join(spec);
 }
 

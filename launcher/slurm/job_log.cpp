@@ -43,7 +43,7 @@ std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
 void append_job_log(const std::string& run_directory, nlohmann::json row) {
   row["time"] = utc_now();
   const std::string path = run_directory + "/logs/jobs.jsonl";
-  const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
   // A row whose writer was killed must not take the next one with it.
   char last = '\n';
   const off_t size = file < 0 ? 0 : ::lseek(file, 0, SEEK_END);

@@ -1,10 +1,13 @@
 #include "launcher/slurm/site.h"
 
+#include <fmt/format.h>
+
 #include <cstdlib>
 #include <filesystem>
 
 #include "base/error.h"
 #include "base/problems.h"
+#include "base/text.h"
 #include "core/config/outline.h"
 #include "core/config/reader.h"
 #include "core/config/text_file.h"
@@ -25,13 +28,20 @@ bool is_file(const std::string& path) {
   return fs::is_regular_file(path, ignored);
 }
 
-std::string file_of(const std::string& name_or_file) {
-  if (name_or_file.find('/') != std::string::npos || is_file(name_or_file)) return name_or_file;
-  const std::string path = folder_of_user() + "/" + name_or_file + ".txtpb";
+// A profile's commands run in every job, and in the working directory somebody else may have put a file. So a plain name
+// is never looked for there.
+std::string file_of(const std::string& name) {
+  if (name.find('/') != std::string::npos) return name;
+  const std::string path = fmt::format("{}/{}.txtpb", folder_of_user(), name);
   if (!is_file(path))
-    throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " +
-                                      path + ". Examples to copy are in cluster/sites/");
+    throw Error(ExitCode::kUsage, fmt::format("site profile {}: there is no {}. For a file elsewhere give its path, "
+                                              "such as ./{}. Examples to copy are in cluster/sites/",
+                                              in_quotes(name), path, name));
   return path;
+}
+
+bool ends_with(const std::string& text, std::string_view end) {
+  return text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 }  // namespace
@@ -52,9 +62,10 @@ Site parse_site(const std::string& text, const std::string& path) {
 
 Site load_site(const std::string& name_or_file) {
   const char* chosen = std::getenv("MUSTER_SITE");
-  std::string path = !name_or_file.empty() ? file_of(name_or_file)
-                     : chosen && *chosen   ? file_of(chosen)
-                                           : folder_of_user() + "/site.txtpb";
+  std::string path = ends_with(name_or_file, ".txtpb") ? name_or_file
+                     : !name_or_file.empty()           ? file_of(name_or_file)
+                     : chosen && *chosen               ? file_of(chosen)
+                                                       : folder_of_user() + "/site.txtpb";
   if (name_or_file.empty() && !(chosen && *chosen) && !is_file(path)) return {};
   return parse_site(config::read_text_file(path), path);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "tests/helpers/temporary_folder.h"
 
 namespace muster {
@@ -98,16 +99,48 @@ TEST(AtomicFile, EveryKindOfBytesAndNames) {
   EXPECT_EQ(folder.names().size(), 4u);
 }
 
-TEST(AtomicFile, FollowsLinks) {
+TEST(AtomicFile, WritesThroughNoLink) {
   TemporaryFolder folder;
   std::filesystem::create_directory(folder / "scratch");
   write_file_atomically(folder / "scratch/real", "old");
   std::filesystem::create_symlink("scratch/real", folder / "link");
-  write_file_atomically(folder / "link", "new");
-  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
-  EXPECT_EQ(contents(folder / "scratch/real"), "new");
   std::filesystem::create_symlink("nowhere", folder / "dangling");
-  EXPECT_THAT(io_error([&] { write_file_atomically(folder / "dangling", ""); }), HasSubstr("leads nowhere"));
+  for (const char* name : {"link", "dangling"}) {
+    EXPECT_THAT(io_error([&] { write_file_atomically(folder / name, "new"); }), HasSubstr("it is a symbolic link"));
+    EXPECT_TRUE(std::filesystem::is_symlink(folder / name));
+  }
+  EXPECT_EQ(contents(folder / "scratch/real"), "old");
+  EXPECT_FALSE(std::filesystem::exists(folder / "nowhere"));
+}
+
+TEST(MakeFolderAtomically, AppearsWholeAndWithTheUsualPermissions) {
+  TemporaryFolder folder;
+  const mode_t before = ::umask(027);
+  EXPECT_TRUE(make_folder_atomically(folder / "a/b/", [&](const std::string& building) {
+    EXPECT_FALSE(std::filesystem::exists(folder / "a/b"));
+    // Nobody else may look into it, or put something there, before it is done.
+    EXPECT_EQ(static_cast<int>(std::filesystem::status(parent_of(building)).permissions()), 0700);
+    write_file_atomically(building + "/file", "x");
+  }));
+  ::umask(before);
+  EXPECT_EQ(contents(folder / "a/b/file"), "x");
+  EXPECT_EQ(static_cast<int>(std::filesystem::status(folder / "a/b").permissions()), 0750);
+  EXPECT_EQ(list_folder(folder / "a"), std::vector<std::string>{"b"});
+}
+
+TEST(MakeFolderAtomically, TakesNothingThatIsThere) {
+  TemporaryFolder folder;
+  make_folders(folder / "taken");
+  write_file_atomically(folder / "taken/file", "theirs");
+  write_file_atomically(folder / "file", "theirs");
+  std::filesystem::create_directory_symlink("taken", folder / "link");
+  for (const char* name : {"taken", "file", "link"})
+    EXPECT_FALSE(make_folder_atomically(folder / name, [](const std::string&) {})) << name;
+  EXPECT_EQ(contents(folder / "taken/file"), "theirs");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "link"));
+  EXPECT_THROW(make_folder_atomically(folder / "new", [](const std::string&) { throw std::runtime_error("no"); }),
+               std::runtime_error);
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{"file", "link", "taken"}));
 }
 
 TEST(AtomicFile, RespectsTheUmask) {

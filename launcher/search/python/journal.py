@@ -1,12 +1,11 @@
 """Optuna's journal file, made robust: a process that dies while it writes or while it holds the lock does not stop the others."""
 import contextlib
+import fcntl
 import glob
-import hashlib
 import json
 import mmap
 import os
 import random
-import socket
 import sys
 import time
 
@@ -21,6 +20,13 @@ def born(pid):
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
         return None
+
+
+def private(path, flags):
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+TELL_AFTER = 10  # seconds
 
 
 class Lock:
@@ -65,7 +71,7 @@ class Lock:
         return tuple(found)
 
     def acquire(self):
-        seen, since, pause = None, time.monotonic(), 0.001
+        seen, since, pause, told = None, time.monotonic(), 0.001, False
         while True:
             with contextlib.suppress(FileExistsError):
                 os.symlink(self.me, self.link)
@@ -73,14 +79,25 @@ class Lock:
             state = self.state()
             if state != seen:
                 seen, since = state, time.monotonic()
-            if self.is_dead(state[0]) or time.monotonic() - since > self.grace:
+            waited = time.monotonic() - since
+            if self.is_dead(state[0]) or waited > self.grace:
                 self.free(state)
+            if waited > TELL_AFTER and not told:
+                told = True
+                print(f"waiting for {self.link}, held by {self.holder(state[0])}", file=sys.stderr)
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
+    def holder(self, target):
+        if target and target.startswith(self.here):
+            return f"process {target[len(self.here):].split('-')[0]} of this machine"
+        return f"a process of another machine ({os.path.basename(target)})" if target else "a program that does not say who it is"
+
     def free(self, state):
-        with socket.socket(socket.AF_UNIX) as claim, contextlib.suppress(OSError):  # it fails while another process here does the same
-            claim.bind("\0muster-" + hashlib.sha256(self.link.encode()).hexdigest())
+        # One process of this machine at a time: a second one would take away the lock of whoever acquires it in between. A lock file
+        # that only this user may open: a lock that others can reach, such as an abstract socket, lets them stall the search.
+        with contextlib.suppress(OSError), open(self.link + ".free", "a", opener=private) as claim:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.state() == state:
                 os.unlink(self.link)
                 print(f"freed {self.link}, which {state[0]} had left", file=sys.stderr)

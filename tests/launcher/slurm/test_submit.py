@@ -152,7 +152,11 @@ def test_the_script_with_a_site_profile(cluster):
     site.rename(site.parent / "site.txtpb")
     assert cluster.script("--account", "other", "--nodes", 2, train=SEED) == script
     cluster.script(train=SEED, changes={"XDG_CONFIG_HOME": "/" + "x" * 300})  # nowhere to look: no profile
-    assert "neither a file of that name here nor" in cluster.script("--site", "there", code=2) + cluster.submit("--site", "there", code=2).stderr
+    # Not from the working directory either, where another user may have put it.
+    (cluster.folder / "there").write_text('setup: "export PLANTED=1"\n')
+    (cluster.folder / "there.txtpb").write_text('setup: "export PLANTED=1"\n')
+    for planted in (cluster.submit("--site", "there", code=2), cluster.submit(code=2, changes={"MUSTER_SITE": "there"})):
+        assert "site profile 'there': there is no" in planted.stderr and "./there" in planted.stderr
     (cluster.folder / "bad.txtpb").write_text('partitoin: "x"\ngpus_per_node: "four"\nnodes: 2\n')
     error = cluster.submit("--site", "bad.txtpb", code=78).stderr
     assert "3 problems" in error and "bad.txtpb:1: unknown field partitoin; did you mean partition?" in error
