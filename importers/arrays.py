@@ -12,7 +12,6 @@ Exit codes: 0 done, 2 usage, 65 bad data, 74 cannot read or write.
 import argparse
 import csv
 import math
-import signal
 import sys
 import time
 from collections import Counter
@@ -20,10 +19,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from command_line import open_regular, run_importer
 from container import DTYPES, SPLITS, ContainerWriter, DataError, class_names_problem, finite_frames, is_name, split_problem
 from npy import read_frames, read_header
 
-BAD_DATA, IO = 65, 74
 DEFAULT_COLUMNS = {"label": "label", "group": "session", "split": "split"}  # used when the manifest has them
 
 
@@ -45,9 +44,12 @@ class Manifest:
 def read_manifest(path, problems):
     manifest = Manifest(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_regular(path, "r", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    problems.append(f"{path}:{reader.line_num}: holds a NUL character: it is no text")
+                    continue
                 if not any(cell.strip() for cell in cells):
                     continue
                 if not manifest.columns:
@@ -90,8 +92,16 @@ def finite_number(cell):
     return value if math.isfinite(value) and abs(value) <= float(np.finfo(np.float32).max) else None
 
 
-def is_whole(cell):
-    return cell.lstrip("+-").isascii() and cell.lstrip("+-").isdigit()
+def whole_number(cell):
+    """The whole number that the cell is, however it is written (1, 01, 1.0, 1e0), or None."""
+    value = finite_number(cell)
+    return int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else None
+
+
+def class_name(cell):
+    """The name by which a class is known: numbers count by their value, so that 1 and 1.0 are one class."""
+    whole, value = whole_number(cell), finite_number(cell)
+    return str(whole) if whole is not None else cell if value is None else repr(value)
 
 
 def choose_task(options, manifest, column, problems):
@@ -107,7 +117,7 @@ def choose_task(options, manifest, column, problems):
                             "say --task regression, or --task classification with --class-names")
             return "regression", None
         if all(numbers):
-            if all(is_whole(cell) for cell in cells):
+            if all(whole_number(cell) is not None for cell in cells):
                 problems.append(f'{manifest.path}: all labels in "{column}" are whole numbers, which may be classes or '
                                 "values: say --task classification or --task regression")
         elif any(numbers):
@@ -118,7 +128,7 @@ def choose_task(options, manifest, column, problems):
     if task == "regression":
         return task, None
     if not names:
-        names = sorted(set(cells), key=(lambda cell: (int(cell), cell)) if all(map(is_whole, cells)) else None)
+        names = sorted(set(map(class_name, cells)), key=float if all(finite_number(cell) is not None for cell in cells) else None)
         if not names:
             problems.append(f"{manifest.path}: classification without labels needs --class-names")
         elif len(names) < 2:
@@ -131,15 +141,16 @@ def parse_labels(manifest, column, task, names, problems):
     cells = manifest.column(column)
     if not any(cells):
         return None
-    names = names or []
+    names, known = names or [], set(filter(None, cells))
+    numbers = {class_name(name): number for number, name in enumerate(names)}
     if task == "regression":
         values = {cell: finite_number(cell) for cell in cells}
         wrong = 'column "{column}": "{cell}" is no finite number'
-    elif not set(cells) & set(names) and all(map(is_whole, filter(None, cells))):
-        values = {cell: int(cell) for cell in cells if cell and 0 <= int(cell) < len(names)}
+    elif not set(map(class_name, known)) & numbers.keys() and all(whole_number(cell) is not None for cell in known):
+        values = {cell: whole_number(cell) for cell in known if 0 <= whole_number(cell) < len(names)}
         wrong = "class {cell}, but there are {count} classes (counted from 0): {names}"
     else:
-        values = {name: number for number, name in enumerate(names)}
+        values = {cell: numbers.get(class_name(cell)) for cell in known}
         wrong = 'unknown class "{cell}" in column "{column}"; known: {names}'
     for row, cell in enumerate(cells):
         if not cell:
@@ -155,7 +166,7 @@ def parse_target(manifest, target, column, problems):
     cells = manifest.column(column)
     if all(finite_number(cell) is not None for cell in cells):
         return parse_labels(manifest, column, "regression", None, problems)
-    names = sorted(set(cells) - {""})
+    names = sorted({class_name(cell) for cell in cells if cell})
     if len(names) < 2:
         problems.append(f'{manifest.path}: target "{target}": column "{column}" holds neither numbers nor at least two classes')
         return None
@@ -180,6 +191,8 @@ class Modality:
                     self.lengths[row] = 0
                 else:
                     problems.append(f'{manifest.where(row)}: {path} does not exist; --missing empty takes it as "has no {name}"')
+            except DataError as error:
+                problems.append(f"{error} ({manifest.where(row)})")
             except ValueError as error:
                 problems.append(f"{path}: {error} ({manifest.where(row)})")
         if missing == "empty" and not dims.any() and not self.lengths.any():
@@ -196,7 +209,13 @@ class Modality:
         for row in np.flatnonzero(self.lengths >= 0):
             frames = np.zeros((0, self.dim), dtype=options.dtype)
             if self.lengths[row] > 0:
-                frames = read_frames(self.paths[row])
+                try:
+                    frames = read_frames(self.paths[row])
+                except (MemoryError, ValueError) as error:  # ValueError: it has changed since its header was read
+                    reason = "its frames do not fit into memory" if isinstance(error, MemoryError) else error
+                    problems.append(f"{self.paths[row]}: {reason} ({self.manifest.where(row)})")
+                    out = None
+                    continue
                 progress.file(frames.nbytes)
             problem = finite_frames(frames, options.dtype, options.nonfinite)[2]
             if problem:
@@ -345,6 +364,8 @@ def parse_arguments(arguments):
     options.modality = {name: Path(folder) for name, folder in options.modality.items()}
     if options.class_names and class_names_problem(options.class_names):
         parser.error(f"--class-names: {class_names_problem(options.class_names)}")
+    if options.class_names and len(set(map(class_name, options.class_names))) != len(options.class_names):
+        parser.error("--class-names: two of them are the same number")
     if options.class_names and options.task == "regression":
         parser.error("--class-names do not go with --task regression")
     return options
@@ -352,18 +373,7 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the unfinished file is removed
-    try:
-        lines = run(options)
-    except DataError as error:
-        print("\n".join(error.problems), file=sys.stderr)
-        print(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)}; nothing was written", file=sys.stderr)
-        return BAD_DATA
-    except OSError as error:
-        print(f"cannot read or write: {error}; nothing was written", file=sys.stderr)
-        return IO
-    print("\n".join(lines))
-    return 0
+    return run_importer(run, options)
 
 
 if __name__ == "__main__":

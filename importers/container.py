@@ -24,6 +24,7 @@ FORMAT = "muster-dataset"
 VERSION = 1
 SPLITS = ("train", "valid", "test", "")
 DTYPES = ("float32", "float16")
+MAX_CLASSES = 4000  # their names are an attribute, which HDF5 limits to 64 KB of 16 bytes each
 
 
 class DataError(Exception):
@@ -34,12 +35,17 @@ class DataError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class OutputError(DataError):
+    """The output file must not be written: something else is there."""
+
+
 class ContainerWriter:
     """See the module's text. `samples` and every `modality` come before the first `append`.
 
     name: of the data set. task: "regression" (labels: finite numbers) or "classification" (labels: integers from 0, indices
     into class_names). nonfinite: what `append` does with NaN and infinite features: "error" refuses them, "zero" writes 0 and
-    counts them in `replaced`. All methods throw DataError for wrong data; OSError means that the disk is at fault.
+    counts them in `replaced`. All methods throw DataError for wrong data (OutputError: for an output that must not be written);
+    OSError means that the disk is at fault.
     """
 
     def __init__(self, path, name, task, class_names=None, nonfinite="error"):
@@ -49,6 +55,8 @@ class ContainerWriter:
             raise DataError("class names belong to classification, and classification needs them")
         if class_names and class_names_problem(class_names):
             raise DataError(class_names_problem(class_names))
+        if not is_text(str(name)):
+            raise DataError(f"the data set's name {name!r} cannot be stored: it holds NUL or is not UTF-8")
         if nonfinite not in ("error", "zero"):
             raise DataError(f'nonfinite is "error" or "zero", not "{nonfinite}"')
         self.path = Path(path)
@@ -58,7 +66,7 @@ class ContainerWriter:
         self._next = {}  # modality -> position of the sample that append expects
         self._offsets = {}
         self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
-        refuse_foreign_file(self.path)
+        refuse_other_files(self.path)
         self._file = h5py.File(self._temporary, "x")
         try:
             self._file.attrs["format"] = FORMAT
@@ -85,8 +93,9 @@ class ContainerWriter:
             problems.append("there are no samples")
         first = {}
         for position, sample in enumerate(ids):
-            if not sample:
-                problems.append(f"sample {position} has an empty id")
+            if not sample or not is_text(sample):
+                problems.append(f"sample {position} has an empty id" if not sample else
+                                f"sample {position}: the id {sample!r} cannot be stored: it holds NUL or is not UTF-8")
             elif sample in first:
                 problems.append(f'the id "{sample}" is used by samples {first[sample]} and {position}')
             first.setdefault(sample, position)
@@ -108,6 +117,8 @@ class ContainerWriter:
             stored[name] = [str(value) for value in values]
             if len(stored[name]) != len(ids):
                 problems.append(f"{len(stored[name])} {name}s for {len(ids)} samples")
+            problems += [f"the {name} {value!r} cannot be stored: it holds NUL or is not UTF-8"
+                         for value in dict.fromkeys(stored[name]) if not is_text(value)]
         for sample, split in zip(ids, stored.get("split", [])):
             if split not in SPLITS:
                 problems.append(f'sample "{sample}": {split_problem(split)}')
@@ -220,7 +231,12 @@ class ContainerWriter:
 
 def is_name(name):
     """Whether it can be that of a modality or a target."""
-    return bool(name) and "/" not in name and name != "."
+    return bool(name) and "/" not in name and name != "." and is_text(name)
+
+
+def is_text(text):
+    """Whether HDF5 can store it: UTF-8 without NUL (a file's name that is not UTF-8 holds surrogates)."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def split_problem(split):
@@ -232,6 +248,10 @@ def class_names_problem(names):
         return "classification needs the names of at least two classes"
     if len(set(names)) != len(names) or not all(names):
         return "class names must differ and must not be empty"
+    if not all(map(is_text, names)):
+        return "class names must be UTF-8 without NUL"
+    if len(names) > MAX_CLASSES:
+        return f"there are {len(names)} classes, at most {MAX_CLASSES} can be stored; is this the column of the labels?"
     return None
 
 
@@ -272,17 +292,22 @@ def finite_frames(frames, dtype, nonfinite):
     return np.where(bad, 0, stored).astype(dtype), count, None
 
 
-def refuse_foreign_file(path):
-    """A container may be replaced by a new one; any other file is not ours to overwrite."""
+def refuse_other_files(path):
+    """A container may be replaced by a new one; any other file is not ours to overwrite. Nor is anything written through a link,
+    which somebody else may have put into a shared folder, or into the directory of a run, a search or a study."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link, and files are not written through links: give the path of the file itself")
+    for folder in path.resolve().parents:
+        if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (folder / "search.txtpb").exists():
+            raise OutputError(f"{path} lies in {folder}, the directory of a run or search: choose another place")
     if not path.exists():
         return
-    try:
-        with h5py.File(path, "r") as old:
+    ours = False
+    if path.is_file():
+        with contextlib.suppress(OSError), h5py.File(path, "r") as old:
             ours = old.attrs.get("format") == FORMAT
-    except OSError:
-        ours = False
     if not ours:
-        raise DataError(f"{path} exists and is no {FORMAT} file: it is not overwritten")
+        raise OutputError(f"{path} exists and is no {FORMAT} file: it is not overwritten")
 
 
 def synchronise(path):

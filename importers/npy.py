@@ -4,24 +4,28 @@ import math
 
 import numpy as np
 
+from command_line import open_regular
+
 
 def read_header(path):
     """Shape [frames, features] of a .npy file, without reading its values; [features] counts as one frame.
 
     ValueError: what is wrong, for people."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-            if read is None:
-                raise ValueError(f"has format version {version[0]}.{version[1]}, which no numeric array needs")
-            shape, _, dtype = read(file)
-        except ValueError as error:
-            raise ValueError(f"is no valid .npy file ({error})") from None
+            # Version 3 differs from 2 only in the encoding of names of fields, which no numeric array has.
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
+                       (3, 0): np.lib.format.read_array_header_2_0}
+            if version not in readers:
+                raise ValueError(f"has the unknown format version {version[0]}.{version[1]}")
+            shape, _, dtype = readers[version](file)
+        except Exception as error:  # NumPy parses the header as Python, whose parser fails in many ways
+            raise ValueError(f"is no valid .npy file ({str(error)[:300]})") from None
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never loaded; save a plain numeric array")
-        if dtype.kind not in "fiu" or dtype.itemsize > 8:
-            raise ValueError(f"holds values of type {dtype}; expected real numbers (float16, float32, float64 or integers)")
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise ValueError(f"holds values of type {dtype}; expected real numbers (float16, float32, float64, integers or booleans)")
         if len(shape) not in (1, 2) or shape[-1] < 1 or shape[0] < 0:
             raise ValueError(f"has shape {list(shape)}; expected [frames, features], or [features] for one frame")
         header = file.tell()
@@ -33,5 +37,6 @@ def read_header(path):
 
 def read_frames(path):
     """[frames, features] of a file whose header is good; [features] becomes one frame."""
-    frames = np.load(path, allow_pickle=False)
+    with open_regular(path) as file:
+        frames = np.load(file, allow_pickle=False)
     return frames[None] if frames.ndim == 1 else frames

@@ -307,3 +307,109 @@ def test_python_blocks_of_the_documentation_run(tmp_path):
                 offsets = modality["offsets"][:]
                 assert len(offsets) == count + 1 and offsets[0] == 0 and offsets[-1] == len(modality["values"])
                 assert modality["values"].chunks is None and (np.diff(offsets) >= 0).all()
+
+
+@pytest.mark.parametrize("labels, classes, values", [
+    (["1.0", "2.0", "0.0", "1"], ["0", "1", "2"], [1, 2, 0, 1]),
+    (["01", "1e0", "2", "+2"], ["1", "2"], [0, 0, 1, 1]),
+    (["0.1", "0.10", "1e-1", "5"], ["0.1", "5"], [0, 0, 0, 1])])
+def test_class_numbers_count_by_their_value(data, labels, classes, values):
+    write_manifest(data, [["id", "label"], *zip(LENGTHS, labels)])
+    assert arrays(data, "--task", "classification").returncode == 0
+    with h5py.File(data / "out.h5") as file:
+        assert list(file.attrs["class_names"]) == classes and file["samples/label"][:].tolist() == values
+    if all(float(label).is_integer() for label in labels):
+        assert "may be classes or values" in refused(data, output="other.h5")[0]
+        named = arrays(data, "--class-names", "a,b,c")
+        assert named.returncode == 0, named.stderr
+        with h5py.File(data / "out.h5") as file:
+            assert file["samples/label"][:].tolist() == [int(float(label)) for label in labels]
+        assert arrays(data, "--class-names", ",".join(dict.fromkeys(f"{float(label):.2f}" for label in labels))).returncode == 0
+
+
+def test_class_names_that_are_one_number_are_refused(data):
+    run = arrays(data, "--class-names", "1,1.0")
+    assert run.returncode == 2 and "the same number" in run.stderr
+
+
+def npy_with_header(header, version=(1, 0), values=b""):
+    header = header.encode() + b"\n"
+    return b"\x93NUMPY" + bytes(version) + len(header).to_bytes(2 if version == (1, 0) else 4, "little") + header + values
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f4", "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4)", "(" * 2000, "", "\0", "{}", "[]", "1" * 5000,
+                                    "{'descr': [1], 'fortran_order': False, 'shape': (3, 4), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4), }",
+                                    "{'descr': '<f4', 'fortran_order': False, 'shape': ('3', 4), }", "{'descr': '<f4', 'fortran_order': False, 'shape': " + "-" * 3000 + "1, }",
+                                    "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 30 + ", 4), }"])
+def test_a_damaged_npy_header_is_one_line(data, header):
+    (data / "audio/b.npy").write_bytes(npy_with_header(header))
+    problems = refused(data)
+    assert len(problems) == 1 and problems[0].startswith("audio/b.npy: ") and "manifest.csv:3" in problems[0] and len(problems[0]) < 1100
+
+
+def test_booleans_and_headers_of_version_3_are_read(data):
+    values = np.arange(12).reshape(3, 4) % 2 == 0
+    np.save(data / "audio/a.npy", values)
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4), }"
+    (data / "audio/b.npy").write_bytes(npy_with_header(header, (3, 0), np.arange(4, dtype="<f4").tobytes()))
+    assert arrays(data).returncode == 0
+    with h5py.File(data / "out.h5") as file:
+        np.testing.assert_array_equal(file["modalities/audio/values"][:4], [*values.astype(np.float32), [0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("cell, message", [("hap\0py", "manifest.csv:3: holds a NUL character"), ("x" * 200_000, "field larger than field limit"),
+                                           ("9" * 5000, "no number"), ("\x1b[31mred\x1b[0m", None)])
+@pytest.mark.parametrize("task", ["classification", "regression", "auto"])
+def test_odd_cells(data, cell, message, task):
+    write_manifest(data, [["id", "label"], ["a", "1.5"], ["b", cell], ["sub/c", "2"], ["d", "2"]])
+    run = arrays(data, "--task", task)
+    assert "Traceback" not in run.stderr and "\x1b" not in run.stderr + run.stdout and run.returncode in (0, 65), run.stderr
+    if run.returncode:
+        assert "manifest.csv:3" in run.stderr and all(len(line) < 1100 for line in run.stderr.splitlines())
+    if message and message != "no number":
+        assert message in run.stderr
+
+
+def test_what_is_no_ordinary_file_is_not_waited_for(data):
+    os.mkfifo(data / "pipe")
+    (data / "audio/b.npy").unlink()
+    os.mkfifo(data / "audio/b.npy")
+    assert any("audio/b.npy: is not an ordinary file" in line for line in refused(data, timeout=60))
+    run = arrays(data, "--manifest", "pipe", timeout=60)
+    assert run.returncode == 65 and "pipe: is not an ordinary file" in run.stderr
+    (data / "audio/b.npy").unlink()
+    np.save(data / "audio/b.npy", np.zeros((1, 4)))
+    run = arrays(data, output="pipe", timeout=60)
+    assert run.returncode == 2 and "not overwritten" in run.stderr
+
+
+def test_a_flood_of_problems_is_capped(data):
+    write_manifest(data, [["id", "label"], *([f"missing_{i}", "sad"] for i in range(3000))])
+    run = arrays(data)
+    assert run.returncode == 65 and len(run.stderr) < 20_000
+    assert "and 5951 more" in run.stderr and "6001 problems; nothing was written" in run.stderr
+
+
+def test_an_output_that_is_something_else_is_refused(data):
+    assert arrays(data).returncode == 0
+    kept = (data / "out.h5").read_bytes()
+    for output in ("manifest.csv", "audio/a.npy", "audio", "link.h5", "run/x.h5", "run/weights/x.h5", "search/trials/x.h5"):
+        for folder, names in (("run", ("config.txtpb", "environment.json")), ("search", ("search.txtpb", "base.txtpb"))):
+            (data / folder / "weights").mkdir(parents=True, exist_ok=True)
+            (data / folder / "trials").mkdir(exist_ok=True)
+            for name in names:
+                (data / folder / name).touch()
+        (data / "link.h5").unlink(missing_ok=True)
+        (data / "link.h5").symlink_to("out.h5")
+        before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+        run = arrays(data, output=output)
+        assert run.returncode == 2 and output in run.stderr and "Traceback" not in run.stderr, run
+        assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+    assert (data / "out.h5").read_bytes() == kept
+
+
+def test_closed_streams(data):
+    run = subprocess.run(["bash", "-c", f"{sys.executable} -B {ROOT}/importers/arrays.py --manifest manifest.csv --modality audio=audio -o out.h5 <&- >&- 2>&-"], cwd=data)
+    assert run.returncode == 0
+    with h5py.File(data / "out.h5") as file:
+        assert file["modalities/audio/values"].shape[1] == 4
