@@ -6,7 +6,7 @@
 #include <random>
 #include <stdexcept>
 
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "core/models/make_model.h"
 
 namespace muster::benchmarks {

@@ -9,7 +9,6 @@
 #include <set>
 
 #include "core/config/fields.h"
-#include "core/config/suggest.h"
 #include "core/metrics/metrics.h"
 #include "core/models/spec.h"
 #include "launcher/work/spec_file.h"
