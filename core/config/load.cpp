@@ -96,10 +96,6 @@ void make_path_absolute(Parsed& parsed, const std::string& config_path) {
   parsed.experiment.mutable_data()->set_path(absolute.string());
 }
 
-std::string default_name(const fs::path& path) {
-  return (path.extension() == ".txtpb" ? path.stem() : path.filename()).string();
-}
-
 }  // namespace
 
 std::vector<std::string> preset_names() {
@@ -153,7 +149,8 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
   choose_model(parsed, path, problems);
   Experiment stated = preset;
   merge_over(stated, parsed.experiment);
-  if (!stated.has_name()) stated.set_name(default_name(path));
+  if (const fs::path file(path); !stated.has_name())
+    stated.set_name((file.extension() == ".txtpb" ? file.stem() : file.filename()).string());
   const Experiment defaults =
       earlier ? defaults_of_version(stated, results_version_of(text, path), *earlier) : defaults_for(stated);
   LoadedExperiment loaded;

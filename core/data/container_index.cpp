@@ -16,8 +16,6 @@ using hdf5::fail;
 using hdf5::Handle;
 using hdf5::StoredDataset;
 
-constexpr int64_t supported_version = 1;
-
 // Reads one file; every member adds what it finds wrong to `problems_` and continues as far as that makes sense.
 class Reader {
  public:
@@ -43,8 +41,7 @@ class Reader {
     const std::string format = hdf5::read_one_string_attribute(root_, "format", "/");
     if (format != "muster-dataset") fail("/", "attribute 'format' is {}, not 'muster-dataset'", in_quotes(format));
     const int64_t version = hdf5::read_integer_attribute(root_, "version", "/");
-    if (version != supported_version)
-      fail("/", "written by version {}; this muster reads {}", version, supported_version);
+    if (version != 1) fail("/", "written by version {}; this muster reads 1", version);
   }
 
   void read_header() {
