@@ -82,6 +82,11 @@ void AtomicFile::write(std::string_view bytes) {
   if (const int error = try_write_all(descriptor_, bytes)) fail("write to it", error);
 }
 
+void AtomicFile::write_at(uint64_t position, std::string_view bytes) {
+  if (::lseek(descriptor_, static_cast<off_t>(position), SEEK_SET) < 0) fail("write to it", errno);
+  write(bytes);
+}
+
 void AtomicFile::commit() {
   while (::fsync(descriptor_) != 0) {
     if (errno != EINTR) fail("flush it to the device", errno);

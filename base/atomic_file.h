@@ -24,6 +24,10 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::string_view bytes);
+  // From a position of its own, between what others have written to temporary_path().
+  void write_at(uint64_t position, std::string_view bytes);
+  // Where the bytes lie until commit(), for a library that opens files by name.
+  const std::string& temporary_path() const { return temporary_; }
   // Bytes handed to write() so far.
   uint64_t size() const { return size_; }
   // Flushes the file to the device, renames it, and flushes the folder. Call once, last. If flushing the folder is what

@@ -11,7 +11,7 @@
 #include <random>
 
 #include "benchmarks/measure.h"
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "core/models/make_model.h"
 #include "core/optim/adamw.h"
 #include "core/training/compute.h"

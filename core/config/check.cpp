@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/config/fields.h"
 #include "core/config/resolved_text.h"
-#include "core/config/suggest.h"
 #include "core/metrics/metrics.h"
 #include "core/models/spec.h"
 
@@ -15,6 +15,13 @@ namespace muster::config {
 namespace {
 
 constexpr uint32_t kLargestBatch = 1 << 24;
+
+// Of a place: how likely the mistake is there.
+int suspicion(const std::string& place) {
+  if (place == "default") return 0;
+  if (place.rfind("preset ", 0) == 0) return 1;
+  return place.rfind("--set ", 0) == 0 ? 3 : 2;
+}
 
 void check_name(const Checker& check) {
   const std::string& name = check.experiment().name();
@@ -183,13 +190,11 @@ void check_select_by(const Checker& check, const models::ModelSpec* model) {
     for (const std::string& name : metrics::selectable_names(task))
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   if (std::find(names.begin(), names.end(), metric) != names.end()) return;
-  const std::vector<std::string> near = nearest(metric, names);
   const char* const of_task = tasks.size() != 1                         ? ""
                               : tasks[0] == data::Task::kClassification ? " for classification"
                                                                         : " for regression";
-  check.fail({"evaluation.select_by"},
-             fmt::format("evaluation.select_by: there is no metric \"{}\"{}; {}Valid: {}", metric, of_task,
-                         near.empty() ? "" : fmt::format("did you mean {}? ", either(near)), either(names)));
+  check.fail({"evaluation.select_by"}, fmt::format("evaluation.select_by: there is no metric \"{}\"{}; {}Valid: {}",
+                                                   metric, of_task, did_you_mean(metric, names), either(names)));
 }
 
 void check_evaluation(const Checker& check, const models::ModelSpec* model) {
@@ -205,11 +210,75 @@ void check_evaluation(const Checker& check, const models::ModelSpec* model) {
 void check_checkpoints_and_deadlines(const Checker& check) {
   check.not_negative("checkpoints.every_minutes");
   check.require(check.experiment().checkpoints().keep_last() >= 1, "checkpoints.keep_last", "at least 1");
-  for (const char* const phase : {"setup", "step", "save", "evaluation"})
-    check.not_negative(std::string("deadlines.") + phase);
+  for (const char* const phase : {"setup", "step", "save", "evaluation"}) check.in("deadlines").not_negative(phase);
 }
 
 }  // namespace
+
+Checker Checker::in(const std::string& block) const {
+  Checker checker = *this;
+  checker.block_ = full(block);
+  return checker;
+}
+
+std::string Checker::value(const std::string& path) const { return value_text(experiment(), full(path), "not set"); }
+
+double Checker::number(const std::string& path) const {
+  const FieldAt at = find_field(experiment(), full(path));
+  if (at.field == nullptr) return 0;
+  const auto& reflection = *at.message->GetReflection();
+  switch (at.field->cpp_type()) {
+    case google::protobuf::FieldDescriptor::CPPTYPE_UINT32:
+      return reflection.GetUInt32(*at.message, at.field);
+    case google::protobuf::FieldDescriptor::CPPTYPE_UINT64:
+      return static_cast<double>(reflection.GetUInt64(*at.message, at.field));
+    default:
+      return reflection.GetDouble(*at.message, at.field);
+  }
+}
+
+void Checker::fail(const std::vector<std::string>& paths, const std::string& message) const {
+  std::string most_likely;
+  for (const std::string& path : paths) {
+    if (is_unusable(path)) return;
+    const std::string found = place(path);
+    if (most_likely.empty() || suspicion(found) > suspicion(most_likely)) most_likely = found;
+  }
+  problems_.at(most_likely, message);
+}
+
+void Checker::fail_absent(const std::string& path, const std::string& message) const {
+  if (!complete_ || is_unusable(path)) return;
+  std::string block = full(path);
+  while (!block.empty()) {
+    const size_t dot = block.rfind('.');
+    block = dot == std::string::npos ? "" : block.substr(0, dot);
+    const std::string found = where(loaded_, block);
+    if (found != "default") return problems_.at(found, message);
+  }
+  problems_.at_line(1, message);
+}
+
+void Checker::require(bool right, const std::string& path, const std::string& wanted) const {
+  if (!right) fail({path}, fmt::format("{} must be {}, not {}", full(path), wanted, value(path)));
+}
+
+void Checker::share(const std::string& path) const {
+  const double share = number(path);
+  require(share >= 0 && share < 1, path, "at least 0 and less than 1");
+}
+
+void Checker::positive(const std::string& path) const {
+  require(std::isfinite(number(path)) && number(path) > 0, path, "a positive number");
+}
+
+void Checker::not_negative(const std::string& path) const {
+  require(std::isfinite(number(path)) && number(path) >= 0, path, "0 or a positive number");
+}
+
+void Checker::count(const std::string& path, uint32_t largest) const {
+  require(number(path) >= 1 && number(path) <= largest, path, fmt::format("from 1 to {}", largest));
+}
 
 void check_model(const Checker& check) {
   const std::string name = models::model_of(check.experiment());
@@ -245,11 +314,9 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
   const Experiment& experiment = loaded.experiment;
   std::vector<std::string> notes;
   const auto unless = [&](bool effective, const std::string& path, const std::string& condition) {
-    const FieldAt given = find_field(experiment, path), normal = find_field(defaults, path);
-    const std::string place = where(loaded, path);
-    if (effective || given.field == nullptr || place == "default" || place.rfind("preset ", 0) == 0) return;
-    const std::string value = value_text(*given.message, *given.field, -1);
-    if (normal.field != nullptr && value_text(*normal.message, *normal.field, -1) == value) return;
+    const std::string place = where(loaded, path), value = value_text(experiment, path);
+    if (effective || place == "default" || place.rfind("preset ", 0) == 0) return;
+    if (value.empty() || value == value_text(defaults, path)) return;
     notes.push_back(fmt::format("{}: {} = {} has no effect: it is used only with {}", place, path, value, condition));
   };
   const Split& split = experiment.data().split();
@@ -261,11 +328,9 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
   unless(one_group || k_fold, "data.split.validation_share", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
   unless(one_group || k_fold, "data.split.validation_by_group", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
   if (const models::ModelSpec* model = models::find_model(models::model_of(experiment)))
-    for (const auto& [field, other, value] : model->conditional_fields) {
-      const FieldAt at = find_field(experiment, join_path(model->name, other));
-      unless(at.field != nullptr && value_text(*at.message, *at.field, -1) == value, join_path(model->name, field),
+    for (const auto& [field, other, value] : model->conditional_fields)
+      unless(value_text(experiment, join_path(model->name, other)) == value, join_path(model->name, field),
              fmt::format("{}.{}: {}", model->name, other, value));
-    }
   const Optimizer& optimizer = experiment.optimizer();
   unless(optimizer.schedule() == Optimizer::COSINE, "optimizer.final_lr_ratio", "optimizer.schedule: COSINE");
   unless(optimizer.schedule() == Optimizer::STEP, "optimizer.step_factor", "optimizer.schedule: STEP");

@@ -4,17 +4,22 @@
 #include <google/protobuf/text_format.h>
 
 #include <filesystem>
-#include <set>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/problems.h"
 #include "core/config/check.h"
 #include "core/config/fields.h"
 #include "core/config/parse.h"
-#include "core/config/presets.h"
 #include "core/config/stored.h"
-#include "core/config/text_file.h"
+#include "core/config/text_format.h"
 #include "core/models/spec.h"
+
+namespace muster::embedded {
+extern const std::string_view defaults_txtpb;
+// By name: every file of core/config/presets/.
+extern const std::map<std::string, std::string_view>& presets();
+}  // namespace muster::embedded
 
 namespace muster::config {
 
@@ -23,19 +28,13 @@ namespace pb = google::protobuf;
 
 namespace {
 
-constexpr char kMessage[] = "muster.config.Experiment";
-
-// Empty text is how a command line takes a value back.
+// A command line takes a value back by empty text.
 void clear_empty_texts(Parsed& parsed) {
-  Experiment& experiment = parsed.experiment;
-  const auto forget = [&](const std::string& path) { parsed.origins.erase(path); };
-  if (experiment.has_name() && experiment.name().empty()) experiment.clear_name(), forget("name");
-  if (experiment.has_preset() && experiment.preset().empty()) experiment.clear_preset(), forget("preset");
-  if (!experiment.has_data()) return;
-  Data& data = *experiment.mutable_data();
-  if (data.has_path() && data.path().empty()) data.clear_path(), forget("data.path");
-  if (data.has_split() && data.split().has_test_group() && data.split().test_group().empty()) {
-    data.mutable_split()->clear_test_group(), forget("data.split.test_group");
+  for (const char* const path : {"name", "preset", "data.path", "data.split.test_group"}) {
+    const FieldAt at = find_field(parsed.experiment, path);
+    if (at.field == nullptr || !at.message->GetReflection()->GetString(*at.message, at.field).empty()) continue;
+    at.message->GetReflection()->ClearField(const_cast<pb::Message*>(at.message), at.field);
+    parsed.origins.erase(path);
   }
 }
 
@@ -46,7 +45,7 @@ Experiment preset_of(Parsed& parsed, Problems& problems) {
   Experiment preset;
   try {
     if (!pb::TextFormat::ParseFromString(preset_text(name), &preset))
-      throw Error(ExitCode::kInternal, "the built-in preset " + name + " cannot be read");
+      throw Error(ExitCode::kInternal, fmt::format("the built-in preset {} cannot be read", name));
   } catch (const Error& error) {
     if (error.code() != ExitCode::kBadConfig) throw;
     problems.at(parsed.origins["preset"], error.what());
@@ -89,13 +88,6 @@ void choose_model(Parsed& parsed, const std::string& path, Problems& problems) {
   parsed.unusable.insert("model");
 }
 
-void add_preset_origins(const Experiment& preset, const std::string& name,
-                        std::map<std::string, std::string>& origins) {
-  for_each_set_field(preset, [&](const std::string& path, const pb::Message&, const pb::FieldDescriptor&) {
-    origins.emplace(path, "preset " + name);
-  });
-}
-
 void make_path_absolute(Parsed& parsed, const std::string& config_path) {
   if (!parsed.experiment.data().has_path()) return;
   const bool from_override = parsed.origins["data.path"].rfind("--set ", 0) == 0;
@@ -104,14 +96,34 @@ void make_path_absolute(Parsed& parsed, const std::string& config_path) {
   parsed.experiment.mutable_data()->set_path(absolute.string());
 }
 
-std::string default_name(const std::string& path) {
-  const std::string file = fs::path(path).filename().string(), ending = ".txtpb";
-  const bool has_ending =
-      file.size() > ending.size() && file.compare(file.size() - ending.size(), ending.size(), ending) == 0;
-  return has_ending ? file.substr(0, file.size() - ending.size()) : file;
+}  // namespace
+
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, text] : embedded::presets()) names.push_back(name);
+  return names;
 }
 
-}  // namespace
+std::string preset_text(const std::string& name) {
+  const auto found = embedded::presets().find(name);
+  if (found != embedded::presets().end()) return std::string(found->second);
+  const std::vector<std::string> names = preset_names();
+  throw Error(ExitCode::kBadConfig,
+              fmt::format("there is no preset \"{}\"; {}Presets: {}", name, did_you_mean(name, names), either(names)));
+}
+
+Experiment default_experiment(const std::string& model) {
+  static const Parsed defaults = [] {
+    Problems problems("defaults.txtpb");
+    Parsed parsed = parse_text(std::string(embedded::defaults_txtpb), problems);
+    problems.throw_if_any(ExitCode::kInternal);
+    return parsed;
+  }();
+  Experiment experiment = defaults.experiment;
+  if (const auto block = defaults.models.find(model); block != defaults.models.end())
+    experiment.MergeFrom(block->second);
+  return experiment;
+}
 
 Experiment defaults_for(const Experiment& experiment) {
   Experiment defaults = default_experiment(models::model_of(experiment));
@@ -126,7 +138,7 @@ LoadedExperiment load_experiment(const std::string& path, const std::vector<std:
 LoadedExperiment resolve_experiment(const std::string& text, const std::string& path,
                                     const std::vector<std::string>& overrides,
                                     const std::vector<EarlierValue>* earlier) {
-  require_proto_message(text, path, kMessage);
+  require_proto_message(text, path, "muster.config.Experiment");
   Problems problems(path);
   Parsed parsed = parse_text(text, problems, earlier != nullptr);
   for (const std::string& override_text : overrides) apply_override(override_text, parsed, problems);
@@ -137,7 +149,8 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
   choose_model(parsed, path, problems);
   Experiment stated = preset;
   merge_over(stated, parsed.experiment);
-  if (!stated.has_name()) stated.set_name(default_name(path));
+  if (const fs::path file(path); !stated.has_name())
+    stated.set_name((file.extension() == ".txtpb" ? file.stem() : file.filename()).string());
   const Experiment defaults =
       earlier ? defaults_of_version(stated, results_version_of(text, path), *earlier) : defaults_for(stated);
   LoadedExperiment loaded;
@@ -145,7 +158,7 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
   loaded.experiment = defaults;
   merge_over(loaded.experiment, stated);
   loaded.origins = parsed.origins;
-  add_preset_origins(preset, parsed.experiment.preset(), loaded.origins);
+  for (const std::string& set : set_paths(preset)) loaded.origins.emplace(set, "preset " + parsed.experiment.preset());
 
   check_experiment(loaded, parsed.unusable, parsed.complete, problems);
   problems.throw_if_any(ExitCode::kBadConfig);

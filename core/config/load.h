@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/config/experiment.pb.h"
-#include "core/config/resolved_text.h"
 
 namespace muster::config {
 
@@ -33,7 +32,16 @@ struct LoadedExperiment {
 // Files that muster wrote itself are read by load_stored_experiment (stored.h) instead.
 LoadedExperiment load_experiment(const std::string& path, const std::vector<std::string>& overrides);
 
-// The values of defaults.txtpb for an experiment with the models and the data source of `experiment`.
+// Names that `preset:` accepts, sorted.
+std::vector<std::string> preset_names();
+
+// The preset as text format, its comments included. Throws Error(kBadConfig) that lists the valid names.
+std::string preset_text(const std::string& name);
+
+// defaults.txtpb without the blocks of models other than `model` ("": of all models).
+Experiment default_experiment(const std::string& model);
+
+// The values of defaults.txtpb for an experiment with the model and the data source of `experiment`.
 Experiment defaults_for(const Experiment& experiment);
 
 // What load_experiment and load_stored_experiment share. `earlier`: of a stored experiment, whose missing values are

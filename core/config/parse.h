@@ -16,7 +16,7 @@ struct Parsed {
   std::map<std::string, Experiment> models;  // per model block that was given: it alone. Until all is read there may be
                                              // several, which one Experiment cannot hold
   std::map<std::string, std::string> origins;  // as LoadedExperiment::origins
-  std::set<std::string> unusable;              // paths that were given a value which is not one
+  std::set<std::string> unusable;              // paths that were given a value of the wrong type
   bool stored = false;                         // muster wrote the file itself (stored.h)
   bool complete = true;                        // false: some of it was not understood and is missing from `experiment`
 
@@ -28,7 +28,11 @@ struct Parsed {
   std::vector<std::string> given_models() const;
 };
 
-// Reads the text of an experiment file, going on after each mistake.
+// Reads text format into `message`, by its schema, and continues after each mistake. `parsed` records where each value
+// came from and what could not be taken.
+void parse_message(const std::string& text, google::protobuf::Message& message, Parsed& parsed, Problems& problems);
+
+// Reads the text of an experiment file in the same way.
 Parsed parse_text(const std::string& text, Problems& problems, bool stored = false);
 
 // Applies "path=value" to what was read so far.

@@ -1,11 +1,6 @@
 #include "core/data/container.h"
-#include "base/sha256.h"
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <stdexcept>
 
@@ -20,8 +15,7 @@ namespace {
 
 constexpr int64_t convert_block = int64_t{1} << 16;  // elements converted at a time
 constexpr int64_t hash_block = int64_t{8} << 20;     // bytes
-
-enum class Element { kFloat16, kFloat32, kFloat64, kOther };
+constexpr size_t listed_problems = 20;
 
 // float16 as h5py and numpy write it: HDF5 1.10 has no name for it.
 hdf5::Handle half_type() {
@@ -32,20 +26,19 @@ hdf5::Handle half_type() {
   return type;
 }
 
-Element element_of(hid_t type) {
-  if (H5Tequal(type, H5T_IEEE_F32LE) > 0) return Element::kFloat32;
-  if (H5Tequal(type, H5T_IEEE_F64LE) > 0) return Element::kFloat64;
-  if (H5Tequal(type, half_type().get()) > 0) return Element::kFloat16;
-  return Element::kOther;
+// Contiguous little-endian floats of 2, 4 or 8 bytes.
+bool is_direct(const hdf5::StoredDataset& values) {
+  const hid_t type = values.type.get();
+  return values.layout == H5D_CONTIGUOUS && values.filters.empty() &&
+         (H5Tequal(type, H5T_IEEE_F32LE) > 0 || H5Tequal(type, H5T_IEEE_F64LE) > 0 ||
+          H5Tequal(type, half_type().get()) > 0);
 }
 
-int64_t bytes_of(Element element) { return element == Element::kFloat16 ? 2 : element == Element::kFloat32 ? 4 : 8; }
-
-FrameStorage describe_storage(const hdf5::StoredDataset& values, bool direct) {
+FrameStorage describe_storage(const hdf5::StoredDataset& values) {
   FrameStorage storage;
-  storage.direct = direct;
-  storage.type = "float" + std::to_string(8 * values.type_bytes());
-  if (H5Tget_order(values.type.get()) == H5T_ORDER_BE) storage.type += " big-endian";
+  storage.direct = is_direct(values);
+  storage.type = fmt::format("float{}{}", 8 * values.type_bytes,
+                             H5Tget_order(values.type.get()) == H5T_ORDER_BE ? " big-endian" : "");
   storage.layout = values.layout == H5D_CHUNKED ? "chunked" : values.layout == H5D_COMPACT ? "compact" : "contiguous";
   if (!values.filters.empty()) storage.layout += ", " + values.filters;
   storage.stored_bytes = values.stored_bytes;
@@ -55,14 +48,11 @@ FrameStorage describe_storage(const hdf5::StoredDataset& values, bool direct) {
 class FileContainer : public Container {
  public:
   FileContainer(const std::string& path, hdf5::File file, ContainerIndex contents)
-      : path_(path), file_(std::move(file)), file_bytes_(file_.bytes), targets_(std::move(contents.targets)) {
+      : path_(path), file_(std::move(file)), tables_(std::move(contents.values)) {
     index_ = std::move(contents.index);
-    for (hdf5::StoredDataset& values : contents.values) {
-      Element element = element_of(values.type.get());
-      const bool direct = values.layout == H5D_CONTIGUOUS && element != Element::kOther && values.filters.empty();
-      storage_.push_back(describe_storage(values, direct));
-      tables_.push_back({std::move(values), element, direct});
-    }
+    targets_ = std::move(contents.targets);
+    file_bytes_ = file_.bytes;
+    for (const hdf5::StoredDataset& values : tables_) storage_.push_back(describe_storage(values));
   }
 
   ~FileContainer() override {
@@ -72,12 +62,12 @@ class FileContainer : public Container {
   }
 
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
-    const Table& table = tables_.at(static_cast<size_t>(modality));
-    const int64_t frames = table.values.shape[0];
+    const hdf5::StoredDataset& table = tables_.at(static_cast<size_t>(modality));
+    const int64_t frames = table.shape[0];
     if (first < 0 || count < 0 || first > frames || count > frames - first)
       throw std::out_of_range("read_frames: no such frames");
     if (count == 0) return;
-    if (table.direct) {
+    if (storage_[static_cast<size_t>(modality)].direct) {
       read_direct(table, first, count, out);
     } else {
       read_through_hdf5(table, first, count, out);
@@ -96,47 +86,26 @@ class FileContainer : public Container {
   }
 
   std::string source() const override { return path_; }
-  const std::vector<FrameStorage>& storage() const override { return storage_; }
-  int64_t file_bytes() const override { return file_bytes_; }
-  const std::vector<std::string>& targets() const override { return targets_; }
 
  private:
-  struct Table {
-    hdf5::StoredDataset values;
-    Element element;
-    bool direct;
-  };
-
   void read_bytes(int64_t position, int64_t bytes, void* out) const {
-    char* next = static_cast<char*>(out);
-    while (bytes > 0) {
-      const size_t request =
-          static_cast<size_t>(std::min<int64_t>(bytes, int64_t{1} << 30));  // Linux reads at most 2 GiB
-      const ssize_t got = pread(file_.descriptor, next, request, position);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error(ExitCode::kIo, "cannot read " + path_ + ": " + std::strerror(errno) + ".");
-      if (got == 0) throw Error(ExitCode::kBadData, path_ + " became shorter while it was being read.");
-      next += got;
-      position += got;
-      bytes -= got;
-    }
+    const int error = hdf5::read_bytes(file_.descriptor, position, out, bytes);
+    if (error > 0) throw_io_error("read", path_, error);
+    if (error < 0) throw Error(ExitCode::kBadData, fmt::format("{} became shorter while it was being read.", path_));
   }
 
-  void read_direct(const Table& table, int64_t first, int64_t count, float* out) const {
-    const int64_t dim = table.values.shape[1];
-    const int64_t element_bytes = bytes_of(table.element);
-    int64_t position = table.values.address + first * dim * element_bytes;
-    if (table.element == Element::kFloat32) {
-      read_bytes(position, count * dim * element_bytes, out);
-      return;
-    }
+  void read_direct(const hdf5::StoredDataset& table, int64_t first, int64_t count, float* out) const {
+    const int64_t dim = table.shape[1];
+    const int64_t element_bytes = table.type_bytes;
+    int64_t position = table.address + first * dim * element_bytes;
     const int64_t elements = count * dim;
+    if (element_bytes == 4) return read_bytes(position, elements * element_bytes, out);
     std::vector<char> block(static_cast<size_t>(std::min(elements, convert_block) * element_bytes));
     for (int64_t done = 0; done < elements; done += convert_block) {
       const int64_t now = std::min(convert_block, elements - done);
       read_bytes(position, now * element_bytes, block.data());
       for (int64_t i = 0; i < now; ++i) {
-        if (table.element == Element::kFloat16) {
+        if (element_bytes == 2) {
           uint16_t half;
           std::memcpy(&half, block.data() + 2 * i, 2);
           out[done + i] = half_to_float(half);
@@ -150,47 +119,55 @@ class FileContainer : public Container {
     }
   }
 
-  void read_through_hdf5(const Table& table, int64_t first, int64_t count, float* out) const {
+  void read_through_hdf5(const hdf5::StoredDataset& table, int64_t first, int64_t count, float* out) const {
     const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
     const hsize_t start[2] = {static_cast<hsize_t>(first), 0};
-    const hsize_t extent[2] = {static_cast<hsize_t>(count), static_cast<hsize_t>(table.values.shape[1])};
-    const hdf5::Handle file_space(H5Dget_space(table.values.handle.get()), &H5Sclose);
+    const hsize_t extent[2] = {static_cast<hsize_t>(count), static_cast<hsize_t>(table.shape[1])};
+    const hdf5::Handle file_space(H5Dget_space(table.handle.get()), &H5Sclose);
     const hdf5::Handle memory_space(H5Screate_simple(2, extent, nullptr), &H5Sclose);
     if (!file_space.valid() || !memory_space.valid() ||
         H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, extent, nullptr) < 0 ||
-        H5Dread(table.values.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) <
-            0) {
-      const std::string why = hdf5::reason();
-      throw Error(ExitCode::kBadData, path_ + ": " + table.values.path + ": frames " + std::to_string(first) + " to " +
-                                          std::to_string(first + count) + " cannot be read; the file is damaged" + why +
-                                          ".");
-    }
+        H5Dread(table.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) <
+            0)
+      throw Error(ExitCode::kBadData, fmt::format("{}: {}: frames {} to {} cannot be read; the file is damaged{}.",
+                                                  path_, table.path, first, first + count, hdf5::reason()));
   }
 
   const std::string path_;
   hdf5::File file_;
-  const int64_t file_bytes_;
-  const std::vector<std::string> targets_;
-  std::vector<Table> tables_;
-  std::vector<FrameStorage> storage_;
+  std::vector<hdf5::StoredDataset> tables_;
 };
 
-}  // namespace
-
-std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options) {
-  const std::unique_lock<std::mutex> lock(hdf5::library_mutex());
+// What is wrong with the file. Call with hdf5::library_mutex() held.
+Problems read_structure(const std::string& path, const OpenOptions& options, hdf5::File& file,
+                        ContainerIndex& contents) {
   hdf5::prepare_library();
-  Problems problems(path, kListedProblems);
-  hdf5::File file;
-  ContainerIndex contents;
+  Problems problems(path, listed_problems);
   problems.attempt([&] {
     file = hdf5::open_file(path);
     contents = read_container_index(file, path, options, problems);
   });
+  return problems;
+}
+
+}  // namespace
+
+std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options) {
+  const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
+  hdf5::File file;
+  ContainerIndex contents;
+  const Problems problems = read_structure(path, options, file, contents);
   if (const auto lines = problems.lines(); lines.size() == 1)
-    throw Error(ExitCode::kBadData, path + ": " + lines[0] + ".");
+    throw Error(ExitCode::kBadData, fmt::format("{}: {}.", path, lines[0]));
   problems.throw_if_any(ExitCode::kBadData);
   return std::make_unique<FileContainer>(path, std::move(file), std::move(contents));
+}
+
+std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options) {
+  const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
+  hdf5::File file;
+  ContainerIndex contents;
+  return read_structure(path, options, file, contents).lines();
 }
 
 }  // namespace muster::data

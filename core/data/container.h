@@ -24,10 +24,15 @@ struct FrameStorage {
 class Container : public Dataset {
  public:
   // By position in index().modalities.
-  virtual const std::vector<FrameStorage>& storage() const = 0;
-  virtual int64_t file_bytes() const = 0;
+  const std::vector<FrameStorage>& storage() const { return storage_; }
+  int64_t file_bytes() const { return file_bytes_; }
   // Names in /samples/targets, sorted.
-  virtual const std::vector<std::string>& targets() const = 0;
+  const std::vector<std::string>& targets() const { return targets_; }
+
+ protected:
+  std::vector<FrameStorage> storage_;
+  int64_t file_bytes_ = 0;
+  std::vector<std::string> targets_;
 };
 
 // Opens a container and checks all of its structure; frames are not read. For a target other than /samples/label the
@@ -35,5 +40,8 @@ class Container : public Dataset {
 // regression. Throws Error(kBadData) that lists every structural problem (the first 20), with the path of the dataset
 // and the id of the sample; Error(kIo) when the file is missing or cannot be read.
 std::unique_ptr<Container> open_container(const std::string& path, const OpenOptions& options = {});
+
+// The same problems, one per line; empty when the container is good. Throws Error(kIo) when the file cannot be read.
+std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options);
 
 }  // namespace muster::data

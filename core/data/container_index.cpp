@@ -12,29 +12,17 @@
 namespace muster::data {
 namespace {
 
+using hdf5::fail;
 using hdf5::Handle;
 using hdf5::StoredDataset;
 
-constexpr int64_t supported_version = 1;
-
-std::string shape_text(const StoredDataset& dataset) {
-  std::string text;
-  for (const int64_t extent : dataset.shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
-  return "[" + text + "]";
-}
-
-// Reads one file; every member adds to `problems_` what it finds wrong and goes on as far as that makes sense.
+// Reads one file; every member adds what it finds wrong to `problems_` and continues as far as that makes sense.
 class Reader {
  public:
   Reader(const hdf5::File& file, const std::string& path, const OpenOptions& options, Problems& problems)
       : file_(file), path_(path), options_(options), problems_(problems) {}
 
   ContainerIndex read() {
-    root_ = Handle(H5Gopen2(file_.handle.get(), "/", H5P_DEFAULT), &H5Gclose);
-    if (!root_.valid()) {
-      problems_.add("/: cannot be opened" + hdf5::reason());
-      return std::move(result_);
-    }
     if (!problems_.attempt([&] { check_format(); })) return std::move(result_);
     problems_.attempt([&] { read_header(); });
     problems_.attempt([&] { read_samples(); });
@@ -44,17 +32,16 @@ class Reader {
 
  private:
   void check_format() {
+    root_ = Handle(H5Gopen2(file_.handle.get(), "/", H5P_DEFAULT), &H5Gclose);
+    if (!root_.valid()) fail("/", "cannot be opened{}", hdf5::reason());
     if (!hdf5::has_attribute(root_, "format"))
-      throw Problem(
-          "/: attribute 'format' is missing; this is an HDF5 file, but no muster dataset (format=\"muster-dataset\", "
-          "version=1)");
+      fail("/",
+           "attribute 'format' is missing; this is an HDF5 file, but no muster dataset "
+           "(format=\"muster-dataset\", version=1)");
     const std::string format = hdf5::read_one_string_attribute(root_, "format", "/");
-    if (format != "muster-dataset")
-      throw Problem("/: attribute 'format' is " + in_quotes(format) + ", not 'muster-dataset'");
+    if (format != "muster-dataset") fail("/", "attribute 'format' is {}, not 'muster-dataset'", in_quotes(format));
     const int64_t version = hdf5::read_integer_attribute(root_, "version", "/");
-    if (version != supported_version)
-      throw Problem("/: written by version " + std::to_string(version) + "; this muster reads " +
-                    std::to_string(supported_version));
+    if (version != 1) fail("/", "written by version {}; this muster reads 1", version);
   }
 
   void read_header() {
@@ -65,7 +52,7 @@ class Reader {
     });
     const std::string task = hdf5::read_one_string_attribute(root_, "task", "/");
     if (task != "regression" && task != "classification")
-      throw Problem("/: attribute 'task' is " + in_quotes(task) + "; it must be 'regression' or 'classification'");
+      fail("/", "attribute 'task' is {}; it must be 'regression' or 'classification'", in_quotes(task));
     task_known_ = true;
     if (task == "regression") return;
     index.task = Task::kClassification;
@@ -74,12 +61,11 @@ class Reader {
 
   std::vector<std::string> read_class_names(const Handle& object, const std::string& path) {
     const auto names = hdf5::read_string_attribute(object, "class_names", path);
-    if (names.size() < 2) throw Problem(path + ": attribute 'class_names' must name at least two classes");
+    if (names.size() < 2) fail(path, "attribute 'class_names' must name at least two classes");
     std::set<std::string> seen;
     for (const std::string& name : names) {
-      if (name.empty()) throw Problem(path + ": attribute 'class_names' holds an empty name");
-      if (!seen.insert(name).second)
-        throw Problem(path + ": attribute 'class_names' holds " + in_quotes(name) + " twice");
+      if (name.empty()) fail(path, "attribute 'class_names' holds an empty name");
+      if (!seen.insert(name).second) fail(path, "attribute 'class_names' holds {} twice", in_quotes(name));
     }
     return names;
   }
@@ -87,37 +73,33 @@ class Reader {
   void read_samples() {
     const Handle samples = hdf5::open_group(root_, "samples", "/samples");
     problems_.attempt([&] { read_ids(samples); });
-    if (!ids_known_) {
-      problems_.attempt([&] { read_labels(samples); });
-      return;
+    if (ids_known_) {
+      problems_.attempt([&] { result_.index.groups = read_optional_strings(samples, "group"); });
+      problems_.attempt([&] { read_splits(samples); });
     }
-    DatasetIndex& index = result_.index;
-    problems_.attempt([&] { index.groups = read_optional_strings(samples, "group"); });
-    problems_.attempt([&] {
-      index.splits = read_optional_strings(samples, "split");
-      for (size_t i = 0; i < index.splits.size(); ++i) {
-        const std::string& split = index.splits[i];
-        if (split != "train" && split != "valid" && split != "test" && !split.empty())
-          problems_.add("/samples/split: " + sample(i) + " has " + in_quotes(split) +
-                        "; allowed are 'train', 'valid', 'test' and ''");
-      }
-    });
     problems_.attempt([&] { read_labels(samples); });
+  }
+
+  void read_splits(const Handle& samples) {
+    std::vector<std::string>& splits = result_.index.splits;
+    splits = read_optional_strings(samples, "split");
+    for (size_t i = 0; i < splits.size(); ++i)
+      if (splits[i] != "train" && splits[i] != "valid" && splits[i] != "test" && !splits[i].empty())
+        add("/samples/split", "{} has {}; allowed are 'train', 'valid', 'test' and ''", sample(i),
+            in_quotes(splits[i]));
   }
 
   void read_ids(const Handle& samples) {
     auto ids = hdf5::read_strings(hdf5::open_dataset(file_, samples, "id", "/samples/id"));
-    if (ids.empty()) throw Problem("/samples/id: there are no samples");
+    if (ids.empty()) fail("/samples/id", "there are no samples");
     std::unordered_map<std::string, size_t> rows;
     for (size_t i = 0; i < ids.size(); ++i) {
-      const std::string row = "row " + std::to_string(i);
       if (ids[i].empty()) {
-        problems_.add("/samples/id: the id in " + row + " is empty");
+        add("/samples/id", "the id in row {} is empty", i);
       } else if (!is_valid_utf8(ids[i])) {
-        problems_.add("/samples/id: the id in " + row + " is not UTF-8: " + in_quotes(ids[i]));
+        add("/samples/id", "the id in row {} is not UTF-8: {}", i, in_quotes(ids[i]));
       } else if (const auto [found, inserted] = rows.emplace(ids[i], i); !inserted) {
-        problems_.add("/samples/id: " + in_quotes(ids[i]) + " occurs twice, in rows " + std::to_string(found->second) +
-                      " and " + std::to_string(i));
+        add("/samples/id", "{} occurs twice, in rows {} and {}", in_quotes(ids[i]), found->second, i);
       }
     }
     result_.index.ids = std::move(ids);
@@ -130,10 +112,8 @@ class Reader {
     if (!hdf5::has_child(samples, name)) return std::vector<std::string>(result_.index.ids.size());
     auto values = hdf5::read_strings(hdf5::open_dataset(file_, samples, name, path));
     require_one_per_sample(values.size(), path);
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (!is_valid_utf8(values[i]))
-        problems_.add(path + ": the value of " + sample(i) + " is not UTF-8: " + in_quotes(values[i]));
-    }
+    for (size_t i = 0; i < values.size(); ++i)
+      if (!is_valid_utf8(values[i])) add(path, "the value of {} is not UTF-8: {}", sample(i), in_quotes(values[i]));
     return values;
   }
 
@@ -149,8 +129,8 @@ class Reader {
                                         : std::binary_search(result_.targets.begin(), result_.targets.end(), target);
     if (!present) {
       if (options_.labels_required)
-        throw Problem(path + ": is missing, but labels are needed; targets in this file: " +
-                      (result_.targets.empty() ? "none" : join(result_.targets)));
+        fail(path, "is missing, but labels are needed; targets in this file: {}",
+             result_.targets.empty() ? "none" : join(result_.targets));
       return;
     }
     const StoredDataset dataset =
@@ -181,8 +161,8 @@ class Reader {
       index.task = Task::kClassification;
       index.class_names = read_class_names(dataset.handle, dataset.path);
     } else if (task_known_ && index.task == Task::kRegression && dataset.type_class() == H5T_INTEGER) {
-      throw Problem(dataset.path +
-                    ": is of an integer type, so it needs an attribute 'class_names'; a regression target is float32");
+      fail(dataset.path,
+           "is of an integer type, so it needs an attribute 'class_names'; a regression target is float32");
     }
   }
 
@@ -192,10 +172,10 @@ class Reader {
     for (size_t i = 0; i < index.labels.size(); ++i) {
       const double label = index.labels[i];
       if (!std::isfinite(label)) {
-        problems_.add(path + ": the label of " + sample(i) + " is " + (std::isnan(label) ? "NaN" : "infinite"));
+        add(path, "the label of {} is {}", sample(i), std::isnan(label) ? "NaN" : "infinite");
       } else if (index.task == Task::kClassification && !index.class_names.empty() && (label < 0 || label >= classes)) {
-        problems_.add(path + ": the label of " + sample(i) + " is " + std::to_string(static_cast<int64_t>(label)) +
-                      ", but there are " + std::to_string(index.class_names.size()) + " classes, numbered from 0");
+        add(path, "the label of {} is {}, but there are {} classes, numbered from 0", sample(i),
+            static_cast<int64_t>(label), index.class_names.size());
       }
     }
   }
@@ -203,7 +183,7 @@ class Reader {
   void read_modalities() {
     const Handle modalities = hdf5::open_group(root_, "modalities", "/modalities");
     const auto names = hdf5::child_names(modalities, "/modalities");
-    if (names.empty()) throw Problem("/modalities: there are no modalities");
+    if (names.empty()) fail("/modalities", "there are no modalities");
     for (const std::string& name : names) {
       const std::string path = "/modalities/" + name;
       problems_.attempt([&] {
@@ -225,48 +205,46 @@ class Reader {
   StoredDataset open_values(const Handle& group, const std::string& path) {
     StoredDataset values = hdf5::open_dataset(file_, group, "values", path);
     if (values.shape.size() != 2)
-      throw Problem(path + ": must have two dimensions [frames, dim], but its shape is " + shape_text(values));
+      fail(path, "must have two dimensions [frames, dim], but its shape is {}", values.shape_text());
     if (values.type_class() != H5T_FLOAT ||
-        (values.type_bytes() != 2 && values.type_bytes() != 4 && values.type_bytes() != 8))
-      throw Problem(path + ": must be float32 (float16 and float64 are read too), but is " +
-                    hdf5::type_name(values.type.get()));
-    if (values.shape[1] == 0) throw Problem(path + ": has no columns; its shape is " + shape_text(values));
+        (values.type_bytes != 2 && values.type_bytes != 4 && values.type_bytes != 8))
+      fail(path, "must be float32 (float16 and float64 are read too), but is {}", hdf5::type_name(values.type.get()));
+    if (values.shape[1] == 0) fail(path, "has no columns; its shape is {}", values.shape_text());
     return values;
   }
 
   // frames: rows of the values, or -1 when these are not known.
   void check_offsets(const std::vector<int64_t>& offsets, int64_t frames, const std::string& path) {
     if (ids_known_ && offsets.size() != result_.index.ids.size() + 1)
-      throw Problem(path + ": must have " + std::to_string(result_.index.ids.size() + 1) +
-                    " entries, one more than there are samples, but has " + std::to_string(offsets.size()));
-    if (offsets.empty()) throw Problem(path + ": is empty; it must have one entry more than there are samples");
-    if (offsets[0] != 0) problems_.add(path + ": starts at " + std::to_string(offsets[0]) + "; it must start at 0");
+      fail(path, "must have {} entries, one more than there are samples, but has {}", result_.index.ids.size() + 1,
+           offsets.size());
+    if (offsets.empty()) fail(path, "is empty; it must have one entry more than there are samples");
+    if (offsets[0] != 0) add(path, "starts at {}; it must start at 0", offsets[0]);
     bool ordered = true;
     for (size_t i = 0; i + 1 < offsets.size(); ++i) {
       const bool backwards = offsets[i + 1] < offsets[i];
       const bool past = frames >= 0 && offsets[i + 1] > frames && offsets[i] <= frames;
-      if (backwards)
-        problems_.add(path + ": goes backwards at " + sample(i) + ", from " + std::to_string(offsets[i]) + " to " +
-                      std::to_string(offsets[i + 1]));
-      if (past)
-        problems_.add(path + ": " + sample(i) + " ends at frame " + std::to_string(offsets[i + 1]) +
-                      ", but there are " + std::to_string(frames));
+      if (backwards) add(path, "goes backwards at {}, from {} to {}", sample(i), offsets[i], offsets[i + 1]);
+      if (past) add(path, "{} ends at frame {}, but there are {}", sample(i), offsets[i + 1], frames);
       ordered = ordered && !backwards && !past;
     }
     if (ordered && frames >= 0 && offsets.back() != frames)
-      problems_.add(path + ": ends at " + std::to_string(offsets.back()) + "; it must end at the number of frames, " +
-                    std::to_string(frames));
+      add(path, "ends at {}; it must end at the number of frames, {}", offsets.back(), frames);
   }
 
   void require_one_per_sample(size_t count, const std::string& path) const {
-    if (count == result_.index.ids.size()) return;
-    throw Problem(path + ": has " + std::to_string(count) + " entries, but there are " +
-                  std::to_string(result_.index.ids.size()) + " samples");
+    if (count != result_.index.ids.size())
+      fail(path, "has {} entries, but there are {} samples", count, result_.index.ids.size());
+  }
+
+  template <typename... Values>
+  void add(const std::string& path, fmt::format_string<Values...> text, Values&&... values) {
+    problems_.at(path, fmt::format(text, std::forward<Values>(values)...));
   }
 
   std::string sample(size_t row) const {
-    if (!ids_known_ || row >= result_.index.ids.size()) return "sample " + std::to_string(row);
-    return "sample " + in_quotes(result_.index.ids[row]) + " (row " + std::to_string(row) + ")";
+    if (!ids_known_ || row >= result_.index.ids.size()) return fmt::format("sample {}", row);
+    return fmt::format("sample {} (row {})", in_quotes(result_.index.ids[row]), row);
   }
 
   const hdf5::File& file_;
@@ -284,17 +262,6 @@ class Reader {
 ContainerIndex read_container_index(const hdf5::File& file, const std::string& path, const OpenOptions& options,
                                     Problems& problems) {
   return Reader(file, path, options, problems).read();
-}
-
-std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options) {
-  const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
-  hdf5::prepare_library();
-  Problems problems(path, kListedProblems);
-  problems.attempt([&] {
-    const hdf5::File file = hdf5::open_file(path);
-    read_container_index(file, path, options, problems);
-  });
-  return problems.lines();
 }
 
 }  // namespace muster::data

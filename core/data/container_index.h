@@ -22,8 +22,4 @@ struct ContainerIndex {
 ContainerIndex read_container_index(const hdf5::File& file, const std::string& path, const OpenOptions& options,
                                     Problems& problems);
 
-// One line per problem; empty when the container is good. Throws Error(kIo) when the file cannot be read.
-constexpr size_t kListedProblems = 20;
-std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options);
-
 }  // namespace muster::data

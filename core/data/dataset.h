@@ -8,6 +8,7 @@
 namespace muster::data {
 
 enum class Task { kRegression, kClassification };
+inline const char* name_of(Task task) { return task == Task::kClassification ? "classification" : "regression"; }
 
 // One modality of all samples. Frames of sample i are rows [offsets[i], offsets[i+1]) of one long [frames, dim] table;
 // an empty range means that the modality is missing for that sample.
@@ -33,7 +34,11 @@ struct DatasetIndex {
   int64_t size() const { return static_cast<int64_t>(ids.size()); }
   bool has_labels() const { return !labels.empty() || ids.empty(); }
   // Position in `modalities`, or -1.
-  int64_t find_modality(const std::string& modality_name) const;
+  int64_t find_modality(const std::string& modality_name) const {
+    for (size_t position = 0; position < modalities.size(); ++position)
+      if (modalities[position].name == modality_name) return static_cast<int64_t>(position);
+    return -1;
+  }
 };
 
 // An open dataset. Every rank opens its own; nothing is shared between processes but the operating system's page cache.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fmt/format.h>
 #include <hdf5.h>
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 #include "base/problems.h"
 
-// The part of HDF5 that containers need, made safe against files that are damaged or mean harm: nothing outside the
+// The part of HDF5 that containers need, made safe against files that are damaged or malicious: nothing outside the
 // file is ever opened, and nothing is allocated that the file does not really hold. All functions throw Problem when
 // the file is wrong; all must be called with library_mutex() held, because HDF5 is usually built without thread safety.
 namespace muster::data::hdf5 {
@@ -52,15 +53,27 @@ void prepare_library();
 // Innermost description on HDF5's error stack, as " (...)", or "". Call right after the failed function.
 std::string reason();
 
+// Throws Problem "PLACE: text".
+template <typename... Values>
+[[noreturn]] void fail(const std::string& place, fmt::format_string<Values...> text, Values&&... values) {
+  throw Problem(fmt::format("{}: {}", place, fmt::format(text, std::forward<Values>(values)...)));
+}
+
+// How files are opened: without file locks (network file systems, read-only folders).
+Handle file_access();
+
 struct File {
   Handle handle;
   int descriptor = -1;  // HDF5's own, valid while `handle` is
   int64_t bytes = 0;
 };
 
-// Opens for reading, without file locks (network file systems, read-only folders). Throws Error(kIo) when the path
-// cannot be opened, Problem when it is no whole HDF5 file.
+// Opens for reading. Throws Error(kIo) when the path cannot be opened, Problem when it is no whole HDF5 file.
 File open_file(const std::string& path);
+
+// Reads all `count` bytes at `position` of an open file. Returns 0, or the errno of a failure, or -1 when the file ends
+// before. Needs no lock.
+int read_bytes(int descriptor, int64_t position, void* out, int64_t count);
 
 // Whether `group` has a link called `name`.
 bool has_child(const Handle& group, const std::string& name);
@@ -81,10 +94,10 @@ struct StoredDataset {
   std::string filters;   // "gzip", "gzip+shuffle", "" ...
   int64_t address = -1;  // of contiguous values, from the start of the file; -1: none
   int64_t stored_bytes = 0;
+  int64_t type_bytes = 0;  // of one value
 
-  int64_t elements() const;
   H5T_class_t type_class() const { return H5Tget_class(type.get()); }
-  int64_t type_bytes() const { return static_cast<int64_t>(H5Tget_size(type.get())); }
+  std::string shape_text() const { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 };
 
 // Throws Problem when the dataset is missing, virtual, external, bigger than what the file holds, or null.

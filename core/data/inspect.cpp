@@ -1,15 +1,15 @@
 #include "core/data/inspect.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "base/text.h"
 #include "core/data/container.h"
-#include "core/data/container_index.h"
 #include "core/data/scan.h"
 
 namespace muster::data {
@@ -18,8 +18,6 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t max_groups_printed = 20;
-
-const char* task_name(Task task) { return task == Task::kClassification ? "classification" : "regression"; }
 
 double quantile(const std::vector<double>& sorted, double q) {
   const double place = q * static_cast<double>(sorted.size() - 1);  // linear between neighbours, numpy's default
@@ -109,23 +107,12 @@ json splits_json(const DatasetIndex& index) {
 
 json groups_json(const DatasetIndex& index) {
   std::map<std::string, int64_t> counts;
-  for (const std::string& group : index.groups) {
+  for (const std::string& group : index.groups)
     if (!group.empty()) ++counts[group];
-  }
   return counts;
 }
 
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.4g", value);
-  return text;
-}
-
-std::string padded(const std::string& text, size_t width, bool left = false) {
-  if (text.size() >= width) return text;
-  const std::string blanks(width - text.size(), ' ');
-  return left ? text + blanks : blanks + text;
-}
+std::string number(double value) { return fmt::format("{:.4g}", value); }
 
 // Columns as wide as their widest cell; the first column to the left, the others to the right.
 std::string table(const std::vector<std::vector<std::string>>& rows) {
@@ -136,8 +123,8 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
   }
   std::string text;
   for (const auto& row : rows) {
-    std::string line = " ";
-    for (size_t i = 0; i < row.size(); ++i) line += " " + padded(row[i], widths[i] + (i ? 1 : 0), i == 0);
+    std::string line = fmt::format("  {:<{}}", row[0], widths[0]);
+    for (size_t i = 1; i < row.size(); ++i) line += fmt::format("  {:>{}}", row[i], widths[i]);
     text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   }
   return text;
@@ -147,18 +134,15 @@ std::string modalities_text(const json& modalities) {
   std::vector<std::vector<std::string>> rows{
       {"modality", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
   for (const json& modality : modalities) {
-    std::vector<std::string> row{modality["name"], std::to_string(modality["dim"].get<int64_t>()),
-                                 std::to_string(modality["frames"].get<int64_t>())};
+    std::vector<std::string> row{modality["name"], modality["dim"].dump(), modality["frames"].dump()};
     for (const char* key : {"min", "median", "mean", "max"})
       row.push_back(modality.contains("length") ? number(modality["length"][key]) : "-");
-    row.push_back(std::to_string(modality["missing"].get<int64_t>()));
-    if (modality.contains("storage")) {
-      const json& storage = modality["storage"];
-      row.push_back(storage["type"].get<std::string>() + " " + storage["layout"].get<std::string>() +
-                    (storage["direct"].get<bool>() ? "" : " (read through HDF5: slower)"));
-    } else {
-      row.push_back("generated");
-    }
+    row.push_back(modality["missing"].dump());
+    const json storage = modality.value("storage", json());
+    row.push_back(storage.is_null()
+                      ? "generated"
+                      : fmt::format("{} {}{}", storage["type"].get<std::string>(), storage["layout"].get<std::string>(),
+                                    storage["direct"].get<bool>() ? "" : " (read through HDF5: slower)"));
     rows.push_back(row);
   }
   return table(rows);
@@ -170,9 +154,8 @@ std::string labels_text(const json& labels, int64_t samples) {
   if (labels.contains("classes")) {
     rows.push_back({"class", "samples", "share"});
     for (const json& entry : labels["classes"]) {
-      const auto count = entry["samples"].get<int64_t>();
-      rows.push_back({entry["name"], std::to_string(count),
-                      number(100.0 * static_cast<double>(count) / static_cast<double>(samples)) + " %"});
+      const double percent = 100 * entry["samples"].get<double>() / static_cast<double>(samples);
+      rows.push_back({entry["name"], entry["samples"].dump(), number(percent) + " %"});
     }
   } else {
     rows.push_back({"label", "mean", "std", "min", "25 %", "median", "75 %", "max"});
@@ -189,23 +172,21 @@ std::string splits_text(const json& splits, const DatasetIndex& index) {
     rows[0].insert(rows[0].end(), index.class_names.begin(), index.class_names.end());
   for (const auto& name : {"train", "valid", "test", ""}) {
     if (!splits.contains(name)) continue;
-    rows.push_back({*name ? name : "(none)", std::to_string(splits[name]["samples"].get<int64_t>())});
+    rows.push_back({*name ? name : "(none)", splits[name]["samples"].dump()});
     if (!splits[name].contains("classes")) continue;
-    for (const json& count : splits[name]["classes"]) rows.back().push_back(std::to_string(count.get<int64_t>()));
+    for (const json& count : splits[name]["classes"]) rows.back().push_back(count.dump());
   }
   return table(rows);
 }
 
 std::string groups_text(const json& groups) {
   if (groups.empty()) return "groups      none\n";
-  std::string text = "groups      " + std::to_string(groups.size()) + ":";
-  size_t printed = 0;
-  for (const auto& [name, count] : groups.items()) {
-    if (++printed > max_groups_printed)
-      return text + " and " + std::to_string(groups.size() - max_groups_printed) + " more\n";
-    text += (printed > 1 ? ", " : " ") + name + " " + std::to_string(count.get<int64_t>());
-  }
-  return text + "\n";
+  std::vector<std::string> listed;
+  for (const auto& [name, count] : groups.items())
+    if (listed.size() < max_groups_printed) listed.push_back(name + " " + count.dump());
+  const size_t more = groups.size() - listed.size();
+  return fmt::format("groups      {}: {}{}\n", groups.size(), join(listed),
+                     more > 0 ? fmt::format(" and {} more", more) : "");
 }
 
 }  // namespace
@@ -213,11 +194,11 @@ std::string groups_text(const json& groups) {
 json inspect_json(const Dataset& dataset) {
   const DatasetIndex& index = dataset.index();
   const ScanReport scan = scan_everything(dataset);
-  json result{{"source", dataset.source()},    {"name", index.name},
-              {"task", task_name(index.task)}, {"samples", index.size()},
-              {"labels", labels_json(index)},  {"splits", splits_json(index)},
-              {"groups", groups_json(index)},  {"non_finite", scan.non_finite},
-              {"values", scan.values},         {"content_hash", dataset.content_hash()}};
+  json result{{"source", dataset.source()},   {"name", index.name},
+              {"task", name_of(index.task)},  {"samples", index.size()},
+              {"labels", labels_json(index)}, {"splits", splits_json(index)},
+              {"groups", groups_json(index)}, {"non_finite", scan.non_finite},
+              {"values", scan.values},        {"content_hash", dataset.content_hash()}};
   result["modalities"] = json::array();
   for (size_t m = 0; m < index.modalities.size(); ++m) result["modalities"].push_back(modality_json(dataset, m));
   if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
@@ -230,36 +211,26 @@ json inspect_json(const Dataset& dataset) {
 std::string inspect(const Dataset& dataset) {
   const json facts = inspect_json(dataset);
   const DatasetIndex& index = dataset.index();
-  std::string text = "dataset     " + index.name + "\nsource      " + dataset.source() + "\n";
-  if (facts.contains("file_bytes")) text += "file size   " + size_text(facts["file_bytes"].get<double>()) + "\n";
-  text += "sha256      " + facts["content_hash"].get<std::string>() + "\n";
-  text += "task        " + std::string(task_name(index.task)) + "\n";
-  text += "samples     " + std::to_string(index.size()) + "\n";
-  if (facts.contains("targets") && !facts["targets"].empty()) {
-    text += "targets    ";
-    for (const json& target : facts["targets"]) text += " " + target.get<std::string>();
-    text += "\n";
-  }
+  std::string text = fmt::format("dataset     {}\nsource      {}\n", index.name, dataset.source());
+  if (facts.contains("file_bytes"))
+    text += fmt::format("file size   {}\n", size_text(facts["file_bytes"].get<double>()));
+  text += fmt::format("sha256      {}\ntask        {}\nsamples     {}\n", facts["content_hash"].get<std::string>(),
+                      name_of(index.task), index.size());
+  if (const auto targets = facts.value("targets", std::vector<std::string>()); !targets.empty())
+    text += fmt::format("targets     {}\n", join(targets, " "));
   text += groups_text(facts["groups"]);
-  text += "non-finite  " + std::to_string(facts["non_finite"].get<int64_t>()) + " of " +
-          std::to_string(facts["values"].get<int64_t>()) + " values" +
-          (facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "") + "\n";
-  text += "\n" + modalities_text(facts["modalities"]);
-  text += "\n" + labels_text(facts["labels"], index.size());
-  text += "\n" + splits_text(facts["splits"], index);
-  return text;
+  text += fmt::format("non-finite  {} of {} values{}\n", facts["non_finite"].dump(), facts["values"].dump(),
+                      facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "");
+  return fmt::format("{}\n{}\n{}\n{}", text, modalities_text(facts["modalities"]),
+                     labels_text(facts["labels"], index.size()), splits_text(facts["splits"], index));
 }
 
 std::vector<std::string> verify(const std::string& path) {
   std::vector<std::string> problems = container_problems(path, {});
   if (!problems.empty()) return problems;
   const auto container = open_container(path);
-  for (const std::string& target : container->targets()) {
-    OpenOptions options;
-    options.target = target;
-    const auto more = container_problems(path, options);
-    problems.insert(problems.end(), more.begin(), more.end());
-  }
+  for (const std::string& target : container->targets())
+    for (const std::string& problem : container_problems(path, {target})) problems.push_back(problem);
   const std::string scanned = describe(scan_everything(*container));
   if (!scanned.empty()) problems.push_back(scanned);
   return problems;

@@ -1,5 +1,7 @@
 #include "core/data/scan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -88,14 +90,14 @@ ScanReport scan_values(const Dataset& dataset, const std::vector<int64_t>& modal
 std::string describe(const ScanReport& report) {
   if (report.non_finite == 0) return "";
   const auto value_name = [](float value) { return std::isnan(value) ? "NaN" : value > 0 ? "+infinity" : "-infinity"; };
-  std::string text = std::to_string(report.non_finite) + (report.non_finite == 1 ? " feature is" : " features are") +
-                     " not finite. Features must be finite: replace them in the file (importers write 0).";
-  for (const NonFinite& place : report.first) {
-    text += "\n  sample " + in_quotes(place.id) + ", " + place.modality + ", frame " + std::to_string(place.frame) +
-            ", column " + std::to_string(place.column) + ": " + value_name(place.value);
-  }
+  std::string text =
+      fmt::format("{} not finite. Features must be finite: replace them in the file (importers write 0).",
+                  plural(report.non_finite, "feature") + (report.non_finite == 1 ? " is" : " are"));
+  for (const NonFinite& place : report.first)
+    text += fmt::format("\n  sample {}, {}, frame {}, column {}: {}", in_quotes(place.id), place.modality, place.frame,
+                        place.column, value_name(place.value));
   const int64_t more = report.non_finite - static_cast<int64_t>(report.first.size());
-  if (more > 0) text += "\n  and " + std::to_string(more) + " more";
+  if (more > 0) text += fmt::format("\n  and {} more", more);
   return text;
 }
 

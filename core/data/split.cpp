@@ -1,5 +1,7 @@
 #include "core/data/split.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -14,16 +16,17 @@ namespace {
 
 using Groups = std::map<std::string, std::vector<int64_t>>;  // samples of each group; the map sorts the names
 
-[[noreturn]] void bad_config(const std::string& message) { throw Error(ExitCode::kBadConfig, message); }
+template <typename... Values>
+[[noreturn]] void bad_config(fmt::format_string<Values...> text, Values&&... values) {
+  throw Error(ExitCode::kBadConfig, fmt::format(text, std::forward<Values>(values)...));
+}
 
 std::string names_of(const Groups& groups) {
-  std::string text;
-  size_t listed = 0;
-  for (const auto& [name, samples] : groups) {
-    if (++listed > 20) return text + " and " + std::to_string(groups.size() - 20) + " more";
-    text += (text.empty() ? "" : ", ") + name;
-  }
-  return text;
+  std::vector<std::string> names;
+  for (const auto& [name, samples] : groups)
+    if (names.size() < 20) names.push_back(name);
+  const size_t more = groups.size() - names.size();
+  return join(names) + (more > 0 ? fmt::format(" and {} more", more) : "");
 }
 
 bool has_fixed_splits(const DatasetIndex& index) {
@@ -35,10 +38,11 @@ Groups groups_of(const DatasetIndex& index, const char* kind) {
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     const std::string& group = index.groups.at(static_cast<size_t>(sample));
     if (group.empty())
-      bad_config("data.split: kind " + std::string(kind) +
-                 " needs the group (session, speaker or video) of every sample, but sample " +
-                 in_quotes(index.ids[sample]) + " has none in /samples/group" +
-                 (has_fixed_splits(index) ? "; this data has fixed splits, so kind FIXED would work." : "."));
+      bad_config(
+          "data.split: kind {} needs the group (session, speaker or video) of every sample, but sample {} has none in "
+          "/samples/group{}",
+          kind, in_quotes(index.ids[sample]),
+          has_fixed_splits(index) ? "; this data has fixed splits, so kind FIXED would work." : ".");
     groups[group].push_back(sample);
   }
   return groups;
@@ -111,26 +115,24 @@ std::set<int64_t> validation_groups(const Groups& groups, const std::set<std::st
 std::set<std::string> leave_one_out(const Groups& groups, const SplitOptions& options) {
   if (!options.test_group.empty()) {
     if (!groups.count(options.test_group))
-      bad_config("data.split.test_group: there is no group " + in_quotes(options.test_group) +
-                 "; the data's groups are: " + names_of(groups) + ".");
+      bad_config("data.split.test_group: there is no group {}; the data's groups are: {}.",
+                 in_quotes(options.test_group), names_of(groups));
     return {options.test_group};
   }
   if (options.fold < 0 || options.fold >= static_cast<int64_t>(groups.size()))
-    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but the data has " +
-               std::to_string(groups.size()) + " groups, numbered from 0: " + names_of(groups) + ".");
+    bad_config("data.split.fold: is {}, but the data has {} groups, numbered from 0: {}.", options.fold, groups.size(),
+               names_of(groups));
   return {std::next(groups.begin(), options.fold)->first};
 }
 
 // Largest group first, each to the fold that has fewest samples so far.
 std::set<std::string> fold_of_groups(const Groups& groups, const SplitOptions& options) {
-  if (options.folds < 2)
-    bad_config("data.split.folds: is " + std::to_string(options.folds) + "; it must be at least 2.");
+  if (options.folds < 2) bad_config("data.split.folds: is {}; it must be at least 2.", options.folds);
   if (options.folds > static_cast<int64_t>(groups.size()))
-    bad_config("data.split.folds: is " + std::to_string(options.folds) + ", but the data has only " +
-               std::to_string(groups.size()) + " groups: " + names_of(groups) + ".");
+    bad_config("data.split.folds: is {}, but the data has only {} groups: {}.", options.folds, groups.size(),
+               names_of(groups));
   if (options.fold < 0 || options.fold >= options.folds)
-    bad_config("data.split.fold: is " + std::to_string(options.fold) + ", but there are " +
-               std::to_string(options.folds) + " folds, numbered from 0.");
+    bad_config("data.split.fold: is {}, but there are {} folds, numbered from 0.", options.fold, options.folds);
   std::vector<Groups::const_iterator> order;
   for (auto group = groups.begin(); group != groups.end(); ++group) order.push_back(group);
   std::stable_sort(order.begin(), order.end(), [](auto a, auto b) { return a->second.size() > b->second.size(); });
@@ -148,10 +150,10 @@ Split fixed_split(const DatasetIndex& index) {
   if (!has_fixed_splits(index)) {
     const bool grouped =
         std::all_of(index.groups.begin(), index.groups.end(), [](const std::string& group) { return !group.empty(); });
-    bad_config(std::string("data.split: kind FIXED needs the data's own splits, but it has none in /samples/split; ") +
-               (grouped && !index.groups.empty()
-                    ? "it has groups, so LEAVE_ONE_GROUP_OUT or K_FOLD would work."
-                    : "it has no groups either, so no other kind works: add /samples/split or /samples/group."));
+    bad_config("data.split: kind FIXED needs the data's own splits, but it has none in /samples/split; it has {}",
+               grouped && !index.groups.empty()
+                   ? "groups, so LEAVE_ONE_GROUP_OUT or K_FOLD would work."
+                   : "no groups either, so no other kind works: add /samples/split or /samples/group.");
   }
   Split split;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
@@ -168,23 +170,20 @@ void check_classes(const DatasetIndex& index, const Split& split) {
   std::set<int64_t> present, trained;
   for (const double label : index.labels) present.insert(static_cast<int64_t>(label));
   for (const int64_t sample : split.train) trained.insert(static_cast<int64_t>(index.labels[sample]));
-  std::string absent;
-  for (const int64_t label : present) {
-    if (!trained.count(label))
-      absent += (absent.empty() ? "" : ", ") + in_quotes(index.class_names.at(static_cast<size_t>(label)));
-  }
+  std::vector<std::string> absent;
+  for (const int64_t label : present)
+    if (!trained.count(label)) absent.push_back(in_quotes(index.class_names.at(static_cast<size_t>(label))));
   if (!absent.empty())
-    throw Error(ExitCode::kBadData,
-                "The training set has no sample of class " + absent +
-                    ", so it cannot be learnt. Choose another split, or drop the class from the data.");
+    throw Error(ExitCode::kBadData, fmt::format("The training set has no sample of class {}, so it cannot be learnt. "
+                                                "Choose another split, or drop the class from the data.",
+                                                join(absent)));
 }
 
 }  // namespace
 
 Split make_split(const DatasetIndex& index, const SplitOptions& options) {
   if (!(options.validation_share >= 0 && options.validation_share < 1))
-    bad_config("data.split.validation_share: is " + std::to_string(options.validation_share) +
-               "; it must be at least 0 and below 1.");
+    bad_config("data.split.validation_share: is {:f}; it must be at least 0 and below 1.", options.validation_share);
   Split split;
   if (options.kind == SplitKind::kFixed) {
     split = fixed_split(index);
@@ -196,8 +195,8 @@ Split make_split(const DatasetIndex& index, const SplitOptions& options) {
     for (int64_t sample = 0; sample < index.size(); ++sample)
       (test.count(index.groups[sample]) ? split.test : rest).push_back(sample);
     if (rest.empty())
-      bad_config("data.split: all samples are in the test group " + in_quotes(*test.begin()) +
-                 "; nothing is left to train on.");
+      bad_config("data.split: all samples are in the test group {}; nothing is left to train on.",
+                 in_quotes(*test.begin()));
     const std::set<int64_t> valid = options.validation_by_group ? validation_groups(groups, test, options)
                                                                 : validation_samples(index, rest, options);
     for (const int64_t sample : rest) (valid.count(sample) ? split.valid : split.train).push_back(sample);

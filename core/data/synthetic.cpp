@@ -1,13 +1,15 @@
 #include "core/data/synthetic.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <stdexcept>
 
 #include "base/error.h"
 #include "base/sha256.h"
+#include "base/text.h"
 #include "core/random/philox.h"
 
 namespace muster::data {
@@ -97,17 +99,11 @@ class Synthetic : public Dataset {
   }
 
   std::string content_hash() const override {
-    char text[160];
-    const int length = std::snprintf(text, sizeof(text), "muster synthetic 1 %s samples=%lld noise=%.17g seed=%llu",
-                                     index_.name.c_str(), static_cast<long long>(index_.size()), noise_,
-                                     static_cast<unsigned long long>(seed_));
-    std::string description(text, static_cast<size_t>(length));
+    std::string description = fmt::format("muster synthetic 1 {} samples={} noise={:.17g} seed={}", index_.name,
+                                          index_.size(), noise_, seed_);
     // What is not asked for is not named: the hash of data is older than these.
-    if (signal_.agreement != 0) {
-      std::snprintf(text, sizeof(text), " agreement=%.17g", signal_.agreement);
-      description += text;
-    }
-    if (signal_.text_encoders != 1) description += " text_encoders=" + std::to_string(signal_.text_encoders);
+    if (signal_.agreement != 0) description += fmt::format(" agreement={:.17g}", signal_.agreement);
+    if (signal_.text_encoders != 1) description += fmt::format(" text_encoders={}", signal_.text_encoders);
     for (const std::string& name : signal_.without) description += " without=" + name;
     return sha256_of(description);
   }
@@ -119,6 +115,11 @@ class Synthetic : public Dataset {
 
   std::array<uint32_t, 4> draw(Draw what, uint32_t a, uint32_t b = 0, uint32_t c = 0) const {
     return random::philox4x32(seed_, {a, b, what, c});
+  }
+
+  static std::array<double, 4> four_normals(const std::array<uint32_t, 4>& words) {
+    const auto first = random::normal_pair(words[0], words[1]), second = random::normal_pair(words[2], words[3]);
+    return {first[0], first[1], second[0], second[1]};
   }
 
   // Uniform integer in [0, count); the bias of at most count / 2^32 does not matter here.
@@ -167,9 +168,9 @@ class Synthetic : public Dataset {
     int64_t sample = 0, trainable = 0;
     for (int64_t session = 0; session < sessions; ++session) {
       const int64_t end = samples * (session + 1) / sessions;
-      const std::string group = "Ses0" + std::to_string(session + 1);
+      const std::string group = fmt::format("Ses0{}", session + 1);
       for (int64_t position = 0; sample < end; ++sample, ++position) {
-        index_.ids.push_back(group + "_" + std::to_string(position));
+        index_.ids.push_back(fmt::format("{}_{}", group, position));
         index_.groups.push_back(group);
         index_.labels.push_back(class_of(static_cast<uint32_t>(session), position));
         group_of_.push_back(static_cast<uint32_t>(session));
@@ -199,9 +200,9 @@ class Synthetic : public Dataset {
       };
       for (size_t i = 1; i < 3; ++i) split = lacking(i) > lacking(split) ? i : split;
       sizes[split] += size;
-      const std::string group = "video" + std::to_string(video);
+      const std::string group = fmt::format("video{}", video);
       for (int64_t position = 0; position < size; ++position, ++sample) {
-        index_.ids.push_back(group + "_" + std::to_string(position));
+        index_.ids.push_back(fmt::format("{}_{}", group, position));
         index_.groups.push_back(group);
         index_.splits.push_back(words[split]);
         const auto hidden = hidden_values(sample);
@@ -214,20 +215,15 @@ class Synthetic : public Dataset {
 
   // z of audio, text and vision, then the label's noise.
   std::array<double, 4> hidden_values(int64_t sample) const {
-    const auto words = draw(kHidden, static_cast<uint32_t>(sample));
-    const auto first = random::normal_pair(words[0], words[1]);
-    const auto second = random::normal_pair(words[2], words[3]);
-    return {first[0], first[1], second[0], second[1]};
+    return four_normals(draw(kHidden, static_cast<uint32_t>(sample)));
   }
 
   // `dim` standard normal numbers.
   std::vector<double> normals(Draw what, int64_t dim, uint32_t b, uint32_t c) const {
     std::vector<double> values;
     for (uint32_t block = 0; static_cast<int64_t>(values.size()) < dim; ++block) {
-      const auto words = draw(what, block, b, c);
-      const auto first = random::normal_pair(words[0], words[1]);
-      const auto second = random::normal_pair(words[2], words[3]);
-      values.insert(values.end(), {first[0], first[1], second[0], second[1]});
+      const auto four = four_normals(draw(what, block, b, c));
+      values.insert(values.end(), four.begin(), four.end());
     }
     values.resize(static_cast<size_t>(dim));
     return values;
@@ -284,12 +280,10 @@ class Synthetic : public Dataset {
     for (int64_t frame = begin; frame < end; ++frame) {
       const bool has_signal = frame >= signal_begin && frame < signal_begin + signal_frames;
       for (int64_t column = 0; column < shape.dim; column += 4) {  // every width is a multiple of four
-        const auto words = draw(kFrameNoise, static_cast<uint32_t>(column / 4), static_cast<uint32_t>(sample),
-                                (shape.key << 16) | static_cast<uint32_t>(frame));
-        const auto first = random::normal_pair(words[0], words[1]);
-        const auto second = random::normal_pair(words[2], words[3]);
-        const double values[4] = {first[0], first[1], second[0], second[1]};
-        for (int64_t i = 0; i < 4; ++i)
+        const auto values =
+            four_normals(draw(kFrameNoise, static_cast<uint32_t>(column / 4), static_cast<uint32_t>(sample),
+                              (shape.key << 16) | static_cast<uint32_t>(frame)));
+        for (size_t i = 0; i < 4; ++i)
           *out++ = static_cast<float>(noise_ * values[i] + base[column + i] + (has_signal ? extra[column + i] : 0.0));
       }
     }
@@ -310,28 +304,25 @@ class Synthetic : public Dataset {
 std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, double noise, uint64_t seed,
                                         const SyntheticSignal& signal) {
   const auto require = [](bool right, const std::string& wrong) {
-    if (!right) throw Error(ExitCode::kBadConfig, "synthetic data: " + wrong + ".");
+    if (!right) throw Error(ExitCode::kBadConfig, fmt::format("synthetic data: {}.", wrong));
   };
   const bool classification = kind == SyntheticKind::kClassification;
   require(samples >= 1 && samples <= max_samples,
-          "samples is " + std::to_string(samples) + "; it must be from 1 to " + std::to_string(max_samples));
-  require(noise >= 0 && noise <= max_noise, "noise is " + std::to_string(noise) + "; it must be from 0 to 1000");
+          fmt::format("samples is {}; it must be from 1 to {}", samples, max_samples));
+  require(noise >= 0 && noise <= max_noise, fmt::format("noise is {:f}; it must be from 0 to 1000", noise));
   require(signal.agreement >= 0 && signal.agreement <= 1,
-          "agreement is " + std::to_string(signal.agreement) + "; it must be from 0 to 1");
+          fmt::format("agreement is {:f}; it must be from 0 to 1", signal.agreement));
   require(classification || signal.agreement == 0, "agreement is for classification; for regression it must be 0");
   require(signal.text_encoders >= 1 && signal.text_encoders <= 3,
-          "text_encoders is " + std::to_string(signal.text_encoders) + "; it must be from 1 to 3");
+          fmt::format("text_encoders is {}; it must be from 1 to 3", signal.text_encoders));
   require(!classification || signal.text_encoders == 1,
           "text_encoders is for regression; classification has no text, so it must be 1");
-  std::set<std::string> names;
-  std::string list;
-  for (const ModalityShape& shape : shapes_of(kind, signal.text_encoders)) {
-    names.insert(shape.name);
-    list += (list.empty() ? "\"" : ", \"") + std::string(shape.name) + "\"";
-  }
+  std::vector<std::string> names;
+  for (const ModalityShape& shape : shapes_of(kind, signal.text_encoders)) names.push_back(shape.name);
   for (const std::string& name : signal.without)
-    require(names.count(name) != 0,
-            "without_signal names \"" + name + "\", which is not among its modalities: " + list);
+    require(std::find(names.begin(), names.end(), name) != names.end(),
+            fmt::format("without_signal names \"{}\", which is not among its modalities: \"{}\"", name,
+                        join(names, "\", \"")));
   return std::make_unique<Synthetic>(kind, samples, noise, seed, signal);
 }
 

@@ -1,17 +1,14 @@
 #include "core/data/writer.h"
 
-#include <fcntl.h>
 #include <hdf5.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "core/data/hdf5_reader.h"
 
@@ -22,72 +19,27 @@ using hdf5::Handle;
 
 constexpr int64_t block_elements = int64_t{1} << 20;  // 4 MiB of float32
 
-[[noreturn]] void fail(const std::string& path, const std::string& why) {
-  throw Error(ExitCode::kIo, "cannot write " + path + ": " + why + ".");
+[[noreturn]] void fail_to_write(const std::string& path, const std::string& why) {
+  throw Error(ExitCode::kIo, fmt::format("Cannot write {}: {}.", path, why));
 }
 
-// A file under a temporary name beside `path` that disappears unless it is committed.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& path) : path_(path), name_(path + ".tmp-XXXXXX") {
-    descriptor_ = mkostemp(name_.data(), O_CLOEXEC);
-    if (descriptor_ < 0) fail(path_, std::strerror(errno));
-    const mode_t mask = umask(0);
-    umask(mask);
-    fchmod(descriptor_, 0666 & ~mask);  // mkostemp's 0600 would keep a group's members out
-  }
-  ~TemporaryFile() {
-    if (descriptor_ >= 0) close(descriptor_);
-    if (!committed_) unlink(name_.c_str());
-  }
-  const std::string& name() const { return name_; }
-
-  void write(int64_t position, const void* bytes, int64_t count) {
-    const char* next = static_cast<const char*>(bytes);
-    while (count > 0) {
-      const ssize_t written =
-          pwrite(descriptor_, next, static_cast<size_t>(std::min<int64_t>(count, int64_t{1} << 30)), position);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail(path_, std::strerror(errno));
-      next += written;
-      position += written;
-      count -= written;
-    }
-  }
-
-  void commit() {
-    if (fsync(descriptor_) != 0) fail(path_, std::strerror(errno));
-    if (rename(name_.c_str(), path_.c_str()) != 0) fail(path_, std::strerror(errno));
-    committed_ = true;
-    const size_t slash = path_.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) return;  // a folder that may be written but not read: the rename stands
-    fsync(descriptor);
-    close(descriptor);
-  }
-
- private:
-  const std::string path_;
-  std::string name_;
-  int descriptor_ = -1;
-  bool committed_ = false;
-};
-
-// A process that goes past a limit on the size of files (ulimit -f) is killed by a signal, half-made file and all.
-void check_size_limit(const std::string& path, const DatasetIndex& index) {
-  struct rlimit limit {};
-  if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+// About how many bytes the file will have.
+uint64_t expected_bytes(const DatasetIndex& index) {
   uint64_t bytes = uint64_t{1} << 20;  // of headers
   for (const Modality& modality : index.modalities)
     bytes += static_cast<uint64_t>(modality.offsets.back() * modality.dim) * 4;
   bytes += static_cast<uint64_t>(index.size()) * (8 * index.modalities.size() + 200);
-  for (const auto* strings : {&index.ids, &index.groups, &index.splits}) {
+  for (const auto* strings : {&index.ids, &index.groups, &index.splits})
     for (const std::string& text : *strings) bytes += text.size();
-  }
-  if (limit.rlim_cur < bytes)
-    fail(path, "it needs about " + std::to_string(bytes) + " bytes, but the limit on file size (ulimit -f) is " +
-                   std::to_string(limit.rlim_cur));
+  return bytes;
+}
+
+// A process that exceeds a limit on the size of files (ulimit -f) is killed by a signal.
+void check_size_limit(const std::string& path, uint64_t bytes) {
+  struct rlimit limit {};
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < bytes)
+    fail_to_write(path, fmt::format("it needs about {} bytes, but the limit on file size (ulimit -f) is {}", bytes,
+                                    limit.rlim_cur));
 }
 
 // Writes everything but the frames, whose place it reserves.
@@ -95,14 +47,7 @@ class StructureWriter {
  public:
   // `temporary`: the file to write; `path` is for messages.
   StructureWriter(const std::string& path, const std::string& temporary) : path_(path) {
-    const Handle access(H5Pcreate(H5P_FILE_ACCESS), &H5Pclose);
-    H5Pset_fapl_sec2(access.get());
-    H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
-#if H5_VERSION_GE(1, 10, 7) && !(H5_VERS_MAJOR == 1 && H5_VERS_MINOR == 12 && H5_VERS_RELEASE == 0)
-    H5Pset_file_locking(access.get(), 0, 1);
-#else
-    setenv("HDF5_USE_FILE_LOCKING", "FALSE", 1);
-#endif
+    const Handle access = hdf5::file_access();
     file_ = checked(Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), &H5Fclose));
     string_type_ = checked(Handle(H5Tcopy(H5T_C_S1), &H5Tclose));
     check(H5Tset_size(string_type_.get(), H5T_VARIABLE));
@@ -130,14 +75,13 @@ class StructureWriter {
       addresses.push_back(reserve(folder, modality.offsets.back(), modality.dim));
     }
     check(H5Fflush(file_.get(), H5F_SCOPE_GLOBAL));
-    const hid_t id = file_.release();
-    check(H5Fclose(id));
+    check(H5Fclose(file_.release()));
     return addresses;
   }
 
  private:
   void check(herr_t status) const {
-    if (status < 0) fail(path_, std::strerror(errno) + hdf5::reason());
+    if (status < 0) fail_to_write(path_, std::strerror(errno) + hdf5::reason());
   }
   Handle checked(Handle handle) const {
     check(handle.valid() ? 0 : -1);
@@ -162,7 +106,7 @@ class StructureWriter {
     const int64_t version = 1;
     const char* format = "muster-dataset";
     const char* name = index.name.c_str();
-    const char* task = index.task == Task::kClassification ? "classification" : "regression";
+    const char* task = name_of(index.task);
     write_attribute("format", string_type_.get(), scalar, &format);
     write_attribute("version", H5T_NATIVE_INT64, scalar, &version);
     write_attribute("name", string_type_.get(), scalar, &name);
@@ -215,13 +159,14 @@ class StructureWriter {
 
 void write_container(const std::string& path, const Dataset& dataset) {
   const DatasetIndex& index = dataset.index();
-  check_size_limit(path, index);
-  TemporaryFile file(path);
+  const uint64_t expected = expected_bytes(index);
+  check_size_limit(path, expected);
+  AtomicFile file(path, expected);
   std::vector<int64_t> addresses;
   {
     const std::lock_guard<std::mutex> lock(hdf5::library_mutex());
     hdf5::prepare_library();
-    addresses = StructureWriter(path, file.name()).write(index);
+    addresses = StructureWriter(path, file.temporary_path()).write(index);
   }
   // Frames go past HDF5, which recovers badly from a full disk.
   std::vector<float> block;
@@ -232,7 +177,8 @@ void write_container(const std::string& path, const Dataset& dataset) {
       const int64_t count = std::min(rows, modality.offsets.back() - first);
       block.resize(static_cast<size_t>(count * modality.dim));
       dataset.read_frames(static_cast<int64_t>(m), first, count, block.data());
-      file.write(addresses[m] + first * modality.dim * 4, block.data(), count * modality.dim * 4);
+      file.write_at(static_cast<uint64_t>(addresses[m] + first * modality.dim * 4),
+                    {reinterpret_cast<const char*>(block.data()), block.size() * sizeof(float)});
     }
   }
   file.commit();

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "core/config/checker.h"
+#include "core/config/check.h"
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
 #include "core/models/make_model.h"

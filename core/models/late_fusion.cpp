@@ -1,6 +1,6 @@
 // Late fusion: each modality is summarised by itself, and a small network joins the summaries. A baseline, and the
 // shortest model here: docs/add_a_model.md walks through this file.
-#include "core/config/checker.h"
+#include "core/config/check.h"
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
 #include "core/models/make_model.h"

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/config/checker.h"
+#include "core/config/check.h"
 #include "core/kernels/attention.h"
 #include "core/kernels/upload.h"
 #include "core/losses/alignment.h"

@@ -7,7 +7,6 @@
 
 #include "base/text.h"
 #include "core/config/fields.h"
-#include "core/config/suggest.h"
 #include "core/data/container.h"
 #include "core/data/scan.h"
 #include "core/data/synthetic.h"

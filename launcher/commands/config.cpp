@@ -1,8 +1,8 @@
 #include <cstdio>
 #include <memory>
 
-#include "core/config/document.h"
 #include "core/config/load.h"
+#include "core/config/resolved_text.h"
 #include "launcher/commands/commands.h"
 
 namespace muster::launcher {

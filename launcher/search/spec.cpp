@@ -7,7 +7,7 @@
 #include <cmath>
 #include <set>
 
-#include "core/config/suggest.h"
+#include "core/config/fields.h"
 #include "core/metrics/metrics.h"
 #include "core/models/spec.h"
 #include "launcher/work/spec_file.h"

@@ -8,9 +8,8 @@
 #include "base/error.h"
 #include "base/problems.h"
 #include "base/text.h"
-#include "core/config/outline.h"
-#include "core/config/reader.h"
-#include "core/config/text_file.h"
+#include "core/config/parse.h"
+#include "core/config/text_format.h"
 
 namespace muster::launcher {
 namespace {
@@ -51,11 +50,7 @@ Site parse_site(const std::string& text, const std::string& path) {
   Problems problems(path);
   config::Parsed parsed;  // for its bookkeeping
   Site site;
-  const auto statements =
-      config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
-  config::StatementReader(parsed, problems, [&](int line) {
-    return path + ":" + std::to_string(line);
-  }).read(statements, site, "");
+  config::parse_message(text, site, parsed, problems);
   problems.throw_if_any(ExitCode::kBadConfig);
   return site;
 }

@@ -15,7 +15,7 @@
 #include "base/text.h"
 #include "core/batch/plan.h"
 #include "core/config/load.h"
-#include "core/config/text_file.h"
+#include "core/config/text_format.h"
 #include "core/run/run_directory.h"
 #include "core/run/run_status.h"
 #include "core/run/stop.h"

@@ -9,9 +9,7 @@
 
 #include "base/error.h"
 #include "core/config/fields.h"
-#include "core/config/outline.h"
-#include "core/config/reader.h"
-#include "core/config/text_file.h"
+#include "core/config/text_format.h"
 
 namespace muster::launcher {
 
@@ -21,10 +19,7 @@ SpecFile::SpecFile(const std::string& path, google::protobuf::Message& message)
     : path_(path), message_(message), problems_(path) {
   const std::string text = config::read_text_file(path);
   config::require_proto_message(text, path, message.GetDescriptor()->full_name());
-  const auto statements =
-      config::outline(text, [&](int line, const std::string& what) { problems_.at_line(line, what); });
-  const auto place = [&](int line) { return fmt::format("{}:{}", path_, line); };
-  config::StatementReader(parsed_, problems_, place).read(statements, message, "");
+  config::parse_message(text, message, parsed_, problems_);
 }
 
 std::string SpecFile::place(const std::string& field) const {

@@ -93,7 +93,7 @@ def test_evaluate_and_predict_repeat_the_run(task, tmp_path):
     assert evaluate("--split", "train")["samples"] == 32 and evaluate("--split", "all")["samples"] == 48
     moved = data.rename(tmp_path / "moved.h5")
     assert evaluate("--data", moved) == result["test"]
-    assert "cannot open" in mp.muster("evaluate", run, code=74).stderr
+    assert "Cannot open" in mp.muster("evaluate", run, code=74).stderr
 
     unlabelled = mp.tiny_data(tmp_path / "unlabelled.h5", task, 48)
     with h5py.File(unlabelled, "a") as file:

@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/safetensors.h"
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "core/models/make_model.h"
 #include "core/optim/adamw.h"
 #include "core/training/step.h"

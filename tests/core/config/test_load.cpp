@@ -2,7 +2,7 @@
 #include <google/protobuf/util/message_differencer.h>
 
 #include "core/config/fields.h"
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "tests/core/config/with_folder.h"
 
 namespace muster::config {

@@ -1,6 +1,6 @@
 #include <random>
 
-#include "core/config/document.h"
+#include "core/config/resolved_text.h"
 #include "core/config/stored.h"
 #include "tests/core/config/with_folder.h"
 

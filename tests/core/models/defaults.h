@@ -6,7 +6,7 @@
 #include <string>
 
 #include "core/config/experiment.pb.h"
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "core/models/spec.h"
 
 namespace muster::models {

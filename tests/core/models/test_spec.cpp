@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "core/config/presets.h"
+#include "core/config/load.h"
 #include "core/metrics/metrics.h"
 #include "core/models/make_model.h"
 #include "tests/core/models/defaults.h"
