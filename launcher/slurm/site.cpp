@@ -1,62 +1,42 @@
 #include "launcher/slurm/site.h"
 
+#include <fmt/format.h>
+
 #include <cstdlib>
 #include <filesystem>
 
-#include "base/error.h"
-#include "base/problems.h"
-#include "core/config/outline.h"
-#include "core/config/reader.h"
-#include "core/config/text_file.h"
+#include "launcher/slurm/this_job.h"
+#include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
 namespace {
 
-namespace fs = std::filesystem;
-
-std::string folder_of_user() {
-  const char *own = std::getenv("XDG_CONFIG_HOME"), *home = std::getenv("HOME");
-  return own && *own ? std::string(own) + "/muster" : std::string(home ? home : "") + "/.config/muster";
+std::string profile_of_user(const std::string& name) {
+  const std::string own = variable("XDG_CONFIG_HOME");
+  return fmt::format("{}/muster/{}.txtpb", own.empty() ? variable("HOME") + "/.config" : own, name);
 }
 
 // One that this user may not look for is not there: HOME may be somebody else's.
 bool is_file(const std::string& path) {
   std::error_code ignored;
-  return fs::is_regular_file(path, ignored);
-}
-
-std::string file_of(const std::string& name_or_file) {
-  if (name_or_file.find('/') != std::string::npos || is_file(name_or_file)) return name_or_file;
-  const std::string path = folder_of_user() + "/" + name_or_file + ".txtpb";
-  if (!is_file(path))
-    throw Error(ExitCode::kUsage, "site profile " + name_or_file + ": there is neither a file of that name here nor " +
-                                      path + ". Examples to copy are in cluster/sites/");
-  return path;
+  return std::filesystem::is_regular_file(path, ignored);
 }
 
 }  // namespace
 
-Site parse_site(const std::string& text, const std::string& path) {
-  config::require_proto_message(text, path, "muster.launcher.Site");
-  Problems problems(path);
-  config::Parsed parsed;  // for its bookkeeping
-  Site site;
-  const auto statements =
-      config::outline(text, [&](int line, const std::string& message) { problems.at_line(line, message); });
-  config::StatementReader(parsed, problems, [&](int line) {
-    return path + ":" + std::to_string(line);
-  }).read(statements, site, "");
-  problems.throw_if_any(ExitCode::kBadConfig);
-  return site;
-}
-
 Site load_site(const std::string& name_or_file) {
-  const char* chosen = std::getenv("MUSTER_SITE");
-  std::string path = !name_or_file.empty() ? file_of(name_or_file)
-                     : chosen && *chosen   ? file_of(chosen)
-                                           : folder_of_user() + "/site.txtpb";
-  if (name_or_file.empty() && !(chosen && *chosen) && !is_file(path)) return {};
-  return parse_site(config::read_text_file(path), path);
+  const std::string chosen = name_or_file.empty() ? variable("MUSTER_SITE") : name_or_file;
+  std::string path = chosen;
+  if (chosen.empty()) path = profile_of_user("site");
+  if (chosen.empty() && !is_file(path)) return {};
+  if (path.find('/') == std::string::npos && !is_file(path)) path = profile_of_user(chosen);
+  if (!is_file(path) && path != chosen)
+    throw Error(ExitCode::kUsage, fmt::format("site profile {}: there is neither a file of that name here nor {}. "
+                                              "Examples to copy are in cluster/sites/",
+                                              chosen, path));
+  Site site;
+  SpecFile(path, site).throw_if_any();
+  return site;
 }
 
 }  // namespace muster::launcher

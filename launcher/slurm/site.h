@@ -7,12 +7,8 @@
 namespace muster::launcher {
 
 // The profile of a site: `name_or_file` is a file, or NAME for ~/.config/muster/NAME.txtpb. Empty: what MUSTER_SITE
-// says in the same way, else
-// ~/.config/muster/site.txtpb if there is one, else nothing. Throws Error(kUsage) when a name has no file,
-// Error(kBadConfig) that names all problems of a file with their lines.
+// says in the same way, else ~/.config/muster/site.txtpb if there is one, else nothing. Throws Error(kUsage) when a
+// name has no file, Error(kBadConfig) that names all problems of a file with their lines.
 Site load_site(const std::string& name_or_file);
-
-// A profile from its text; `path` is for messages. Throws likewise.
-Site parse_site(const std::string& text, const std::string& path);
 
 }  // namespace muster::launcher
