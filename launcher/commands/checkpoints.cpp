@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -28,14 +30,14 @@ bool is_checkpoint(const std::string& path) { return fs::exists(path + "/MANIFES
 std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
   if (is_checkpoint(path)) return {{path, checkpoints::read_manifest(path).info.step}};
   if (!fs::exists(path + "/config.txtpb"))
-    throw Error(ExitCode::kUsage, path + ": is neither the directory of a run nor a checkpoint");
+    throw Error(ExitCode::kUsage, fmt::format("{}: is neither the directory of a run nor a checkpoint", path));
   return checkpoints::find_checkpoints(path + "/checkpoints");
 }
 
 void list(const std::string& path, bool json) {
   nlohmann::json rows = nlohmann::json::array();
   const auto found = checkpoints_at(path);
-  if (!json) std::printf("%-10s %6s %6s %12s  %s\n", "step", "epoch", "ranks", "size", "score");
+  if (!json) fmt::print("{:<10} {:>6} {:>6} {:>12}  {}\n", "step", "epoch", "ranks", "size", "score");
   for (const auto& [checkpoint_path, step] : found) {
     nlohmann::json row = {{"path", checkpoint_path}, {"step", step}};
     try {
@@ -45,13 +47,13 @@ void list(const std::string& path, bool json) {
       if (!score.name.empty())
         row["score"] = {{"name", score.name},
                         {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
-      const std::string scored = score.name.empty() ? "-" : score.name + " " + std::to_string(score.value);
       if (!json)
-        std::printf("%-10lu %6ld %6d %12s  %s\n", step, checkpoint.info.epoch, checkpoint.world_size,
-                    size_text(checkpoint.bytes).c_str(), scored.c_str());
+        fmt::print("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
+                   size_text(checkpoint.bytes),
+                   score.name.empty() ? "-" : fmt::format("{} {:.6f}", score.name, score.value));
     } catch (const Error& error) {
       row["damaged"] = error.what();
-      if (!json) std::printf("%-10lu DAMAGED: %s\n", step, error.what());
+      if (!json) fmt::print("{:<10} DAMAGED: {}\n", step, error.what());
     }
     rows.push_back(row);
   }
@@ -66,27 +68,27 @@ void verify(const std::string& path) {
     run::Progress progress(true);
     try {
       const auto verified = checkpoints::verify_checkpoint(checkpoint.path, [&](uint64_t done, uint64_t all) {
-        progress.work("reading step " + std::to_string(checkpoint.step) + ", MiB", static_cast<int64_t>(done >> 20),
+        progress.work(fmt::format("reading step {}, MiB", checkpoint.step), static_cast<int64_t>(done >> 20),
                       static_cast<int64_t>(all >> 20));
       });
       progress.clear();
-      std::printf("step %lu: whole, %zu files, %s\n", checkpoint.step, verified.files.size(),
-                  size_text(verified.bytes).c_str());
+      fmt::print("step {}: whole, {} files, {}\n", checkpoint.step, verified.files.size(), size_text(verified.bytes));
     } catch (const Error& error) {
       progress.clear();
-      std::printf("step %lu: DAMAGED: %s\n", checkpoint.step, error.what());
+      fmt::print("step {}: DAMAGED: {}\n", checkpoint.step, error.what());
       ++damaged;
     }
   }
   if (found.empty()) std::printf("no checkpoint\n");
   if (damaged > 0)
-    throw Error(ExitCode::kBadData, std::to_string(damaged) + " of " + std::to_string(found.size()) +
-                                        " checkpoints are damaged; resuming skips them and uses the newest intact one");
+    throw Error(ExitCode::kBadData,
+                fmt::format("{} of {} checkpoints are damaged; resuming skips them and uses the newest intact one",
+                            damaged, found.size()));
 }
 
 std::string fingerprint_of(const std::string& path, const std::string& which) {
   if (!is_checkpoint(path)) {
-    const std::string file = fs::is_directory(path) ? path + "/weights/" + which + ".safetensors" : path;
+    const std::string file = fs::is_directory(path) ? fmt::format("{}/weights/{}.safetensors", path, which) : path;
     return checkpoints::fingerprint(checkpoints::read_safetensors(file));
   }
   const auto alone = distributed::make_single_process_communicator();
@@ -122,7 +124,7 @@ void prune(const PruneArguments& arguments) {
   }
   const auto superfluous = checkpoints::superfluous(folder, retention, newest);
   for (const auto& checkpoint : superfluous) {
-    std::printf("%s %s\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path.c_str());
+    fmt::print("{} {}\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path);
     if (!arguments.dry_run) checkpoints::remove_checkpoint(checkpoint.path);
   }
   if (superfluous.empty()) std::printf("nothing to remove\n");

@@ -1,6 +1,5 @@
 #include "launcher/commands/commands.h"
 
-#include <fmt/format.h>
 #include <sys/prctl.h>
 
 #include <csignal>
@@ -9,26 +8,8 @@
 
 #include "distributed/communicator.h"
 #include "distributed/watchdog.h"
-#include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
-
-void add_start_options(CLI::App& command, JobRequest& job, const std::string& default_ranks) {
-  // An empty shell variable would otherwise mean a job on this machine.
-  const auto not_empty = [](const std::string& text) {
-    return text.empty() ? std::string("it is empty; leave it out for this machine") : "";
-  };
-  command.add_option("-n,--ranks", job.ranks, fmt::format("Number of ranks (default: {})", default_ranks))
-      ->check(CLI::Range(1, 1000000));
-  auto* hosts =
-      command.add_option("--hosts", job.hosts, "Hosts and how many ranks each may get, e.g. a:4,b:4")->check(not_empty);
-  command.add_option("--hostfile", job.hostfile, "The same as a file of lines such as: a slots=4")
-      ->check(not_empty)
-      ->excludes(hosts);
-  command.add_flag("--oversubscribe", job.oversubscribe, "Allow more ranks than cores or slots");
-  command.add_flag("--allow-run-as-root", job.allow_run_as_root,
-                   "Let mpirun run as root (sensible in a container only)");
-}
 
 void run_job(const std::function<void(distributed::Communicator&)>& work) {
   const auto communicator = distributed::connect();

@@ -2,15 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
-#include <string>
 
 namespace muster::distributed {
 class Communicator;
 }
 
 namespace muster::launcher {
-
-struct JobRequest;
 
 // One function per subcommand; each adds it to the program. The work runs inside app.parse() and throws Error when it
 // fails.
@@ -28,10 +25,6 @@ void add_status_command(CLI::App& parent);
 void add_doctor_command(CLI::App& parent);
 void add_search_command(CLI::App& parent);
 void add_study_command(CLI::App& parent);
-
-// The options of `launch` and `doctor` that say what to start, and where. default_ranks: what they do without -n, for
-// the help text.
-void add_start_options(CLI::App& command, JobRequest& job, const std::string& default_ranks);
 
 // Connects this process to its job and runs `work` in it. A SharedError ends every rank in good order with its exit
 // code. Any other error on one rank of several prints a message with the rank's number and aborts the whole job,

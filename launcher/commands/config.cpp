@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <memory>
 
@@ -26,7 +28,7 @@ void add_config_command(CLI::App& parent) {
     }
     if (arguments->config.empty()) throw CLI::RequiredError("CONFIG (or --preset NAME)");
     const auto loaded = config::load_experiment(arguments->config, arguments->overrides);
-    for (const auto& note : loaded.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+    for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
     std::fputs(config::documented_text(loaded.experiment).c_str(), stdout);
   });
 }

@@ -1,16 +1,18 @@
-#include "launcher/commands/commands.h"
+#include <fmt/format.h>
 
-#include <iostream>
+#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "core/data/container.h"
 #include "core/data/inspect.h"
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
+#include "launcher/commands/commands.h"
 
 namespace muster::launcher {
 namespace {
@@ -32,8 +34,10 @@ void add_inspect(CLI::App& data) {
     const auto dataset = data::open_container(options->path, open_options);
     // A path need not be UTF-8, JSON must be.
     constexpr auto replace = nlohmann::json::error_handler_t::replace;
-    std::cout << (options->as_json ? data::inspect_json(*dataset).dump(2, ' ', false, replace) + "\n"
-                                   : data::inspect(*dataset));
+    std::fputs(
+        (options->as_json ? data::inspect_json(*dataset).dump(2, ' ', false, replace) + "\n" : data::inspect(*dataset))
+            .c_str(),
+        stdout);
   });
 }
 
@@ -43,13 +47,9 @@ void add_verify(CLI::App& data) {
   command->add_option("FILE", *path, "Dataset container (.h5)")->required();
   command->callback([path] {
     const auto problems = data::verify(*path);
-    if (problems.empty()) {
-      std::cout << *path << ": good\n";
-      return;
-    }
-    std::string message = *path + " is not good:";
-    for (const std::string& problem : problems) message += "\n  " + problem;
-    throw Error(ExitCode::kBadData, message);
+    if (!problems.empty())
+      throw Error(ExitCode::kBadData, fmt::format("{} is not good:\n  {}", *path, join(problems, "\n  ")));
+    fmt::print("{}: good\n", *path);
   });
 }
 
@@ -85,7 +85,7 @@ void add_synth(CLI::App& data) {
     options->signal.without.insert(options->without_signal.begin(), options->without_signal.end());
     const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed, options->signal);
     data::write_container(options->path, *dataset);
-    std::cout << options->path << ": " << dataset->index().name << ", " << dataset->index().size() << " samples\n";
+    fmt::print("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());
   });
 }
 

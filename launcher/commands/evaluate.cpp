@@ -1,9 +1,8 @@
+#include <fmt/format.h>
+
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "base/atomic_file.h"
 #include "base/files.h"
@@ -32,30 +31,30 @@ std::string hash_of_run(const std::string& run_directory) {
   const auto environment = nlohmann::json::parse(read_file(path, kLargest), nullptr, false);
   const auto hash = nlohmann::json::json_pointer("/data/sha256");
   if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
-    throw Error(ExitCode::kBadData, path + ": has no data.sha256; is this the directory of a muster run?");
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: has no data.sha256; is this the directory of a muster run?", path));
   return environment[hash];
 }
 
 void print_dropped(const training::DataSource& source) {
   if (source.dropped > 0)
-    std::fprintf(stderr, "left out %ld samples that lack a modality the model needs: %s\n", source.dropped,
-                 source.dropped_ids.c_str());
+    fmt::print(stderr, "left out {} samples that lack a modality the model needs: {}\n", source.dropped,
+               source.dropped_ids);
 }
 
 void run(const Arguments& arguments) {
   run_job([&](distributed::Communicator& communicator) {
-    const std::string config_path = arguments.run_directory + "/config.txtpb";
+    const std::string& directory = arguments.run_directory;
     config::Experiment experiment;
-    distributed::run_on_all_ranks(communicator,
-                                  [&] { experiment = config::load_stored_experiment(config_path).experiment; });
     training::InferenceOptions options;
-    options.weights = arguments.run_directory + "/weights/" + arguments.weights + ".safetensors";
+    options.weights = fmt::format("{}/weights/{}.safetensors", directory, arguments.weights);
     options.data = arguments.data;
     options.split = arguments.split;
-    // Another file is another question; the run's own must be what it was.
-    if (arguments.data.empty())
-      distributed::run_on_all_ranks(communicator,
-                                    [&] { options.expected_hash = hash_of_run(arguments.run_directory); });
+    distributed::run_on_all_ranks(communicator, [&] {
+      experiment = config::load_stored_experiment(directory + "/config.txtpb").experiment;
+      // Another file is another question; the run's own must be what it was.
+      if (arguments.data.empty()) options.expected_hash = hash_of_run(directory);
+    });
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
     print_dropped(inference.source);
@@ -66,12 +65,12 @@ void run(const Arguments& arguments) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
-    std::printf("%s weights, %s split, %zu samples, loss %.6f\n\n%s", arguments.weights.c_str(),
-                arguments.split.c_str(), evaluation.predictions.samples.size(), evaluation.loss,
-                run::results_table({{arguments.split, evaluation.metrics}}).c_str());
-    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) std::printf("\n%s\n", note.c_str());
+    fmt::print("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
+               evaluation.predictions.samples.size(), evaluation.loss,
+               run::results_table({{arguments.split, evaluation.metrics}}));
+    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) fmt::print("\n{}\n", note);
     if (!evaluation.confusion.empty())
-      std::printf("\n%s", run::confusion_table(inference.source.index().class_names, evaluation.confusion).c_str());
+      fmt::print("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
   });
 }
 
@@ -116,8 +115,7 @@ void add_predict_command(CLI::App& parent) {
       print_dropped(inference.source);
       write_file_atomically(arguments->output,
                             run::predictions_csv(inference.source.index(), inference.evaluation.predictions));
-      std::printf("%s: predictions of %zu samples\n", arguments->output.c_str(),
-                  inference.evaluation.predictions.samples.size());
+      fmt::print("{}: predictions of {} samples\n", arguments->output, inference.evaluation.predictions.samples.size());
     });
   });
 }

@@ -59,20 +59,25 @@ void refuse_without_validation(const SearchSpec& spec) {
   training::require_validation_split(spec.base, data, split);
 }
 
+// "trial 7, accuracy 0.81"
+std::string trial_text(const json& trial, const Search& search, const char* between = ", ") {
+  return fmt::format("trial {}{}{} {:.6g}", trial["number"].get<int64_t>(), between, search.objective().metric(),
+                     trial["value"].get<double>());
+}
+
 // why: there is no more to do although trials are left; may be empty.
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
   const TrialCounts counts = counts_of(standing);
-  std::printf("%ld trials: %ld complete, %ld pruned, %ld failed, %ld running\n", counts.ended() + counts.running,
-              counts.complete, counts.pruned, counts.failed, counts.running);
+  fmt::print("{} trials: {} complete, {} pruned, {} failed, {} running\n", counts.ended() + counts.running,
+             counts.complete, counts.pruned, counts.failed, counts.running);
   if (counts.ended() < search.budget().trials() && !why.empty())
-    std::printf("%ld of the budget's %u trials are left: %s\n", search.budget().trials() - counts.ended(),
-                search.budget().trials(), why.c_str());
+    fmt::print("{} of the budget's {} trials are left: {}\n", search.budget().trials() - counts.ended(),
+               search.budget().trials(), why);
   if (!standing["best"].empty()) {
     const auto& best = standing["best"][0];
-    std::printf("best: trial %ld, %s %.6g\n", best["number"].get<int64_t>(), search.objective().metric().c_str(),
-                best["value"].get<double>());
-    for (const auto& text : overrides_of(best["params"])) std::printf("  --set %s\n", text.c_str());
+    fmt::print("best: {}\n", trial_text(best, search));
+    for (const auto& text : overrides_of(best["params"])) fmt::print("  --set {}\n", text);
   }
   std::fflush(stdout);
 }
@@ -82,9 +87,8 @@ void run(const SearchArguments& arguments) {
   run_job([&](distributed::Communicator& world) {
     std::optional<SearchDirectory> directory;
     const bool is_main = world.rank() == 0;
-    const std::string command_line =
-        "muster search run " + shell_quoted(arguments.spec) +
-        (arguments.directory.empty() ? "" : " --search-dir " + shell_quoted(arguments.directory));
+    std::string command_line = fmt::format("muster search run {}", shell_quoted(arguments.spec));
+    if (!arguments.directory.empty()) command_line += " --search-dir " + shell_quoted(arguments.directory);
     std::string path;
     distributed::run_on_all_ranks(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
@@ -128,50 +132,43 @@ OptunaProcess open_study(const SearchDirectory& directory) {
   return OptunaProcess(std::move(opening));
 }
 
-std::string values_text(const json& values) {
-  std::string text;
-  for (const auto& one : overrides_of(values)) text += (text.empty() ? "" : "  ") + one;
-  return text;
-}
-
 void print_status(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
   OptunaProcess process = open_study(directory);
   const json standing = process.request({{"op", "counts"}, {"best", 5}});
+  const Search& search = directory.spec().search;
   if (arguments.json) {
-    std::printf("%s\n", json{{"counts", standing["counts"]},
-                             {"running", standing["running"]},
-                             {"best", standing["best"]},
-                             {"budget", directory.spec().search.budget().trials()}}
-                            .dump(2)
-                            .c_str());
+    const json document = {{"counts", standing["counts"]},
+                           {"running", standing["running"]},
+                           {"best", standing["best"]},
+                           {"budget", search.budget().trials()}};
+    fmt::print("{}\n", document.dump(2));
     return;
   }
-  const Search& search = directory.spec().search;
-  std::printf("%s: %s of the validation split, %s\n", arguments.directory.c_str(), search.objective().metric().c_str(),
-              Objective::Direction_Name(search.objective().direction()).c_str());
+  fmt::print("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),
+             Objective::Direction_Name(search.objective().direction()));
   const TrialCounts counts = counts_of(standing);
-  std::printf("  %ld of %u trials ended: %ld complete, %ld pruned, %ld failed; %ld running\n", counts.ended(),
-              search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
+  fmt::print("  {} of {} trials ended: {} complete, {} pruned, {} failed; {} running\n", counts.ended(),
+             search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
   for (const auto& best : standing["best"])
-    std::printf("  trial %ld: %.6g  %s\n", best["number"].get<int64_t>(), best["value"].get<double>(),
-                values_text(best["params"]).c_str());
+    fmt::print("  trial {}: {:.6g}  {}\n", best["number"].get<int64_t>(), best["value"].get<double>(),
+               join(overrides_of(best["params"]), "  "));
 }
 
 void print_best(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
   const json standing = open_study(directory).request({{"op", "counts"}, {"best", 1}});
-  if (standing["best"].empty()) throw Error(ExitCode::kUsage, arguments.directory + ": no trial is complete yet");
+  if (standing["best"].empty())
+    throw Error(ExitCode::kUsage, fmt::format("{}: no trial is complete yet", arguments.directory));
   const auto& best = standing["best"][0];
   auto overrides = overrides_of(best["params"]);
-  overrides.push_back("name=" + directory.spec().search.name() + "-best");
+  overrides.push_back(fmt::format("name={}-best", directory.spec().search.name()));
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
   write_file_atomically(output, config::resolved_text(loaded.experiment));
-  std::printf("trial %ld: %s %.6g\n", best["number"].get<int64_t>(),
-              directory.spec().search.objective().metric().c_str(), best["value"].get<double>());
-  for (const auto& text : overrides_of(best["params"])) std::printf("  %s\n", text.c_str());
-  std::printf("train it with: muster train %s\n", output.c_str());
+  fmt::print("{}\n", trial_text(best, directory.spec().search, ": "));
+  for (const auto& text : overrides_of(best["params"])) fmt::print("  {}\n", text);
+  fmt::print("train it with: muster train {}\n", output);
 }
 
 // A field of CSV.
@@ -186,31 +183,32 @@ void export_all(const SearchArguments& arguments) {
   const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
   std::filesystem::create_directories(folder);
   const Search& search = directory.spec().search;
-  std::string csv = "trial,state,value,seconds,start,end,reason";
-  for (const auto& parameter : search.parameters()) csv += "," + field(parameter.path());
-  csv += "\n";
+  std::vector<std::string> header{"trial", "state", "value", "seconds", "start", "end", "reason"};
+  for (const auto& parameter : search.parameters()) header.push_back(csv_field(parameter.path()));
+  std::string csv = join(header, ",") + "\n";
   const json all = process.request({{"op", "trials"}});
   for (const auto& trial : all["trials"]) {
-    csv += field(trial["number"]);
-    for (const char* column : {"state", "value", "seconds", "start", "end", "reason"})
-      csv += "," + field(trial[column]);
+    std::vector<std::string> row;
+    for (const char* column : {"number", "state", "value", "seconds", "start", "end", "reason"})
+      row.push_back(field(trial[column]));
     for (const auto& parameter : search.parameters())
-      csv += "," + field(trial["params"].value(parameter.path(), json()));
-    csv += "\n";
+      row.push_back(field(trial["params"].value(parameter.path(), json())));
+    csv += join(row, ",") + "\n";
   }
   write_file_atomically(folder + "/trials.csv", csv);
-  std::printf("%s/trials.csv\n", folder.c_str());
+  fmt::print("{}/trials.csv\n", folder);
   const json importance = process.request({{"op", "importance"}});
   std::string shares = "parameter,importance\n";
-  for (const auto& [path, share] : importance["importance"].items()) shares += field(path) + "," + field(share) + "\n";
+  for (const auto& [path, share] : importance["importance"].items())
+    shares += fmt::format("{},{}\n", field(path), field(share));
   write_file_atomically(folder + "/importance.csv", shares);
-  std::printf("%s/importance.csv%s\n", folder.c_str(),
-              importance["importance"].empty() ? (" (empty: " + importance.value("why", "") + ")").c_str() : "");
+  const bool empty = importance["importance"].empty();
+  fmt::print("{}/importance.csv{}\n", folder, empty ? fmt::format(" (empty: {})", importance.value("why", "")) : "");
   const json plots = process.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
   for (const auto& file : plots["files"])
-    std::printf("%s/%s\n", folder.c_str(), std::filesystem::path(file.get<std::string>()).filename().c_str());
+    fmt::print("{}/{}\n", folder, std::filesystem::path(file.get<std::string>()).filename().string());
   for (const auto& [file, why] : plots["skipped"].items())
-    std::fprintf(stderr, "no %s: %s\n", file.c_str(), why.get<std::string>().c_str());
+    fmt::print(stderr, "no {}: {}\n", file, why.get<std::string>());
 }
 
 }  // namespace

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -81,8 +83,8 @@ void add_requeue_command(CLI::App& parent) {
   command->callback([arguments] {
     const auto place = run::run_dir_state(arguments->run_directory);
     if (place == run::RunDirState::kNothing || place == run::RunDirState::kOther)
-      throw Error(ExitCode::kUsage,
-                  arguments->run_directory + ": is not a run directory; muster submit makes one for its job");
+      throw Error(ExitCode::kUsage, fmt::format("{}: is not a run directory; muster submit makes one for its job",
+                                                arguments->run_directory));
     if (!arguments->begins && arguments->exit_code < 0) throw CLI::RequiredError("--begin or --exit-code");
     if (arguments->begins) return begin_job(arguments->run_directory, arguments->mpi);
     if (const int job_code = end_job(arguments->run_directory, arguments->exit_code, arguments->max_restarts);

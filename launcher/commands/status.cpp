@@ -56,7 +56,7 @@ void print(const std::string& path, const RunStatus& status, const JobHistory& j
                             jobs.requeued, jobs.crashed));
   if (status.ranks > 0) line("ranks", fmt::format("{} on {}", status.ranks, join(status.hosts)));
   if (status.begun > 0) {
-    std::string step = std::to_string(status.step);
+    std::string step = fmt::to_string(status.step);
     if (status.total_steps > 0) step += fmt::format(" of {}", status.total_steps);
     if (status.steps_per_epoch > 0 && status.epoch > 0)
       step += fmt::format(", epoch {} of {}", status.epoch, status.epochs());
@@ -106,7 +106,7 @@ void add_status_command(CLI::App& parent) {
   command->add_flag("--json", arguments->json, "Print JSON: an object for one run, an array for several");
   command->callback([arguments] {
     auto all = nlohmann::json::array();
-    std::string wrong;
+    std::vector<std::string> wrong;
     for (const auto& path : arguments->run_directories) {
       try {
         const RunStatus status = run::run_status(path);
@@ -115,14 +115,13 @@ void add_status_command(CLI::App& parent) {
         all.push_back(to_json(status, jobs));
         all.back()["run_directory"] = path;
       } catch (const Error& error) {
-        wrong += (wrong.empty() ? "" : "\n") + std::string(error.what());
+        wrong.push_back(error.what());
       }
     }
     if (arguments->json && !all.empty())
-      std::printf("%s\n", (arguments->run_directories.size() == 1 ? all[0] : all)
-                              .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
-                              .c_str());
-    if (!wrong.empty()) throw Error(ExitCode::kUsage, wrong);
+      fmt::print("{}\n", (arguments->run_directories.size() == 1 ? all[0] : all)
+                             .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    if (!wrong.empty()) throw Error(ExitCode::kUsage, join(wrong, "\n"));
   });
 }
 

@@ -33,7 +33,7 @@ struct StudyArguments {
 void report(const StudyDirectory& directory) {
   const StudyResults results = read_results(directory);
   if (results.metrics.empty())
-    throw Error(ExitCode::kUsage, directory.path() + ": nothing is trained yet, so there is no table");
+    throw Error(ExitCode::kUsage, fmt::format("{}: nothing is trained yet, so there is no table", directory.path()));
   std::string text, markdown, latex;
   for (const auto& table : study_tables(directory.spec(), results)) {
     const char* between = text.empty() ? "" : "\n";
@@ -41,47 +41,37 @@ void report(const StudyDirectory& directory) {
     markdown += between + as_markdown(table);
     latex += between + as_latex(table);
   }
-  std::printf("%s", text.c_str());
+  std::fputs(text.c_str(), stdout);
   write_file_atomically(directory.file("table.txt"), text);
   write_file_atomically(directory.file("table.md"), markdown);
   write_file_atomically(directory.file("table.tex"), latex);
   write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
   write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
-  std::printf("\n%s/table.{txt,md,tex,csv}, cells.csv\n", directory.path().c_str());
+  fmt::print("\n{}/table.{{txt,md,tex,csv}}, cells.csv\n", directory.path());
   std::fflush(stdout);
 }
 
-class Training {
- public:
-  Training(const StudyDirectory& directory, WorkGroup& group, std::string command_line)
-      : directory_(directory), group_(group), command_line_(std::move(command_line)) {}
-
-  void train(size_t index) {
-    const Cell& cell = directory_.spec().cells[index];
-    const auto work = [&] {
-      config::LoadedExperiment loaded;
-      distributed::run_on_all_ranks(group_.ranks(), [&] { loaded = directory_.spec().experiment(cell); });
-      training::TrainOptions options;
-      options.run_directory = directory_.run(cell);
-      options.begin = training::Begin::kAuto;
-      options.command_line = command_line_;
-      group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidationAndTest, [&](const json&) {
-        group_.stop_if_asked(group_.ask({{"op", "report"}}));
-      });
-    };
-    const Ending ending = group_.attempt(work, "");
-    distributed::run_on_all_ranks(group_.ranks(), [&] {
-      if (ending.kind == Ending::kDone && group_.leads()) directory_.tidy(cell);
+// Trains cell `index` with the ranks of a group, and reports how it went.
+void train_cell(const StudyDirectory& directory, WorkGroup& group, const std::string& command_line, size_t index) {
+  const Cell& cell = directory.spec().cells[index];
+  const auto work = [&] {
+    config::LoadedExperiment loaded;
+    distributed::run_on_all_ranks(group.ranks(), [&] { loaded = directory.spec().experiment(cell); });
+    training::TrainOptions options;
+    options.run_directory = directory.run(cell);
+    options.begin = training::Begin::kAuto;
+    options.command_line = command_line;
+    group.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidationAndTest, [&](const json&) {
+      group.stop_if_asked(group.ask({{"op", "report"}}));
     });
-    constexpr const char* states[] = {"done", "failed", "stopped", "elsewhere"};
-    group_.ask({{"op", "ended"}, {"cell", index}, {"state", states[ending.kind]}, {"reason", ending.reason}});
-  }
-
- private:
-  const StudyDirectory& directory_;
-  WorkGroup& group_;
-  const std::string command_line_;
-};
+  };
+  const Ending ending = group.attempt(work, "");
+  distributed::run_on_all_ranks(group.ranks(), [&] {
+    if (ending.kind == Ending::kDone && group.leads()) directory.tidy(cell);
+  });
+  constexpr const char* states[] = {"done", "failed", "stopped", "elsewhere"};
+  group.ask({{"op", "ended"}, {"cell", index}, {"state", states[ending.kind]}, {"reason", ending.reason}});
+}
 
 std::string path_of(const StudyArguments& arguments, const StudySpec& spec) {
   return arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
@@ -97,8 +87,8 @@ void run(const StudyArguments& arguments) {
   run::catch_stop_signals();
   run_job([&](distributed::Communicator& world) {
     const bool is_main = world.rank() == 0;
-    std::string command_line = "muster study " + shell_quoted(arguments.spec) +
-                               (arguments.directory.empty() ? "" : " --study-dir " + shell_quoted(arguments.directory));
+    std::string command_line = fmt::format("muster study {}", shell_quoted(arguments.spec));
+    if (!arguments.directory.empty()) command_line += " --study-dir " + shell_quoted(arguments.directory);
     for (const auto& text : arguments.set) command_line += " --set " + shell_quoted(text);
     std::optional<StudyDirectory> directory;
     distributed::run_on_all_ranks(world, [&] {
@@ -122,7 +112,6 @@ void run(const StudyArguments& arguments) {
       grid.emplace(*directory, progress);
     });
     WorkGroup group(world, spec.study.ranks_per_run(), base.training(), is_main ? &*grid : nullptr);
-    Training training(*directory, group, command_line);
     const auto finalize = [&](bool stopped) {
       progress.end();
       if (stopped) return;
@@ -130,11 +119,11 @@ void run(const StudyArguments& arguments) {
       if (grid->failures().empty()) return;
       const auto& first = grid->failures()[0];
       throw Error(ExitCode::kInternal,
-                  fmt::format("{} of {} runs failed. The same command tries them again. The "
-                              "first, {}: {}",
+                  fmt::format("{} of {} runs failed. The same command tries them again. The first, {}: {}",
                               grid->failures().size(), spec.cells.size(), spec.cells[first.cell].folder, first.reason));
     };
-    group.run([&](const json& task) { training.train(task["cell"]); }, finalize, command_line);
+    group.run([&](const json& task) { train_cell(*directory, group, command_line, task["cell"]); }, finalize,
+              command_line);
   });
 }
 

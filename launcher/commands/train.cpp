@@ -80,8 +80,9 @@ void add_common_options(CLI::App& command, TrainArguments& arguments) {
       .add_option("--time-limit", arguments.time_limit,
                   "Save and stop (exit 75) at the first step that ends later, e.g. 3h55m; minutes without a unit")
       ->check([](const std::string& text) {
-        return parse_duration(text) ? std::string()
-                                    : "\"" + text + "\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00";
+        return parse_duration(text)
+                   ? ""
+                   : fmt::format("\"{}\" is not a duration; write 3h55m, 90s, 45 (minutes) or 3:55:00", text);
       });
   command.add_flag(
       "--force", arguments.force,
@@ -110,7 +111,7 @@ std::vector<std::string> to_command(const TrainArguments& arguments) {
   if (!arguments.resumes) add("--run-dir", arguments.run_directory);
   add("--resume", arguments.begin);
   add("--init-from", arguments.init_from);
-  if (arguments.max_steps > 0) add("--max-steps", std::to_string(arguments.max_steps));
+  if (arguments.max_steps > 0) add("--max-steps", fmt::to_string(arguments.max_steps));
   add("--time-limit", arguments.time_limit);
   if (arguments.force) command.push_back("--force");
   return command;

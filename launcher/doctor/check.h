@@ -11,14 +11,16 @@
 namespace muster::launcher::doctor {
 
 enum class State { kOk, kSkipped, kWarning, kFailed };
+NLOHMANN_JSON_SERIALIZE_ENUM(
+    State, {{State::kOk, "ok"}, {State::kSkipped, "skipped"}, {State::kWarning, "warning"}, {State::kFailed, "failed"}})
 
 struct Finding {
-  std::string check;  // its name, such as "free_space"
+  std::string check{};     // its name, such as "free_space"
+  std::string expected{};  // one line, no full stop; empty where there is nothing to compare
+  std::string found{};     // the same
   State state = State::kOk;
-  std::string found;                                  // one line, no full stop
-  std::string expected;                               // the same; empty where there is nothing to compare
-  std::string fix;                                    // what a person can do; empty when ok or skipped
-  std::string host;                                   // where it was found; empty: about the job as a whole
+  std::string fix{};                                  // what a person can do; empty when ok or skipped
+  std::string host{};                                 // where it was found; empty: about the job as a whole
   int rank = -1;                                      // -1: not about one rank
   nlohmann::json figures = nlohmann::json::object();  // names end in their unit
 
@@ -26,10 +28,7 @@ struct Finding {
   void warn(std::string what_helps) { state = State::kWarning, fix = std::move(what_helps); }
   void fail(std::string what_helps) { state = State::kFailed, fix = std::move(what_helps); }
 };
-
-const char* name_of(State state);
-nlohmann::json to_json(const Finding& finding);
-Finding finding_of(const nlohmann::json& json);
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Finding, check, expected, found, state, fix, host, rank, figures)
 
 // Ends a check whose subject does not work at all.
 struct Failure : std::runtime_error {
@@ -50,15 +49,18 @@ struct Check {
   const char* needs = "";  // an earlier check: if that failed or was skipped, this one is left out
 };
 
-// A finding with this name and `expected`, completed by `examine`; a Failure makes it a failed one.
-Finding run_check(const std::string& name, const std::string& expected, const std::function<void(Finding&)>& examine);
-
 template <class Subject>
 void run_checks(const std::vector<Check<Subject>>& checks, Subject& subject, const Report& report) {
   std::set<std::string> passed{""};
   for (const auto& check : checks) {
     if (passed.count(check.needs) == 0) continue;
-    const auto finding = run_check(check.name, check.expected, [&](Finding& own) { check.examine(subject, own); });
+    Finding finding{check.name, check.expected};
+    try {
+      check.examine(subject, finding);
+    } catch (const Failure& failure) {
+      finding.found = failure.what();
+      finding.fail(failure.fix);
+    }
     if (finding.state == State::kOk || finding.state == State::kWarning) passed.insert(check.name);
     if (!finding.found.empty()) report(finding);
   }

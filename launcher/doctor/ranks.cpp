@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -29,26 +28,18 @@ const std::string kMark = "muster-doctor: ";
 
 std::string one_line(const json& document) { return document.dump(-1, ' ', true, json::error_handler_t::replace); }
 
-void write_line(const json& document) {
-  std::puts((kMark + one_line(document)).c_str());
-  std::fflush(stdout);
-}
-
-void check_machines(Ranks& ranks, const Report& report) {
-  const auto all = run_check("machine", "", [&](Finding&) {
-    const auto answers = ranks.gather([&] {
-      json list = json::array();
-      const Machine machine = detect_machine(ranks.machines > 1);
-      run_checks(kMachineChecks, machine, [&](Finding finding) {
-        ranks.blame(finding, ranks.communicator.rank());
-        list.push_back(to_json(finding));
-      });
-      return list;
+void check_machine(Ranks& ranks, Finding&) {
+  const auto answers = ranks.gather([&] {
+    json list = json::array();
+    const Machine machine = detect_machine(ranks.machines > 1);
+    run_checks(kMachineChecks, machine, [&](Finding finding) {
+      ranks.blame(finding, ranks.communicator.rank());
+      list.push_back(finding);
     });
-    for (const auto& findings : answers)
-      for (const auto& finding : findings) report(finding_of(finding));
+    return list;
   });
-  if (all.state == State::kFailed) report(all);
+  for (const auto& findings : answers)
+    for (const auto& finding : findings) ranks.report(finding);
 }
 
 // Ranks with other software than rank 0 would compute something else, or fail in the middle of a run.
@@ -73,9 +64,7 @@ void check_same_software(Ranks& ranks, Finding& finding) {
 }
 
 double seconds_since_1970() {
-  timespec time;
-  clock_gettime(CLOCK_REALTIME, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 // All ranks gather several times, and each notes its clock before and after. No rank leaves a gathering before all have
@@ -107,16 +96,14 @@ void check_clock(Ranks& ranks, Finding& finding) {
   ranks.blame(finding, worst_rank);
   finding.found = fmt::format("{} {} rank 0's", seconds_text(std::abs(worst)), worst > 0 ? "ahead of" : "behind");
   finding.warn(
-      "run a time service on every machine (chronyd or systemd-timesyncd; chronyc makestep sets the clock at once): "
-      "logs "
-      "and reports mix up times, and beyond 5 minutes Slurm's messages are refused");
-  if (std::abs(worst) > 300)
-    finding.state = State::kFailed;  // munge, and so Slurm, refuses messages that are 300 s old
+      "run a time service on every machine (chronyd; chronyc makestep sets the clock at once): logs mix up times, and "
+      "beyond 5 minutes Slurm's messages are refused");
+  if (std::abs(worst) > 300) finding.state = State::kFailed;  // munge refuses messages that are 300 s old
 }
 
-// The median time of one sum over all ranks, in seconds. right: every element had the right value.
-double time_sum(distributed::Communicator& communicator, c10::Device device, int64_t floats, double most_repeats,
-                bool& right) {
+// The median time of one sum over all ranks, in seconds, and whether every element had the right value.
+std::pair<double, bool> time_sum(distributed::Communicator& communicator, c10::Device device, int64_t floats,
+                                 double most_repeats) {
   const auto tensor = at::empty({floats}, at::TensorOptions().dtype(at::kFloat).device(device));
   const auto once = [&] {
     tensor.fill_(static_cast<float>(communicator.rank() + 1));
@@ -136,19 +123,17 @@ double time_sum(distributed::Communicator& communicator, c10::Device device, int
   for (int64_t i = 0; i < count.item<int64_t>(); ++i) seconds.push_back(once());
   std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size()) / 2, seconds.end());
   const double sum = 0.5 * communicator.size() * (communicator.size() + 1);
-  right = (tensor - sum).abs().max().item<double>() <= 1e-6 * sum;
-  return seconds[seconds.size() / 2];
+  return {seconds[seconds.size() / 2], (tensor - sum).abs().max().item<double>() <= 1e-6 * sum};
 }
 
 // Judges only orders of magnitude; docs/doctor.md lists usual values.
 template <int64_t floats, int most_repeats>
 void check_sum(Ranks& ranks, Finding& finding) {
   auto& communicator = ranks.gpus ? *ranks.gpus : ranks.communicator;
-  bool right = true;
-  const double seconds = time_sum(communicator, ranks.gpu, floats, most_repeats, right);
-  const auto all_right = ranks.gather([&] { return json(right); });
+  const auto [seconds, own_right] = time_sum(communicator, ranks.gpu, floats, most_repeats);
+  const auto all_right = ranks.gather([right = own_right] { return json(right); });
   const auto size = communicator.size();
-  const double bytes = 4.0 * static_cast<double>(floats), bandwidth = bytes / seconds * 2 * (size - 1) / size;
+  const double bytes = 4.0 * floats, bandwidth = bytes / seconds * 2 * (size - 1) / size;
   finding.figures = {{"bytes", bytes},
                      {"seconds", seconds},
                      {"bytes_per_second", bandwidth},
@@ -158,21 +143,19 @@ void check_sum(Ranks& ranks, Finding& finding) {
   if (bytes > 8) finding.found += fmt::format(", {}/s each way per rank", size_text(bandwidth));
   const bool spread = ranks.machines > 1;
   const double slowest = spread ? 5e-3 : 1e-3, least = spread ? 50e6 : ranks.gpus ? 1e9 : 200e6;
-  const std::string link = spread       ? "between machines (half of what 1 Gbit/s Ethernet gives)"
-                           : ranks.gpus ? "between the GPUs of one machine"
-                                        : "within one machine, through its memory";
+  const char* link = spread       ? "between machines (half of what 1 Gbit/s Ethernet gives)"
+                     : ranks.gpus ? "between the GPUs of one machine"
+                                  : "within one machine, through its memory";
   if (const auto wrong = std::find(all_right.begin(), all_right.end(), json(false)); wrong != all_right.end()) {
     finding.found = fmt::format("the sum over ranks is wrong on rank {}", wrong - all_right.begin());
     finding.expected = fmt::format("1 + 2 + ... + {} in every place", size);
     finding.fail(
-        "do not train with this MPI: try another transport (mpirun --mca btl tcp,self), and tell your administrator");
+        "do not train with this MPI: try another transport (mpirun --mca btl tcp,self), tell the administrator");
   } else if (bytes == 8 && !ranks.gpus && communicator.local_size() > training::usable_cores()) {
-    finding.found += " (more ranks than cores take turns: not judged)";
+    finding.found += " (more ranks than cores: not judged)";
   } else if (bytes == 8 && seconds > slowest) {
     finding.expected = fmt::format("below {} {}", seconds_text(slowest), link);
-    finding.warn(
-        "see \"load\" and \"cores\" above; between machines, see which network MPI uses (mpirun --mca "
-        "btl_base_verbose 30)");
+    finding.warn("see \"load\" and \"cores\"; between machines, the network of MPI (mpirun --mca btl_base_verbose 30)");
   } else if (bytes == 64e6 && bandwidth < least) {
     finding.expected = fmt::format("above {}/s {}", size_text(least), link);
     finding.warn(spread ? "see which network MPI uses, and choose the fast one: mpirun --mca btl_tcp_if_include eth0 "
@@ -198,6 +181,20 @@ void check_nccl(Ranks& ranks, Finding& finding) {
         "NCCL_DEBUG=INFO muster doctor shows what NCCL tries; one rank per GPU (-n), and /dev/shm large enough");
   }
 }
+
+const std::vector<Check<Ranks>> kRankChecks = {
+    {"machine", "", check_machine},
+    {"same_software", "the same muster and libraries on every rank", check_same_software},
+    {"clock", "within 1 s of rank 0's clock", check_clock},
+    {"all_reduce", "", [](Ranks& ranks, Finding& finding) { ranks.is_alone(finding); }},
+    {"all_reduce_8B", "", check_sum<2, 300>, "all_reduce"},
+    {"all_reduce_1MB", "", check_sum<250000, 50>, "all_reduce"},
+    {"all_reduce_64MB", "", check_sum<16000000, 5>, "all_reduce"},
+    {"nccl", "a GPU for every rank, connected by NCCL", check_nccl},
+    {"gpu_all_reduce_8B", "", check_sum<2, 300>, "nccl"},
+    {"gpu_all_reduce_1MB", "", check_sum<250000, 50>, "nccl"},
+    {"gpu_all_reduce_64MB", "", check_sum<16000000, 5>, "nccl"},
+};
 
 }  // namespace
 
@@ -233,43 +230,33 @@ std::vector<json> Ranks::gather(const std::function<json()>& work, const std::st
   return answers;
 }
 
-const std::vector<Check<Ranks>> kRankChecks = {
-    {"same_software", "the same muster and libraries on every rank", check_same_software},
-    {"clock", "within 1 s of rank 0's clock", check_clock},
-    {"all_reduce", "", [](Ranks& ranks, Finding& finding) { ranks.is_alone(finding); }},
-    {"all_reduce_8B", "", check_sum<2, 300>, "all_reduce"},
-    {"all_reduce_1MB", "", check_sum<250000, 50>, "all_reduce"},
-    {"all_reduce_64MB", "", check_sum<16000000, 5>, "all_reduce"},
-    {"nccl", "a GPU for every rank, connected by NCCL", check_nccl},
-    {"gpu_all_reduce_8B", "", check_sum<2, 300>, "nccl"},
-    {"gpu_all_reduce_1MB", "", check_sum<250000, 50>, "nccl"},
-    {"gpu_all_reduce_64MB", "", check_sum<16000000, 5>, "nccl"},
-};
-
 nlohmann::json parse_line(const std::string& line) {
   const size_t start = line.find(kMark);
   return start == std::string::npos ? json() : json::parse(line.substr(start + kMark.size()), nullptr, false);
 }
 
-void run_as_rank(const RankOptions& options) {
+void run_as_rank(const DoctorOptions& options, int started) {
   const auto communicator = distributed::connect();
   distributed::set_deadlines({options.timeout, options.timeout, options.timeout, options.timeout});
-  if (communicator->size() != options.expected_ranks)
+  if (communicator->size() != started)
     throw Error(ExitCode::kPeerFailed,
                 fmt::format("{} ranks were started, but this one sees {}: mpirun belongs to another MPI than the one "
                             "that muster was built with ({})",
-                            options.expected_ranks, communicator->size(), distributed::mpi_library_version()));
-  const auto hosts = communicator->all_gather_bytes(host_name());
-  Ranks ranks{*communicator, hosts, std::set<std::string>(hosts.begin(), hosts.end()).size(), options.folder, {}, {}};
-  const Report report = [&](const Finding& finding) {
-    if (ranks.is_first()) write_line({{"finding", to_json(finding)}});
+                            started, communicator->size(), distributed::mpi_library_version()));
+  const auto write = [&](const json& line) {
+    if (communicator->rank() == 0) std::puts((kMark + one_line(line)).c_str()), std::fflush(stdout);
   };
-  if (ranks.is_first()) write_line({{"ranks", communicator->size()}, {"hosts", ranks.machines}});
-  check_machines(ranks, report);
-  run_checks(kRankChecks, ranks, report);
+  const auto hosts = communicator->all_gather_bytes(host_name());
+  Ranks ranks{*communicator,
+              [&](const Finding& finding) {
+                write({{"finding", finding}});
+              },
+              hosts, std::set<std::string>(hosts.begin(), hosts.end()).size(), options.directory};
+  write({{"ranks", hosts.size()}, {"hosts", ranks.machines}});
+  run_checks(kRankChecks, ranks, ranks.report);
   ranks.gpus.reset();
-  run_checks(kFileChecks, ranks, report);
-  if (ranks.is_first()) write_line({{"done", true}});
+  run_checks(kFileChecks, ranks, ranks.report);
+  write({{"done", true}});
 }
 
 }  // namespace muster::launcher::doctor

@@ -11,6 +11,7 @@
 
 #include "distributed/communicator.h"
 #include "launcher/doctor/check.h"
+#include "launcher/doctor/doctor.h"
 
 namespace muster::launcher::doctor {
 
@@ -22,11 +23,11 @@ inline double seconds_since(Clock::time_point start) {
 // The ranks of a job that the doctor has started. Checks of them are collective, and come to the same state on all.
 struct Ranks {
   distributed::Communicator& communicator;
+  Report report;                   // of rank 0's findings; others' are dropped
   std::vector<std::string> hosts;  // of each rank
-  size_t machines = 1;             // that they are on
-  std::string folder;              // an empty one that all ranks see and somebody else removes; "": no checks of files
-  std::vector<int64_t> written;    // bytes in each rank's file in it
-  std::unique_ptr<distributed::Communicator> gpus;  // null until NCCL has connected them
+  size_t machines;                 // that they are on
+  std::string folder;              // an empty one for trying files in; "": no checks of files
+  std::unique_ptr<distributed::Communicator> gpus = nullptr;  // null until NCCL has connected them
   c10::Device gpu = c10::kCPU;
 
   bool is_first() const { return communicator.rank() == 0; }
@@ -40,21 +41,14 @@ struct Ranks {
   void blame(Finding& finding, size_t rank) const;
 };
 
-// "clock" to "nccl" and "gpu_all_reduce_64MB".
-extern const std::vector<Check<Ranks>> kRankChecks;
 // "shared" to "visibility": what checkpoints and the run lock rely on.
 extern const std::vector<Check<Ranks>> kFileChecks;
 
-struct RankOptions {
-  int expected_ranks = 1;  // that were started
-  std::string folder;      // in which files may be made; the doctor removes it. Empty: no checks of files
-  double timeout = 60;     // seconds after which a rank that makes no progress is given up
-};
-
 // What each rank of a job does that `muster doctor` has started: checks its machine and, with the others, clocks,
 // all-reduce and files. Rank 0 writes the findings to standard output, one line each, for parse_line(). Throws
-// Error(kPeerFailed) when the ranks do not see each other.
-void run_as_rank(const RankOptions& options);
+// Error(kPeerFailed) when there are not as many ranks as were `started`. options: its directory is a folder in which
+// files may be made, which the doctor removes; empty: no checks of files.
+void run_as_rank(const DoctorOptions& options, int started);
 
 // A line of a rank: {"ranks": n, "hosts": n} once all are connected, {"finding": ...}, and last {"done": true}. Null
 // for any other line.

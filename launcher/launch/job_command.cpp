@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdlib>
-#include <fstream>
+#include <regex>
 #include <sstream>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/text.h"
 #include "distributed/affinity.h"
 
@@ -17,70 +17,30 @@ namespace {
 
 // What ranks on other hosts need of this process's environment. CUDA_VISIBLE_DEVICES is no such thing: it numbers this
 // machine's GPUs.
-const std::vector<std::string> kForwarded{"PATH",  "LD_LIBRARY_PATH", "OMP_",    "MUSTER_", "MKL_",
-                                          "NCCL_", "TORCH_",          "MALLOC_", "HDF5_",   "CUBLAS_"};
+const std::regex kForwarded("PATH|LD_LIBRARY_PATH|(OMP|MUSTER|MKL|NCCL|TORCH|MALLOC|HDF5|CUBLAS)_.*");
 
 // Variables of an outer step, set in a shell that runs within it: they would make the backend, or its ranks, believe
 // that they are tasks of that step.
-const std::vector<std::string> kOfOuterStep{"SLURM_STEP_",
-                                            "SLURM_STEPID",
-                                            "SLURM_PROCID",
-                                            "SLURM_LOCALID",
-                                            "SLURM_NODEID",
-                                            "SLURM_TASK_PID",
-                                            "SLURM_GTIDS",
-                                            "SLURM_SRUN_COMM_",
-                                            "SLURM_LAUNCH_NODE_IPADDR",
-                                            "SLURM_PTY_",
-                                            "SLURM_CPU_BIND",
-                                            "SLURM_CPU_BIND_",
-                                            "SLURM_NTASKS",
-                                            "SLURM_NPROCS",
-                                            "SLURM_NNODES",
-                                            "SLURM_OVERCOMMIT",
-                                            "SLURM_DISTRIBUTION",
-                                            "SLURM_PMIX_",
-                                            "SLURM_PMIXP_",
-                                            "PMIX_",
-                                            "PMI_"};
+const std::regex kOfOuterStep(
+    "SLURM_(STEPID|PROCID|LOCALID|NODEID|TASK_PID|GTIDS|LAUNCH_NODE_IPADDR|CPU_BIND|NTASKS|NPROCS|NNODES|OVERCOMMIT|"
+    "DISTRIBUTION|(STEP|SRUN_COMM|PTY|CPU_BIND|PMIX|PMIXP)_.*)|(PMIX|PMI)_.*");
 
-// A pattern that ends in _ stands for all names that begin so.
-bool is_one_of(const std::string& name, const std::vector<std::string>& patterns) {
-  return std::any_of(patterns.begin(), patterns.end(), [&](const std::string& pattern) {
-    return pattern.back() == '_' ? name.rfind(pattern, 0) == 0 : name == pattern;
-  });
-}
+constexpr int64_t kMostSlots = 4096;
 
-constexpr int kMostSlots = 4096;
-
-// 0: not a number from 1 to kMostSlots.
-int slots_of(const std::string& text) {
-  if (text.empty() || text.size() > 4 || text.find_first_not_of("0123456789") != std::string::npos) return 0;
-  const int slots = std::stoi(text);
-  return slots <= kMostSlots ? slots : 0;
-}
-
-bool is_host_name(const std::string& name) {
-  if (name.empty() || name[0] == '-' || name[0] == '.') return false;
-  for (const unsigned char c : name)
-    if (!std::isalnum(c) && c != '.' && c != '-' && c != '_') return false;
-  return true;
-}
+bool is_host_name(const std::string& name) { return std::regex_match(name, std::regex("[A-Za-z0-9_][A-Za-z0-9._-]*")); }
 
 // where: "--hosts" or "file:line"; part: what was read there.
 void add(std::vector<HostSlots>& hosts, const std::string& host, const std::string& slots, const std::string& part,
          const std::string& where) {
-  if (!is_host_name(host))
-    throw Error(ExitCode::kUsage, fmt::format("{}: \"{}\": \"{}\" is not a host name", where, part, host));
-  const int number = slots_of(slots);
-  if (number == 0)
-    throw Error(ExitCode::kUsage, fmt::format("{}: \"{}\": the number of slots must be from 1 to {}, not \"{}\"", where,
-                                              part, kMostSlots, slots));
+  const auto fail = [&](const std::string& what) { throw Error(ExitCode::kUsage, fmt::format("{}: {}", where, what)); };
+  if (!is_host_name(host)) fail(fmt::format("\"{}\": \"{}\" is not a host name", part, host));
+  const int64_t number = parse_integer(slots).value_or(0);
+  if (number < 1 || number > kMostSlots)
+    fail(fmt::format("\"{}\": the number of slots must be from 1 to {}, not \"{}\"", part, kMostSlots, slots));
   for (const auto& other : hosts)
     if (other.host == host)
-      throw Error(ExitCode::kUsage,
-                  fmt::format("{}: the host {} is given twice; give it once, with the sum of its slots", where, host));
-  hosts.push_back({host, number});
+      fail(fmt::format("the host {} is given twice; give it once, with the sum of its slots", host));
+  hosts.push_back({host, static_cast<int>(number)});
 }
 
 class Builder {
@@ -141,16 +101,15 @@ class Builder {
     if (!here_.srun_speaks_pmix)
       fail(
           "this Slurm offers no PMIx (srun --mpi=list shows what it offers), without which each rank would be a job of "
-          "its own. Use --backend mpirun, or ask "
-          "your administrators for Slurm's PMIx plugin");
+          "its own. Use --backend mpirun, or ask your administrators for Slurm's PMIx plugin");
   }
 
   void place_here() {
     job_.ranks = request_.ranks > 0 ? request_.ranks : std::max(1, here_.gpus > 0 ? here_.gpus : here_.packages);
     if (job_.ranks > here_.cpus && !request_.oversubscribe)
       fail(
-          fmt::format("{} ranks on {}: they would take turns. If that is what you want (results are the same, only "
-                      "slower), add --oversubscribe: {}",
+          fmt::format("{} ranks on {} would share cores. If that is what you want (results are the same, only slower), "
+                      "add --oversubscribe: {}",
                       job_.ranks, plural(here_.cpus, "core"), with_flag("--oversubscribe")));
     set_threads(job_.ranks > here_.cpus ? 1 : here_.cores / job_.ranks);
   }
@@ -176,7 +135,7 @@ class Builder {
       fail(
           "mpirun reaches other hosts by ssh, which is not on the PATH; install it (Debian: apt-get install "
           "openssh-client)");
-    // More than there are slots: mpirun deals out the rest in turns.
+    // More than there are slots: mpirun spreads the rest evenly.
     if (job_.ranks > slots) most = (job_.ranks + job_.hosts - 1) / job_.hosts;
     set_threads(most > here_.cpus ? 1 : here_.cores / most);
   }
@@ -211,7 +170,7 @@ class Builder {
     job_.threads = std::max(1, is_own                 ? std::atoi(own->second.c_str())
                                : request_.threads > 0 ? request_.threads
                                                       : share);
-    if (!is_own) job_.environment["OMP_NUM_THREADS"] = std::to_string(job_.threads);
+    if (!is_own) job_.environment["OMP_NUM_THREADS"] = fmt::to_string(job_.threads);
     if (!request_.bind.empty())
       job_.environment[distributed::kBindVariable] = request_.bind;
     else if (!here_.environment.count(distributed::kBindVariable))
@@ -221,11 +180,11 @@ class Builder {
   void leave_outer_step() {
     if (!here_.slurm || !here_.slurm->within_step) return;
     for (const auto& [name, value] : here_.environment)
-      if (is_one_of(name, kOfOuterStep)) job_.removed.push_back(name);
+      if (std::regex_match(name, kOfOuterStep)) job_.removed.push_back(name);
   }
 
   void mpirun_arguments() {
-    const auto& environment = here_.environment;
+    auto environment = here_.environment;
     const bool root_allowed =
         environment.count("OMPI_ALLOW_RUN_AS_ROOT") && environment.count("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM");
     if (here_.is_root && !request_.allow_run_as_root && !root_allowed)
@@ -240,24 +199,19 @@ class Builder {
     auto& arguments = job_.arguments;
     // Hardware threads are what this program counts as cores, so mpirun must too. No binding: ranks do that
     // (distributed/affinity.h); mpirun's default would put every job of this machine on the same first cores.
-    arguments = {here_.mpirun, "-n", std::to_string(job_.ranks), "--use-hwthread-cpus", "--bind-to", "none"};
+    arguments = {here_.mpirun, "-n", fmt::to_string(job_.ranks), "--use-hwthread-cpus", "--bind-to", "none"};
     if (request_.label_output) arguments.push_back("--tag-output");
     if (!hosts_.empty()) arguments.insert(arguments.end(), {"--map-by", "slot"});
-    if (!request_.hosts.empty()) arguments.insert(arguments.end(), {"--host", with_counts()});
+    std::vector<std::string> counts;
+    for (const auto& host : hosts_) counts.push_back(fmt::format("{}:{}", host.host, host.slots));
+    if (!request_.hosts.empty()) arguments.insert(arguments.end(), {"--host", join(counts, ",")});
     if (!request_.hostfile.empty()) arguments.insert(arguments.end(), {"--hostfile", request_.hostfile});
     if (request_.oversubscribe) arguments.push_back("--oversubscribe");
     if (request_.allow_run_as_root) arguments.push_back("--allow-run-as-root");
     if (job_.is_local) return;
-    auto all = environment;
-    all.insert(job_.environment.begin(), job_.environment.end());
-    for (const auto& [name, value] : all)
-      if (is_one_of(name, kForwarded)) arguments.insert(arguments.end(), {"-x", name});
-  }
-
-  std::string with_counts() const {
-    std::string text;
-    for (const auto& host : hosts_) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", host.host, host.slots);
-    return text;
+    environment.insert(job_.environment.begin(), job_.environment.end());
+    for (const auto& [name, value] : environment)
+      if (std::regex_match(name, kForwarded)) arguments.insert(arguments.end(), {"-x", name});
   }
 
   void srun_arguments() {
@@ -289,23 +243,26 @@ class Builder {
 
 std::vector<HostSlots> parse_hosts(const std::string& text) {
   std::vector<HostSlots> hosts;
-  for (size_t start = 0; start <= text.size();) {
-    const size_t end = std::min(text.find(',', start), text.size());
-    const std::string part = text.substr(start, end - start);
+  std::istringstream parts(text + ",");  // a part for every comma, also where nothing follows
+  for (std::string part; std::getline(parts, part, ',');) {
     const size_t colon = part.find(':');
     if (part.empty())
       throw Error(ExitCode::kUsage, fmt::format("--hosts: \"{}\" has an empty part; write a:4,b:4", text));
     add(hosts, part.substr(0, colon), colon == std::string::npos ? "1" : part.substr(colon + 1), part, "--hosts");
-    start = end + 1;
   }
   return hosts;
 }
 
 std::vector<HostSlots> read_hostfile(const std::string& path) {
-  std::ifstream file(path);
+  const auto fail = [&](const char* what) {
+    throw Error(ExitCode::kUsage, fmt::format("--hostfile: {}: {}", path, what));
+  };
+  const auto content = read_file_if_there(path, 16 << 20);
+  if (!content) fail("it is missing or cannot be read");
   std::vector<HostSlots> hosts;
+  std::istringstream lines(*content);
   std::string line;
-  for (int number = 1; std::getline(file, line); ++number) {
+  for (int number = 1; std::getline(lines, line); ++number) {
     std::istringstream words(line.substr(0, line.find('#')));
     std::string host, slots, more;
     if (!(words >> host)) continue;
@@ -315,11 +272,7 @@ std::vector<HostSlots> read_hostfile(const std::string& path) {
                                                 line, is_host_name(host) ? host : "node1"));
     add(hosts, host, slots.substr(6), line, where);
   }
-  if (file.bad() || !file.eof())
-    throw Error(ExitCode::kUsage, fmt::format("--hostfile: {}: it is missing or cannot be read", path));
-  if (hosts.empty())
-    throw Error(ExitCode::kUsage,
-                fmt::format("--hostfile: {}: it names no host; write lines such as: node1 slots=4", path));
+  if (hosts.empty()) fail("it names no host; write lines such as: node1 slots=4");
   return hosts;
 }
 
@@ -328,12 +281,13 @@ JobCommand job_command(const JobRequest& request, const LaunchEnvironment& here)
 }
 
 std::string shell_line(const JobCommand& command) {
-  std::string text;
-  if (!command.environment.empty() || !command.removed.empty()) text = "env";
-  for (const auto& name : command.removed) text += " -u " + name;
-  for (const auto& [name, value] : command.environment) text += fmt::format(" {}={}", name, shell_quoted(value));
-  for (const auto& argument : command.arguments) text += (text.empty() ? "" : " ") + shell_quoted(argument);
-  return text;
+  std::vector<std::string> words;
+  if (!command.environment.empty() || !command.removed.empty()) words.push_back("env");
+  for (const auto& name : command.removed) words.push_back("-u " + name);
+  for (const auto& [name, value] : command.environment)
+    words.push_back(fmt::format("{}={}", name, shell_quoted(value)));
+  for (const auto& argument : command.arguments) words.push_back(shell_quoted(argument));
+  return join(words, " ");
 }
 
 }  // namespace muster::launcher

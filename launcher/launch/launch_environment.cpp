@@ -107,11 +107,17 @@ SrunMpi ask_srun_for_mpi(const std::string& srun) {
   return srun_mpi(run_process({srun, "--mpi=list"}, options));
 }
 
-LaunchEnvironment detect_launch_environment() {
-  LaunchEnvironment here;
+Environment process_environment() {
+  Environment variables;
   for (char** entry = environ; *entry; ++entry)
     if (const char* equals = std::strchr(*entry, '='))
-      here.environment[std::string(*entry, static_cast<size_t>(equals - *entry))] = equals + 1;
+      variables[std::string(*entry, static_cast<size_t>(equals - *entry))] = equals + 1;
+  return variables;
+}
+
+LaunchEnvironment detect_launch_environment() {
+  LaunchEnvironment here;
+  here.environment = process_environment();
   here.program = std::filesystem::read_symlink("/proc/self/exe").string();
   here.mpirun = find_program("mpirun", here.environment);
   here.srun = find_program("srun", here.environment);

@@ -47,6 +47,9 @@ SrunMpi srun_mpi(const ProcessResult& list);
 // Runs it. srun: a name or a path.
 SrunMpi ask_srun_for_mpi(const std::string& srun = "srun");
 
+// All variables of this process.
+std::map<std::string, std::string> process_environment();
+
 // Asks this machine: PATH, hwloc, CUDA, the environment, and, inside an allocation, `srun --mpi=list`.
 LaunchEnvironment detect_launch_environment();
 

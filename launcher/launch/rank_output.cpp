@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <regex>
 #include <utility>
 
 #include "base/files.h"
@@ -24,6 +26,15 @@ constexpr size_t kSrunPiece = 1024;        // SLURM_IO_MAX_MSG_LEN
 constexpr size_t kMostHeld = 4 << 20;
 constexpr size_t kMostBackendErrors = 16 << 10;
 constexpr int kNobody = -2;
+
+// The number that begins at `at`, which is moved behind it; -1: there is none.
+int take_number(const std::string& text, size_t& at) {
+  const size_t begin = at;
+  int number = 0;
+  while (at < text.size() && at < begin + 7 && std::isdigit(static_cast<unsigned char>(text[at])))
+    number = number * 10 + (text[at++] - '0');
+  return at == begin ? -1 : number;
+}
 
 }  // namespace
 
@@ -56,11 +67,8 @@ LabelReader::Label LabelReader::find_label(const std::string& text, size_t from)
   for (size_t begin = text.find(kBeforeRank, from); begin != std::string::npos;
        begin = text.find(kBeforeRank, begin + 1)) {
     size_t end = begin + std::char_traits<char>::length(kBeforeRank);
-    int rank = 0;
-    const size_t digits = end;
-    while (end < text.size() && end < digits + 7 && std::isdigit(static_cast<unsigned char>(text[end])))
-      rank = rank * 10 + (text[end++] - '0');
-    if (end > digits && rank < ranks_ && text.compare(end, after_rank_.size(), after_rank_) == 0)
+    const int rank = take_number(text, end);
+    if (rank >= 0 && rank < ranks_ && text.compare(end, after_rank_.size(), after_rank_) == 0)
       return {rank, begin, end + after_rank_.size()};
   }
   return {kBackend, text.size(), text.size()};
@@ -78,13 +86,9 @@ void LabelReader::take_line(const std::string& line) {
 }
 
 void LabelReader::take_srun_line(const std::string& line) {
-  size_t at = 0;
-  while (at < line.size() && line[at] == ' ') ++at;
-  const size_t digits = at;
-  int rank = 0;
-  while (at < line.size() && at < digits + 7 && std::isdigit(static_cast<unsigned char>(line[at])))
-    rank = rank * 10 + (line[at++] - '0');
-  if (at == digits || rank >= ranks_ || line.compare(at, 2, ": ") != 0) return add(kBackend, line);
+  size_t at = std::min(line.find_first_not_of(' '), line.size());
+  const int rank = take_number(line, at);
+  if (rank < 0 || rank >= ranks_ || line.compare(at, 2, ": ") != 0) return add(kBackend, line);
   const std::string text = line.substr(at + 2);
   const bool continues = text.size() == kSrunPiece + 1;
   add(rank, continues ? text.substr(0, kSrunPiece) : text);
@@ -131,8 +135,7 @@ void RunLogs::write(bool now) {
   last_write_ = time;
   if (!begun_) {
     const auto found = newest_file();
-    begun_ = found && (!before_ || found->file != before_->file || found->seconds != before_->seconds ||
-                       found->nanoseconds != before_->nanoseconds);
+    begun_ = found && found != before_;
     if (!begun_) return;
   }
   for (const auto& [rank, text] : std::exchange(texts_, {})) {
@@ -203,24 +206,24 @@ void RankOutput::show(Stream stream, int rank, const std::string& text) {
 }
 
 std::string explain_backend_errors(const std::string& errors, const JobCommand& job) {
-  const auto says = [&](const char* phrase) { return errors.find(phrase) != std::string::npos; };
-  const std::string ranks = plural(job.ranks, "rank");
-  if (says("not enough slots available"))
-    return fmt::format(
-        "mpirun does not have enough slots for {} (its message is above). Give fewer ranks (-n) or more slots (--hosts "
-        "a:4,b:4), or add --oversubscribe to let ranks take turns on the cores",
-        ranks);
-  if (says("unable to reliably start one or more daemons") || says("ORTE does not know how to route"))
-    return "mpirun could not start its daemon on another host (its message is above). Each host must be reachable by "
-           "ssh without a password, have the same Open MPI under the same path, and be able to connect back: try "
-           "`ssh HOST true`, then `muster doctor --hosts ...`";
-  if (says("More processors requested than permitted") || says("Requested node configuration is not available"))
-    return fmt::format(
-        "this Slurm allocation is too small for {} (srun's message is above). Give fewer ranks (-n), ask for a larger "
-        "allocation, or add --oversubscribe",
-        ranks);
-  if (says("Invalid MPI plugin") || says("invalid MPI type"))
-    return "this Slurm offers no PMIx (srun's message is above). Use --backend mpirun";
+  // What a backend writes (a pattern), and what helps; {} is the number of ranks.
+  static const std::pair<const char*, const char*> known[] = {
+      {"not enough slots available",
+       "mpirun does not have enough slots for {} (its message is above). Give fewer ranks (-n) or more slots (--hosts "
+       "a:4,b:4), or add --oversubscribe to let ranks share cores"},
+      {"unable to reliably start one or more daemons|ORTE does not know how to route",
+       "mpirun could not start its daemon on another host (its message is above). Each host must be reachable by ssh "
+       "without a password, have the same Open MPI under the same path, and be able to connect back: try `ssh HOST "
+       "true`, then `muster doctor --hosts ...`"},
+      {"More processors requested than permitted|Requested node configuration is not available",
+       "this Slurm allocation is too small for {} (srun's message is above). Give fewer ranks (-n), ask for a larger "
+       "allocation, or add --oversubscribe"},
+      {"Invalid MPI plugin|invalid MPI type",
+       "this Slurm offers no PMIx (srun's message is above). Use --backend mpirun"},
+  };
+  for (const auto& [pattern, help] : known)
+    if (std::regex_search(errors, std::regex(pattern)))
+      return fmt::format(fmt::runtime(help), plural(job.ranks, "rank"));
   return "";
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/process.h"
@@ -65,12 +66,8 @@ class RunLogs {
   bool are_begun() const { return begun_; }
 
  private:
-  struct Identity {
-    ino_t file;
-    time_t seconds;
-    long nanoseconds;
-  };
-  std::optional<Identity> newest_file() const;  // the one that every start of a job writes anew
+  using Identity = std::tuple<ino_t, time_t, long>;  // inode, and seconds and nanoseconds of the last change
+  std::optional<Identity> newest_file() const;       // the one that every start of a job writes anew
 
   std::string run_directory_;
   std::string header_;

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
-#include <vector>
 
 namespace muster::launcher {
 namespace {
@@ -16,34 +15,36 @@ namespace {
 namespace fs = std::filesystem;
 
 const std::string kPrefix = "muster-launch-";
-constexpr time_t kBeingMade =
-    60;  // seconds in which a folder without a lock may belong to a launcher that has just begun
+constexpr double kBeingMade = 60;  // seconds in which a folder without a lock may be of a launcher that has just begun
 
 // A live launcher holds the lock of its folder, whatever container it runs in; process numbers would not tell.
-void remove_if_left_behind(const fs::path& folder) {
-  struct stat info;
-  if (lstat(folder.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) return;
-  const int lock = open((folder / "lock").c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-  if (lock < 0 && std::time(nullptr) - info.st_mtime < kBeingMade) return;
-  if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) == 0) {
-    std::error_code ignored;
-    fs::remove_all(folder, ignored);
-  }
+void remove_if_left_behind(const LeftFolder& folder) {
+  const int lock = open((folder.path + "/lock").c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (lock < 0 && folder.age < kBeingMade) return;
+  std::error_code ignored;
+  if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) == 0) fs::remove_all(folder.path, ignored);
   if (lock >= 0) close(lock);
 }
 
 }  // namespace
 
+std::vector<LeftFolder> left_folders(const std::string& parent, const std::string& prefix) {
+  std::vector<LeftFolder> found;
+  std::error_code error;
+  for (fs::directory_iterator each(parent, error), end; !error && each != end; each.increment(error)) {
+    struct stat info;
+    if (each->path().filename().string().rfind(prefix, 0) == 0 && lstat(each->path().c_str(), &info) == 0 &&
+        S_ISDIR(info.st_mode) && info.st_uid == geteuid())
+      found.push_back({each->path().string(), std::difftime(std::time(nullptr), info.st_mtime)});
+  }
+  return found;
+}
+
 SessionFolder::SessionFolder() {
   const char* own = std::getenv("TMPDIR");
   for (const std::string& base : {std::string("/dev/shm"), std::string(own ? own : ""), std::string("/tmp")}) {
     if (base.empty() || access(base.c_str(), W_OK | X_OK) != 0) continue;
-    std::vector<fs::path> found;
-    std::error_code error;
-    for (auto each = fs::directory_iterator(base, error); !error && each != fs::directory_iterator();
-         each.increment(error))
-      if (each->path().filename().string().compare(0, kPrefix.size(), kPrefix) == 0) found.push_back(each->path());
-    for (const auto& folder : found) remove_if_left_behind(folder);
+    for (const auto& folder : left_folders(base, kPrefix)) remove_if_left_behind(folder);
     std::string path = base + "/" + kPrefix + "XXXXXX";
     if (!mkdtemp(path.data())) continue;
     lock_ = open((path + "/lock").c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -53,7 +54,8 @@ SessionFolder::SessionFolder() {
     }
     if (lock_ >= 0) close(lock_);
     lock_ = -1;
-    fs::remove_all(path, error);
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
   }
 }
 

@@ -3,10 +3,19 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "launcher/launch/job_command.h"
 
 namespace muster::launcher {
+
+// A folder that a process may have left behind: it may have been killed.
+struct LeftFolder {
+  std::string path;
+  double age;  // seconds since it was changed
+};
+// Those of this user in `parent` whose names begin with `prefix`.
+std::vector<LeftFolder> left_folders(const std::string& parent, const std::string& prefix);
 
 // A folder of its own for everything that Open MPI keeps on this machine for a job: shared-memory segments and session
 // files. It is removed with its contents when this object is destroyed, however the job has ended. What killed

@@ -36,13 +36,11 @@ std::string quoted(const std::string& argument) {
 std::string directive(const std::string& option, const std::string& value) {
   if (value.empty()) return "";
   if (value.find_first_of("\n\"\\") != std::string::npos)
-    throw Error(
-        ExitCode::kUsage,
-        "submit: " + option + " cannot be given to Slurm with a quote, backslash or line break in it: " + value);
-  return "#SBATCH " + option + "=" + (shell_quoted(value) == value ? value : "\"" + value + "\"") + "\n";
+    refuse_submission("{} cannot be given to Slurm with a quote, backslash or line break in it: {}", option, value);
+  return fmt::format(shell_quoted(value) == value ? "#SBATCH {}={}\n" : "#SBATCH {}=\"{}\"\n", option, value);
 }
 
-std::string number(int value) { return value > 0 ? std::to_string(value) : ""; }
+std::string number(int value) { return value > 0 ? fmt::to_string(value) : ""; }
 
 // Whether a later start may get fewer nodes.
 bool may_shrink(const BatchJob& job) { return job.nodes.find('-') != std::string::npos; }
@@ -51,45 +49,47 @@ bool may_shrink(const BatchJob& job) { return job.nodes.find('-') != std::string
 std::string output_file(const BatchJob& job) {
   std::string run;
   for (const char c : job.run_directory) run += c == '%' ? "%%" : std::string(1, c);
-  return for_task(run, "%a") + "/logs/slurm-" + (job.array.empty() ? "%j" : "%A_%a") + ".out";
+  return fmt::format("{}/logs/slurm-{}.out", for_task(run, "%a"), job.array.empty() ? "%j" : "%A_%a");
 }
 
 // An option of --sbatch, as it was given.
 std::string further_option(const std::string& option) {
   if (option.empty() || option[0] != '-' || option.find('\n') != std::string::npos)
-    throw Error(
-        ExitCode::kUsage,
-        "submit: --sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: " + option);
+    refuse_submission("--sbatch takes an option of sbatch with its value, e.g. --sbatch=\"--mem=64G\", not: {}",
+                      option);
   if (option.rfind("--array", 0) == 0 || option.rfind("-a", 0) == 0)
-    throw Error(
-        ExitCode::kUsage,
-        fmt::format("submit: --sbatch=\"{}\": give --array to submit itself, so that each task gets a run directory "
-                    "of its own",
-                    option));
-  return "#SBATCH " + option + "\n";
+    refuse_submission(
+        "--sbatch=\"{}\": give --array to submit itself, so that each task gets a run directory of its own", option);
+  return fmt::format("#SBATCH {}\n", option);
 }
 
 std::string directives(const BatchJob& job) {
-  std::string text = directive("--job-name", job.name) + directive("--chdir", job.directory);
-  text += directive("--output", output_file(job));
-  text += directive("--nodes", job.nodes);
+  std::string text;
+  const auto add = [&](const char* option, const std::string& value) { text += directive(option, value); };
+  add("--job-name", job.name);
+  add("--chdir", job.directory);
+  add("--output", output_file(job));
+  add("--nodes", job.nodes);
   if (may_shrink(job)) {
     text += "# Not as tasks: after the first start Slurm would insist on that many tasks and nodes.\n";
-    text += directive("--mincpus", number(job.ranks_per_node * std::max(1, job.cpus_per_task)));
+    add("--mincpus", number(job.ranks_per_node * std::max(1, job.cpus_per_task)));
   } else {
-    text += directive("--ntasks-per-node", number(job.ranks_per_node));
+    add("--ntasks-per-node", number(job.ranks_per_node));
   }
-  text +=
-      directive("--gpus-per-node", number(job.gpus_per_node)) + directive("--cpus-per-task", number(job.cpus_per_task));
-  text += directive("--time", job.time) + directive("--partition", job.partition) + directive("--account", job.account);
-  text += directive("--qos", job.qos) + directive("--constraint", job.constraint) + directive("--array", job.array);
+  add("--gpus-per-node", number(job.gpus_per_node));
+  add("--cpus-per-task", number(job.cpus_per_task));
+  add("--time", job.time);
+  add("--partition", job.partition);
+  add("--account", job.account);
+  add("--qos", job.qos);
+  add("--constraint", job.constraint);
+  add("--array", job.array);
   text +=
       "# Slurm may requeue the job, which then appends to the same output file.\n#SBATCH --requeue\n#SBATCH "
-      "--open-mode=append\n";
-  text +=
+      "--open-mode=append\n"
       "# Asks the ranks to save and stop this many seconds before the time limit (Slurm may do it up to a minute "
       "earlier).\n";
-  text += directive("--signal", fmt::format("USR1@{}", job.grace_seconds));
+  add("--signal", fmt::format("USR1@{}", job.grace_seconds));
   if (!job.sbatch.empty()) text += "# Further options, as given.\n";
   for (const auto& option : job.sbatch) text += further_option(option);
   text.pop_back();
@@ -145,7 +145,7 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
                                                   {"DIRECTORY", quoted(job.directory)},
                                                   {"MPI", quoted(job.mpi)},
                                                   {"SRUN", srun_line(job)},
-                                                  {"MAX_RESTARTS", std::to_string(job.max_restarts)}};
+                                                  {"MAX_RESTARTS", fmt::to_string(job.max_restarts)}};
   static const std::regex word("@([A-Z_]+)@");
   std::set<std::string> used;
   std::istringstream lines(script_template);
@@ -157,8 +157,7 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
     for (std::smatch found; std::regex_search(rest, line.cend(), found, word); rest = found[0].second) {
       const auto value = values.find(found[1]);
       if (value == values.end())
-        throw Error(ExitCode::kUsage,
-                    fmt::format("submit: the job template has @{}@, which muster does not know", found[1].str()));
+        refuse_submission("the job template has @{}@, which muster does not know", found[1].str());
       used.insert(found[1]);
       filled += std::string(rest, found[0].first) + value->second;
     }
@@ -169,29 +168,27 @@ std::string batch_script(const BatchJob& job, const std::string& script_template
   }
   for (const char* needed : {"SBATCH", "RUN", "SRUN"})
     if (!used.count(needed))
-      throw Error(ExitCode::kUsage, std::string("submit: the job template lacks @") + needed +
-                                        "@; cluster/slurm.sbatch.in shows how one looks");
+      refuse_submission("the job template lacks @{}@; cluster/slurm.sbatch.in shows how one looks", needed);
   return script;
 }
 
 std::vector<int> tasks_of_array(const std::string& array) {
   static const std::regex shape(R"(\d{1,9}(-\d{1,9}(:\d{1,9})?)?(,\d{1,9}(-\d{1,9}(:\d{1,9})?)?)*(%\d{1,9})?)");
-  const auto wrong = [&] {
-    return Error(ExitCode::kUsage, "submit: --array " + array +
-                                       ": write 0-4, 1,3,7 or 0-15:4, and %2 behind it for two at a time; at most " +
-                                       std::to_string(kMostTasks) + " tasks");
+  const auto refuse_array = [&] {
+    refuse_submission("--array {}: write 0-4, 1,3,7 or 0-15:4, and %2 behind it for two at a time; at most {} tasks",
+                      array, kMostTasks);
   };
-  if (!std::regex_match(array, shape)) throw wrong();
+  if (!std::regex_match(array, shape)) refuse_array();
   std::set<int> tasks;
   std::istringstream parts(array.substr(0, array.find('%')));
   for (std::string part; std::getline(parts, part, ',');) {
     int first = 0, last = -1, step = 1;
     std::sscanf(part.c_str(), "%d-%d:%d", &first, &last, &step);
     if (last < 0) last = first;
-    if (step < 1 || last < first || (last - first) / step >= kMostTasks) throw wrong();
+    if (step < 1 || last < first || (last - first) / step >= kMostTasks) refuse_array();
     for (int task = first; task <= last; task += step) tasks.insert(task);
   }
-  if (tasks.size() > kMostTasks) throw wrong();
+  if (tasks.size() > kMostTasks) refuse_array();
   return {tasks.begin(), tasks.end()};
 }
 

@@ -1,23 +1,36 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "base/error.h"
 
 namespace muster::launcher {
 
-// A job for sbatch. Empty texts and zeros: left to Slurm.
-struct BatchJob {
-  std::string name;
-  std::string nodes = "1";  // "2", or "1-2": as many as there are
-  int ranks_per_node = 1;
-  int gpus_per_node = 0, cpus_per_task = 0;
+// Throws Error(kUsage): the text after "submit: ".
+template <typename... Values>
+[[noreturn]] void refuse_submission(fmt::format_string<Values...> text, Values&&... values) {
+  throw Error(ExitCode::kUsage, "submit: " + fmt::format(text, std::forward<Values>(values)...));
+}
+
+// What a user asks for, completed by a site's profile. Empty texts and zeros: left to Slurm.
+struct JobSettings {
+  std::string nodes;  // "2", or "1-2": as many as there are
   std::string time, partition, account, qos, constraint;
-  std::string array;                // "0-4"; then {task} in `run_directory` and `train` is the task's number
+  std::string array;  // "0-4"; then {task} in `run_directory` and `train` is the task's number
+  int gpus_per_node = 0, ranks_per_node = 0, cpus_per_task = 0, grace_seconds = 0;
+  int max_restarts = 3;
   std::vector<std::string> sbatch;  // further options, as they are
+};
+
+// A job for sbatch.
+struct BatchJob : JobSettings {
+  std::string name;
   std::vector<std::string> modules, setup;
   std::string mpi = "pmix";
-  int grace_seconds = 120;
-  int max_restarts = 3;
   std::string directory;           // where the job runs; relative paths in `train` count from there
   std::string program;             // muster, absolute
   std::string run_directory;       // absolute

@@ -18,11 +18,11 @@ namespace {
 
 constexpr uint64_t kLargestJobLog = 64 << 20;
 
+}  // namespace
+
 std::string text_field(const nlohmann::json& row, const char* name) {
   return row.contains(name) && row[name].is_string() ? row[name].get<std::string>() : "";
 }
-
-}  // namespace
 
 nlohmann::json read_submission(const std::string& run_directory) {
   const auto content = read_file_if_there(run_directory + "/submission.json", kLargestJobLog).value_or("");
@@ -48,13 +48,11 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   char last = '\n';
   const off_t size = file < 0 ? 0 : ::lseek(file, 0, SEEK_END);
   if (size > 0 && ::pread(file, &last, 1, size - 1) != 1) last = '\n';
-  const std::string text =
-      (last == '\n' ? "" : "\n") + row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  const int error = file < 0 ? errno : try_write_all(file, text);
-  const bool flushed = error == 0 && ::fsync(file) == 0;
-  const int reason = error != 0 ? error : errno;
+  const auto line = row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  int error = file < 0 ? errno : try_write_all(file, fmt::format("{}{}\n", last == '\n' ? "" : "\n", line));
+  if (error == 0 && ::fsync(file) != 0) error = errno;
   if (file >= 0) ::close(file);
-  if (!flushed) throw Error(ExitCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(reason)));
+  if (error != 0) throw Error(ExitCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(error)));
 }
 
 int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest) {

@@ -20,41 +20,37 @@
 namespace muster::launcher {
 namespace {
 
-using Action = Decision::Action;
+// What Slurm says of the job that asks.
+enum class JobState {
+  kRunning,    // it can be requeued
+  kCancelled,  // somebody has cancelled it
+  kTimedOut,   // its time limit was reached before it had ended
+  kPreempted,  // it makes room for another
+  kQueued,     // Slurm has requeued it by itself
+  kUnknown,    // Slurm does not answer
+};
 
-int64_t number(const std::string& text) { return std::strtoll(text.c_str(), nullptr, 10); }
+enum class Action { kDone, kRequeue, kStop, kNothing };
 
-// "1-02:00:00" and the like; 0 for UNLIMITED.
-int64_t seconds_of(const std::string& text) {
-  int64_t days = 0, hours = 0, minutes = 0, seconds = 0;
-  if (std::sscanf(text.c_str(), "%ld-%ld:%ld:%ld", &days, &hours, &minutes, &seconds) == 4)
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds;
-  return std::sscanf(text.c_str(), "%ld:%ld:%ld", &hours, &minutes, &seconds) == 3
-             ? (hours * 60 + minutes) * 60 + seconds
-             : 0;
-}
+struct Decision {
+  Action action;
+  std::string reason;  // one sentence without its full stop
+};
+
+int64_t number(const std::string& text) { return parse_integer(text).value_or(0); }
 
 std::string meaning(int code) {
-  switch (code) {
-    case 65:
-      return "a data or weights file is wrong";
-    case 70:
-      return "training failed";
-    case 74:
-      return "a disk could not be read or written";
-    case 76:
-      return "a rank was lost";
-    case 78:
-      return "the experiment is wrong";
-    case 2:
-      return "the command line or the allocation is wrong";
-    default:
-      return code > 128 ? fmt::format("ended by signal {}", code - 128) : "srun failed";
-  }
+  static const std::map<int, const char*> meanings{{2, "the command line or the allocation is wrong"},
+                                                   {65, "a data or weights file is wrong"},
+                                                   {70, "training failed"},
+                                                   {74, "a disk could not be read or written"},
+                                                   {76, "a rank was lost"},
+                                                   {78, "the experiment is wrong"}};
+  if (const auto known = meanings.find(code); known != meanings.end()) return known->second;
+  return code > 128 ? fmt::format("ended by signal {}", code - 128) : "srun failed";
 }
 
-}  // namespace
-
+// From the answer of `scontrol show job -o`. restarts: how often it had been requeued when this process began.
 JobState job_state(const std::string& shown, int64_t restarts) {
   std::map<std::string, std::string> fields;
   std::istringstream words(shown);
@@ -70,11 +66,12 @@ JobState job_state(const std::string& shown, int64_t restarts) {
   if (state == "PREEMPTED" || fields.count("PreemptTime")) return JobState::kPreempted;
   if (state == "TIMEOUT") return JobState::kTimedOut;
   // A cancelled job must not come back, although `scontrol requeue` would bring it back.
-  const int64_t limit = seconds_of(fields["TimeLimit"]), ran = seconds_of(fields["RunTime"]);
-  if (state == "COMPLETING" && limit > 0 && ran >= limit) return JobState::kTimedOut;
+  const auto limit = parse_duration(fields["TimeLimit"]), ran = parse_duration(fields["RunTime"]);
+  if (state == "COMPLETING" && limit && ran >= limit) return JobState::kTimedOut;
   return JobState::kCancelled;
 }
 
+// What becomes of a job whose srun ended with `exit_code`. `starts`: as starts_without_progress().
 Decision decide(int exit_code, JobState state, int starts, int max_restarts) {
   const auto is = [&](std::initializer_list<int> codes) {
     return std::find(codes.begin(), codes.end(), exit_code) != codes.end();
@@ -94,6 +91,18 @@ Decision decide(int exit_code, JobState state, int starts, int max_restarts) {
   return {Action::kRequeue, why};
 }
 
+void record_end(const std::string& run_directory, int exit_code, const std::string& decision,
+                const std::string& reason) {
+  append_job_log(run_directory, {{"event", "ended"},
+                                 {"job", slurm_job_id()},
+                                 {"exit_code", exit_code},
+                                 {"step", step_of(newest_step(run_directory))},
+                                 {"decision", decision},
+                                 {"reason", reason}});
+}
+
+}  // namespace
+
 void begin_job(const std::string& run_directory, const std::string& mpi) {
   const int64_t tasks = number(variable("SLURM_NTASKS"));  // not set where the number of nodes is a range
   append_job_log(run_directory, {{"event", "started"},
@@ -105,20 +114,13 @@ void begin_job(const std::string& run_directory, const std::string& mpi) {
                                  {"step", step_of(newest_step(run_directory))}});
   const SrunMpi offered = ask_srun_for_mpi();
   if (offered.offers(mpi)) return;
-  const std::string message =
-      offered.exit_code == 127
-          ? "there is no srun on the PATH of the batch job"
-          : fmt::format(
-                "srun cannot start MPI programs by --mpi={} here; it knows: {}\nEach task would be a job of its "
-                "own. muster needs a Slurm that was built with PMIx; ask the site, or set `mpi` in a site profile",
-                mpi, offered.text);
-  append_job_log(run_directory, {{"event", "ended"},
-                                 {"job", slurm_job_id()},
-                                 {"exit_code", 2},
-                                 {"step", step_of(newest_step(run_directory))},
-                                 {"decision", "stopped"},
-                                 {"reason", fmt::format("srun has no {}", mpi)}});
-  throw Error(ExitCode::kUsage, message);
+  record_end(run_directory, 2, "stopped", fmt::format("srun has no {}", mpi));
+  if (offered.exit_code == 127) throw Error(ExitCode::kUsage, "there is no srun on the PATH of the batch job");
+  throw Error(ExitCode::kUsage,
+              fmt::format("srun cannot start MPI programs by --mpi={} here; it knows: {}\nEach task would be a job of "
+                          "its own. muster needs a Slurm that was built with PMIx; ask the site, or set `mpi` in a "
+                          "site profile",
+                          mpi, offered.text));
 }
 
 int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
@@ -128,55 +130,43 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
   if (!job.empty())
     if (const auto shown = run_slurm({"scontrol", "show", "job", "-o", job}); shown.code == 0)
       state = job_state(shown.output, number(variable("SLURM_RESTART_COUNT")));
-  const Decision decision =
+  const auto [action, reason] =
       decide(exit_code, state, starts_without_progress(read_job_log(run_directory), newest), max_restarts);
-  const auto note = [&](const std::string& what, const std::string& reason) {
-    append_job_log(run_directory, {{"event", "ended"},
-                                   {"job", job},
-                                   {"exit_code", exit_code},
-                                   {"step", step_of(newest)},
-                                   {"decision", what},
-                                   {"reason", reason}});
-  };
   const std::string where = newest < 0 ? "no checkpoint yet" : fmt::format("newest checkpoint: step {}", newest);
   const auto say = [&](const std::string& text) {
     std::fprintf(stderr, "muster: job %s: %s (%s)\n", job.c_str(), text.c_str(), where.c_str());
   };
-  if (decision.action == Action::kDone || decision.action == Action::kNothing) {
-    note(decision.action == Action::kDone ? "done" : "requeued", decision.reason);
-    say(decision.reason);
+  if (action == Action::kDone || action == Action::kNothing) {
+    record_end(run_directory, exit_code, action == Action::kDone ? "done" : "requeued", reason);
+    say(reason);
     return 0;
   }
-  if (decision.action == Action::kStop) {
-    note("stopped", decision.reason);
-    say(decision.reason + ", so it is not requeued");
+  if (action == Action::kStop) {
+    record_end(run_directory, exit_code, "stopped", reason);
+    say(reason + ", so it is not requeued");
     return exit_code;
   }
   // Recorded first: Slurm ends this process as soon as it has requeued the job.
-  note("requeued", decision.reason);
-  say(decision.reason + ", so it is requeued");
+  record_end(run_directory, exit_code, "requeued", reason);
+  say(reason + ", so it is requeued");
   std::string failed = "this is not a Slurm job: SLURM_JOB_ID is not set";
   if (!job.empty()) {
     const auto requeued = run_slurm({"scontrol", "requeue", job});
     if (requeued.code == 0) return 0;
     failed = fmt::format("scontrol requeue {}: {}", job, requeued.answer());
   }
-  const bool ended = state == JobState::kPreempted ||
-                     state == JobState::kTimedOut;  // this job cannot be requeued, so it is submitted once more
   std::string next;
-  if (ended) {
-    try {
-      next = submit_again(run_directory);
-    } catch (const Error& error) {
-      say(error.what());
-    }
+  try {  // a job that has ended cannot be requeued, so its script is submitted once more
+    if (state == JobState::kPreempted || state == JobState::kTimedOut) next = submit_again(run_directory);
+  } catch (const Error& error) {
+    say(error.what());
   }
   if (!next.empty()) {
     append_job_log(run_directory, {{"event", "resubmitted"}, {"job", next}, {"after", job}});
-    say(failed + "; submitted again as job " + next);
+    say(fmt::format("{}; submitted again as job {}", failed, next));
     return 0;
   }
-  note("stopped", failed);
+  record_end(run_directory, exit_code, "stopped", failed);
   say(fmt::format("{}\nIt could not be requeued. To continue the run: sbatch {}{}", failed,
                   task.empty() ? "" : fmt::format("--array={} ", task), shell_quoted(run_directory + "/job.sbatch")));
   return exit_code;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -22,7 +21,7 @@
 #include "core/training/compute.h"
 #include "core/training/data_source.h"
 #include "launcher/commands/train.h"
-#include "launcher/slurm/batch_script.h"
+#include "launcher/launch/launch_environment.h"
 #include "launcher/slurm/job_log.h"
 #include "launcher/slurm/site.h"
 #include "launcher/slurm/this_job.h"
@@ -33,8 +32,6 @@ namespace {
 namespace fs = std::filesystem;
 using run::RunDirState;
 
-Error refused(const std::string& text) { return Error(ExitCode::kUsage, "submit: " + text); }
-
 std::string absolute(const std::string& path) {
   const fs::path whole = fs::absolute(path).lexically_normal();
   return (whole.has_filename() ? whole : whole.parent_path()).string();
@@ -42,9 +39,10 @@ std::string absolute(const std::string& path) {
 
 TrainArguments read_train(const std::vector<std::string>& command) {
   if (command.empty() || command[0] != "train")
-    throw refused(
-        (command.empty() ? std::string("what should the job run?") : "a job runs train, not " + command[0] + ".") +
-        " Give train with its arguments after submit's own options: muster submit --time 8:00:00 train CONFIG");
+    refuse_submission(
+        "{} Give train with its arguments after submit's own options: muster submit --time 8:00:00 train "
+        "CONFIG",
+        command.empty() ? "what should the job run?" : fmt::format("a job runs train, not {}.", command[0]));
   TrainArguments train;
   CLI::App parser{"", "muster submit ... train"};
   add_train_options(parser, train);
@@ -52,10 +50,12 @@ TrainArguments read_train(const std::vector<std::string>& command) {
   try {
     parser.parse(arguments);
   } catch (const CLI::ExtrasError& error) {
-    throw refused("train does not know these. " + std::string(error.what()) +
-                  ". Options of the job go before train: muster submit --nodes 2 train CONFIG");
+    refuse_submission(
+        "train does not know these. {}. Options of the job go before train: muster submit --nodes 2 train "
+        "CONFIG",
+        error.what());
   }
-  if (train.dry_run) throw refused("--dry-run goes before train: it prints the job script");
+  if (train.dry_run) refuse_submission("--dry-run goes before train: it prints the job script");
   return train;
 }
 
@@ -63,46 +63,43 @@ int most_nodes(const std::string& nodes) {
   static const std::regex shape(R"((\d{1,6})(?:-(\d{1,6}))?)");
   std::smatch found;
   if (!std::regex_match(nodes, found, shape))
-    throw refused(fmt::format("--nodes {}: write 2, or 1-2 for as many as are free", nodes));
+    refuse_submission("--nodes {}: write 2, or 1-2 for as many as are free", nodes);
   const int least = std::stoi(found[1]), most = found[2].matched ? std::stoi(found[2]) : least;
-  if (least < 1 || most < least)
-    throw refused(fmt::format("--nodes {}: at least 1, and the smaller number first", nodes));
+  if (least < 1 || most < least) refuse_submission("--nodes {}: at least 1, and the smaller number first", nodes);
   return most;
 }
 
 BatchJob merged(const SubmitOptions& options, const Site& site) {
-  const auto either = [](const std::string& own, const std::string& sites) { return own.empty() ? sites : own; };
-  const auto first = [](int own, uint32_t sites, int otherwise) {
-    return own > 0 ? own : sites > 0 ? static_cast<int>(sites) : otherwise;
-  };
   BatchJob job;
-  if (!options.nodes.empty()) job.nodes = options.nodes;
-  job.time = either(options.time, site.time());
-  job.partition = either(options.partition, site.partition());
-  job.account = either(options.account, site.account());
-  job.qos = either(options.qos, site.qos());
-  job.constraint = either(options.constraint, site.constraint());
-  job.gpus_per_node = first(options.gpus_per_node, site.gpus_per_node(), 0);
-  job.ranks_per_node = first(options.ranks_per_node, site.ranks_per_node(), std::max(1, job.gpus_per_node));
-  job.cpus_per_task = first(options.cpus_per_task, site.cpus_per_task(), 0);
-  job.grace_seconds = first(options.grace_seconds, site.grace_seconds(), job.grace_seconds);
-  job.max_restarts = options.max_restarts;
-  job.array = options.array;
+  static_cast<JobSettings&>(job) = options;
+  const auto complete = [](std::string& own, const std::string& sites) { own = own.empty() ? sites : own; };
+  const auto complete_number = [](int& own, uint32_t sites, int otherwise) {
+    if (own == 0) own = sites > 0 ? static_cast<int>(sites) : otherwise;
+  };
+  complete(job.nodes, "1");
+  complete(job.time, site.time());
+  complete(job.partition, site.partition());
+  complete(job.account, site.account());
+  complete(job.qos, site.qos());
+  complete(job.constraint, site.constraint());
+  complete_number(job.gpus_per_node, site.gpus_per_node(), 0);
+  complete_number(job.ranks_per_node, site.ranks_per_node(), std::max(1, job.gpus_per_node));
+  complete_number(job.cpus_per_task, site.cpus_per_task(), 0);
+  complete_number(job.grace_seconds, site.grace_seconds(), 120);
   if (site.has_mpi()) job.mpi = site.mpi();
   job.modules.assign(site.modules().begin(), site.modules().end());
   job.setup.assign(site.setup().begin(), site.setup().end());
-  job.sbatch.assign(site.sbatch().begin(), site.sbatch().end());
-  job.sbatch.insert(job.sbatch.end(), options.sbatch.begin(), options.sbatch.end());
+  job.sbatch.insert(job.sbatch.begin(), site.sbatch().begin(), site.sbatch().end());
   return job;
 }
 
 void require_time_to_train(const BatchJob& job) {
   const auto limit = parse_duration(job.time);
   if (limit && *limit <= job.grace_seconds)
-    throw refused(
-        fmt::format("--time {} leaves no time to train: the run is asked to stop {} seconds before the limit. Ask "
-                    "for more time (--time 10 is ten minutes), or a shorter --grace",
-                    job.time, job.grace_seconds));
+    refuse_submission(
+        "--time {} leaves no time to train: the run is asked to stop {} seconds before the limit. Ask for "
+        "more time (--time 10 is ten minutes), or a shorter --grace",
+        job.time, job.grace_seconds);
 }
 
 // What train would find wrong later, in the queue.
@@ -119,12 +116,12 @@ config::LoadedExperiment checked(const TrainArguments& train, const std::string&
   const auto& settings = loaded.experiment.training();
   if (job.gpus_per_node > 0 && job.ranks_per_node > job.gpus_per_node && !settings.share_device() &&
       settings.device() != config::Training::CPU)
-    throw refused(
-        fmt::format("{} ranks on {} GPUs of a node: each rank needs one of its own. Ask for as many "
-                    "(--ranks-per-node), or set training.share_device=true",
-                    job.ranks_per_node, job.gpus_per_node));
+    refuse_submission(
+        "{} ranks on {} GPUs of a node: each rank needs one of its own. Ask for as many "
+        "(--ranks-per-node), or set training.share_device=true",
+        job.ranks_per_node, job.gpus_per_node);
   if (const auto from = for_task(train.init_from, task); !from.empty() && !fs::is_regular_file(from))
-    throw Error(ExitCode::kBadData, from + ": there is no such weights file (--init-from)");
+    throw Error(ExitCode::kBadData, fmt::format("{}: there is no such weights file (--init-from)", from));
   return loaded;
 }
 
@@ -135,36 +132,32 @@ std::string submission_text(const nlohmann::json& submission) {
 void require_free(const std::string& run_directory) {
   const RunDirState place = run::run_dir_state(run_directory);
   if (place == RunDirState::kOther)
-    throw refused(run_directory + " exists already and is no run directory; choose another --run-dir");
+    refuse_submission("{} exists already and is no run directory; choose another --run-dir", run_directory);
   if (place == RunDirState::kFinished)
-    throw refused(run_directory +
-                  " holds a finished run. For a new one choose another --run-dir, or remove that one; to train it for "
-                  "longer: muster resume with --set training.epochs=N");
+    refuse_submission(
+        "{} holds a finished run. For a new one choose another --run-dir, or remove that one; to train it "
+        "for longer: muster resume with --set training.epochs=N",
+        run_directory);
   const auto before = read_submission(run_directory);
-  if (before.contains("job") && before["job"].is_string()) {
-    const std::string job = before["job"];
+  if (const std::string job = text_field(before, "job"); !job.empty()) {
     const ProcessResult queued = run_slurm({"squeue", "-h", "-o", "%T %o", "-j", job});
+    const std::string shown = queued.answer(), state = shown.substr(0, shown.find(' '));
     // A cluster that was set up anew gives the same numbers to other jobs.
-    const std::string shown = queued.answer(), state = shown.substr(0, shown.find(' ')),
-                      script = shown.substr(std::min(shown.size(), state.size() + 1));
-    const bool is_ours =
-        !before.contains("script") || !before["script"].is_string() || script.rfind(before["script"], 0) == 0;
+    const bool is_ours = (shown + " ").rfind(fmt::format("{} {}", state, text_field(before, "script")), 0) == 0;
     if (queued.code == 0 && !state.empty() && is_ours)
-      throw refused(run_directory + " has a job already: " + job + " is " + state +
-                    ". Wait for it, or end it first: scancel " + job);
+      refuse_submission("{0} has a job already: {1} is {2}. Wait for it, or end it first: scancel {1}", run_directory,
+                        job, state);
   }
   if (place != RunDirState::kBegun) return;
   const auto status = run::run_status(run_directory);
   if (status.state == run::RunState::kRunning)
-    throw refused(run_directory + " is in use by " + status.holder + ". Two jobs cannot write one run");
+    refuse_submission("{} is in use by {}. Two jobs cannot write one run", run_directory, status.holder);
 }
 
 // What an allocation says of itself must not be passed on to another job: srun would take it for the new one's.
 void forget_this_allocation() {
-  if (!std::getenv("SLURM_JOB_ID")) return;
-  std::vector<std::string> names;
-  for (char** entry = environ; *entry; ++entry) names.emplace_back(*entry, std::strcspn(*entry, "="));
-  for (const auto& name : names)
+  if (variable("SLURM_JOB_ID").empty()) return;
+  for (const auto& [name, value] : process_environment())
     if (name.rfind("SLURM_", 0) == 0 && name != "SLURM_CONF" && name != "SLURM_JWT") unsetenv(name.c_str());
 }
 
@@ -175,11 +168,11 @@ std::string call_sbatch(std::vector<std::string> arguments, const std::string& s
   arguments.push_back(script);
   const ProcessResult end = run_slurm(arguments);
   if (end.start_error != 0)
-    throw refused(
+    refuse_submission(
         "there is no sbatch on the PATH: is this a login node of a Slurm cluster? (muster launch starts ranks without "
         "Slurm)");
   const std::string answer = end.answer();
-  if (end.code != 0) throw refused("sbatch has refused the job: " + answer);
+  if (end.code != 0) refuse_submission("sbatch has refused the job: {}", answer);
   const std::string last = answer.substr(answer.rfind('\n') + 1);  // sites let sbatch print notes before it
   return last.substr(0, last.find(';'));
 }
@@ -202,13 +195,13 @@ void submit(const SubmitOptions& options) {
   const bool is_array = !job.array.empty();
   std::vector<std::string> tasks;
   if (is_array)
-    for (const int task : tasks_of_array(job.array)) tasks.push_back(std::to_string(task));
+    for (const int task : tasks_of_array(job.array)) tasks.push_back(fmt::to_string(task));
   else
     tasks.push_back("");
   const std::string command_text =
       nlohmann::json(options.command).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (!is_array && command_text.find("{task}") != std::string::npos)
-    throw refused("{task} is the number of an array's task: say which, e.g. --array 0-4");
+    refuse_submission("{{task}} is the number of an array's task: say which, e.g. --array 0-4");
 
   std::string name;
   std::vector<SubmittedRun> runs;
@@ -216,12 +209,11 @@ void submit(const SubmitOptions& options) {
     const auto loaded = checked(train, task, job);
     if (name.empty()) {
       name = loaded.experiment.name();
-      for (const auto& note : loaded.notes) std::fprintf(stderr, "note: %s\n", note.c_str());
+      for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
       if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
       if (is_array && train.run_directory.find("{task}") == std::string::npos)
-        throw refused(
-            fmt::format("--run-dir {}: every task of an array needs a run directory of its own; put {{task}} into it",
-                        train.run_directory));
+        refuse_submission("--run-dir {}: every task of an array needs a run directory of its own; put {{task}} into it",
+                          train.run_directory);
       job.run_directory = absolute(train.run_directory);
     }
     runs.push_back({task, for_task(job.run_directory, task), false, {}});
@@ -238,7 +230,7 @@ void submit(const SubmitOptions& options) {
   const std::string script =
       batch_script(job, options.template_file.empty() ? own_template() : config::read_text_file(options.template_file));
   if (options.dry_run) {
-    std::printf("%s", script.c_str());
+    std::fputs(script.c_str(), stdout);
     return;
   }
 
@@ -256,12 +248,6 @@ void submit(const SubmitOptions& options) {
                       {"job", nullptr}};
     if (is_array) run.submission["task"] = run.task;
   }
-  const auto take_back = [&] {
-    std::error_code ignored;
-    for (const auto& run : runs)
-      if (run.is_new && run::run_dir_state(run.directory) == RunDirState::kPrepared)
-        fs::remove_all(run.directory, ignored);
-  };
   std::string id;
   try {
     for (const auto& run : runs) {
@@ -271,39 +257,44 @@ void submit(const SubmitOptions& options) {
     }
     id = call_sbatch({}, runs[0].submission["script"]);
   } catch (...) {
-    take_back();
+    std::error_code ignored;
+    for (const auto& run : runs)
+      if (run.is_new && run::run_dir_state(run.directory) == RunDirState::kPrepared)
+        fs::remove_all(run.directory, ignored);
     throw;
   }
+  const auto id_of = [&](const SubmittedRun& run) { return is_array ? fmt::format("{}_{}", id, run.task) : id; };
   for (auto& run : runs) {
-    run.submission["job"] = is_array ? id + "_" + run.task : id;
+    run.submission["job"] = id_of(run);
     write_file_atomically(run.directory + "/submission.json", submission_text(run.submission));
   }
-  const bool only_minutes = job.time.find_first_not_of("0123456789") == std::string::npos;
-  const std::string limit =
-      job.time.empty() ? "" : ", time limit of each start: " + job.time + (only_minutes ? " minutes" : "");
-  std::printf("submitted job %s: %s, %s on %s node%s with %s each%s\n", id.c_str(), job.name.c_str(),
-              plural(static_cast<int64_t>(runs.size()), "run").c_str(), job.nodes.c_str(), nodes == 1 ? "" : "s",
-              plural(job.ranks_per_node, "rank").c_str(), limit.c_str());
+  std::string limit;
+  if (!job.time.empty())
+    limit = fmt::format(", time limit of each start: {}{}", job.time, parse_integer(job.time) ? " minutes" : "");
+  fmt::print("submitted job {}: {}, {} on {} node{} with {} each{}\n", id, job.name,
+             plural(static_cast<int64_t>(runs.size()), "run"), job.nodes, nodes == 1 ? "" : "s",
+             plural(job.ranks_per_node, "rank"), limit);
   for (const auto& run : runs)
     if (run::run_dir_state(run.directory) == RunDirState::kBegun)
-      std::printf("%s holds an unfinished run: the job continues it\n", run.directory.c_str());
+      fmt::print("{} holds an unfinished run: the job continues it\n", run.directory);
   const std::string shown = for_task(train.run_directory, runs[0].task);
-  const std::string output = shown + "/logs/slurm-" + (is_array ? id + "_" + runs[0].task : id) + ".out";
-  std::printf("status:       muster status %s\noutput:       %s\nto cancel:    scancel %s\n",
-              shell_quoted(shown).c_str(), shell_quoted(output).c_str(), id.c_str());
+  const std::string output = fmt::format("{}/logs/slurm-{}.out", shown, id_of(runs[0]));
+  fmt::print("status:       muster status {}\noutput:       {}\nto cancel:    scancel {}\n", shell_quoted(shown),
+             shell_quoted(output), id);
 }
 
 std::string submit_again(const std::string& run_directory) {
   auto submission = read_submission(run_directory);
-  const std::string task = std::getenv("SLURM_ARRAY_TASK_ID") ? std::getenv("SLURM_ARRAY_TASK_ID") : "";
+  const std::string task = variable("SLURM_ARRAY_TASK_ID");
+  const std::string script = run_directory + "/job.sbatch";
   std::vector<std::string> arguments;
   if (!task.empty()) arguments.push_back("--array=" + task);
-  const std::string script = run_directory + "/job.sbatch", id = call_sbatch(arguments, script),
-                    name = task.empty() ? id : id + "_" + task;
+  std::string job = call_sbatch(arguments, script);
+  if (!task.empty()) job += "_" + task;
   submission["script"] = script;
-  submission["job"] = name;
+  submission["job"] = job;
   write_file_atomically(run_directory + "/submission.json", submission_text(submission));
-  return name;
+  return job;
 }
 
 }  // namespace muster::launcher

@@ -3,14 +3,13 @@
 #include <string>
 #include <vector>
 
+#include "launcher/slurm/batch_script.h"
+
 namespace muster::launcher {
 
-// The options of `muster submit`. Empty texts and zeros: from the site's profile, else left to Slurm.
-struct SubmitOptions {
-  std::string nodes, time, partition, account, qos, constraint, job_name, array;
-  int gpus_per_node = 0, ranks_per_node = 0, cpus_per_task = 0, grace_seconds = 0;
-  int max_restarts = 3;
-  std::vector<std::string> sbatch;
+// The options of `muster submit`. What is empty or zero comes from the site's profile.
+struct SubmitOptions : JobSettings {
+  std::string job_name;
   std::string site;                  // name or file
   std::string template_file;         // empty: muster's own
   bool dry_run = false;              // print the script, write and submit nothing

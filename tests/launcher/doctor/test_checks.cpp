@@ -167,8 +167,8 @@ TEST(Directory, TheLongestMountCounts) {
 TEST(Directory, KindsOfFileSystems) {
   const auto judged = [](const std::string& path) {
     Start start;
-    start.machine.mounts = kMounts;
-    start.machine.several_hosts = true;
+    start.mounts = kMounts;
+    start.several_hosts = true;
     start.directory = path;
     return found_by(kStartChecks, "directory", start);
   };
@@ -181,9 +181,9 @@ TEST(Directory, KindsOfFileSystems) {
 TEST(LaunchBackends, WhoseMpirun) {
   const auto judged = [](const std::string& answer, int code = 0, bool needed = true) {
     Start start;
-    start.mpirun = "/opt/mpirun";
+    start.here.mpirun = "/opt/mpirun";
     start.mpi_library = "Open MPI v4.1.4";
-    start.needs_mpirun = needed;
+    start.alone = !needed;
     start.ask = [&](const auto&) {
       ProcessResult result;
       result.code = code;
