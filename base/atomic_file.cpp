@@ -1,6 +1,7 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,19 +14,16 @@
 #include <memory>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/host.h"
 #include "base/text.h"
 
 namespace muster {
 namespace {
 
-std::string name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
-
 // Where the bytes go, so that a link is replaced in what it points to and a device is never replaced by a file.
 std::string resolve_target(const std::string& path) {
   const auto refuse = [&](const std::string& why) {
-    throw Error(ExitCode::kIo, "Cannot write " + path + ": " + why + ".");
+    throw Error(ExitCode::kIo, fmt::format("Cannot write {}: {}.", path, why));
   };
   if (path.empty() || path.back() == '/') refuse("it names a folder, not a file");
   struct stat status;
@@ -47,35 +45,34 @@ AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size)
     : path_(path), target_(resolve_target(path)), expected_size_(expected_size) {
   static std::atomic<uint64_t> counter{0};
   // The name is cut so that prefix and suffix never push it over the limit of 255 bytes.
-  const std::string stem = parent_of(target_) + "/." + name_of(target_).substr(0, 100) + ".tmp-" +
-                           host_name().substr(0, 64) + "-" + std::to_string(::getpid()) + "-";
+  const std::string stem = fmt::format("{}/.{}.tmp-{}-{}-", parent_of(target_), name_of(target_).substr(0, 100),
+                                       host_name().substr(0, 64), ::getpid());
   do {
-    const std::string candidate = stem + std::to_string(counter++);
-    descriptor_ = ::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ >= 0) temporary_ = candidate;
-  } while (descriptor_ < 0 && (errno == EEXIST || errno == EINTR));
-  if (descriptor_ < 0) fail("create it", errno);
+    const std::string candidate = fmt::format("{}{}", stem, counter++);
+    file_.reset(::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    if (file_.get() >= 0) temporary_ = candidate;
+  } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
+  if (file_.get() < 0) fail("create it", errno);
 }
 
 AtomicFile::~AtomicFile() { discard(); }
 
 void AtomicFile::discard() noexcept {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  descriptor_ = -1;
+  file_.reset();
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
   temporary_.clear();
 }
 
 void AtomicFile::fail(const std::string& what, int error_number) {
-  std::string message = "Cannot write " + path_ + ": could not " + what + ": " + std::strerror(error_number) + ".";
+  std::string message = fmt::format("Cannot write {}: could not {}: {}.", path_, what, std::strerror(error_number));
   if (error_number == ENOSPC || error_number == EDQUOT) {
     // What is free is asked for after the temporary file is gone: it is what a second attempt would find.
     discard();
-    const std::string needed = size_text(static_cast<double>(std::max(expected_size_, size_)));
-    message += expected_size_ > 0 ? " It needs " + needed : " It needs at least " + needed;
-    if (const std::string free = free_space_text(parent_of(target_)); !free.empty()) message += "; " + free;
-    message += error_number == EDQUOT ? ", and your quota is used up." : ".";
-    message += " Free some space or choose another folder, and try again.";
+    const std::string free = free_space_text(parent_of(target_));
+    message += fmt::format(" It needs {}{}{}{}{}. Free some space or choose another folder, and try again.",
+                           expected_size_ > 0 ? "" : "at least ",
+                           size_text(static_cast<double>(std::max(expected_size_, size_))), free.empty() ? "" : "; ",
+                           free, error_number == EDQUOT ? ", and your quota is used up" : "");
   }
   discard();
   throw Error(ExitCode::kIo, message);
@@ -83,17 +80,14 @@ void AtomicFile::fail(const std::string& what, int error_number) {
 
 void AtomicFile::write(std::string_view bytes) {
   size_ += bytes.size();
-  if (const int error = try_write_all(descriptor_, bytes)) fail("write to it", error);
+  if (const int error = try_write_all(file_.get(), bytes)) fail("write to it", error);
 }
 
 void AtomicFile::commit() {
-  while (::fsync(descriptor_) != 0) {
+  while (::fsync(file_.get()) != 0)
     if (errno != EINTR) fail("flush it to the device", errno);
-  }
   // Network file systems may report a full disk only here. After EINTR the descriptor is closed all the same.
-  const int closed = ::close(descriptor_);
-  descriptor_ = -1;
-  if (closed != 0 && errno != EINTR) fail("close it", errno);
+  if (::close(file_.release()) != 0 && errno != EINTR) fail("close it", errno);
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("give it its name", errno);
   temporary_.clear();
   sync_folder(parent_of(target_));
