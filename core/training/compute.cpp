@@ -12,7 +12,6 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "distributed/agreement.h"
 #include "distributed/device.h"
 #include "distributed/nccl.h"
 

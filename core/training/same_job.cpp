@@ -7,7 +7,6 @@
 
 #include "base/host.h"
 #include "base/sha256.h"
-#include "distributed/agreement.h"
 #include "distributed/collective_call.h"
 
 namespace muster::training {
