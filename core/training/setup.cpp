@@ -190,7 +190,7 @@ void prepare(TrainingRun& run) {
   run.reader = std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments,
                                                     parameters.dtype(), run.compute.device);
   parameters.move_to(run.compute.device);
-  on_all_ranks([&] { run.reader->keep_on_device(residency_of(config.training()), run.compute.ranks_on_gpu); });
+  on_all_ranks([&] { run.reader->keep_on_device(config.training().data_on_device(), run.compute.ranks_on_gpu); });
   const auto& adamw = config.optimizer();
   run.optimizer = std::make_unique<optim::AdamW>(
       parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
