@@ -15,14 +15,11 @@
 #include <system_error>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/host.h"
 #include "base/text.h"
 
 namespace muster {
 namespace {
-
-std::string name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 void require_replaceable(const std::string& path) {
   const auto refuse = [&](std::string_view why) {
@@ -47,31 +44,30 @@ AtomicFile::AtomicFile(const std::string& path, uint64_t expected_size) : path_(
                                        host_name().substr(0, 64), ::getpid());
   do {
     const std::string candidate = fmt::format("{}{}", stem, counter++);
-    descriptor_ = ::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ >= 0) temporary_ = candidate;
-  } while (descriptor_ < 0 && (errno == EEXIST || errno == EINTR));
-  if (descriptor_ < 0) fail("create it", errno);
+    file_.reset(::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    if (file_.get() >= 0) temporary_ = candidate;
+  } while (file_.get() < 0 && (errno == EEXIST || errno == EINTR));
+  if (file_.get() < 0) fail("create it", errno);
 }
 
 AtomicFile::~AtomicFile() { discard(); }
 
 void AtomicFile::discard() noexcept {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  descriptor_ = -1;
+  file_.reset();
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
   temporary_.clear();
 }
 
 void AtomicFile::fail(const std::string& what, int error_number) {
-  std::string message = "Cannot write " + path_ + ": could not " + what + ": " + std::strerror(error_number) + ".";
+  std::string message = fmt::format("Cannot write {}: could not {}: {}.", path_, what, std::strerror(error_number));
   if (error_number == ENOSPC || error_number == EDQUOT) {
     // What is free is asked for after the temporary file is gone: it is what a second attempt would find.
     discard();
-    const std::string needed = size_text(static_cast<double>(std::max(expected_size_, size_)));
-    message += expected_size_ > 0 ? " It needs " + needed : " It needs at least " + needed;
-    if (const std::string free = free_space_text(parent_of(path_)); !free.empty()) message += "; " + free;
-    message += error_number == EDQUOT ? ", and your quota is used up." : ".";
-    message += " Free some space or choose another folder, and try again.";
+    const std::string free = free_space_text(parent_of(path_));
+    message += fmt::format(" It needs {}{}{}{}{}. Free some space or choose another folder, and try again.",
+                           expected_size_ > 0 ? "" : "at least ",
+                           size_text(static_cast<double>(std::max(expected_size_, size_))), free.empty() ? "" : "; ",
+                           free, error_number == EDQUOT ? ", and your quota is used up" : "");
   }
   discard();
   throw Error(ExitCode::kIo, message);
@@ -79,22 +75,19 @@ void AtomicFile::fail(const std::string& what, int error_number) {
 
 void AtomicFile::write(std::string_view bytes) {
   size_ += bytes.size();
-  if (const int error = try_write_all(descriptor_, bytes)) fail("write to it", error);
+  if (const int error = try_write_all(file_.get(), bytes)) fail("write to it", error);
 }
 
 void AtomicFile::write_at(uint64_t position, std::string_view bytes) {
-  if (::lseek(descriptor_, static_cast<off_t>(position), SEEK_SET) < 0) fail("write to it", errno);
+  if (::lseek(file_.get(), static_cast<off_t>(position), SEEK_SET) < 0) fail("write to it", errno);
   write(bytes);
 }
 
 void AtomicFile::commit() {
-  while (::fsync(descriptor_) != 0) {
+  while (::fsync(file_.get()) != 0)
     if (errno != EINTR) fail("flush it to the device", errno);
-  }
   // Network file systems may report a full disk only here. After EINTR the descriptor is closed all the same.
-  const int closed = ::close(descriptor_);
-  descriptor_ = -1;
-  if (closed != 0 && errno != EINTR) fail("close it", errno);
+  if (::close(file_.release()) != 0 && errno != EINTR) fail("close it", errno);
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("give it its name", errno);
   temporary_.clear();
   sync_folder(parent_of(path_));

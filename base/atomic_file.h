@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/files.h"
+
 namespace muster {
 
 // A file that appears under its name whole or not at all, even when the process or the machine dies while writing:
@@ -20,8 +22,6 @@ class AtomicFile {
   explicit AtomicFile(const std::string& path, uint64_t expected_size = 0);
   // Discards what was written unless commit() succeeded.
   ~AtomicFile();
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::string_view bytes);
   // From a position of its own, between what others have written to temporary_path().
@@ -42,7 +42,7 @@ class AtomicFile {
   std::string temporary_;  // empty when there is none
   uint64_t expected_size_ = 0;
   uint64_t size_ = 0;
-  int descriptor_ = -1;
+  Descriptor file_;
 };
 
 // AtomicFile for bytes that are in memory already.

@@ -35,7 +35,4 @@ class SharedError : public Error {
   using Error::Error;
 };
 
-// Throws Error(kIo) "Cannot <what> <path>: <the system's reason>."; error_number: errno.
-[[noreturn]] void throw_io_error(const std::string& what, const std::string& path, int error_number);
-
 }  // namespace muster

@@ -24,29 +24,31 @@ namespace {
 
 // Returns the errno of a failure, or EFBIG when there are more than `limit` bytes.
 int try_read_all(const std::string& path, uint64_t limit, std::string& bytes) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return errno;
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) return errno;
   struct stat status;
-  if (::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode))
+  if (::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode))
     bytes.reserve(std::min(limit, static_cast<uint64_t>(status.st_size)) + 1);
-  int error = 0;
   char piece[1 << 16];
-  while (error == 0) {
-    const ssize_t count = ::read(descriptor, piece, sizeof piece);
-    if (count == 0) break;
-    if (count < 0) {
-      if (errno != EINTR) error = errno;
-    } else if (static_cast<uint64_t>(count) > limit - bytes.size()) {
-      error = EFBIG;
-    } else {
-      bytes.append(piece, static_cast<size_t>(count));
-    }
+  while (const ssize_t count = ::read(file.get(), piece, sizeof piece)) {
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno;
+    if (static_cast<uint64_t>(count) > limit - bytes.size()) return EFBIG;
+    bytes.append(piece, static_cast<size_t>(count));
   }
-  ::close(descriptor);
-  return error;
+  return 0;
 }
 
 }  // namespace
+
+void throw_io_error(const std::string& what, const std::string& path, int error_number) {
+  throw Error(ExitCode::kIo, fmt::format("Cannot {} {}: {}.", what, path, std::strerror(error_number)));
+}
+
+void Descriptor::reset(int number) {
+  if (number_ >= 0) ::close(number_);
+  number_ = number;
+}
 
 std::string read_file(const std::string& path, uint64_t limit) {
   std::string bytes;
@@ -122,7 +124,7 @@ void make_folders(const std::string& folder) {
 }
 
 void rename_folder(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) throw_io_error("rename " + from + " to", to, errno);
+  if (::rename(from.c_str(), to.c_str()) != 0) throw_io_error(fmt::format("rename {} to", from), to, errno);
 }
 
 void remove_folder(const std::string& folder) {
@@ -141,18 +143,17 @@ std::string parent_of(const std::string& path) {
   return last == path.npos ? "/" : path.substr(0, last + 1);
 }
 
+std::string name_of(const std::string& path) {
+  const std::size_t end = path.find_last_not_of('/') + 1;
+  return path.substr(0, end).substr(path.substr(0, end).rfind('/') + 1);
+}
+
 void sync_folder(const std::string& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  int error = descriptor < 0 ? errno : 0;
-  if (descriptor >= 0) {
-    while (::fsync(descriptor) != 0) {
-      if (errno == EINTR) continue;
-      if (errno != EINVAL && errno != ENOTSUP) error = errno;
-      break;
-    }
-    ::close(descriptor);
-  }
-  if (error == 0) return;
+  const Descriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  int error = opened.get() < 0 ? errno : 0;
+  while (error == 0 && ::fsync(opened.get()) != 0)
+    if (errno != EINTR) error = errno;
+  if (error == 0 || error == EINVAL || error == ENOTSUP) return;
   throw Error(ExitCode::kIo,
               fmt::format("Files in the folder {} are written, but it cannot be flushed to the device: {}. After a "
                           "power failure they might be missing.",
@@ -169,7 +170,7 @@ std::optional<Space> free_space(const std::string& path) {
 std::string free_space_text(const std::string& path) {
   const auto space = free_space(path);
   if (!space) return "";
-  std::string text = size_text(static_cast<double>(space->free)) + " are free there";
+  std::string text = fmt::format("{} are free there", size_text(static_cast<double>(space->free)));
   if (space->inodes > 0 && space->free_inodes == 0) text += ", but no more files can be created (no free inodes)";
   return text;
 }
@@ -178,9 +179,7 @@ std::string make_uuid() {
   unsigned char bytes[16];
   if (::getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
     throw std::runtime_error("the system provides no random bytes");
-  std::string text;
-  for (const unsigned char byte : bytes) text += fmt::format("{:02x}", byte);
-  return text;
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 
 }  // namespace muster

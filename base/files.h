@@ -4,10 +4,30 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 // Files and folders. Unless something else is said, everything here throws Error(kIo) that names the path.
 namespace muster {
+
+// Throws Error(kIo) "Cannot <what> <path>: <the system's reason>."; error_number: errno.
+[[noreturn]] void throw_io_error(const std::string& what, const std::string& path, int error_number);
+
+// Owns a file descriptor and closes it; -1: none.
+class Descriptor {
+ public:
+  explicit Descriptor(int number = -1) : number_(number) {}
+  ~Descriptor() { reset(); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return number_; }
+  void reset(int number = -1);
+  // For the caller to close.
+  int release() { return std::exchange(number_, -1); }
+
+ private:
+  int number_;
+};
 
 // All bytes of a file, pipe or device. Throws Error(kBadData) when there are more than `limit`.
 std::string read_file(const std::string& path, uint64_t limit);
@@ -30,6 +50,8 @@ void rename_folder(const std::string& from, const std::string& to);
 void remove_folder(const std::string& folder);
 // "." for a path without a slash.
 std::string parent_of(const std::string& path);
+// The last part of a path, without slashes at its end.
+std::string name_of(const std::string& path);
 
 // Flushes a folder's entries (creations, renames, removals) to the device. File systems that do not support this are
 // assumed not to need it.

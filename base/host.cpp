@@ -1,5 +1,6 @@
 #include "base/host.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -41,7 +42,7 @@ std::optional<bool> is_running(const HostIdentity& process) {
 }
 
 std::optional<ProcessStatus> process_status(int64_t process) {
-  const std::string line = first_line_of("/proc/" + std::to_string(process) + "/stat");
+  const std::string line = first_line_of(fmt::format("/proc/{}/stat", process));
   // The second field is a name in parentheses that may itself hold blanks and parentheses.
   const std::size_t name_end = line.rfind(')');
   if (name_end == std::string::npos) return std::nullopt;

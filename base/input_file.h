@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/files.h"
 
 namespace muster {
 
@@ -12,9 +13,6 @@ namespace muster {
 class InputFile {
  public:
   explicit InputFile(const std::string& path, ExitCode unreadable = ExitCode::kIo);
-  ~InputFile();
-  InputFile(const InputFile&) = delete;
-  InputFile& operator=(const InputFile&) = delete;
 
   // When it was opened.
   uint64_t size() const { return size_; }
@@ -22,11 +20,11 @@ class InputFile {
   void read(uint64_t position, void* out, uint64_t count);
 
  private:
-  [[noreturn]] void fail(const std::string& verb, const std::string& why, ExitCode code = ExitCode::kIo);
+  [[noreturn]] void fail(const std::string& verb, const std::string& why, ExitCode code = ExitCode::kIo) const;
 
   std::string path_;
   ExitCode unreadable_;
-  int descriptor_;
+  Descriptor file_;
   uint64_t size_ = 0;
 };
 

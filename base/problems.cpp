@@ -17,7 +17,7 @@ void Problems::at_line(int line, const std::string& message) {
 void Problems::at(const std::string& place, const std::string& message) {
   int line = 0;
   if (place.compare(0, path_.size() + 1, path_ + ":") == 0) line = std::atoi(place.c_str() + path_.size() + 1);
-  insert(line, place + ": " + message);
+  insert(line, fmt::format("{}: {}", place, message));
 }
 
 void Problems::insert(int line, std::string text) {

@@ -17,7 +17,6 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/host.h"
 #include "base/text.h"
 
@@ -52,21 +51,6 @@ extern "C" void count_stop(int signal) {
   if (forward_to > 0) kill(static_cast<pid_t>(forward_to), ends > 1 ? static_cast<int>(last_word) : SIGUSR2);
   errno = former_errno;
 }
-
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &former_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &former_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t former_;
-};
 
 // ---- Starting ----
 
@@ -134,22 +118,6 @@ void kill_children() {
 
 // ---- Streams ----
 
-class Descriptor {
- public:
-  explicit Descriptor(int number = -1) : number_(number) {}
-  ~Descriptor() { reset(); }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return number_; }
-  void reset(int number = -1) {
-    if (number_ >= 0) close(number_);
-    number_ = number;
-  }
-
- private:
-  int number_;
-};
-
 // One of the child's streams, on its way to us.
 class Pipe {
  public:
@@ -179,19 +147,11 @@ class Pipe {
   Descriptor ours_, childs_;
 };
 
-int descriptor_with(const std::string& bytes) {
-  const int file = memfd_create("input", MFD_CLOEXEC);
-  if (file < 0) throw failure("Cannot hold a program's input");
-  for (size_t done = 0; done < bytes.size();) {
-    const ssize_t count = write(file, bytes.data() + done, bytes.size() - done);
-    if (count < 0 && errno != EINTR) {
-      close(file);
-      throw failure("Cannot hold a program's input");
-    }
-    if (count > 0) done += static_cast<size_t>(count);
-  }
-  lseek(file, 0, SEEK_SET);
-  return file;
+void fill(Descriptor& file, const std::string& bytes) {
+  file.reset(memfd_create("input", MFD_CLOEXEC));
+  if (file.get() >= 0) errno = try_write_all(file.get(), bytes);
+  if (file.get() < 0 || errno != 0) throw failure("Cannot hold a program's input");
+  lseek(file.get(), 0, SEEK_SET);
 }
 
 // Runs one program: what run_process() does.
@@ -233,7 +193,7 @@ class Run {
     ChildOptions child = options_;
     using Input = ProcessOptions::Input;
     Descriptor input;
-    if (options_.input == Input::kBytes) input.reset(descriptor_with(options_.input_bytes));
+    if (options_.input == Input::kBytes) fill(input, options_.input_bytes);
     if (options_.input == Input::kNone || (options_.input == Input::kInherited && child.own_group && isatty(0)))
       input.reset(open("/dev/null", O_RDONLY | O_CLOEXEC));
     if (input.get() >= 0) child.streams[0] = input.get();
@@ -330,6 +290,14 @@ class Run {
 
 }  // namespace
 
+SignalsBlocked::SignalsBlocked() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &former_);
+}
+
+SignalsBlocked::~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &former_, nullptr); }
+
 const std::vector<int>& stop_signals() {
   static const std::vector<int> signals{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
   return signals;
@@ -370,15 +338,13 @@ Child::Child(const std::vector<std::string>& arguments, const ChildOptions& opti
   }
   if (id_ < 0) throw failure("Cannot start " + arguments.at(0));
   start_error_ = start.error;
-  descriptor_ = static_cast<int>(syscall(SYS_pidfd_open, id_, 0));
+  descriptor_.reset(static_cast<int>(syscall(SYS_pidfd_open, id_, 0)));
 }
 
 Child::~Child() {
-  if (!exit_code()) {
-    signal(SIGKILL, true);
-    wait(60);
-  }
-  if (descriptor_ >= 0) close(descriptor_);
+  if (exit_code()) return;
+  signal(SIGKILL, true);
+  wait(60);
 }
 
 std::optional<int> Child::exit_code() {
@@ -393,8 +359,8 @@ std::optional<int> Child::exit_code() {
 std::optional<int> Child::wait(double seconds) {
   const auto begin = Clock::now();
   while (!exit_code() && seconds_since(begin) < seconds) {
-    pollfd polled{descriptor_, POLLIN, 0};
-    poll(&polled, 1, descriptor_ < 0 ? 10 : kPollMilliseconds);
+    pollfd polled{descriptor(), POLLIN, 0};
+    poll(&polled, 1, descriptor() < 0 ? 10 : kPollMilliseconds);
   }
   return code_;
 }
@@ -418,29 +384,23 @@ InteractiveProcess::InteractiveProcess(const std::vector<std::string>& arguments
   int both[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, both) != 0) throw failure("Cannot make a socket");
   const Descriptor childs(both[1]);
+  socket_.reset(both[0]);
   options.streams[0] = options.streams[1] = both[1];
-  socket_ = both[0];
-  try {
-    child_.emplace(arguments, options);
-  } catch (...) {
-    close(socket_);
-    throw;
-  }
+  child_.emplace(arguments, options);
 }
 
 InteractiveProcess::~InteractiveProcess() { end(1); }
 
 void InteractiveProcess::end(double seconds) {
-  if (socket_ >= 0) close(socket_);
-  socket_ = -1;
-  if (child_ && !child_->wait(seconds)) child_->signal(SIGKILL, true);
-  if (child_) child_->wait(60);
+  socket_.reset();
+  if (!child_->wait(seconds)) child_->signal(SIGKILL, true);
+  child_->wait(60);
 }
 
 std::optional<std::string> InteractiveProcess::exchange(const std::string& line, double seconds) {
   const std::string sent = line + "\n";
   for (size_t done = 0; done < sent.size();) {
-    const ssize_t count = send(socket_, sent.data() + done, sent.size() - done, MSG_NOSIGNAL);
+    const ssize_t count = send(socket_.get(), sent.data() + done, sent.size() - done, MSG_NOSIGNAL);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) return std::nullopt;
     done += static_cast<size_t>(count);
@@ -452,11 +412,11 @@ std::optional<std::string> InteractiveProcess::exchange(const std::string& line,
       unread_.erase(0, end + 1);
       return answer;
     }
-    pollfd polled{socket_, POLLIN, 0};
+    pollfd polled{socket_.get(), POLLIN, 0};
     const double left = seconds - seconds_since(begin);
     if (poll(&polled, 1, static_cast<int>(std::clamp(left, 0.001, 1.0) * 1000)) <= 0) continue;
     char bytes[65536];
-    const ssize_t count = recv(socket_, bytes, sizeof bytes, 0);
+    const ssize_t count = recv(socket_.get(), bytes, sizeof bytes, 0);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) return std::nullopt;
     unread_.append(bytes, static_cast<size_t>(count));

@@ -2,12 +2,15 @@
 
 #include <sys/types.h>
 
+#include <csignal>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "base/files.h"
 
 namespace muster {
 
@@ -23,6 +26,18 @@ int caught_stops();
 // closed; the next file that it opened would get that number, and messages would be written into it. This puts /dev/null
 // there: reading finds the end, messages are dropped, and what is written to standard output fails, as it did.
 void open_missing_standard_streams();
+
+// This thread, and threads that it starts, get no signals while this lives; those started keep it so.
+class SignalsBlocked {
+ public:
+  SignalsBlocked();
+  ~SignalsBlocked();
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t former_;
+};
 
 // How a child differs from this process. Signals have their default action in it, except that an ignored SIGHUP (nohup)
 // stays ignored.
@@ -44,8 +59,6 @@ class Child {
   // start_error(). Throws Error(kIo) when the system has no room for a process.
   Child(const std::vector<std::string>& arguments, const ChildOptions& options);
   ~Child();  // kills it if it is still running
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
 
   pid_t id() const { return id_; }
   // errno of the failed exec; 0: the program was started.
@@ -57,11 +70,11 @@ class Child {
   // With own_group the whole group gets it if `to_group`.
   void signal(int number, bool to_group = false);
   // Readable once it has ended; -1 on kernels without pidfd.
-  int descriptor() const { return descriptor_; }
+  int descriptor() const { return descriptor_.get(); }
 
  private:
   pid_t id_ = -1;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
   int start_error_ = 0;
   bool own_group_;
   std::optional<int> code_;
@@ -127,8 +140,6 @@ class InteractiveProcess {
   // See Child. options.streams[2] is used; the other two are not.
   InteractiveProcess(const std::vector<std::string>& arguments, ChildOptions options);
   ~InteractiveProcess();  // as end(1)
-  InteractiveProcess(const InteractiveProcess&) = delete;
-  InteractiveProcess& operator=(const InteractiveProcess&) = delete;
 
   int start_error() const { return child_->start_error(); }
   // Sends a line and returns the next one that it writes, both without their ends. nullopt: it has ended, or has not
@@ -138,8 +149,8 @@ class InteractiveProcess {
   void end(double seconds);
 
  private:
+  Descriptor socket_;
   std::optional<Child> child_;
-  int socket_ = -1;
   std::string unread_;
 };
 

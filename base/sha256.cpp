@@ -1,18 +1,15 @@
 #include "base/sha256.h"
 
-#include <fcntl.h>
+#include <fmt/format.h>
 #include <openssl/evp.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
-#include "base/error.h"
+#include "base/input_file.h"
 
 namespace muster {
-
 namespace {
 
 void check(int status) {
@@ -28,8 +25,6 @@ Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
   check(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr));
 }
 
-Sha256::~Sha256() = default;
-
 void Sha256::update(std::string_view bytes) { check(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size())); }
 
 std::string Sha256::hex() const {
@@ -39,12 +34,7 @@ std::string Sha256::hex() const {
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int length = 0;
   check(EVP_DigestFinal_ex(copy.get(), digest, &length));
-  std::string text;
-  for (unsigned int i = 0; i < length; ++i) {
-    text += "0123456789abcdef"[digest[i] >> 4];
-    text += "0123456789abcdef"[digest[i] & 15];
-  }
-  return text;
+  return fmt::format("{:02x}", fmt::join(digest, digest + length, ""));
 }
 
 std::string sha256_of(std::string_view bytes) {
@@ -54,25 +44,15 @@ std::string sha256_of(std::string_view bytes) {
 }
 
 std::string sha256_of_file(const std::string& path) {
-  struct File {
-    int descriptor;
-    ~File() {
-      if (descriptor >= 0) ::close(descriptor);
-    }
-  };
-  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  if (file.descriptor < 0) throw Error(ExitCode::kIo, "Cannot open " + path + ": " + std::strerror(errno) + ".");
+  InputFile file(path);
   Sha256 hash;
   std::vector<char> buffer(1 << 20);
-  while (true) {
-    const ssize_t got = ::read(file.descriptor, buffer.data(), buffer.size());
-    if (got == 0) return hash.hex();
-    if (got > 0) {
-      hash.update(std::string_view(buffer.data(), got));
-    } else if (errno != EINTR) {
-      throw Error(ExitCode::kIo, "Cannot read " + path + ": " + std::strerror(errno) + ".");
-    }
+  for (uint64_t done = 0, count = 0; done < file.size(); done += count) {
+    count = std::min<uint64_t>(buffer.size(), file.size() - done);
+    file.read(done, buffer.data(), count);
+    hash.update({buffer.data(), count});
   }
+  return hash.hex();
 }
 
 }  // namespace muster

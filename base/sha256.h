@@ -12,10 +12,6 @@ namespace muster {
 class Sha256 {
  public:
   Sha256();
-  ~Sha256();
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
-
   void update(std::string_view bytes);
   // The hash of everything so far, 64 lower-case hex digits. Does not end the hash: update() may follow.
   std::string hex() const;

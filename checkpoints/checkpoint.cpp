@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <set>
+#include <functional>
+#include <map>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -25,9 +25,16 @@ Checkpoint describe(const std::string& path, const Manifest& manifest) {
   return checkpoint;
 }
 
-Manifest read_and_parse_manifest(const std::string& path) {
-  Manifest manifest = parse_manifest(read_manifest_bytes(path), path + "/" + kManifestName);
+Manifest manifest_of(const std::string& path, const std::string& bytes) {
+  Manifest manifest = parse_manifest(bytes, fmt::format("{}/{}", path, kManifestName));
   require_step(path, manifest.info.step);
+  return manifest;
+}
+
+// All files are there, and of the right size.
+Manifest complete_manifest(const std::string& path) {
+  Manifest manifest = manifest_of(path, read_manifest_bytes(path));
+  for (const CheckpointFile& file : manifest.files) look_up(path, file);
   return manifest;
 }
 
@@ -41,35 +48,22 @@ std::vector<std::string> gather_together(Communicator& communicator, const std::
 }  // namespace
 
 std::vector<FoundCheckpoint> find_checkpoints(const std::string& folder) {
+  std::map<uint64_t, std::string, std::greater<>> names;  // by step
+  for (const std::string& name : list_folder(folder)) {
+    if (const auto step = step_of_name(name)) names[*step] = name;
+    // A checkpoint that was being replaced by another one of the same step: it counts until that has the name.
+    if (const auto hidden = parse_hidden_name(name); hidden && hidden->purpose == Purpose::kReplaced)
+      names.emplace(hidden->step, name);
+  }
   std::vector<FoundCheckpoint> found;
-  std::set<uint64_t> committed;
-  const std::vector<std::string> names = list_folder(folder);
-  for (const std::string& name : names) {
-    const std::optional<uint64_t> step = step_of_name(name);
-    if (!step) continue;
-    found.push_back({folder + "/" + name, *step});
-    committed.insert(*step);
-  }
-  // A checkpoint that was being replaced by another one of the same step.
-  for (const std::string& name : names) {
-    const std::optional<HiddenName> hidden = parse_hidden_name(name);
-    if (hidden && hidden->purpose == Purpose::kReplaced && committed.insert(hidden->step).second)
-      found.push_back({folder + "/" + name, hidden->step});
-  }
-  std::sort(found.begin(), found.end(),
-            [](const FoundCheckpoint& a, const FoundCheckpoint& b) { return a.step > b.step; });
+  for (const auto& [step, name] : names) found.push_back({folder + "/" + name, step});
   return found;
 }
 
-Checkpoint read_manifest(const std::string& path) {
-  const Manifest manifest = read_and_parse_manifest(path);
-  for (const CheckpointFile& file : manifest.files) look_up(path, file);
-  return describe(path, manifest);
-}
+Checkpoint read_manifest(const std::string& path) { return describe(path, complete_manifest(path)); }
 
 Checkpoint verify_checkpoint(const std::string& path, const std::function<void(uint64_t, uint64_t)>& progress) {
-  const Manifest manifest = read_and_parse_manifest(path);
-  for (const CheckpointFile& file : manifest.files) look_up(path, file);
+  const Manifest manifest = complete_manifest(path);
   const Checkpoint checkpoint = describe(path, manifest);
   uint64_t done = 0;
   const auto report = [&](uint64_t bytes) {
@@ -96,8 +90,7 @@ LoadedCheckpoint load_checkpoint(const std::string& path, Communicator& communic
   LoadedCheckpoint loaded;
   std::vector<at::Tensor> tensors;
   run_on_all_ranks(communicator, [&] {
-    manifest = parse_manifest(bytes[0], path + "/" + kManifestName);
-    require_step(path, manifest.info.step);
+    manifest = manifest_of(path, bytes[0]);
     // All sizes first: then the tensors of the manifest take no more memory than the files on the disk.
     for (int i = rank; i < manifest.world_size; i += ranks) look_up(path, manifest.files[i]);
   });
@@ -147,10 +140,8 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder
   // Only rank 0 lists the folder: on a network file system other ranks may see an older state.
   const auto lists = gather_together(communicator, [&] {
     std::string names;
-    if (communicator.rank() == 0) {
-      for (const FoundCheckpoint& found : find_checkpoints(folder))
-        names += found.path.substr(folder.size() + 1) + "\n";
-    }
+    if (communicator.rank() == 0)
+      for (const FoundCheckpoint& found : find_checkpoints(folder)) names += name_of(found.path) + "\n";
     return names;
   });
   if (lists[0].empty()) return std::nullopt;
@@ -163,7 +154,7 @@ std::optional<LoadedCheckpoint> load_newest_checkpoint(const std::string& folder
       // A checkpoint that cannot be read may be whole: falling back to an older one would lose work without need.
       if (error.code() != ExitCode::kBadData) throw;
       damaged.push_back(error.what());
-      reasons += std::string("\n") + error.what();
+      reasons += fmt::format("\n{}", error.what());
     }
   }
   throw SharedError(

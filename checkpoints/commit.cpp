@@ -26,7 +26,7 @@ constexpr const char* kAdvice =
 [[noreturn]] void throw_with_free_space(const std::string& what, const std::string& path, int error) {
   std::string message = fmt::format("could not {} {}: {}", what, path, std::strerror(error));
   if (error == ENOSPC || error == EDQUOT) {
-    if (const std::string free = free_space_text(parent_of(path)); !free.empty()) message += " (" + free + ")";
+    if (const std::string free = free_space_text(parent_of(path)); !free.empty()) message += fmt::format(" ({})", free);
     message += fmt::format(". {}", kAdvice);
   }
   throw Error(ExitCode::kIo, message + ".");
@@ -130,7 +130,7 @@ CheckpointFile write_shard(const SaveAttempt& attempt, int rank, int ranks,
 std::string commit(const SaveAttempt& attempt, const Manifest& manifest) {
   const std::string bytes = serialize_manifest(manifest), name = kManifestName;
   const CheckpointFile written = write_through(attempt.temporary(), {bytes}, [&](int retry) {
-    return name + (retry > 0 ? ".retry" + std::to_string(retry) : "");
+    return retry > 0 ? fmt::format("{}.retry{}", name, retry) : name;
   });
   if (written.name != name) rename_folder(attempt.temporary() + "/" + written.name, attempt.temporary() + "/" + name);
   sync_folder(attempt.temporary());
@@ -150,7 +150,7 @@ std::string commit(const SaveAttempt& attempt, const Manifest& manifest) {
     if (!aside.empty()) rename_folder(aside, attempt.committed());
     throw;
   }
-  const auto hidden = parse_hidden_name(aside.substr(aside.rfind('/') + 1));
+  const auto hidden = parse_hidden_name(name_of(aside));
   return hidden && hidden->purpose == Purpose::kReplaced ? aside : "";
 }
 

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <string_view>
 
@@ -14,16 +13,12 @@
 namespace muster::checkpoints {
 
 std::string fingerprint(const std::vector<NamedTensor>& tensors) {
-  std::vector<const NamedTensor*> order;
-  for (const NamedTensor& item : tensors) order.push_back(&item);
-  std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) { return a->name < b->name; });
-
+  const std::vector<const NamedTensor*> order = by_name(tensors);
   Sha256 hash;
   for (std::size_t i = 0; i < order.size(); ++i) {
     const auto& [name, tensor] = *order[i];
-    if (!tensor.defined()) throw std::invalid_argument("tensor " + name + " is undefined");
-    if (tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + name + " is sparse");
-    if (i > 0 && order[i - 1]->name == name) throw std::invalid_argument("two tensors are named " + name);
+    require_storable(*order[i]);
+    if (i > 0 && order[i - 1]->name == name) throw std::invalid_argument(fmt::format("two tensors are named {}", name));
     if (name.find('\n') != std::string::npos) {
       throw Error(
           ExitCode::kBadData,

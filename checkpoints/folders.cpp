@@ -41,7 +41,7 @@ std::optional<uint64_t> step_of_name(const std::string& name) {
 
 std::string hidden_name(Purpose purpose, uint64_t step, const std::string& uuid) {
   for (const auto& [known, prefix] : kPrefixes)
-    if (known == purpose) return prefix + digits_of(step) + "-" + uuid;
+    if (known == purpose) return fmt::format("{}{}-{}", prefix, digits_of(step), uuid);
   throw std::logic_error("no such purpose");
 }
 
@@ -58,9 +58,7 @@ std::optional<HiddenName> parse_hidden_name(const std::string& name) {
 }
 
 void require_step(const std::string& path, uint64_t step) {
-  std::string name = path;
-  while (name.size() > 1 && name.back() == '/') name.pop_back();
-  const auto named = step_of_name(name.substr(name.rfind('/') + 1));
+  const auto named = step_of_name(name_of(path));
   if (!named || *named == step) return;
   throw Error(ExitCode::kBadData,
               fmt::format("{} holds the checkpoint of step {}: it was renamed. Rename it back to {}.", path, step,

@@ -76,7 +76,7 @@ std::string serialize_manifest(const Manifest& manifest) {
 
 Manifest parse_manifest(std::string_view bytes, const std::string& file) {
   const auto refuse = [&](const std::string& problem) {
-    throw Error(ExitCode::kBadData, file + " is damaged: " + problem + ".");
+    throw Error(ExitCode::kBadData, fmt::format("{} is damaged: {}.", file, problem));
   };
   if (bytes.size() > kLargestManifest) refuse(fmt::format("it has {} bytes, a manifest at most 64 MiB", bytes.size()));
   if (bytes.empty()) refuse("it is empty");
@@ -123,11 +123,13 @@ Manifest parse_manifest(std::string_view bytes, const std::string& file) {
     manifest.files.push_back({entry.name(), entry.size(), entry.crc32c()});
   }
   for (const wire::Tensor& entry : body.tensors()) {
-    const auto problem = [&](const std::string& what) { refuse("tensor " + in_quotes(entry.name()) + ": " + what); };
+    const auto problem = [&](const std::string& what) {
+      refuse(fmt::format("tensor {}: {}", in_quotes(entry.name()), what));
+    };
     if (!manifest.tensors.empty() && !(manifest.tensors.back().name < entry.name()))
       problem("the names are not in order");
     const std::optional<at::ScalarType> dtype = dtype_of_safetensors(entry.dtype());
-    if (!dtype) problem("its dtype " + in_quotes(entry.dtype()) + " cannot be read");
+    if (!dtype) problem(fmt::format("its dtype {} cannot be read", in_quotes(entry.dtype())));
     if (static_cast<std::size_t>(entry.shape_size()) > kMostDimensions) problem("it has more than 64 dimensions");
     std::vector<int64_t> shape;
     for (const uint64_t size : entry.shape()) {

@@ -1,5 +1,7 @@
 #include "checkpoints/retention.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <set>
@@ -10,6 +12,21 @@
 #include "checkpoints/folders.h"
 
 namespace muster::checkpoints {
+namespace {
+
+// Takes a checkpoint's name from it for good. Returns the hidden one.
+std::string hide(const std::string& path, Purpose purpose) {
+  auto step = step_of_name(name_of(path));
+  if (const auto hidden = parse_hidden_name(name_of(path))) step = hidden->step;
+  if (!step)
+    throw Error(ExitCode::kIo, fmt::format("{} does not have the name of a checkpoint: it is not removed.", path));
+  const std::string folder = parent_of(path), name = folder + "/" + hidden_name(purpose, *step, make_uuid());
+  rename_folder(path, name);
+  sync_folder(folder);
+  return name;
+}
+
+}  // namespace
 
 std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retention& retention, uint64_t newest) {
   std::vector<Checkpoint> whole;  // newest first
@@ -17,17 +34,14 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
     if (found.step > newest) continue;
     try {
       whole.push_back(read_manifest(found.path));
-    } catch (const Error&) {
+    } catch (const Error&) {  // stays
     }
   }
   std::set<std::string> kept;
   for (std::size_t i = 0; i < whole.size() && i < std::max<uint32_t>(1, retention.keep_last); ++i)
     kept.insert(whole[i].path);
-  if (retention.keep_every > 0) {
-    for (const Checkpoint& each : whole) {
-      if (each.info.step % retention.keep_every == 0) kept.insert(each.path);
-    }
-  }
+  for (const Checkpoint& each : whole)
+    if (retention.keep_every > 0 && each.info.step % retention.keep_every == 0) kept.insert(each.path);
   // Scores by another metric, from before the experiment was changed, cannot be compared with the current ones.
   std::vector<const Checkpoint*> scored;
   for (const Checkpoint& each : whole) {
@@ -50,37 +64,20 @@ std::vector<FoundCheckpoint> superfluous(const std::string& folder, const Retent
 }
 
 void remove_checkpoint(const std::string& path) {
-  std::string name = path;
-  while (name.size() > 1 && name.back() == '/') name.pop_back();
-  name = name.substr(name.rfind('/') + 1);
-  auto step = step_of_name(name);
-  if (const auto hidden = parse_hidden_name(name)) step = hidden->step;
-  if (!step) throw Error(ExitCode::kIo, path + " does not have the name of a checkpoint: it is not removed.");
-  const std::string folder = parent_of(path),
-                    hidden = folder + "/" + hidden_name(Purpose::kRemoving, *step, make_uuid());
-  rename_folder(path, hidden);
-  // Before the first file is removed: after a power failure there must not be a checkpoint of that name without it.
-  sync_folder(folder);
-  remove_folder(hidden);
+  // The name goes first: after a power failure there must not be a checkpoint of that name without its files.
+  remove_folder(hide(path, Purpose::kRemoving));
 }
 
-void set_aside(const std::string& path) {
-  const auto step = step_of_name(path.substr(path.rfind('/') + 1));
-  if (!step) throw Error(ExitCode::kIo, path + " does not have the name of a checkpoint: it is not removed.");
-  rename_folder(path, parent_of(path) + "/" + hidden_name(Purpose::kDamaged, *step, make_uuid()));
-  sync_folder(parent_of(path));
-}
+void set_aside(const std::string& path) { hide(path, Purpose::kDamaged); }
 
 int sweep_leftovers(const std::string& folder) {
-  int removed = 0;
-  const std::vector<FoundCheckpoint> found = find_checkpoints(folder);
-  for (const FoundCheckpoint& each : found) {
+  for (const FoundCheckpoint& each : find_checkpoints(folder)) {
+    if (!parse_hidden_name(name_of(each.path))) continue;
     // An unfinished replacement: the previous checkpoint gets its name back.
-    if (parse_hidden_name(each.path.substr(folder.size() + 1))) {
-      rename_folder(each.path, folder + "/" + step_name(each.step));
-      sync_folder(folder);
-    }
+    rename_folder(each.path, folder + "/" + step_name(each.step));
+    sync_folder(folder);
   }
+  int removed = 0;
   for (const std::string& name : list_folder(folder)) {
     const auto hidden = parse_hidden_name(name);
     if (!hidden || hidden->purpose == Purpose::kDamaged) continue;

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -22,9 +21,10 @@ namespace {
 
 using Json = nlohmann::json;
 
+// In the order of their tensors in a file: the public package sorts by its list of dtypes from the end to the start.
 constexpr std::pair<const char*, at::ScalarType> kDtypes[] = {
-    {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}, {"I64", at::kLong},
-    {"I32", at::kInt},    {"I16", at::kShort}, {"I8", at::kChar},  {"U8", at::kByte},       {"BOOL", at::kBool}};
+    {"I64", at::kLong}, {"F64", at::kDouble}, {"F32", at::kFloat}, {"I32", at::kInt}, {"BF16", at::kBFloat16},
+    {"F16", at::kHalf}, {"I16", at::kShort},  {"I8", at::kChar},   {"U8", at::kByte}, {"BOOL", at::kBool}};
 
 // Receives the header's JSON piece by piece, so that no document tree (many times the header's size) is ever built and
 // nesting is rejected where it starts. The first problem ends the parse.
@@ -36,78 +36,51 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   const std::string& tensor() const { return tensor_; }
 
   bool start_object(std::size_t) override {
-    switch (place_) {
-      case Place::kStart:
-        place_ = Place::kTop;
-        return true;
-      case Place::kTopValue:
-        if (tensor_ == "__metadata__") {
-          place_ = Place::kMetadata;
-        } else {
-          entry_ = {};
-          place_ = Place::kEntry;
-        }
-        return true;
-      default:
-        return unexpected("an object");
-    }
+    if (place_ == Place::kStart) return at(Place::kTop);
+    if (place_ != Place::kTopValue) return unexpected("an object");
+    entry_ = {};
+    return at(tensor_ == "__metadata__" ? Place::kMetadata : Place::kEntry);
   }
 
   bool key(string_t& name) override {
-    switch (place_) {
-      case Place::kTop:
-        tensor_ = name;
-        if (name == "__metadata__" ? seen_metadata_ : header_.tensors.count(name) > 0) return wrong("it occurs twice");
-        seen_metadata_ = seen_metadata_ || name == "__metadata__";
-        place_ = Place::kTopValue;
-        return true;
-      case Place::kMetadata:
-        metadata_key_ = name;
-        if (header_.metadata.count(name) > 0) return wrong(fmt::format("the key {} occurs twice", in_quotes(name)));
-        place_ = Place::kMetadataValue;
-        return true;
-      default:
-        if (name == "dtype" && !entry_.dtype) {
-          place_ = Place::kDtype;
-        } else if (name == "shape" && !entry_.shape) {
-          place_ = Place::kShape;
-        } else if (name == "data_offsets" && !entry_.offsets) {
-          place_ = Place::kOffsets;
-        } else {
-          return wrong(fmt::format("the key {} is unknown or occurs twice; a tensor has dtype, shape and data_offsets",
-                                   in_quotes(name)));
-        }
-        return true;
+    if (place_ == Place::kTop) {
+      tensor_ = name;
+      if (name == "__metadata__" ? seen_metadata_ : header_.tensors.count(name) > 0) return wrong("it occurs twice");
+      seen_metadata_ = seen_metadata_ || name == "__metadata__";
+      return at(Place::kTopValue);
     }
+    if (place_ == Place::kMetadata) {
+      metadata_key_ = name;
+      if (header_.metadata.count(name) > 0) return wrong(fmt::format("the key {} occurs twice", in_quotes(name)));
+      return at(Place::kMetadataValue);
+    }
+    if (name == "dtype" && !entry_.dtype) return at(Place::kDtype);
+    if (name == "shape" && !entry_.shape) return at(Place::kShape);
+    if (name == "data_offsets" && !entry_.offsets) return at(Place::kOffsets);
+    return wrong(fmt::format("the key {} is unknown or occurs twice; a tensor has dtype, shape and data_offsets",
+                             in_quotes(name)));
   }
 
   bool string(string_t& text) override {
     if (place_ == Place::kMetadataValue) {
       header_.metadata.emplace(std::move(metadata_key_), text);
-      place_ = Place::kMetadata;
-      return true;
+      return at(Place::kMetadata);
     }
     if (place_ != Place::kDtype) return unexpected("a text");
     entry_.dtype = dtype_of_safetensors(text);
-    if (!entry_.dtype) {
-      return wrong(
-          fmt::format("its dtype {} cannot be read; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL can", in_quotes(text)));
-    }
-    place_ = Place::kEntry;
-    return true;
+    if (entry_.dtype) return at(Place::kEntry);
+    return wrong(
+        fmt::format("its dtype {} cannot be read; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL can", in_quotes(text)));
   }
 
   bool start_array(std::size_t) override {
     if (place_ == Place::kShape) {
       entry_.shape.emplace();
-      place_ = Place::kShapeNumbers;
-    } else if (place_ == Place::kOffsets) {
-      entry_.offsets.emplace();
-      place_ = Place::kOffsetsNumbers;
-    } else {
-      return unexpected("a list");
+      return at(Place::kShapeNumbers);
     }
-    return true;
+    if (place_ != Place::kOffsets) return unexpected("a list");
+    entry_.offsets.emplace();
+    return at(Place::kOffsetsNumbers);
   }
 
   bool number_unsigned(number_unsigned_t value) override {
@@ -124,10 +97,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool end_array() override {
-    place_ = Place::kEntry;
-    return true;
-  }
+  bool end_array() override { return at(Place::kEntry); }
 
   bool end_object() override {
     if (place_ == Place::kEntry) {
@@ -137,9 +107,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
       header_.tensors.emplace(tensor_, SafetensorsHeader::Entry{*entry_.dtype, std::move(*entry_.shape),
                                                                 (*entry_.offsets)[0], (*entry_.offsets)[1]});
     }
-    place_ = place_ == Place::kTop ? Place::kEnd : Place::kTop;
     tensor_.clear();
-    return true;
+    return at(place_ == Place::kTop ? Place::kEnd : Place::kTop);
   }
 
   bool null() override { return unexpected("null"); }
@@ -173,6 +142,10 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     std::optional<std::vector<uint64_t>> offsets;
   };
 
+  bool at(Place place) {
+    place_ = place;
+    return true;
+  }
   bool wrong(const std::string& problem) {
     problem_ = problem;
     return false;
@@ -206,12 +179,11 @@ std::optional<at::ScalarType> dtype_of_safetensors(std::string_view name) {
 
 bool comes_first(at::ScalarType dtype, const std::string& name, at::ScalarType other_dtype,
                  const std::string& other_name) {
-  // The public package sorts by its list of dtypes from the end to the start.
-  static constexpr at::ScalarType kOrder[] = {at::kLong, at::kDouble, at::kFloat, at::kInt,  at::kBFloat16,
-                                              at::kHalf, at::kShort,  at::kChar,  at::kByte, at::kBool};
-  const auto* place = std::find(std::begin(kOrder), std::end(kOrder), dtype);
-  const auto* other_place = std::find(std::begin(kOrder), std::end(kOrder), other_dtype);
-  return place != other_place ? place < other_place : name < other_name;
+  if (dtype == other_dtype) return name < other_name;
+  const auto* first = std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const auto& each) {
+    return each.second == dtype || each.second == other_dtype;
+  });
+  return first->second == dtype;
 }
 
 std::optional<uint64_t> bytes_of_shape(at::ScalarType dtype, const std::vector<int64_t>& shape) {
@@ -227,7 +199,8 @@ std::optional<uint64_t> bytes_of_shape(at::ScalarType dtype, const std::vector<i
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_size, const std::string& file) {
   const auto refuse = [&](const std::string& tensor, const std::string& problem) {
     std::string where;
-    if (!tensor.empty()) where = tensor == "__metadata__" ? "__metadata__: " : "tensor " + in_quotes(tensor) + ": ";
+    if (!tensor.empty())
+      where = tensor == "__metadata__" ? "__metadata__: " : fmt::format("tensor {}: ", in_quotes(tensor));
     throw Error(ExitCode::kBadData, fmt::format("{} is not a valid safetensors file: {}{}.", file, where, problem));
   };
   if (json.empty() || json.front() != '{') refuse("", "its header does not start with {");
@@ -269,20 +242,15 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
   return header;
 }
 
-std::string format_safetensors_header(const SafetensorsHeader& header, const std::vector<std::string>& order) {
-  nlohmann::ordered_json metadata = nlohmann::ordered_json::object();
-  for (const auto& [key, value] : header.metadata) metadata[key] = value;
+std::string safetensors_head(const SafetensorsHeader& header, const std::vector<std::string>& order) {
   std::string text = "{";
   try {
-    if (!header.metadata.empty()) text += "\"__metadata__\":" + metadata.dump() + ",";
+    if (!header.metadata.empty()) text += fmt::format("\"__metadata__\":{},", Json(header.metadata).dump());
     // Member by member: a document of all tensors would look every name up in a list.
     for (const std::string& name : order) {
       const SafetensorsHeader::Entry& entry = header.tensors.at(name);
-      nlohmann::ordered_json value;
-      value["dtype"] = safetensors_dtype(entry.dtype);
-      value["shape"] = entry.shape;
-      value["data_offsets"] = {entry.begin, entry.end};
-      text += Json(name).dump() + ":" + value.dump() + ",";
+      text += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}},", Json(name).dump(),
+                          safetensors_dtype(entry.dtype), fmt::join(entry.shape, ","), entry.begin, entry.end);
     }
   } catch (const Json::exception&) {
     throw Error(ExitCode::kBadData, "A tensor name or metadata text is not valid UTF-8, which safetensors needs.");
@@ -290,84 +258,71 @@ std::string format_safetensors_header(const SafetensorsHeader& header, const std
   if (text.back() == ',') text.pop_back();
   text += "}";
   text.append((8 - text.size() % 8) % 8, ' ');
-  if (text.size() > kLongestSafetensorsHeader) {
+  const uint64_t length = text.size();
+  if (length > kLongestSafetensorsHeader) {
     throw Error(
         ExitCode::kBadData,
         fmt::format("The safetensors header would have {} bytes; the format allows 100,000,000. Use fewer tensors or "
                     "less metadata.",
-                    text.size()));
+                    length));
   }
-  return text;
+  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
 }
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors and fingerprints are little-endian; this machine would need byte swapping"
 #endif
 
-namespace {
-
-void check_storable(const NamedTensor& item) {
-  if (!item.tensor.defined()) throw std::invalid_argument("tensor " + item.name + " is undefined");
-  if (item.tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + item.name + " is sparse");
+void require_storable(const NamedTensor& item) {
+  const auto refuse = [&](const char* what) {
+    throw std::invalid_argument(fmt::format("tensor {} is {}", item.name, what));
+  };
+  if (!item.tensor.defined()) refuse("undefined");
+  if (item.tensor.layout() != at::kStrided) refuse("sparse");
   if (item.name == "__metadata__") throw std::invalid_argument("a tensor cannot be named __metadata__");
   safetensors_dtype(item.tensor.scalar_type());
 }
 
-std::vector<const NamedTensor*> file_order(const std::vector<NamedTensor>& tensors) {
+std::vector<const NamedTensor*> by_name(const std::vector<NamedTensor>& tensors) {
   std::vector<const NamedTensor*> order;
-  for (const NamedTensor& item : tensors) {
-    check_storable(item);
-    order.push_back(&item);
-  }
-  std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
-    return comes_first(a->tensor.scalar_type(), a->name, b->tensor.scalar_type(), b->name);
-  });
+  for (const NamedTensor& item : tensors) order.push_back(&item);
+  std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) { return a->name < b->name; });
   return order;
 }
 
-SafetensorsHeader header_for(const std::vector<const NamedTensor*>& order,
-                             const std::map<std::string, std::string>& metadata) {
-  SafetensorsHeader header;
-  header.metadata = metadata;
-  uint64_t position = 0;
-  for (const NamedTensor* item : order) {
-    const uint64_t end = position + item->tensor.numel() * item->tensor.element_size();
-    SafetensorsHeader::Entry entry{item->tensor.scalar_type(), item->tensor.sizes().vec(), position, end};
-    if (!header.tensors.emplace(item->name, std::move(entry)).second) {
-      throw std::invalid_argument("two tensors are named " + item->name);
-    }
-    position = end;
-  }
-  return header;
-}
-
-std::string length_prefix(uint64_t length) {
-  std::string bytes(8, '\0');
-  std::memcpy(bytes.data(), &length, 8);
-  return bytes;
-}
+namespace {
 
 struct Layout {
   std::vector<const NamedTensor*> order;
-  std::string header;
+  std::string head;
   uint64_t data_size = 0;
 };
 
 Layout lay_out(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata) {
-  Layout layout;
-  layout.order = file_order(tensors);
+  Layout layout{by_name(tensors), "", 0};
+  for (const NamedTensor* item : layout.order) require_storable(*item);
+  std::stable_sort(layout.order.begin(), layout.order.end(), [](const NamedTensor* a, const NamedTensor* b) {
+    return comes_first(a->tensor.scalar_type(), a->name, b->tensor.scalar_type(), b->name);
+  });
+  SafetensorsHeader header{{}, metadata};
   std::vector<std::string> names;
-  for (const NamedTensor* item : layout.order) {
+  for (const auto* item : layout.order) {
+    const at::Tensor& tensor = item->tensor;
+    const uint64_t begin = layout.data_size;
+    layout.data_size += tensor.numel() * tensor.element_size();
+    if (!header.tensors
+             .try_emplace(item->name,
+                          SafetensorsHeader::Entry{tensor.scalar_type(), tensor.sizes().vec(), begin, layout.data_size})
+             .second)
+      throw std::invalid_argument(fmt::format("two tensors are named {}", item->name));
     names.push_back(item->name);
-    layout.data_size += item->tensor.numel() * item->tensor.element_size();
   }
-  layout.header = format_safetensors_header(header_for(layout.order, metadata), names);
+  layout.head = safetensors_head(header, names);
   return layout;
 }
 
 void emit(const Layout& layout, const std::function<void(std::string_view)>& sink) {
-  sink(length_prefix(layout.header.size()));
-  sink(layout.header);
+  sink(layout.head);
   for (const NamedTensor* item : layout.order) {
     if (item->tensor.numel() == 0) continue;
     const at::Tensor plain = item->tensor.detach().to(at::kCPU).contiguous();
@@ -390,7 +345,7 @@ void serialize_safetensors(const std::vector<NamedTensor>& tensors, const std::m
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   const Layout layout = lay_out(tensors, metadata);
-  AtomicFile file(path, 8 + layout.header.size() + layout.data_size);
+  AtomicFile file(path, layout.head.size() + layout.data_size);
   emit(layout, [&](std::string_view bytes) { file.write(bytes); });
   file.commit();
 }

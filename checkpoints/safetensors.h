@@ -48,10 +48,10 @@ std::optional<uint64_t> bytes_of_shape(at::ScalarType dtype, const std::vector<i
 // `file` and the tensor. Memory use is a small multiple of the header's size, whatever it says.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_size, const std::string& file);
 
-// The header as JSON, padded with blanks so that it and the 8-byte length before it end on a multiple of 8. `order` has
-// the tensors' names as their bytes lie in the file. Throws Error(kBadData) if a text is not UTF-8 or the header is too
-// long.
-std::string format_safetensors_header(const SafetensorsHeader& header, const std::vector<std::string>& order);
+// What stands before the tensors' bytes: 8 bytes with the header's length, and the header as JSON, padded with blanks
+// so that both end on a multiple of 8. `order` has the tensors' names as their bytes lie in the file. Throws
+// Error(kBadData) if a text is not UTF-8 or the header is too long.
+std::string safetensors_head(const SafetensorsHeader& header, const std::vector<std::string>& order);
 
 struct NamedTensor {
   std::string name;
@@ -63,12 +63,19 @@ struct SafetensorsFile {
   std::map<std::string, std::string> metadata;
 };
 
+// In the order of their names (byte order of UTF-8).
+std::vector<const NamedTensor*> by_name(const std::vector<NamedTensor>& tensors);
+
+// Throws std::invalid_argument for an undefined or sparse tensor, a dtype that muster does not store, or the reserved
+// name "__metadata__".
+void require_storable(const NamedTensor& item);
+
 // Passes the file's bytes to `sink` in order. The bytes depend on nothing but the arguments, not even on the order of
 // `tensors`, and are those of the public safetensors package (which does not order metadata: equal up to one key):
 // tensors by dtype, so that each is aligned to its element size, then by name. A tensor on another device or with
 // strides is copied, one at a time. Dtypes: float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool. Throws
-// std::invalid_argument for an undefined or sparse tensor, another dtype, a repeated name, or the reserved name
-// "__metadata__"; Error(kBadData) for a name or metadata text that is not UTF-8.
+// as require_storable() and std::invalid_argument for a repeated name; Error(kBadData) for a name or metadata text that
+// is not UTF-8.
 void serialize_safetensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata,
                            const std::function<void(std::string_view)>& sink);
 

@@ -2,22 +2,20 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <thread>
 #include <unordered_set>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
+#include "base/process.h"
 #include "base/sha256.h"
 #include "checkpoints/commit.h"
 #include "checkpoints/folders.h"
@@ -36,18 +34,13 @@ constexpr uintptr_t kHugePage = 2 << 20;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-std::string to_text(const Json& message) { return message.dump(-1, ' ', false, Json::error_handler_t::replace); }
-
 // Names, dtypes and shapes, in the order of the names; never a name twice.
 std::vector<TensorInfo> describe(const std::vector<const NamedTensor*>& tensors) {
   std::vector<TensorInfo> table;
   for (const NamedTensor* item : tensors) {
-    if (!item->tensor.defined()) throw std::invalid_argument("tensor " + item->name + " is undefined");
-    if (item->tensor.layout() != at::kStrided) throw std::invalid_argument("tensor " + item->name + " is sparse");
-    if (item->name == "__metadata__") throw std::invalid_argument("a tensor cannot be named __metadata__");
+    require_storable(*item);
     if (!table.empty() && table.back().name == item->name)
-      throw std::invalid_argument("two tensors are named " + item->name);
-    safetensors_dtype(item->tensor.scalar_type());
+      throw std::invalid_argument(fmt::format("two tensors are named {}", item->name));
     table.push_back({item->name, item->tensor.scalar_type(), item->tensor.sizes().vec()});
   }
   return table;
@@ -72,150 +65,88 @@ std::string digest(const std::vector<TensorInfo>& table, const CheckpointInfo& i
 
 }  // namespace
 
-// A thread that runs one job at a time. It starts with the first one and receives no signals. Jobs must not throw.
-class WriterThread {
+// Runs one job at a time in a thread that gets no signals: those are for the thread that trains. Jobs must not throw.
+class Writer {
  public:
-  WriterThread() = default;
-  // Waits for the job.
-  ~WriterThread();
-  WriterThread(const WriterThread&) = delete;
-  WriterThread& operator=(const WriterThread&) = delete;
-
   // Waits for the previous job.
-  void start(std::function<void()> job);
+  void start(std::function<void()> job) {
+    wait();
+    const SignalsBlocked inherited;
+    job_ = std::async(std::launch::async, std::move(job));
+  }
   // What the last job wrote may be read once this is true.
-  bool idle();
-  void wait();
+  bool idle() const { return !job_.valid() || job_.wait_for(std::chrono::seconds(0)) == std::future_status::ready; }
+  void wait() const {
+    if (job_.valid()) job_.wait();
+  }
 
  private:
-  void run();
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::function<void()> job_;
-  bool busy_ = false;
-  bool end_ = false;
-  std::thread thread_;
+  std::future<void> job_;  // waits when it is destroyed
 };
-
-WriterThread::~WriterThread() {
-  {
-    std::unique_lock lock(mutex_);
-    end_ = true;
-    changed_.notify_all();
-  }
-  if (thread_.joinable()) thread_.join();
-}
-
-void WriterThread::start(std::function<void()> job) {
-  if (!thread_.joinable()) {
-    // Blocked while the thread is made, which inherits this: signals are for the thread that trains.
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::thread([this] { run(); });
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  }
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !busy_; });
-  job_ = std::move(job);
-  busy_ = true;
-  changed_.notify_all();
-}
-
-bool WriterThread::idle() {
-  std::unique_lock lock(mutex_);
-  return !busy_;
-}
-
-void WriterThread::wait() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !busy_; });
-}
-
-void WriterThread::run() {
-  std::unique_lock lock(mutex_);
-  while (true) {
-    changed_.wait(lock, [&] { return busy_ || end_; });
-    if (!busy_) return;
-    const auto job = std::move(job_);
-    job_ = nullptr;
-    lock.unlock();
-    job();
-    lock.lock();
-    busy_ = false;
-    changed_.notify_all();
-  }
-}
 
 // The copy of a rank's shard that is written while training changes the tensors. Its memory is kept from save to save.
 class Staging {
  public:
   // Memory for `size` bytes, with its pages mapped: otherwise that would happen, page by page, while training waits.
   // pinned: page-locked, as copies from GPUs need it.
-  void reserve(uint64_t size, bool pinned);
+  void reserve(uint64_t size, bool pinned) {
+    if (buffer_.defined() && static_cast<uint64_t>(buffer_.numel()) >= size && buffer_.is_pinned() == pinned) return;
+    buffer_ = at::Tensor();
+    buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(at::kByte).pinned_memory(pinned));
+    if (pinned) return;
+    char* const begin = static_cast<char*>(buffer_.mutable_data_ptr());
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + size) / kHugePage * kHugePage;
+    // Fewer, larger pages are mapped and filled faster. Where the system refuses, nothing is lost.
+    if (end > first) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+    for (uint64_t i = 0; i < size; i += 4096) begin[i] = 0;
+  }
 
   // The contents of the shard: its head, then the pieces of `tensors`, which are in the order that `layout` refers to.
   // May be called again when the last contents are no longer needed. copy: the contents do not change with the tensors;
   // otherwise tensors on the CPU are used in place.
   std::vector<std::string_view> stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout,
-                                      bool copy);
+                                      bool copy) {
+    std::vector<at::Tensor> pieces;
+    uint64_t to_copy = 0;
+    bool pinned = false;
+    const auto stays = [&](const at::Tensor& rows) { return !copy && rows.is_cpu() && rows.is_contiguous(); };
+    for (const Piece& piece : layout.pieces) {
+      const at::Tensor tensor = tensors[piece.tensor]->tensor.detach();
+      pieces.push_back(tensor.dim() == 0 ? tensor : tensor.narrow(0, piece.first_row, piece.rows));
+      pinned = pinned || tensor.is_cuda();
+      if (!stays(pieces.back())) to_copy += pieces.back().nbytes();
+    }
+    reserve(to_copy, pinned);
+
+    std::vector<std::string_view> contents{layout.head};
+    uint64_t used = 0;
+    std::unordered_set<c10::Device> devices;
+    for (const at::Tensor& rows : pieces) {
+      if (rows.numel() == 0) continue;
+      if (stays(rows)) {
+        contents.emplace_back(static_cast<const char*>(rows.const_data_ptr()), rows.nbytes());
+        continue;
+      }
+      // Pieces are in order of falling element size, so that each is aligned.
+      const at::Tensor place =
+          buffer_.narrow(0, static_cast<int64_t>(used), static_cast<int64_t>(rows.nbytes())).view(rows.scalar_type());
+      if (rows.is_cpu() && rows.is_contiguous()) {
+        std::memcpy(place.mutable_data_ptr(), rows.const_data_ptr(), rows.nbytes());
+      } else {
+        place.view(rows.sizes()).copy_(rows, /*non_blocking=*/true);
+        if (!rows.is_cpu()) devices.insert(rows.device());
+      }
+      contents.emplace_back(static_cast<const char*>(place.const_data_ptr()), rows.nbytes());
+      used += rows.nbytes();
+    }
+    for (const c10::Device device : devices) c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
+    return contents;
+  }
 
  private:
   at::Tensor buffer_;
 };
-
-void Staging::reserve(uint64_t size, bool pinned) {
-  if (buffer_.defined() && static_cast<uint64_t>(buffer_.numel()) >= size && buffer_.is_pinned() == pinned) return;
-  buffer_ = at::Tensor();
-  buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(at::kByte).pinned_memory(pinned));
-  if (pinned) return;
-  char* const begin = static_cast<char*>(buffer_.mutable_data_ptr());
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + size) / kHugePage * kHugePage;
-  // Fewer, larger pages are mapped and filled faster. Where the system refuses, nothing is lost.
-  if (end > first) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-  for (uint64_t i = 0; i < size; i += 4096) begin[i] = 0;
-}
-
-std::vector<std::string_view> Staging::stage(const std::vector<const NamedTensor*>& tensors, const ShardLayout& layout,
-                                             bool copy) {
-  std::vector<at::Tensor> pieces;
-  uint64_t to_copy = 0;
-  bool pinned = false;
-  const auto stays = [&](const at::Tensor& rows) { return !copy && rows.is_cpu() && rows.is_contiguous(); };
-  for (const Piece& piece : layout.pieces) {
-    const at::Tensor tensor = tensors[piece.tensor]->tensor.detach();
-    pieces.push_back(tensor.dim() == 0 ? tensor : tensor.narrow(0, piece.first_row, piece.rows));
-    pinned = pinned || tensor.is_cuda();
-    if (!stays(pieces.back())) to_copy += pieces.back().nbytes();
-  }
-  reserve(to_copy, pinned);
-
-  std::vector<std::string_view> contents{layout.head};
-  uint64_t used = 0;
-  std::unordered_set<c10::Device> devices;
-  for (const at::Tensor& rows : pieces) {
-    if (rows.numel() == 0) continue;
-    if (stays(rows)) {
-      contents.emplace_back(static_cast<const char*>(rows.const_data_ptr()), rows.nbytes());
-      continue;
-    }
-    // Pieces are in order of falling element size, so that each is aligned.
-    const at::Tensor place =
-        buffer_.narrow(0, static_cast<int64_t>(used), static_cast<int64_t>(rows.nbytes())).view(rows.scalar_type());
-    if (rows.is_cpu() && rows.is_contiguous()) {
-      std::memcpy(place.mutable_data_ptr(), rows.const_data_ptr(), rows.nbytes());
-    } else {
-      place.view(rows.sizes()).copy_(rows, /*non_blocking=*/true);
-      if (!rows.is_cpu()) devices.insert(rows.device());
-    }
-    contents.emplace_back(static_cast<const char*>(place.const_data_ptr()), rows.nbytes());
-    used += rows.nbytes();
-  }
-  for (const c10::Device device : devices) c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
-  return contents;
-}
 
 class CheckpointSaver::Implementation {
  public:
@@ -229,7 +160,7 @@ class CheckpointSaver::Implementation {
 
   void prepare(const std::vector<NamedTensor>& tensors) {
     if (!asynchronous_ || state_ != State::kIdle) return;
-    lay_out(in_order(tensors));
+    lay_out(by_name(tensors));
     const bool pinned =
         std::any_of(tensors.begin(), tensors.end(), [](const NamedTensor& item) { return item.tensor.is_cuda(); });
     writer_.start([this, size = layout_.data_size, pinned] {
@@ -248,7 +179,7 @@ class CheckpointSaver::Implementation {
     writer_.wait();
     begin_ = begin;
 
-    const std::vector<const NamedTensor*> order = in_order(tensors);
+    const std::vector<const NamedTensor*> order = by_name(tensors);
     std::string own;
     distributed::run_on_all_ranks(communicator_, [&] {
       lay_out(order);
@@ -283,7 +214,7 @@ class CheckpointSaver::Implementation {
     if (!reports || reported_ || !writer_.idle()) return {};
     reported_ = true;
     if (state_ == State::kWriting) own_["stall"] = stall_;
-    return to_text(own_);
+    return json_text(own_);
   }
 
   std::optional<SaveOutcome> handle(const std::vector<std::string>& messages) {
@@ -327,13 +258,6 @@ class CheckpointSaver::Implementation {
  private:
   enum class State { kIdle, kWriting, kCommitting };
 
-  static std::vector<const NamedTensor*> in_order(const std::vector<NamedTensor>& tensors) {
-    std::vector<const NamedTensor*> order;
-    for (const NamedTensor& item : tensors) order.push_back(&item);
-    std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) { return a->name < b->name; });
-    return order;
-  }
-
   void lay_out(const std::vector<const NamedTensor*>& order) {
     std::vector<TensorInfo> table = describe(order);
     if (!layout_.head.empty() && same(table, table_)) return;
@@ -375,7 +299,7 @@ class CheckpointSaver::Implementation {
         replaced = commit(attempt_, manifest);
         committed = true;
       } catch (const std::exception& failure) {
-        error = std::string("rank 0: ") + failure.what();
+        error = fmt::format("rank 0: {}", failure.what());
       }
     }
     const double write_seconds = seconds_since(write_begin_);
@@ -389,9 +313,10 @@ class CheckpointSaver::Implementation {
         discard(attempt_);
       }
     } catch (const std::exception& failure) {
-      error += std::string(error.empty() ? "The checkpoint is saved, but older ones could not be removed: "
-                                         : "\nIts unfinished files could not be removed: ") +
-               failure.what();
+      error += fmt::format("{}{}",
+                           error.empty() ? "The checkpoint is saved, but older ones could not be removed: "
+                                         : "\nIts unfinished files could not be removed: ",
+                           failure.what());
     }
     own_ = {
         {"committed", committed}, {"error", error}, {"write", write_seconds}, {"since_begin", seconds_since(begin_)}};
@@ -419,7 +344,7 @@ class CheckpointSaver::Implementation {
   double stall_ = 0;
   Clock::time_point begin_, write_begin_;
 
-  WriterThread writer_;  // the last member: its job ends before anything that it uses is destroyed
+  Writer writer_;  // the last member: its job ends before anything that it uses is destroyed
 };
 
 CheckpointSaver::CheckpointSaver(const std::string& folder, const Retention& retention, bool asynchronous,

@@ -9,6 +9,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/files.h"
 #include "base/text.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/safetensors.h"
@@ -22,10 +23,11 @@ constexpr uint64_t kReadPiece = 4 << 20;  // small enough to be in the cache whe
 uint64_t size_of_ordinary_file(const std::string& path) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP) throw Error(ExitCode::kBadData, path + " is missing.");
+    if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
+      throw Error(ExitCode::kBadData, fmt::format("{} is missing.", path));
     throw_io_error("look up", path, errno);
   }
-  if (!S_ISREG(status.st_mode)) throw Error(ExitCode::kBadData, path + " is not an ordinary file.");
+  if (!S_ISREG(status.st_mode)) throw Error(ExitCode::kBadData, fmt::format("{} is not an ordinary file.", path));
   return static_cast<uint64_t>(status.st_size);
 }
 
@@ -55,7 +57,7 @@ std::string read_manifest_bytes(const std::string& path) {
 ShardReader::ShardReader(const std::string& folder, const CheckpointFile& file)
     : path_(folder + "/" + file.name), expected_(file), input_((look_up(folder, file), path_), ExitCode::kBadData) {
   const auto refuse = [&](const std::string& problem) {
-    throw Error(ExitCode::kBadData, path_ + " is damaged: " + problem + ".");
+    throw Error(ExitCode::kBadData, fmt::format("{} is damaged: {}.", path_, problem));
   };
   if (input_.size() != file.size) refuse("its size changes");
   if (file.size < 8) refuse(fmt::format("it has {} bytes, not even a header length", file.size));
@@ -94,7 +96,8 @@ void ShardReader::read(void* out, const std::function<void(uint64_t)>& progress)
 
 void ShardReader::finish() {
   if (crc_ == expected_.crc32c) return;
-  throw Error(ExitCode::kBadData, path_ + " is damaged: its CRC32C is not the one that it was written with.");
+  throw Error(ExitCode::kBadData,
+              fmt::format("{} is damaged: its CRC32C is not the one that it was written with.", path_));
 }
 
 }  // namespace muster::checkpoints

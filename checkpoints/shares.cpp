@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -89,10 +88,7 @@ ShardLayout lay_out_shard(const std::vector<TensorInfo>& tensors, std::vector<Pi
     header.metadata["DCP_VERSION"] = "1.0";
     header.metadata["format"] = "pt";
   }
-  const std::string json = format_safetensors_header(header, order);
-  const uint64_t length = json.size();
-  layout.head.assign(reinterpret_cast<const char*>(&length), 8);
-  layout.head += json;
+  layout.head = safetensors_head(header, order);
   layout.pieces = std::move(pieces);
   return layout;
 }

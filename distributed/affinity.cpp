@@ -10,7 +10,6 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "distributed/agreement.h"
 
 namespace muster::distributed {
 namespace {
@@ -83,7 +82,7 @@ class Host {
     for (size_t index = 0; index < ranks_.size(); ++index)
       chosen_[ranks_[index]] = {views_[ranks_[index]].allowed, static_cast<int>(index), static_cast<int>(ranks_.size()),
                                 ""};
-    if (policy == BindPolicy::kNone) return explain("not bound: " + std::string(kBindVariable) + " is none");
+    if (policy == BindPolicy::kNone) return explain(fmt::format("not bound: {} is none", kBindVariable));
     for (const size_t rank : ranks_)
       if (views_[rank].allowed != pool()) return explain("already bound by whoever started it");
     if (policy == BindPolicy::kNuma)
@@ -126,13 +125,12 @@ class Host {
     for (const size_t rank : ranks_) groups[near_gpu(rank)].push_back(rank);
     std::vector<CpuSet> places;
     for (const auto& group : groups) places.push_back(group.first), cpus += group.first.size();
-    // GPUs whose nearby CPUs are unknown, or overlap, are ignored.
-    if (groups.count({}) || all_of(places).size() != cpus) groups = {{pool(), ranks_}};
-    for (const auto& [place, ranks] : groups)
-      if (shares_of_cores(machine(), place, ranks.size()).empty()) {
-        groups = {{pool(), ranks_}};
-        break;
-      }
+    // GPUs whose nearby CPUs are unknown, overlap, or are too few are ignored.
+    const auto too_few = [&](const auto& group) {
+      return shares_of_cores(machine(), group.first, group.second.size()).empty();
+    };
+    if (groups.count({}) || all_of(places).size() != cpus || std::any_of(groups.begin(), groups.end(), too_few))
+      groups = {{pool(), ranks_}};
     for (const auto& [place, ranks] : groups) {
       const auto shares = shares_of_cores(machine(), place, ranks.size());
       if (shares.empty()) return explain("not bound: more ranks than cores");

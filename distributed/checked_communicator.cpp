@@ -1,5 +1,6 @@
 #include "distributed/checked_communicator.h"
 
+#include <c10/util/accumulate.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,12 +19,6 @@ at::Tensor empty_rows(const at::Tensor& like, const std::vector<int64_t>& counts
   auto shape = like.sizes().vec();
   shape[0] = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   return at::empty(shape, like.options().requires_grad(false));
-}
-
-int64_t bytes_per_row(const at::Tensor& rows) {
-  int64_t bytes = rows.element_size();
-  for (int64_t axis = 1; axis < rows.dim(); ++axis) bytes *= rows.size(axis);
-  return bytes;
 }
 
 // One collective in the flight record, from entry to end. Its completion counts as progress.
@@ -52,8 +47,13 @@ class Recorded {
 CheckedCommunicator::CheckedCommunicator(RankNames names, int rank, bool recorded)
     : names_(std::move(names)), rank_(rank), recorded_(recorded) {}
 
+int64_t CheckedCommunicator::bytes_per_row(const at::Tensor& rows) {
+  return c10::multiply_integers(rows.sizes().slice(1)) * static_cast<int64_t>(rows.element_size());
+}
+
 void CheckedCommunicator::require_device(const at::Tensor& tensor) const {
-  if (!tensor.device().is_cpu()) refuse("this communicator takes tensors on the CPU, not on " + tensor.device().str());
+  if (!tensor.device().is_cpu())
+    refuse(fmt::format("this communicator takes tensors on the CPU, not on {}", tensor.device().str()));
 }
 
 void CheckedCommunicator::require_counts(const char* what, const std::vector<int64_t>& counts) const {
@@ -116,7 +116,8 @@ void CheckedCommunicator::all_reduce_sum(at::Tensor tensor) {
   const CollectiveCall call = call_of(Collective::kAllReduceSum, tensor, false);
   const auto dtype = tensor.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kLong)
-    refuse("all_reduce_sum takes float32, float64 and int64 tensors, not " + c10::getDtypeNames(dtype).first);
+    refuse(fmt::format("all_reduce_sum takes float32, float64 and int64 tensors, not {}",
+                       c10::getDtypeNames(dtype).first));
   run(call, [&](const auto&) {
     if (tensor.numel() > 0) sum_body(tensor);
   });

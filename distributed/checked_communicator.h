@@ -30,6 +30,7 @@ class CheckedCommunicator : public Communicator {
   std::unique_ptr<Communicator> split(int group) final;
 
  protected:
+  static int64_t bytes_per_row(const at::Tensor& rows);
   // recorded: its collectives go into the flight record of the process. Not for ranks that are threads: they would
   // share one.
   CheckedCommunicator(RankNames names, int rank, bool recorded = false);

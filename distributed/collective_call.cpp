@@ -4,8 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
+#include <numeric>
 #include <tuple>
 
 #include "base/error.h"
@@ -52,8 +52,6 @@ double read_timeout() {
   return *value;
 }
 
-std::atomic<double> deadline_set{0};  // 0: not set
-
 }  // namespace
 
 CollectiveLabel::CollectiveLabel(const char* label) : previous_(current_label) { current_label = label; }
@@ -61,23 +59,16 @@ CollectiveLabel::~CollectiveLabel() { current_label = previous_; }
 const char* CollectiveLabel::current() { return current_label; }
 
 const char* name_of(Collective kind) {
-  switch (kind) {
-    case Collective::kAllReduceSum:
-      return "all_reduce_sum";
-    case Collective::kAllGatherRows:
-      return "all_gather_rows";
-    case Collective::kAllToAllRows:
-      return "all_to_all_rows";
-    case Collective::kBroadcast:
-      return "broadcast";
-    case Collective::kAllGatherBytes:
-      return "all_gather_bytes";
-    case Collective::kSplit:
-      return "split";
-    case Collective::kEnd:
-      return "the end of the job";
-  }
-  return "an unknown collective";
+  static constexpr const char* kNames[] = {"all_reduce_sum",   "all_gather_rows", "all_to_all_rows",   "broadcast",
+                                           "all_gather_bytes", "split",           "the end of the job"};
+  const auto index = static_cast<size_t>(kind);
+  return index < std::size(kNames) ? kNames[index] : "an unknown collective";
+}
+
+RankNames world_names(int size) {
+  RankNames names{"world", std::vector<int>(size)};
+  std::iota(names.ranks.begin(), names.ranks.end(), 0);
+  return names;
 }
 
 std::string place(const CollectiveCall& call, const std::string& communicator) {
@@ -86,7 +77,7 @@ std::string place(const CollectiveCall& call, const std::string& communicator) {
 
 std::string describe(const CollectiveCall& call) {
   if (call.kind == Collective::kEnd) return name_of(call.kind);
-  std::string text = std::string(name_of(call.kind)) + "(";
+  std::string text = fmt::format("{}(", name_of(call.kind));
   if (call.dtype >= 0) {
     const bool rows = call.kind == Collective::kAllGatherRows || call.kind == Collective::kAllToAllRows;
     const std::vector<int64_t> sizes(call.shape, call.shape + std::clamp(call.dims, 0, 4));
@@ -96,7 +87,7 @@ std::string describe(const CollectiveCall& call) {
     if (call.device > 0) text += " on " + c10::DeviceTypeName(static_cast<at::DeviceType>(call.device), true);
     if (call.root >= 0) text += fmt::format(", root {}", call.root);
   }
-  return text + ")" + (call.label[0] ? std::string(" for ") + call.label : std::string());
+  return text + (call.label[0] ? fmt::format(") for {}", call.label) : ")");
 }
 
 std::string list_ranks(std::vector<int> ranks) {
@@ -106,10 +97,10 @@ std::string list_ranks(std::vector<int> ranks) {
     size_t end = i + 1;
     while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
     if (end - i < 3) end = i + 1;
-    parts.push_back(end - i < 3 ? std::to_string(ranks[i]) : fmt::format("{}-{}", ranks[i], ranks[end - 1]));
+    parts.push_back(end - i < 3 ? fmt::format("{}", ranks[i]) : fmt::format("{}-{}", ranks[i], ranks[end - 1]));
     i = end;
   }
-  if (parts.size() < 2) return (ranks.size() == 1 ? "rank " : "ranks ") + join(parts);
+  if (parts.size() < 2) return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", join(parts));
   const std::string last = parts.back();
   parts.pop_back();
   return fmt::format("ranks {} and {}", join(parts), last);
@@ -139,22 +130,30 @@ std::vector<std::vector<int>> groups_of_same(int count, const std::function<bool
   return groups;
 }
 
+std::string contrast(const std::vector<std::vector<int>>& groups,
+                     const std::function<std::string(const std::vector<int>&, bool)>& clause) {
+  std::vector<std::string> parts;
+  for (const auto& group : groups) parts.push_back(clause(group, &group == &groups.back()));
+  parts.back() = fmt::format("while {}", parts.back());
+  return join(parts);
+}
+
 std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names) {
   const auto groups = groups_of_same(static_cast<int>(calls.size()),
                                      [&](int a, int b) { return key_of(calls[a]) == key_of(calls[b]); });
   if (groups.size() == 1) return "";
   const CollectiveCall& common = calls[groups.back()[0]];
-  std::string message = "Ranks disagree about " + place(common, names) + ": ";
-  for (const auto& group : groups) {
+  const std::string differences = contrast(groups, [&](const std::vector<int>& group, bool is_majority) {
     const CollectiveCall& call = calls[group[0]];
-    const bool last = &group == &groups.back();
-    message += fmt::format("{}{} called {}", last ? "while " : "", list_ranks(in_job(group, names)), describe(call));
-    if (call.sequence != common.sequence) message += fmt::format(" as its number {}", call.sequence);
-    if (!last && describe(call) == describe(common)) message += " with another list of row counts or other sizes";
-    message += last ? ". " : ", ";
-  }
-  return message +
-         "All ranks must make the same calls in the same order with matching sizes: a rank has left the common path.";
+    const bool alike = !is_majority && describe(call) == describe(common);
+    return fmt::format("{} called {}{}{}", list_ranks(in_job(group, names)), describe(call),
+                       call.sequence == common.sequence ? "" : fmt::format(" as its number {}", call.sequence),
+                       alike ? " with another list of row counts or other sizes" : "");
+  });
+  return fmt::format(
+      "Ranks disagree about {}: {}. All ranks must make the same calls in the same order with matching sizes: a rank "
+      "has left the common path.",
+      place(common, names), differences);
 }
 
 std::string misfit(const CollectiveCall& call, const std::vector<std::vector<int64_t>>& sends,
@@ -185,12 +184,8 @@ double timeout_from_environment() {
 }
 
 std::chrono::duration<double> collective_deadline() {
-  const double set = deadline_set.load(std::memory_order_relaxed);
-  if (set > 0) return std::chrono::duration<double>(set);
   const double from_environment = timeout_from_environment();
   return std::chrono::duration<double>(from_environment > 0 ? from_environment : 1800);
 }
-
-void set_collective_deadline(std::chrono::duration<double> deadline) { deadline_set = deadline.count(); }
 
 }  // namespace muster::distributed

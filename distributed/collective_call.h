@@ -65,6 +65,7 @@ struct RankNames {
   std::string communicator;  // "world"; "world/1" for group 1 that world was split into
   std::vector<int> ranks;    // by rank of the communicator, the rank in the job
 };
+RankNames world_names(int size);
 
 // "all_reduce_sum(float32 [7])", "all_reduce_sum(float32 [7]) for gradients"
 std::string describe(const CollectiveCall& call);
@@ -80,6 +81,10 @@ uint64_t hash_of_transfer(int from, int to, int64_t rows);
 // the lowest rank), so that a message can name those that differ first.
 std::vector<std::vector<int>> groups_of_same(int count, const std::function<bool(int, int)>& same);
 
+// What each of these groups has to say, in one sentence: "a, b, while c", the majority last.
+std::string contrast(const std::vector<std::vector<int>>& groups,
+                     const std::function<std::string(const std::vector<int>& group, bool is_majority)>& clause);
+
 // Empty when `calls`, one per rank, match; otherwise the message: which ranks differ from the majority, what they
 // called, and what the others called.
 std::string disagreement(const std::vector<CollectiveCall>& calls, const RankNames& names);
@@ -94,9 +99,8 @@ std::string absence(const CollectiveCall& call, const CollectiveCall& last_compl
 // MUSTER_COLLECTIVE_TIMEOUT, in seconds; 0 where it is not set. Throws Error(kUsage) for what is not a positive number.
 double timeout_from_environment();
 
-// The collective timeout of ranks that are threads, and of NCCL: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT (seconds;
-// anything but a positive number throws Error(kUsage)), or what was set here.
+// The collective timeout of ranks that are threads, and of NCCL: 1800 s, or MUSTER_COLLECTIVE_TIMEOUT, which throws
+// likewise.
 std::chrono::duration<double> collective_deadline();
-void set_collective_deadline(std::chrono::duration<double> deadline);
 
 }  // namespace muster::distributed

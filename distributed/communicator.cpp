@@ -6,11 +6,28 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/host.h"
+#include "base/text.h"
 #include "distributed/checked_communicator.h"
-#include "distributed/mpi.h"
 
 namespace muster::distributed {
 namespace {
+
+constexpr size_t kLongestSent = 4096;  // of longer values a checksum is compared
+constexpr size_t kLongestShown = 120;
+constexpr size_t kMostHosts = 4;
+
+std::string compared_form(const std::string& value) {
+  if (value.size() <= kLongestSent) return value;
+  return fmt::format("{}#{}#{}", value.substr(0, kLongestSent), value.size(),
+                     hash_of(std::vector<int64_t>(value.begin(), value.end())));
+}
+
+std::string shown(const std::string& value) {
+  const auto printable = [](char c) { return c >= ' ' && c <= '~'; };
+  if (value.size() > kLongestShown || !std::all_of(value.begin(), value.end(), printable)) return "another value";
+  return fmt::format("\"{}\"", value);
+}
 
 int number_in_environment(const std::string& name) {
   const char* text = std::getenv(name.c_str());
@@ -40,7 +57,7 @@ Start how_started() {
 // Checks its arguments like the other backends do, so that a mistake shows with one rank already.
 class SingleProcessCommunicator final : public CheckedCommunicator {
  public:
-  SingleProcessCommunicator() : CheckedCommunicator(RankNames{"world", {0}}, 0) {}
+  SingleProcessCommunicator() : CheckedCommunicator(world_names(1), 0) {}
   int local_rank() const override { return 0; }
   int local_size() const override { return 1; }
   [[noreturn]] void abort(ExitCode code) override { std::_Exit(static_cast<int>(code)); }
@@ -104,9 +121,9 @@ void run_on_all_ranks(Communicator& communicator, const std::function<void()>& w
   try {
     work();
   } catch (const Error& error) {
-    outcome = std::string(1, static_cast<char>(error.code())) + error.what();
+    outcome = fmt::format("{}{}", static_cast<char>(error.code()), error.what());
   } catch (const std::exception& error) {
-    outcome = std::string(1, static_cast<char>(ExitCode::kInternal)) + error.what();
+    outcome = fmt::format("{}{}", static_cast<char>(ExitCode::kInternal), error.what());
   }
   const auto outcomes = communicator.all_gather_bytes(outcome);
   const auto failed = [](const std::string& o) { return o != "k"; };
@@ -123,6 +140,26 @@ void run_on_all_ranks(Communicator& communicator, const std::function<void()>& w
     }
   }
   throw SharedError(static_cast<ExitCode>((*first)[0]), message);
+}
+
+void require_same(Communicator& communicator, const std::string& what, const std::string& value,
+                  const std::string& advice, ExitCode code) {
+  std::vector<std::string> hosts, values;
+  for (const auto& text : communicator.all_gather_bytes(host_name() + '\0' + compared_form(value))) {
+    hosts.push_back(text.substr(0, text.find('\0')));
+    values.push_back(text.substr(text.find('\0') + 1));
+  }
+  const auto groups = groups_of_same(communicator.size(), [&](int a, int b) { return values[a] == values[b]; });
+  if (groups.size() == 1) return;
+  const std::string differences = contrast(groups, [&](const std::vector<int>& group, bool is_majority) {
+    std::vector<std::string> names;
+    for (const int rank : group)
+      if (std::find(names.begin(), names.end(), hosts[rank]) == names.end()) names.push_back(hosts[rank]);
+    if (names.size() > kMostHosts) names.resize(kMostHosts), names.push_back("...");
+    return fmt::format("{}{} {} {}", list_ranks(group), is_majority ? "" : fmt::format(" (host {})", join(names)),
+                       group.size() > 1 ? "have" : "has", shown(values[group[0]]));
+  });
+  throw SharedError(code, fmt::format("{} differs between ranks: {}. {}", what, differences, advice));
 }
 
 }  // namespace muster::distributed

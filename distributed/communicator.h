@@ -86,6 +86,13 @@ int expected_world_size();
 // they start inherit the variables that say it.
 int expected_rank();
 
+// All ranks of MPI_COMM_WORLD; CPU tensors. Starts MPI, and ends it when destroyed. At most one may exist in a process.
+// With several ranks its watchdog (watchdog.h) runs for as long. Destruction is collective.
+// A failure that MPI reports is Error(kPeerFailed).
+// `largest_bytes`: the most that one call of MPI, whose counts are int, gets; larger data is sent in pieces. Smaller
+// only in tests.
+std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes = int64_t{1} << 30);
+
 // The MPI library's own description of its version; needs no started MPI.
 std::string mpi_library_version();
 
@@ -97,5 +104,12 @@ std::string mpi_headers_version();
 // that names the ranks that failed (unless all failed alike) and carries the first failing rank's exit code.
 // Collective; `work` itself must not contain collectives that only some ranks reach.
 void run_on_all_ranks(Communicator& communicator, const std::function<void()>& work);
+
+// Collective. Returns when `value` is the same on every rank. Otherwise every rank throws one SharedError(code) that
+// says that `what` (a noun, in the singular: "the library version") differs, names the ranks and hosts that differ from
+// the majority (at a tie: from rank 0), shows the values where they are short and printable, and ends with `advice` (a
+// sentence).
+void require_same(Communicator& communicator, const std::string& what, const std::string& value,
+                  const std::string& advice, ExitCode code = ExitCode::kBadConfig);
 
 }  // namespace muster::distributed

@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "distributed/packing.h"
+
 namespace muster::distributed {
 namespace {
 
@@ -77,8 +79,8 @@ std::string ControlChannel::listen(bool loopback) {
     ::freeifaddrs(interfaces);
   }
   token_.assign(own.token, kTokenBytes);
-  std::string bytes(kAddressBytes, '\0');
-  std::memcpy(bytes.data(), &own, sizeof own);
+  std::string bytes = bytes_of(own);
+  bytes.resize(kAddressBytes, '\0');
   return bytes;
 }
 
@@ -103,9 +105,7 @@ bool ControlChannel::connect(const std::string& address) {
     }
     send_without_delay(fd);
     connections_.push_back({fd, 0, "", ""});
-    const int32_t own = rank_;
-    send(0, Kind::kHello,
-         std::string(theirs.token, kTokenBytes) + std::string(reinterpret_cast<const char*>(&own), sizeof own));
+    send(0, Kind::kHello, std::string(theirs.token, kTokenBytes) + bytes_of(int32_t{rank_}));
     return true;
   }
   return false;
@@ -209,8 +209,7 @@ void ControlChannel::write_some(Connection& connection) {
 void ControlChannel::send(int rank, Kind kind, const std::string& payload, bool optional) {
   for (auto& each : connections_) {
     if (each.rank != rank || (optional && !each.out.empty())) continue;
-    const Head head{kind, static_cast<uint32_t>(payload.size())};
-    each.out.append(reinterpret_cast<const char*>(&head), sizeof head).append(payload);
+    each.out += bytes_of(Head{kind, static_cast<uint32_t>(payload.size())}) + payload;
     write_some(each);
   }
 }

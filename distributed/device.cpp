@@ -30,7 +30,7 @@ bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
     if (!views[rank].visible.gpus.empty()) {
       if (with.empty()) with = rank_on_host(rank, views[rank]);
     } else if (++blind <= 8) {
-      without += "\n  " + rank_on_host(rank, views[rank]) + ": " + views[rank].visible.why_none;
+      without += fmt::format("\n  {}: {}", rank_on_host(rank, views[rank]), views[rank].visible.why_none);
     }
   }
   if (blind == 0) return true;
@@ -41,8 +41,9 @@ bool use_gpus(const std::vector<RankView>& views, WantedDevice wanted) {
                                   "--gpus-per-task=1), or set training.device: CPU",
                                   with, without));
   if (wanted == WantedDevice::kAuto) return false;
-  throw SharedError(ExitCode::kUsage, "training.device is CUDA, but no rank sees a GPU:" + without +
-                                          "\nUse training.device: AUTO or CPU to train without one");
+  throw SharedError(ExitCode::kUsage, fmt::format("training.device is CUDA, but no rank sees a GPU:{}\nUse "
+                                                  "training.device: AUTO or CPU to train without one",
+                                                  without));
 }
 
 // By the allocation alone: a build that cannot see GPUs would otherwise train on the CPU beside GPUs that someone
@@ -113,20 +114,14 @@ DeviceBinding bind_device(Communicator& communicator, const DeviceRequest& reque
   if (request.wanted != WantedDevice::kCpu) own.visible = visible_gpus();
   if (const char* allocated = std::getenv("SLURM_GPUS_ON_NODE")) own.allocated = std::atoi(allocated);
 
-  nlohmann::json description = {{"host", own.host},
-                                {"why_none", own.visible.why_none},
-                                {"allocated", own.allocated},
-                                {"gpus", nlohmann::json::array()}};
-  for (const auto& gpu : own.visible.gpus) description["gpus"].push_back({gpu.uuid, gpu.name, gpu.pci});
+  nlohmann::json gpus = nlohmann::json::array();
+  for (const auto& gpu : own.visible.gpus) gpus.push_back({gpu.uuid, gpu.name, gpu.pci});
+  const nlohmann::json description = {own.host, own.visible.why_none, own.allocated, gpus};
   std::vector<RankView> views;
   for (const auto& text : communicator.all_gather_bytes(description.dump())) {
     const auto json = nlohmann::json::parse(text);
-    RankView view;
-    view.host = json["host"];
-    view.visible.why_none = json["why_none"];
-    view.allocated = json["allocated"];
-    for (const auto& gpu : json["gpus"]) view.visible.gpus.push_back({gpu[0], gpu[1], gpu[2]});
-    views.push_back(view);
+    views.push_back({json[0], {{}, json[1]}, json[2]});
+    for (const auto& gpu : json[3]) views.back().visible.gpus.push_back({gpu[0], gpu[1], gpu[2]});
   }
   const DeviceBinding binding = choose_devices(views, request)[communicator.rank()];
   if (binding.device.is_cpu()) return binding;

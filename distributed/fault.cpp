@@ -12,10 +12,10 @@
 #include <future>
 #include <map>
 #include <memory>
-#include <sstream>
 #include <thread>
 
 #include "base/files.h"
+#include "base/text.h"
 #include "distributed/watchdog_thread.h"
 
 namespace muster::distributed {
@@ -29,9 +29,9 @@ std::string text_of(const FlightEntry& entry) {
 
 std::string last_seen(const PeerView& rank) {
   if (!rank.heard) return "never heard of";
-  return std::string("last seen in phase ") + name_of(rank.status.phase) +
-         (rank.status.completed.number == 0 ? " before its first collective had completed"
-                                            : " after " + text_of(rank.status.completed));
+  return fmt::format("last seen in phase {} {}", name_of(rank.status.phase),
+                     rank.status.completed.number == 0 ? "before its first collective had completed"
+                                                       : fmt::format("after {}", text_of(rank.status.completed)));
 }
 
 bool is_same(const FlightEntry& a, const FlightEntry& b) {
@@ -45,8 +45,8 @@ std::string reason(const PeerView& rank, const RankStatus& waiting, bool several
                    : "its process does not run (stopped, or its machine is gone)";
   if (!rank.heard) return several ? "nothing is known about them" : "nothing is known about it";
   if (rank.status.inside())
-    return (is_same(rank.status.entered, waiting.entered) ? "it waits in " : "it waits elsewhere, in ") +
-           text_of(rank.status.entered);
+    return fmt::format("it waits {} {}", is_same(rank.status.entered, waiting.entered) ? "in" : "elsewhere, in",
+                       text_of(rank.status.entered));
   return several ? "they are still computing" : "it is still computing";
 }
 
@@ -62,20 +62,19 @@ constexpr int kStaying = 1500;
 
 void write_file(const std::string& path, const std::string& text) {
   const std::string unfinished = path + ".unfinished";
-  const int fd = ::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
-  if (fd < 0) return;
-  try_write_all(fd, text);
-  ::close(fd);
+  const Descriptor file(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644));
+  if (file.get() < 0) return;
+  try_write_all(file.get(), text);
   std::rename(unfinished.c_str(), path.c_str());
 }
 
 void report_and_record(const Ending& ending) {
   const std::string* folder = flight_record_folder();
-  std::string message = ending.text + " " + describe_place(ending.rank, ending.status);
-  if (folder) message += " The last collectives of every rank: " + *folder + "/flight-record-rank-*.json.";
-  if (ending.reports) try_write_all(STDERR_FILENO, "muster: " + message + "\n");
+  std::string message = fmt::format("{} {}", ending.text, describe_place(ending.rank, ending.status));
+  if (folder) message += fmt::format(" The last collectives of every rank: {}/flight-record-rank-*.json.", *folder);
+  if (ending.reports) try_write_all(STDERR_FILENO, fmt::format("muster: {}\n", message));
   if (folder)
-    write_file(*folder + "/flight-record-rank-" + std::to_string(ending.rank) + ".json",
+    write_file(fmt::format("{}/flight-record-rank-{}.json", *folder, ending.rank),
                flight_record_json({ending.rank, ending.size, ending.host, ending.status.phase, message, ending.missing},
                                   flight_recorder().entries()));
   run_abort_hooks();
@@ -93,30 +92,31 @@ void report_and_record(const Ending& ending) {
 
 std::string describe_fault(const std::vector<int>& missing, const std::vector<PeerView>& ranks,
                            const RankStatus& waiting, double no_progress) {
-  std::ostringstream text;
-  if (no_progress > 0) text << "no progress in phase " << name_of(waiting.phase) << " for " << no_progress << " s: ";
+  std::vector<std::string> parts;
   if (missing.empty()) {
-    text << (waiting.inside() ? "all ranks run and have come to " + text_of(waiting.entered) +
-                                    ", but it does not end; look at the network between them"
-                              : "no rank is known to have failed");
+    parts.push_back(waiting.inside()
+                        ? fmt::format("all ranks run and have come to {}, but it does not end; look at the "
+                                      "network between them",
+                                      text_of(waiting.entered))
+                        : "no rank is known to have failed");
   } else if (missing.size() <= kMostNamed) {
-    for (size_t i = 0; i < missing.size(); ++i) {
-      const PeerView& rank = ranks[missing[i]];
-      text << (i > 0 ? "; " : "") << ranks_of({missing[i]}, ranks) << (no_progress > 0 ? ": " : " is lost: ")
-           << reason(rank, waiting, false) << ", " << last_seen(rank);
-    }
+    for (const int rank : missing)
+      parts.push_back(fmt::format("{}{} {}, {}", ranks_of({rank}, ranks), no_progress > 0 ? ":" : " is lost:",
+                                  reason(ranks[rank], waiting, false), last_seen(ranks[rank])));
   } else {
     std::map<std::pair<std::string, std::string>, std::vector<int>> groups;
     for (const int rank : missing) groups[{ranks[rank].host, reason(ranks[rank], waiting, true)}].push_back(rank);
-    for (auto group = groups.begin(); group != groups.end(); ++group)
-      text << (group == groups.begin() ? "" : "; ") << ranks_of(group->second, ranks) << ": " << group->first.second;
+    for (const auto& [place, members] : groups)
+      parts.push_back(fmt::format("{}: {}", ranks_of(members, ranks), place.second));
   }
-  text << ".";
-  if (std::any_of(missing.begin(), missing.end(), [&](int rank) { return ranks[rank].died; }))
-    text << " The system log of that machine (dmesg) says whether it ran out of memory.";
-  else if (no_progress > 0)
-    text << " MUSTER_COLLECTIVE_TIMEOUT sets how many seconds to wait.";
-  return text.str();
+  const bool died = std::any_of(missing.begin(), missing.end(), [&](int rank) { return ranks[rank].died; });
+  return fmt::format(
+      "{}{}.{}",
+      no_progress > 0 ? fmt::format("no progress in phase {} for {:g} s: ", name_of(waiting.phase), no_progress) : "",
+      join(parts, "; "),
+      died              ? " The system log of that machine (dmesg) says whether it ran out of memory."
+      : no_progress > 0 ? " MUSTER_COLLECTIVE_TIMEOUT sets how many seconds to wait."
+                        : "");
 }
 
 std::string describe_place(int rank, const RankStatus& status) {
@@ -134,7 +134,7 @@ void end_process(const Ending& ending) {
     }).detach();
     done->get_future().wait_for(kLastResort);
   } catch (const std::exception&) {  // no more threads: only the message then
-    if (ending.reports) try_write_all(STDERR_FILENO, "muster: " + ending.text + "\n");
+    if (ending.reports) try_write_all(STDERR_FILENO, fmt::format("muster: {}\n", ending.text));
   }
   ::_exit(static_cast<int>(ExitCode::kPeerFailed));
 }

@@ -23,17 +23,9 @@ nlohmann::ordered_json time_or_null(int64_t microseconds) {
 }  // namespace
 
 const char* name_of(Phase phase) {
-  switch (phase) {
-    case Phase::kSetup:
-      return "setup";
-    case Phase::kStep:
-      return "step";
-    case Phase::kSave:
-      return "save";
-    case Phase::kEvaluation:
-      return "evaluation";
-  }
-  return "unknown";
+  static constexpr const char* kNames[] = {"setup", "step", "save", "evaluation"};
+  const auto index = static_cast<size_t>(phase);
+  return index < std::size(kNames) ? kNames[index] : "unknown";
 }
 
 int64_t FlightRecorder::enter(const CollectiveCall& call, const std::string& communicator, Phase phase) {

@@ -1,5 +1,3 @@
-#include "distributed/mpi.h"
-
 // Open MPI 4's header otherwise brings in the removed C++ bindings and needs their library.
 #define OMPI_SKIP_MPICXX 1
 #include <fmt/format.h>
@@ -168,16 +166,14 @@ class MpiCommunicator final : public CheckedCommunicator {
   }
 
   void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
-    const int64_t row_bytes = static_cast<int64_t>(gathered.nbytes()) / gathered.size(0);
     std::vector<int64_t> sizes;
-    for (const int64_t count : counts) sizes.push_back(count * row_bytes);
+    for (const int64_t count : counts) sizes.push_back(count * bytes_per_row(gathered));
     gather(rows.data_ptr(), sizes, static_cast<char*>(gathered.data_ptr()));
   }
 
   void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
                      const at::Tensor& received) override {
-    int64_t row_bytes = rows.element_size();
-    for (int64_t axis = 1; axis < rows.dim(); ++axis) row_bytes *= rows.size(axis);
+    const int64_t row_bytes = bytes_per_row(rows);
     const char* from = static_cast<const char*>(rows.data_ptr());
     char* to = static_cast<char*>(received.data_ptr());
     // Point to point, not MPI_Alltoallv: its counts are int, and whether they fit is not known on every rank.
@@ -273,11 +269,9 @@ std::unique_ptr<Communicator> make_mpi_communicator(int64_t largest_bytes) {
   int rank = 0, size = 1;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  RankNames names{"world", std::vector<int>(size)};
-  std::iota(names.ranks.begin(), names.ranks.end(), 0);
   MPI_Comm comm;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
-  return std::make_unique<MpiCommunicator>(comm, std::move(names), rank, nullptr, largest_bytes);
+  return std::make_unique<MpiCommunicator>(comm, world_names(size), rank, nullptr, largest_bytes);
 }
 
 std::string mpi_library_version() {

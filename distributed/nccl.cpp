@@ -13,7 +13,6 @@
 #include <cstring>
 #include <exception>
 #include <future>
-#include <numeric>
 #include <thread>
 
 #include "distributed/checked_communicator.h"
@@ -127,12 +126,12 @@ class NcclConnection {
 
   [[noreturn]] void fail(const std::string& message) {
     abort();
-    throw Error(ExitCode::kPeerFailed, message +
-                                           ". Either a rank has failed (look for its message), or the GPUs cannot "
-                                           "reach each other: start with NCCL_DEBUG=INFO in "
-                                           "the environment to see what NCCL tries; NCCL_SOCKET_IFNAME names the "
-                                           "network interface to use, NCCL_IB_DISABLE=1 and "
-                                           "NCCL_P2P_DISABLE=1 turn faulty InfiniBand and direct GPU links off");
+    throw Error(ExitCode::kPeerFailed,
+                fmt::format("{}. Either a rank has failed (look for its message), or the GPUs cannot reach each other: "
+                            "start with NCCL_DEBUG=INFO in the environment to see what NCCL tries; NCCL_SOCKET_IFNAME "
+                            "names the network interface to use, NCCL_IB_DISABLE=1 and NCCL_P2P_DISABLE=1 turn faulty "
+                            "InfiniBand and direct GPU links off",
+                            message));
   }
 
   std::atomic<ncclComm_t> comm_{nullptr};
@@ -151,7 +150,8 @@ class NcclCommunicator final : public CheckedCommunicator {
         owned_(std::move(owned)),
         control_(control),
         device_(device) {
-    if (!device.is_cuda() || !device.has_index()) refuse_call("NCCL needs a GPU with its index, not " + device.str());
+    if (!device.is_cuda() || !device.has_index())
+      refuse_call(fmt::format("NCCL needs a GPU with its index, not {}", device.str()));
     ncclUniqueId id;
     std::memset(&id, 0, sizeof id);
     run_on_all_ranks(control_, [&] {
@@ -201,8 +201,8 @@ class NcclCommunicator final : public CheckedCommunicator {
 
   void require_device(const at::Tensor& tensor) const override {
     if (tensor.device() != device_)
-      refuse_call("this rank's collectives take tensors on the CPU and on " + device_.str() + ", not on " +
-                  tensor.device().str());
+      refuse_call(fmt::format("this rank's collectives take tensors on the CPU and on {}, not on {}", device_.str(),
+                              tensor.device().str()));
   }
 
   // Through the control plane, on request and for split(), which needs the others' groups. Otherwise the other ranks'
@@ -228,7 +228,7 @@ class NcclCommunicator final : public CheckedCommunicator {
 
   void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
     used(rows);
-    const int64_t row_bytes = bytes_of(gathered) / gathered.size(0);
+    const int64_t row_bytes = bytes_per_row(gathered);
     const bool even = std::all_of(counts.begin(), counts.end(), [&](int64_t count) { return count == counts[0]; });
     connection_->launch("all_gather_rows", [&](ncclComm_t comm, cudaStream_t stream) {
       if (even) return ncclAllGather(rows.data_ptr(), gathered.data_ptr(), bytes_of(rows), ncclUint8, comm, stream);
@@ -248,8 +248,7 @@ class NcclCommunicator final : public CheckedCommunicator {
   void exchange_body(const at::Tensor& rows, const std::vector<int64_t>& sends, const std::vector<int64_t>& receives,
                      const at::Tensor& received) override {
     used(rows);
-    int64_t row_bytes = rows.element_size();
-    for (int64_t axis = 1; axis < rows.dim(); ++axis) row_bytes *= rows.size(axis);
+    const int64_t row_bytes = bytes_per_row(rows);
     connection_->launch("all_to_all_rows", [&](ncclComm_t comm, cudaStream_t stream) {
       return group([&](const auto& add) {
         int64_t sent = 0, got = 0;
@@ -310,9 +309,7 @@ class NcclCommunicator final : public CheckedCommunicator {
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, c10::Device device) {
-  RankNames names{"world", std::vector<int>(control.size())};
-  std::iota(names.ranks.begin(), names.ranks.end(), 0);
-  return std::make_unique<NcclCommunicator>(control, nullptr, device, std::move(names));
+  return std::make_unique<NcclCommunicator>(control, nullptr, device, world_names(control.size()));
 }
 
 std::string nccl_version() {

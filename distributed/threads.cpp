@@ -18,7 +18,8 @@ namespace {
 
 // One mutex and one condition variable for the whole job: plain, and fast enough for tests.
 struct Job {
-  explicit Job(int ranks) : fates(ranks) {}
+  Job(int ranks, std::chrono::duration<double> deadline) : deadline(deadline), fates(ranks) {}
+  const std::chrono::duration<double> deadline;
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::string> fates;  // of ranks that have ended: how; empty while a rank runs
@@ -67,7 +68,6 @@ class ThreadCommunicator final : public CheckedCommunicator {
     const int64_t mine = ++board_->arrivals[rank()];
     job_->changed.notify_all();
     const auto start = std::chrono::steady_clock::now();
-    const auto deadline = collective_deadline();
     while (true) {
       std::vector<int> missing;
       for (int peer = 0; peer < size(); ++peer)
@@ -79,9 +79,9 @@ class ThreadCommunicator final : public CheckedCommunicator {
                                                          place(current_, names().communicator), describe(current_),
                                                          job_->fates[names().ranks[peer]]));
       const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
-      if (waited >= deadline)
+      if (waited >= job_->deadline)
         throw Error(ExitCode::kPeerFailed, absence(current_, last_completed(), missing, waited.count(), names()));
-      job_->changed.wait_for(lock, deadline - waited);
+      job_->changed.wait_for(lock, job_->deadline - waited);
     }
   }
 
@@ -118,7 +118,7 @@ class ThreadCommunicator final : public CheckedCommunicator {
   void gather_body(const at::Tensor& rows, const std::vector<int64_t>& counts, const at::Tensor& gathered) override {
     board_->data[rank()] = static_cast<char*>(rows.data_ptr());
     arrive();
-    const int64_t row_bytes = static_cast<int64_t>(gathered.nbytes()) / gathered.size(0);
+    const int64_t row_bytes = bytes_per_row(gathered);
     char* to = static_cast<char*>(gathered.data_ptr());
     for (int peer = 0; peer < size(); to += counts[peer++] * row_bytes)
       if (counts[peer] > 0) std::memcpy(to, board_->data[peer], counts[peer] * row_bytes);
@@ -130,8 +130,7 @@ class ThreadCommunicator final : public CheckedCommunicator {
     board_->data[rank()] = static_cast<char*>(rows.data_ptr());
     board_->counts[rank()] = &sends;
     arrive();
-    int64_t row_bytes = rows.element_size();
-    for (int64_t axis = 1; axis < rows.dim(); ++axis) row_bytes *= rows.size(axis);
+    const int64_t row_bytes = bytes_per_row(rows);
     char* to = static_cast<char*>(received.data_ptr());
     for (int peer = 0; peer < size(); to += receives[peer++] * row_bytes) {
       const auto& theirs = *board_->counts[peer];
@@ -190,7 +189,7 @@ void run_rank(int rank, const RankNames& names, const std::shared_ptr<Job>& job,
     ThreadCommunicator communicator(names, rank, job, board);
     body(communicator);
   } catch (const std::exception& error) {
-    fate = std::string("has failed: ") + error.what();
+    fate = fmt::format("has failed: {}", error.what());
     failure = std::current_exception();
   } catch (...) {
     fate = "has failed.";
@@ -204,13 +203,11 @@ void run_rank(int rank, const RankNames& names, const std::shared_ptr<Job>& job,
 
 }  // namespace
 
-void run_as_threads(int ranks, const std::function<void(Communicator&)>& body) {
+void run_as_threads(int ranks, const std::function<void(Communicator&)>& body, std::chrono::duration<double> deadline) {
   if (ranks < 1) throw Error(ExitCode::kInternal, fmt::format("run_as_threads: {} ranks", ranks));
-  collective_deadline();  // reports a wrong setting here, not when the first rank is late
-  const auto job = std::make_shared<Job>(ranks);
+  const auto job = std::make_shared<Job>(ranks, deadline);
   const auto board = std::make_shared<Board>(ranks);
-  RankNames names{"world", std::vector<int>(ranks)};
-  std::iota(names.ranks.begin(), names.ranks.end(), 0);
+  const RankNames names = world_names(ranks);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) threads.emplace_back([&, rank] { run_rank(rank, names, job, board, body); });
   for (auto& thread : threads) thread.join();

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <chrono>
 #include <functional>
 
+#include "distributed/collective_call.h"
 #include "distributed/communicator.h"
 
 namespace muster::distributed {
@@ -13,6 +15,9 @@ namespace muster::distributed {
 // When a rank throws, or ends while others wait for it, those that wait throw Error(kPeerFailed), which names it. The
 // first exception is thrown again here once all threads have ended. abort() ends this job by such an exception, not the
 // process. The body sets LibTorch's per-thread settings (at::set_num_threads, grad mode) itself.
-void run_as_threads(int ranks, const std::function<void(Communicator&)>& body);
+//
+// deadline: for ranks that others wait for.
+void run_as_threads(int ranks, const std::function<void(Communicator&)>& body,
+                    std::chrono::duration<double> deadline = collective_deadline());
 
 }  // namespace muster::distributed

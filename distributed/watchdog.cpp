@@ -46,13 +46,6 @@ void set_deadlines(const Deadlines& deadlines) {
   limits[3] = deadlines.evaluation;
 }
 
-Deadlines deadlines() {
-  Deadlines all{limits[0], limits[1], limits[2], limits[3]};
-  if (const double everywhere = timeout_from_environment(); everywhere > 0)
-    all = {everywhere, everywhere, everywhere, everywhere};
-  return all;
-}
-
 void keep_flight_records_in(const std::string& path) { folder = new std::string(path); }
 
 AbortHook::AbortHook(std::function<void()> action) : action_(std::move(action)) {

@@ -37,8 +37,6 @@ struct Deadlines {
 };
 // MUSTER_COLLECTIVE_TIMEOUT, when set, overrides all phases. Takes effect at once.
 void set_deadlines(const Deadlines& deadlines);
-// Those in effect. Throws Error(kUsage) for a MUSTER_COLLECTIVE_TIMEOUT that is not a number of seconds above 0.
-Deadlines deadlines();
 
 // Reports that this rank is alive although it calls no collective: for long local work, at most every few seconds. Any
 // thread; costs two atomic stores.

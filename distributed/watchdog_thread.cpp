@@ -13,6 +13,7 @@
 
 #include "base/files.h"
 #include "base/host.h"
+#include "base/process.h"
 #include "distributed/fault.h"
 #include "distributed/packing.h"
 #include "distributed/watchdog.h"
@@ -91,12 +92,8 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
   starter_process_ = open_process(::getppid());
   wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   report_progress();
-  // Signals are for the main thread.
-  sigset_t every, former;
-  sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &former);
+  const SignalsBlocked for_the_main_thread;
   thread_ = std::thread([this] { loop(); });
-  pthread_sigmask(SIG_SETMASK, &former, nullptr);
   pthread_setname_np(thread_.native_handle(), "watchdog");
 }
 

@@ -20,7 +20,7 @@ namespace muster::distributed {
 FlightRecorder& flight_recorder();
 Phase current_phase();
 std::chrono::steady_clock::time_point last_progress();
-double deadline_of(Phase phase);
+double deadline_of(Phase phase);            // seconds; 0: none
 const std::string* flight_record_folder();  // null: no records are written
 void run_abort_hooks();
 

@@ -11,17 +11,6 @@
 namespace muster::batch {
 namespace {
 
-Sampling sampling_of(config::Training::Sampling sampling) {
-  switch (sampling) {
-    case config::Training::CLASS_BALANCED:
-      return Sampling::kClassBalanced;
-    case config::Training::SEQUENTIAL:
-      return Sampling::kSequential;
-    default:
-      return Sampling::kShuffle;
-  }
-}
-
 std::vector<int64_t> shuffled(const std::vector<int64_t>& samples, uint64_t seed, uint32_t epoch) {
   // Keyed by dataset row, not by place in the list: the same sample keeps its key whatever else is in the split.
   std::vector<std::pair<uint64_t, int64_t>> keyed;
@@ -59,16 +48,9 @@ std::vector<int64_t> class_balanced(const std::vector<int64_t>& samples, const s
 }  // namespace
 
 std::vector<int64_t> epoch_order(const std::vector<int64_t>& samples, const std::vector<double>& labels,
-                                 Sampling sampling, uint64_t seed, uint32_t epoch) {
-  switch (sampling) {
-    case Sampling::kShuffle:
-      return shuffled(samples, seed, epoch);
-    case Sampling::kClassBalanced:
-      return class_balanced(samples, labels, seed, epoch);
-    case Sampling::kSequential:
-      break;
-  }
-  return samples;
+                                 config::Training::Sampling sampling, uint64_t seed, uint32_t epoch) {
+  if (sampling == config::Training::CLASS_BALANCED) return class_balanced(samples, labels, seed, epoch);
+  return sampling == config::Training::SEQUENTIAL ? samples : shuffled(samples, seed, epoch);
 }
 
 TrainingPlan::TrainingPlan(const config::LoadedExperiment& loaded, const data::DatasetIndex& index,
@@ -92,8 +74,8 @@ TrainingPlan::TrainingPlan(const config::LoadedExperiment& loaded, const data::D
 std::vector<int64_t> TrainingPlan::samples(uint64_t step) {
   const int64_t epoch = epoch_of(step);
   if (epoch != ordered_epoch_) {
-    order_ = epoch_order(train_, labels_, sampling_of(config_.training().sampling()), config_.seed(),
-                         static_cast<uint32_t>(epoch - 1));
+    order_ =
+        epoch_order(train_, labels_, config_.training().sampling(), config_.seed(), static_cast<uint32_t>(epoch - 1));
     ordered_epoch_ = epoch;
   }
   const uint64_t batch_size = config_.training().batch_size();

@@ -12,7 +12,7 @@ BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> moda
 }
 
 bool BatchReader::keep_on_device(Residency wanted, int ranks) {
-  if (device_.is_cpu() || wanted == Residency::kNever) return false;
+  if (device_.is_cpu() || wanted == config::Training::NEVER) return false;
   std::vector<ResidentFrames::Table> tables;
   int64_t bytes = 0;
   for (const int64_t modality : modalities_) {

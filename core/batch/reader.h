@@ -25,7 +25,7 @@ class BatchReader {
 
   // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal
   // bit for bit. `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU
-  // always false. Throws Error(kBadConfig) when kAlways cannot be.
+  // always false. Throws Error(kBadConfig) when ALWAYS cannot be.
   bool keep_on_device(Residency wanted, int ranks = 1);
 
   // Samples in the order given; labels are included when the dataset has them.

@@ -22,9 +22,9 @@ int64_t free_device_memory(c10::Device device) {
 }
 
 bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int ranks) {
-  if (wanted == Residency::kNever) return false;
+  if (wanted == config::Training::NEVER) return false;
   const int64_t needed = bytes * ranks;
-  if (wanted == Residency::kWhenItFits) return needed <= free_bytes / 2;
+  if (wanted != config::Training::ALWAYS) return needed <= free_bytes / 2;
   if (needed > free_bytes)
     throw Error(ExitCode::kBadConfig,
                 fmt::format("training.data_on_device: ALWAYS needs {} of GPU memory{}, but only {} are free; use "

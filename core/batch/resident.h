@@ -7,18 +7,18 @@
 #include <vector>
 
 #include "core/batch/ragged.h"
+#include "core/config/experiment.pb.h"
 
 namespace muster::batch {
 
-// Whether the frames of a whole dataset are kept in GPU memory.
-enum class Residency { kNever, kWhenItFits, kAlways };
+using Residency = config::Training::DataOnDevice;
 
 // Free memory of a GPU, in bytes.
 int64_t free_device_memory(c10::Device device);
 
-// The decision: `bytes` of frames per rank, `ranks` ranks that will each take as much of `free_bytes`. kWhenItFits
-// leaves half of what is free to the model, its graphs and other users. Throws Error(kBadConfig) when kAlways cannot
-// be.
+// Whether the frames of a whole dataset are kept in GPU memory: `bytes` of frames per rank, `ranks` ranks that will
+// each take as much of `free_bytes`. WHEN_IT_FITS leaves half of what is free to the model, its graphs and other users.
+// Throws Error(kBadConfig) when ALWAYS cannot be.
 bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int ranks);
 
 // All frames of some modalities on one device, in the form that batches have.

@@ -32,23 +32,23 @@ std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const F
   const int64_t projection = config.projection_dim();
   std::vector<ParameterSpec> specs;
   for (const int64_t m : {kAudio, kVideo}) {
-    const std::string role = kRole[m];
+    const std::string adapter = fmt::format("adapter.{}", kRole[m]), avel = fmt::format("avel.{}", kRole[m]);
     if (config.adapter_dim() > 0) {
-      add_linear(specs, "adapter." + role + ".input", config.adapter_dim(), widths[m], weight);
-      add_linear(specs, "adapter." + role + ".output", widths[m], config.adapter_dim(), Initial::constant(0));
-      add_layer_norm(specs, "adapter." + role + ".norm", widths[m]);
+      add_linear(specs, adapter + ".input", config.adapter_dim(), widths[m], weight);
+      add_linear(specs, adapter + ".output", widths[m], config.adapter_dim(), Initial::constant(0));
+      add_layer_norm(specs, adapter + ".norm", widths[m]);
     }
-    add_linear(specs, "avel." + role + ".input", projection, widths[m], weight, false);
-    add_linear(specs, "avel." + role + ".hidden", projection, projection, weight, false);
-    add_layer_norm(specs, "avel." + role + ".norm", projection);
+    add_linear(specs, avel + ".input", projection, widths[m], weight, false);
+    add_linear(specs, avel + ".hidden", projection, projection, weight, false);
+    add_layer_norm(specs, avel + ".norm", projection);
     for (uint32_t layer = 0; layer < config.layers(); ++layer) {
-      const std::string name = std::string(kDirection[m]) + "." + std::to_string(layer);
+      const std::string name = fmt::format("{}.{}", kDirection[m], layer);
       add_linear(specs, name + ".query", widths[m], widths[m], weight);
       add_key_value(specs, name + ".key_value", widths[m], widths[1 - m], weight);
       add_linear(specs, name + ".output", widths[m], widths[m], weight);
       add_layer_norm(specs, name + ".norm", widths[m]);
     }
-    add_linear(specs, "mem." + role + "_head", 2, widths[m], weight);
+    add_linear(specs, fmt::format("mem.{}_head", kRole[m]), 2, widths[m], weight);
   }
   if (config.temperature_mode() != config::FoalNet::FIXED_TEMPERATURE) {
     const bool clamped = config.temperature_mode() == config::FoalNet::CLAMPED_DIVISOR;
@@ -162,7 +162,7 @@ at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const
                             Kind kind, const StepContext& step) const {
   at::Tensor x = frames.values;
   if (config_.adapter_dim() > 0) {
-    const std::string name = std::string("adapter.") + kRole[modality];
+    const std::string name = fmt::format("adapter.{}", kRole[modality]);
     x = layer_norm(parameters_, name + ".norm",
                    x + linear(parameters_, name + ".output", at::gelu(linear(parameters_, name + ".input", x))));
   }
@@ -173,7 +173,7 @@ at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const
 
 at::Tensor FoalNet::project(int64_t modality, const at::Tensor& frames, const batch::Batch& batch,
                             const StepContext& step) const {
-  const std::string name = std::string("avel.") + kRole[modality];
+  const std::string name = fmt::format("avel.{}", kRole[modality]);
   const at::Tensor e =
       linear(parameters_, name + ".input", kernels::segment_mean(frames, batch.modalities[modality].offsets), false);
   const at::Tensor hidden = linear(parameters_, name + ".hidden", at::gelu(e), false);
@@ -225,7 +225,7 @@ at::Tensor FoalNet::fuse(int64_t query_modality, const at::Tensor& query, const 
   const double p = step.training ? config_.fusion_dropout() : 0;
   at::Tensor q = query;
   for (uint32_t layer = 0; layer < config_.layers(); ++layer) {
-    const std::string name = std::string(kDirection[query_modality]) + "." + std::to_string(layer);
+    const std::string name = fmt::format("{}.{}", kDirection[query_modality], layer);
     const at::Tensor attended =
         kernels::attention(linear(parameters_, name + ".query", q), linear(parameters_, name + ".key_value", context),
                            query_offsets, context_offsets, config_.heads());
@@ -259,7 +259,7 @@ ForwardOutput FoalNet::forward(const batch::Batch& batch, const Embedded& embedd
   const double pairs = negative_frames.empty() ? n : 2 * n;
   at::Tensor mem = at::zeros({}, result.outputs.options());
   for (const int64_t m : {kAudio, kVideo}) {
-    const std::string head = std::string("mem.") + kRole[m] + "_head";
+    const std::string head = fmt::format("mem.{}_head", kRole[m]);
     const at::Tensor positive =
         config_.mem_positive() == config::FoalNet::RECOMPUTE ? matched(m, Kind::kRecomputed) : fused[m];
     const auto match_logits = [&](const at::Tensor& x) { return linear(parameters_, head, x).to(parameters_.dtype()); };

@@ -9,7 +9,7 @@ namespace muster::models {
 std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape) {
   const ModelSpec& spec = spec_of(experiment);
   if (const std::string problem = spec.modality_problem(shape.modalities); !problem.empty())
-    throw Error(ExitCode::kBadConfig, "data.modalities: " + problem);
+    throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {}", problem));
   if (shape.outputs < 2 && !spec.learns(data::Task::kRegression))
     throw Error(ExitCode::kBadConfig,
                 fmt::format("{}: classification needs data with at least two classes", spec.name));

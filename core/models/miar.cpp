@@ -31,17 +31,18 @@ std::vector<ParameterSpec> miar_specs(const config::Miar& config, const Miar::Si
   streams.push_back("joint");
   for (int64_t m = 0; m < count; ++m) {
     const std::string& name = sizes.modalities[m];
-    add_linear(specs, "encoder." + name + ".input", d, sizes.dims[m], Initial::xavier_uniform(sizes.dims[m], d));
-    add_layer_norm(specs, "encoder." + name + ".norm", d);
-    add_linear(specs, "alignment." + name + ".projection.input", d, d, square);
-    add_linear(specs, "alignment." + name + ".projection.output", p, d, Initial::xavier_uniform(d, p));
-    add_layer_norm(specs, "alignment." + name + ".norm", p);
+    const std::string encoder = "encoder." + name, alignment = "alignment." + name;
+    add_linear(specs, encoder + ".input", d, sizes.dims[m], Initial::xavier_uniform(sizes.dims[m], d));
+    add_layer_norm(specs, encoder + ".norm", d);
+    add_linear(specs, alignment + ".projection.input", d, d, square);
+    add_linear(specs, alignment + ".projection.output", p, d, Initial::xavier_uniform(d, p));
+    add_layer_norm(specs, alignment + ".norm", p);
   }
   for (const auto& stream : streams) {
     specs.push_back({"token." + stream, {d}, Initial::normal(0.02)});
     add_layer_norm(specs, "token_norm." + stream, d);
     for (uint32_t layer = 0; layer < config.layers(); ++layer) {
-      const std::string name = "layers." + std::to_string(layer) + "." + stream;
+      const std::string name = fmt::format("layers.{}.{}", layer, stream);
       add_layer_norm(specs, name + ".attention_norm", d);
       add_linear(specs, name + ".attention.query", d, d, square);
       // Keys and values are two [d, d] maps stacked: each has its own fan.
@@ -153,7 +154,7 @@ Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
   for (uint32_t layer = 0; layer < config_.layers(); ++layer) {
     // Only the tokens of the last layer are ever read, so only they are computed there.
     const bool last = layer + 1 == config_.layers();
-    const auto name = [&](size_t k) { return "layers." + std::to_string(layer) + "." + streams_[k]; };
+    const auto name = [&](size_t k) { return fmt::format("layers.{}.{}", layer, streams_[k]); };
     std::vector<at::Tensor> normed;
     for (size_t k = 0; k < streams_.size(); ++k)
       normed.push_back(layer_norm(parameters_, name(k) + ".attention_norm", z[k]));

@@ -1,5 +1,7 @@
 #include "core/models/parameters.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -88,7 +90,7 @@ void Parameters::make_views() {
     at::Tensor gradient = gradients_.narrow(0, starts_[i], count).view(spec.shape);
     leaf.mutable_grad() = gradient;
     if (!leaves_.emplace(spec.name, leaf).second)
-      throw Error(ExitCode::kInternal, "two parameters are named '" + spec.name + "'");
+      throw Error(ExitCode::kInternal, fmt::format("two parameters are named '{}'", spec.name));
     gradient_views_.emplace(spec.name, gradient);
   }
 }
@@ -101,7 +103,7 @@ void Parameters::move_to(c10::Device device) {
 
 const at::Tensor& Parameters::operator[](const std::string& name) const {
   const auto found = leaves_.find(name);
-  if (found == leaves_.end()) throw Error(ExitCode::kInternal, "the model has no parameter '" + name + "'");
+  if (found == leaves_.end()) throw Error(ExitCode::kInternal, fmt::format("the model has no parameter '{}'", name));
   return found->second;
 }
 
@@ -117,7 +119,8 @@ void Parameters::finish_gradients() {
   for (const auto& spec : specs_) {
     at::Tensor& view = gradient_views_.at(spec.name);
     if (leaves_.at(spec.name).grad().data_ptr() != view.data_ptr())
-      throw Error(ExitCode::kInternal, "autograd replaced the gradient of '" + spec.name + "' instead of adding to it");
+      throw Error(ExitCode::kInternal,
+                  fmt::format("autograd replaced the gradient of '{}' instead of adding to it", spec.name));
     if (spec.zero_gradient_rows > 0) view.narrow(0, 0, spec.zero_gradient_rows).zero_();
   }
 }
@@ -130,34 +133,24 @@ std::vector<std::pair<std::string, at::Tensor>> Parameters::parts_of(const at::T
   return parts;
 }
 
-std::vector<std::pair<std::string, at::Tensor>> Parameters::state() const {
-  std::vector<std::pair<std::string, at::Tensor>> state;
-  for (const auto& spec : specs_)
-    state.emplace_back(spec.name,
-                       leaves_.at(spec.name).detach().to(at::kCPU, leaves_.at(spec.name).scalar_type(), false, true));
-  return state;
-}
-
 void Parameters::load(const std::map<std::string, at::Tensor>& state, const std::string& source) {
-  const auto shape_text = [](at::IntArrayRef shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-    return text + "]";
-  };
+  const auto shape_text = [](at::IntArrayRef shape) { return fmt::format("[{}]", fmt::join(shape.vec(), ", ")); };
   std::string problems;
   for (const auto& [name, leaf] : leaves_) {
     const auto found = state.find(name);
     if (found == state.end())
-      problems += "\n  missing: " + name + " " + shape_text(leaf.sizes());
+      problems += fmt::format("\n  missing: {} {}", name, shape_text(leaf.sizes()));
     else if (found->second.sizes() != leaf.sizes())
-      problems += "\n  wrong shape: " + name + " is " + shape_text(found->second.sizes()) + ", the model needs " +
-                  shape_text(leaf.sizes());
+      problems += fmt::format("\n  wrong shape: {} is {}, the model needs {}", name, shape_text(found->second.sizes()),
+                              shape_text(leaf.sizes()));
     else if (!found->second.is_floating_point())
-      problems += "\n  wrong dtype: " + name + " is " + c10::toString(found->second.scalar_type());
+      problems += fmt::format("\n  wrong dtype: {} is {}", name, c10::toString(found->second.scalar_type()));
   }
   for (const auto& [name, tensor] : state)
-    if (leaves_.count(name) == 0) problems += "\n  not in the model: " + name + " " + shape_text(tensor.sizes());
-  if (!problems.empty()) throw Error(ExitCode::kBadData, source + ": the weights do not fit the model:" + problems);
+    if (leaves_.count(name) == 0)
+      problems += fmt::format("\n  not in the model: {} {}", name, shape_text(tensor.sizes()));
+  if (!problems.empty())
+    throw Error(ExitCode::kBadData, fmt::format("{}: the weights do not fit the model:{}", source, problems));
   const at::NoGradGuard no_gradient;
   for (auto& [name, leaf] : leaves_) leaf.copy_(state.at(name));
 }

@@ -64,8 +64,6 @@ class Parameters {
   // Every parameter's part, by name and in its shape, of a flat tensor laid out as values(); views, sorted by name.
   std::vector<std::pair<std::string, at::Tensor>> parts_of(const at::Tensor& flat) const;
 
-  // Name, shape and dtype of every parameter with a CPU copy of its values, sorted by name.
-  std::vector<std::pair<std::string, at::Tensor>> state() const;
   // Replaces all values. Strict: throws Error(kBadData) listing every missing and unknown name and every wrong shape;
   // then nothing is changed. `source` names the file in the message. Values are converted to this dtype.
   void load(const std::map<std::string, at::Tensor>& state, const std::string& source);

@@ -22,7 +22,7 @@ std::map<std::string, ModelSpec>& registry() {
 }
 
 // Of things that are counted: "one", "two", "3".
-std::string count_text(size_t count) { return count == 1 ? "one" : count == 2 ? "two" : std::to_string(count); }
+std::string count_text(size_t count) { return count == 1 ? "one" : count == 2 ? "two" : fmt::format("{}", count); }
 
 }  // namespace
 
@@ -63,7 +63,8 @@ std::vector<const ModelSpec*> all_models() {
 
 const ModelSpec& spec_of(const config::Experiment& experiment) {
   const ModelSpec* spec = find_model(model_of(experiment));
-  if (spec == nullptr) throw Error(ExitCode::kInternal, "no model is registered as \"" + model_of(experiment) + "\"");
+  if (spec == nullptr)
+    throw Error(ExitCode::kInternal, fmt::format("no model is registered as \"{}\"", model_of(experiment)));
   return *spec;
 }
 

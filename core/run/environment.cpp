@@ -53,7 +53,7 @@ struct Group {
     for (const auto& each : cores) cores_text += ++shown > 4 ? "" : (cores_text.empty() ? "" : " | ") + each;
     if (shown > 4) cores_text += " | ...";
     return {distributed::cpu_text(ranks), first["host"], device, cores_text,
-            std::to_string(first["threads"].get<int>())};
+            fmt::format("{}", first["threads"].get<int>())};
   }
 };
 
@@ -113,11 +113,9 @@ std::string rank_table(const nlohmann::json& ranks) {
     for (size_t column = 0; column < row.size(); ++column) width[column] = std::max(width[column], row[column].size());
   std::string text;
   for (const auto& row : rows) {
-    std::string line;
-    for (size_t column = 0; column < row.size(); ++column)
-      line += row[column] + std::string(width[column] - row[column].size() + 2, ' ');
-    line.erase(line.find_last_not_of(' ') + 1);
-    text += (text.empty() ? "" : "\n") + line;
+    if (!text.empty()) text += "\n";
+    for (size_t column = 0; column < row.size(); ++column) text += fmt::format("{:{}}", row[column], width[column] + 2);
+    text.erase(text.find_last_not_of(' ') + 1);
   }
   if (groups.size() >= rows.size())
     text += fmt::format("\n... and {} rows more (all are in environment.json)", groups.size() + 1 - rows.size());

@@ -7,35 +7,14 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
-#include "base/files.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace muster::run {
 namespace {
 
-std::string padded(const std::string& text, size_t width, bool left = false) {
-  const std::string space(text.size() < width ? width - text.size() : 0, ' ');
-  return left ? text + space : space + text;
-}
-
-constexpr uint64_t kLargestResult = 64 << 20;  // bytes
-
 // Enough digits to read the same number back.
 std::string exact(double value) { return fmt::format("{:.17g}", value); }
-
-// Where a result is not better than what needs no input.
-std::string warning_of(const Report& report) {
-  const ResultColumn &result = report.columns[report.columns.size() - 2], &baseline = report.columns.back();
-  const std::string& name = report.default_metric;
-  const double value = metrics::metric_value(result.metrics, name),
-               trivial = metrics::metric_value(baseline.metrics, name);
-  const bool better = metrics::higher_is_better(name) ? value > trivial : value < trivial;
-  if (better) return "";
-  return fmt::format(
-      "NOT better than the baseline: {} on {} is {:.4f}, that of the trivial prediction {:.4f}. Nothing "
-      "was learnt that generalises.\n",
-      name, result.title, value, trivial);
-}
 
 }  // namespace
 
@@ -55,17 +34,15 @@ std::vector<double> Predictions::values() const {
 
 nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values) {
   nlohmann::json object = nlohmann::json::object();
-  for (const auto& [name, value] : values)
-    object[name] = std::isfinite(value) ? nlohmann::json(value) : nlohmann::json();
+  for (const auto& [name, value] : values) object[name] = number_or_null(value);
   return object;
 }
 
 nlohmann::json to_json(const Evaluation& evaluation) {
-  nlohmann::json object = {
-      {"loss", std::isfinite(evaluation.loss) ? nlohmann::json(evaluation.loss) : nlohmann::json()},
-      {"terms", to_json(evaluation.terms)},
-      {"metrics", to_json(evaluation.metrics)},
-      {"samples", evaluation.predictions.samples.size()}};
+  nlohmann::json object = {{"loss", number_or_null(evaluation.loss)},
+                           {"terms", to_json(evaluation.terms)},
+                           {"metrics", to_json(evaluation.metrics)},
+                           {"samples", evaluation.predictions.samples.size()}};
   if (!evaluation.confusion.empty()) object["confusion"] = evaluation.confusion;
   return object;
 }
@@ -99,7 +76,7 @@ RunResult read_result(const std::string& run_directory) {
   using nlohmann::json;
   const std::string path = run_directory + "/result.json";
   try {
-    const json all = json::parse(read_file_if_there(path, kLargestResult).value_or(""));
+    const json all = read_json_object(path);
     const auto metrics = [&](const char* split) {
       return all.contains(split) ? all[split].at("metrics") : json::object();
     };
@@ -108,63 +85,34 @@ RunResult read_result(const std::string& run_directory) {
             value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(),
             all.value("model_note", std::string())};
   } catch (const json::exception&) {
-    throw Error(ExitCode::kBadData, path + ": is missing, or is not what a finished run leaves there");
+    throw Error(ExitCode::kBadData, fmt::format("{}: is missing, or is not what a finished run leaves there", path));
   }
 }
 
 std::string results_table(const std::vector<ResultColumn>& columns) {
-  constexpr size_t kName = 16, kColumn = 16;
-  std::string table = padded("", kName, true);
-  for (const auto& column : columns) table += padded(column.title, kColumn);
-  table += "\n";
+  std::string table(16, ' ');
+  for (const auto& column : columns) table += fmt::format("{:>16}", column.title);
   for (size_t row = 0; row < columns[0].metrics.size(); ++row) {
-    table += padded(columns[0].metrics[row].first, kName, true);
+    table += fmt::format("\n{:16}", columns[0].metrics[row].first);
     for (const auto& column : columns) {
       const double value = column.metrics[row].second;
-      table += padded(std::isnan(value) ? "-" : fmt::format("{:.4f}", value), kColumn);
+      table += std::isnan(value) ? fmt::format("{:>16}", "-") : fmt::format("{:16.4f}", value);
     }
-    table += "\n";
   }
-  return table;
+  return table + "\n";
 }
 
 std::string confusion_table(const std::vector<std::string>& class_names,
                             const std::vector<std::vector<int64_t>>& confusion) {
   size_t width = 8;
   for (const auto& name : class_names) width = std::max(width, name.size() + 2);
-  std::string table = padded("label \\ predicted", 18, true);
-  for (const auto& name : class_names) table += padded(name, width);
-  table += "\n";
+  std::string table = fmt::format("{:18}", "label \\ predicted");
+  for (const auto& name : class_names) table += fmt::format("{:>{}}", name, width);
   for (size_t label = 0; label < confusion.size(); ++label) {
-    table += padded(class_names[label], 18, true);
-    for (const int64_t count : confusion[label]) table += padded(std::to_string(count), width);
-    table += "\n";
+    table += fmt::format("\n{:18}", class_names[label]);
+    for (const int64_t count : confusion[label]) table += fmt::format("{:>{}}", count, width);
   }
-  return table;
-}
-
-void print_report(const Report& report) {
-  std::string text = fmt::format("\n{}: best weights of step {} of {}{}\n", report.name, report.best_step,
-                                 report.last_step, report.stopped_early ? " (stopped early)" : "");
-  if (report.skipped_steps > 0) text += fmt::format("{} steps were skipped as non-finite\n", report.skipped_steps);
-  if (!report.columns.empty()) text += "\n" + results_table(report.columns) + "\n";
-  if (!report.confusion.empty()) text += confusion_table(report.class_names, report.confusion) + "\n";
-  if (!report.columns.empty())
-    text += fmt::format("baseline: what predicting the training {} for every sample scores\n",
-                        report.regression ? "median" : "majority class") +
-            warning_of(report);
-  if (!report.note.empty()) text += report.note + "\n";
-  if (report.temperature && *report.temperature <= 0)
-    text += fmt::format(
-        "the learnt temperature of the best weights is {:g}: as a divisor it flips the sign of every similarity\n",
-        *report.temperature);
-  const int64_t saved = report.checkpoints["saved"], failed = report.checkpoints["failed"];
-  if (saved + failed > 0)
-    text += fmt::format("checkpoints: {} saved{}; training stood still for {:.3f} s, at most {:.3f} s at a time\n",
-                        saved, failed > 0 ? fmt::format(", {} FAILED (logs/checkpoints.jsonl)", failed) : "",
-                        report.checkpoints["stall_seconds"].get<double>(),
-                        report.checkpoints["longest_stall_seconds"].get<double>());
-  std::printf("%srun directory: %s\n", text.c_str(), report.run_directory.c_str());
+  return table + "\n";
 }
 
 }  // namespace muster::run

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,7 +42,7 @@ nlohmann::json to_json(const Evaluation& evaluation);
 // predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
-// What a finished run has left in result.json, which training::conclude() writes.
+// What a finished run has left in result.json, which core/training/ writes.
 struct RunResult {
   nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
   std::string selected_by;          // what the best weights were chosen by: "valid/WA"
@@ -63,26 +62,5 @@ std::string results_table(const std::vector<ResultColumn>& columns);
 // Confusion matrix with class names.
 std::string confusion_table(const std::vector<std::string>& class_names,
                             const std::vector<std::vector<int64_t>>& confusion);
-
-// What a finished run tells a person.
-struct Report {
-  std::string name;
-  uint64_t best_step = 0;
-  uint64_t last_step = 0;
-  bool stopped_early = false;
-  uint64_t skipped_steps = 0;
-  std::vector<ResultColumn> columns;  // per split: its result, then its trivial baseline
-  std::vector<std::vector<int64_t>> confusion;
-  std::vector<std::string> class_names;
-  bool regression = false;
-  std::string default_metric;         // decides whether anything was learnt
-  std::string note;                   // of the model; may be empty
-  std::optional<double> temperature;  // of the best weights, where the model learns one
-  std::string run_directory;
-  nlohmann::json checkpoints;  // as Checkpointing::summary()
-};
-
-// Prints it to standard output, with a warning when the result is not better than the trivial baseline.
-void print_report(const Report& report);
 
 }  // namespace muster::run

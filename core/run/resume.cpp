@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
 #include "core/config/stored.h"
 
 namespace muster::run {
@@ -21,18 +22,13 @@ void read_beginning(const std::string& run_directory, const Provenance& now, std
   before = now;
   const auto environment =
       nlohmann::json::parse(read_file(run_directory + "/environment.json", kLargestText), nullptr, false);
-  const auto hash = nlohmann::json::json_pointer("/data/sha256");
-  if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
+  before.set_data_sha256(text_in(member_of(environment, "data"), "sha256"));
+  if (before.data_sha256().empty())
     throw Error(ExitCode::kBadData,
-                run_directory + "/environment.json: has no data.sha256; is this the directory of a run?");
-  before.data_sha256 = environment[hash];
+                fmt::format("{}/environment.json: has no data.sha256; is this the directory of a run?", run_directory));
 }
 
-std::string lines(const std::vector<std::string>& items) {
-  std::string text;
-  for (const auto& item : items) text += "\n  " + item;
-  return text;
-}
+std::string lines(const std::vector<std::string>& items) { return fmt::format("\n  {}", fmt::join(items, "\n  ")); }
 
 }  // namespace
 
@@ -51,16 +47,17 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
       const auto& checkpoint = point.loaded->checkpoint;
       source = checkpoint.path;
       config_text = checkpoint.info.config;
-      from_bytes(checkpoint.info.training_state, source, point.state, before);
-      if (point.state.steps_done != checkpoint.info.step)
+      point.state = from_bytes(checkpoint.info.training_state, source);
+      before = point.state.provenance();
+      if (point.state.steps_done() != checkpoint.info.step)
         throw Error(ExitCode::kBadData, fmt::format("{}: it is of step {}, but its training state of step {}", source,
-                                                    checkpoint.info.step, point.state.steps_done));
+                                                    checkpoint.info.step, point.state.steps_done()));
     } else {
       read_beginning(run_directory, provenance, config_text, before);
     }
     const auto experiment = config::parse_stored_experiment(config_text, source);
     std::vector<std::string> forbidden = changes_of_results(before, provenance);
-    const bool only_data = forbidden.size() == 1 && before.data_sha256 != provenance.data_sha256;
+    const bool only_data = forbidden.size() == 1 && before.data_sha256() != provenance.data_sha256();
     bool config_changed = false;
     for (const auto& difference : config::differences(experiment, now)) {
       const bool free = config::may_change_in_a_run(difference.path, now);
@@ -69,10 +66,10 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
           .push_back(fmt::format("{}: {} -> {}", difference.path, difference.before, difference.after));
     }
     // Not judged: they make no difference beyond rounding, which is what was promised without `reproducible`.
-    if (before.muster != provenance.muster)
-      point.changes.push_back(fmt::format("muster: {} -> {}", before.muster, provenance.muster));
-    if (before.torch != provenance.torch)
-      point.changes.push_back(fmt::format("torch: {} -> {}", before.torch, provenance.torch));
+    if (before.muster() != provenance.muster())
+      point.changes.push_back(fmt::format("muster: {} -> {}", before.muster(), provenance.muster()));
+    if (before.torch() != provenance.torch())
+      point.changes.push_back(fmt::format("torch: {} -> {}", before.torch(), provenance.torch()));
     if (!forbidden.empty() && !force)
       throw Error(only_data && !config_changed ? ExitCode::kBadData : ExitCode::kBadConfig,
                   fmt::format("{}: this run cannot continue as the same run, because its results would change. "

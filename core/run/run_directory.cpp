@@ -13,7 +13,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
-#include "base/files.h"
+#include "base/json.h"
 
 namespace muster::run {
 namespace {
@@ -23,27 +23,21 @@ namespace fs = std::filesystem;
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
 constexpr const char* kFolders[] = {"weights", "checkpoints", "logs"};
 
-// Paths need not be UTF-8; JSON must.
-std::string dumped(const nlohmann::json& value, int indent = -1) {
-  return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
 [[noreturn]] void fail(const std::string& path, const std::string& what, const std::string& reason) {
   throw Error(ExitCode::kIo, fmt::format("{}: {}: {}", path, what, reason));
 }
 
-int open_to_append(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
-  if (descriptor < 0) fail(path, "cannot open", std::strerror(errno));
-  return descriptor;
+void open_to_append(Descriptor& file, const std::string& path) {
+  file.reset(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666));
+  if (file.get() < 0) fail(path, "cannot open", std::strerror(errno));
 }
 
-// All of it, or nothing that is left behind.
-void append(int descriptor, const std::string& bytes, const std::string& path) {
-  const off_t before = ::lseek(descriptor, 0, SEEK_END);
-  const int error = try_write_all(descriptor, bytes);
+// All of the row, or nothing that is left behind.
+void append(const Descriptor& file, const nlohmann::json& row, const std::string& path) {
+  const off_t before = ::lseek(file.get(), 0, SEEK_END);
+  const int error = try_write_all(file.get(), json_text(row) + "\n");
   if (error == 0) return;
-  if (::ftruncate(descriptor, before) != 0) {
+  if (::ftruncate(file.get(), before) != 0) {
     // The row stays torn; continue_after() removes it.
   }
   fail(path, "cannot write", std::strerror(error));
@@ -89,19 +83,17 @@ void sweep_temporary_files(const fs::path& folder) {
 // Makes a run directory that appears whole or not at all.
 void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
   if (make_folder_atomically(path, fill)) return;
-  throw RunDirInUse(
-      path + ": another job has begun this run at the same moment. Wait for it, stop it, or choose another --run-dir");
+  throw RunDirInUse(fmt::format("{}: another job has begun this run at the same moment. Wait for it, stop it, or choose "
+                                "another --run-dir",
+                                path));
 }
 
 }  // namespace
 
 InitFrom recorded_init_from(const std::string& run_directory) {
   if (run_dir_state(run_directory) == RunDirState::kPrepared) return {};
-  const auto text = read_file_if_there(run_directory + "/environment.json", kNoLimit);
-  const auto environment = nlohmann::json::parse(text.value_or(""), nullptr, false);
-  if (!environment.is_object() || !environment.contains("init_from") || !environment["init_from"].is_object())
-    return {};
-  return {environment["init_from"].value("path", ""), environment["init_from"].value("sha256", "")};
+  const auto recorded = member_of(read_json_object(run_directory + "/environment.json"), "init_from");
+  return {text_in(recorded, "path"), text_in(recorded, "sha256")};
 }
 
 RunDirState run_dir_state(const std::string& path) {
@@ -129,9 +121,11 @@ void require_new_run_directory(const std::string& path) {
         "{0} exists already and holds an unfinished run. To continue it: muster resume {0}, or the same command with "
         "--resume auto. To begin anew: another --run-dir, or remove that one first",
         path));
-  constexpr const char* kNever = ". A run is never overwritten: choose another --run-dir, or remove that one first";
-  if (place == RunDirState::kFinished) throw RunDirInUse(path + " exists already and holds a finished run" + kNever);
-  throw Error(ExitCode::kUsage, path + " exists already" + kNever);
+  const std::string message =
+      fmt::format("{} exists already{}. A run is never overwritten: choose another --run-dir, or remove that one first",
+                  path, place == RunDirState::kFinished ? " and holds a finished run" : "");
+  if (place == RunDirState::kFinished) throw RunDirInUse(message);
+  throw Error(ExitCode::kUsage, message);
 }
 
 void prepare_run_directory(const std::string& path, const std::vector<std::pair<std::string, std::string>>& files) {
@@ -146,18 +140,16 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
                            const std::function<void(const std::string&)>& tell, bool keeps_events)
     : path_(path), keeps_events_(keeps_events) {
   require_new_run_directory(path);
-  LockSettings settings;
-  settings.tell = tell;
   if (run_dir_state(path) == RunDirState::kNothing) {
     make_whole(path, [&](const std::string& building) {
       for (const char* folder : kFolders) fs::create_directories(building + "/" + folder);
       write_file_atomically(building + "/config.txtpb", config_text);
-      write_file_atomically(building + "/environment.json", dumped(environment, 2) + "\n");
+      write_file_atomically(building + "/environment.json", json_text(environment, 2) + "\n");
       write_file_atomically(building + "/metrics.jsonl", "");
     });
-    lock_.emplace(path_, job_identity(), settings);
+    lock_.emplace(path_, job_identity(), LockSettings{tell});
   } else {
-    lock_.emplace(path_, job_identity(), settings);
+    lock_.emplace(path_, job_identity(), LockSettings{tell});
     begin_in_prepared(config_text, environment);
   }
   if (keeps_events_) events_.emplace(path_);
@@ -169,7 +161,7 @@ void RunDirectory::begin_in_prepared(const std::string& config_text, const nlohm
   require_new_run_directory(path_);  // somebody may have begun before the lock was ours
   sweep_temporary_files(path_);
   for (const char* folder : kFolders) make_folders(file(folder));
-  write_file_atomically(file("environment.json"), dumped(environment, 2) + "\n");
+  write_file_atomically(file("environment.json"), json_text(environment, 2) + "\n");
   write_file_atomically(file("metrics.jsonl"), "");
   write("config.txtpb", config_text);
 }
@@ -179,17 +171,11 @@ RunDirectory::RunDirectory(const std::string& path, const std::function<void(con
     : path_(path), keeps_events_(keeps_events) {
   for (const char* name : {"config.txtpb", "environment.json"})
     if (!fs::is_regular_file(fs::path(path) / name))
-      throw Error(ExitCode::kUsage, path + " is not the directory of a run: there is no " + name + " in it");
-  LockSettings settings;
-  settings.tell = tell;
-  lock_.emplace(path, job_identity(), settings);
+      throw Error(ExitCode::kUsage, fmt::format("{} is not the directory of a run: there is no {} in it", path, name));
+  lock_.emplace(path, job_identity(), LockSettings{tell});
 }
 
-RunDirectory::~RunDirectory() {
-  if (metrics_ >= 0) ::close(metrics_);
-}
-
-void RunDirectory::open_metrics() { metrics_ = open_to_append(file("metrics.jsonl")); }
+void RunDirectory::open_metrics() { open_to_append(metrics_, file("metrics.jsonl")); }
 
 void RunDirectory::continue_after(uint64_t step) {
   const std::string path = file("metrics.jsonl");
@@ -201,32 +187,28 @@ void RunDirectory::continue_after(uint64_t step) {
   open_metrics();
   const std::string text = read_file(path, kNoLimit);
   const size_t end = end_of_rows(text, step, path);
-  if (end < text.size() && ::ftruncate(metrics_, static_cast<off_t>(end)) != 0)
+  if (end < text.size() && ::ftruncate(metrics_.get(), static_cast<off_t>(end)) != 0)
     fail(path, "cannot remove the rows of later steps", std::strerror(errno));
   if (keeps_events_) events_.emplace(path_, step);
 }
 
 void RunDirectory::append_metrics(const nlohmann::json& row) {
   require_not_lost();
-  append(metrics_, dumped(row) + "\n", file("metrics.jsonl"));
+  append(metrics_, row, file("metrics.jsonl"));
   if (!events_) return;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   events_->append(row["step"].get<uint64_t>(), std::chrono::duration<double>(now).count(), scalars_of(row));
 }
 
 void RunDirectory::append_log(const std::string& name, const nlohmann::json& row) {
-  const int descriptor = open_to_append(file(name));
-  try {
-    append(descriptor, dumped(row) + "\n", file(name));
-  } catch (...) {
-    ::close(descriptor);
-    throw;
-  }
-  ::close(descriptor);
+  Descriptor log;
+  open_to_append(log, file(name));
+  append(log, row, file(name));
 }
 
 void RunDirectory::sync() {
-  if (::fsync(metrics_) != 0) fail(file("metrics.jsonl"), "cannot be flushed to the device", std::strerror(errno));
+  if (::fsync(metrics_.get()) != 0)
+    fail(file("metrics.jsonl"), "cannot be flushed to the device", std::strerror(errno));
   if (events_) events_->sync();
 }
 
@@ -248,7 +230,7 @@ nlohmann::json RunDirectory::environment() const {
   auto environment = nlohmann::json::parse(read_file(file("environment.json"), kNoLimit), nullptr, false);
   if (!environment.is_object())
     throw Error(ExitCode::kBadData,
-                file("environment.json") + ": is not JSON; is " + path_ + " the directory of a run?");
+                fmt::format("{}: is not JSON; is {} the directory of a run?", file("environment.json"), path_));
   return environment;
 }
 

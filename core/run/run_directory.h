@@ -27,9 +27,6 @@ class RunDirectory {
   // or is taken over. keeps_events: for TensorBoard.
   explicit RunDirectory(const std::string& path, const std::function<void(const std::string&)>& tell = {},
                         bool keeps_events = true);
-  ~RunDirectory();
-  RunDirectory(const RunDirectory&) = delete;
-  RunDirectory& operator=(const RunDirectory&) = delete;
 
   // Before the first row, in a directory that was there: removes rows of steps after `step`, which will come again, a
   // torn last one, and the temporary files of writers that were killed. Throws Error(kBadData) when metrics.jsonl
@@ -63,7 +60,7 @@ class RunDirectory {
   std::optional<RunLock> lock_;
   const bool keeps_events_;
   std::optional<EventFile> events_;
-  int metrics_ = -1;
+  Descriptor metrics_;
 };
 
 // What a path is to someone who wants to run there.

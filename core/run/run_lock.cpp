@@ -6,19 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
-#include <condition_variable>
-#include <cstdlib>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <mutex>
-#include <optional>
-#include <thread>
-#include <utility>
+#include <nlohmann/json.hpp>
 
-#include "base/error.h"
+#include "base/json.h"
 #include "base/text.h"
-#include "core/run/lock_holder.h"
 #include "distributed/watchdog.h"
 
 namespace muster::run {
@@ -34,6 +30,41 @@ milliseconds age(const timespec& earlier, const timespec& later) {
                                                   std::chrono::nanoseconds(later.tv_nsec - earlier.tv_nsec));
 }
 
+constexpr size_t kDigits = 32;
+
+std::string command_line() {
+  std::string text = read_file_if_there("/proc/self/cmdline", 16 << 20).value_or("");
+  while (!text.empty() && text.back() == '\0') text.pop_back();
+  std::replace(text.begin(), text.end(), '\0', ' ');
+  return text;
+}
+
+// The texts of a lock file and where they go.
+template <typename Holder>
+auto texts_of(Holder& holder) {
+  return std::array{std::pair{"id", &holder.id},
+                    std::pair{"host", &holder.where.host},
+                    std::pair{"boot_id", &holder.where.boot_id},
+                    std::pair{"job", &holder.job},
+                    std::pair{"process_namespace", &holder.where.process_namespace},
+                    std::pair{"command", &holder.command},
+                    std::pair{"started", &holder.started}};
+}
+
+// This process, under a new id.
+LockHolder new_holder() {
+  LockHolder holder;
+  holder.id = make_uuid();
+  holder.where = this_process();
+  holder.command = command_line().substr(0, 4096);
+  const time_t now = std::time(nullptr);
+  char started[32] = "";
+  struct tm fields;
+  if (gmtime_r(&now, &fields)) std::strftime(started, sizeof started, "%Y-%m-%d %H:%M:%S UTC", &fields);
+  holder.started = started;
+  return holder;
+}
+
 std::optional<JobIdentity> identity;
 
 bool operator==(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
@@ -44,48 +75,56 @@ JobIdentity job_identity() { return identity ? *identity : JobIdentity{fmt::form
 
 void set_job_identity(const JobIdentity& job) { identity = job; }
 
-class RunLock::Implementation {
- public:
-  Implementation(const std::string& run_directory, const JobIdentity& job, const LockSettings& settings);
-  ~Implementation();
-  bool held();
-  void check();
+std::string LockHolder::name() const {
+  return fmt::format("{} (host {}, process {}, since {})", job, where.host, where.process, started);
+}
 
- private:
-  std::string place(const std::string& name) const { return folder_ + "/" + name; }
-  // Whoever creates this file may replace the lock of that holder, and nobody else. Ids are never used twice.
-  std::string claim_on(const std::string& id) const { return place(".lock.after-" + id); }
-  [[noreturn]] void fail(const std::string& path, const std::string& what, int error_number) const;
-  void write_own();
-  bool is_ours(const std::string& path) const;
-  timespec now_on_file_server() const;
-  bool link_own(const std::string& path) const;
-  bool seize(const std::string& path);
-  std::optional<bool> is_running(const LockHolder& holder) const;
-  std::string why_over(const std::string& path, const LockHolder& holder) const;
-  std::string watch(const std::string& path, const LockHolder& holder) const;
-  [[noreturn]] void refuse(const LockHolder& holder) const;
-  void remove_leftovers() const;
-  void renew_until_stopped();
-  void look();
-  void release();
+std::string LockHolder::to_text() const {
+  nlohmann::json content = {{"process", where.process},
+                            {"process_start", where.process_start},
+                            {"restarts", restarts},
+                            {"renewed_every_seconds", std::chrono::duration<double>(interval).count()}};
+  for (const auto& [name, text] : texts_of(*this)) content[name] = *text;
+  return json_text(content, 2) + "\n";
+}
 
-  const std::string folder_;
-  const std::string lock_;
-  const JobIdentity job_;
-  const LockSettings settings_;
-  LockHolder self_;      // what our file says
-  std::string own_;      // a name of our file that nobody else uses
-  int descriptor_ = -1;  // of our file, whatever its name
-  std::mutex mutex_;
-  std::condition_variable stop_;
-  bool stopping_ = false;
-  std::string lost_;  // who has the lock instead; empty while it is held
-  std::thread renewer_;
-};
+std::optional<LockHolder> read_lock(const std::string& path) {
+  const auto fail = [&](const std::string& what, int error_number) {
+    throw Error(ExitCode::kIo, fmt::format("Cannot lock the run directory: could not {} {}: {}.", what, path,
+                                           std::strerror(error_number)));
+  };
+  Descriptor file;
+  for (int attempt = 0; attempt < 5 && file.get() < 0; ++attempt) {  // ESTALE: replaced between look-up and opening
+    file.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (file.get() < 0 && errno != ESTALE && errno != EINTR) break;
+  }
+  if (file.get() < 0 && (errno == ENOENT || errno == ESTALE)) return std::nullopt;
+  if (file.get() < 0) fail("open", errno);
+  char text[16384];
+  struct stat status;
+  const ssize_t size = ::fstat(file.get(), &status) == 0 ? ::read(file.get(), text, sizeof text) : -1;
+  if (size < 0 && errno == ESTALE) return std::nullopt;
+  if (size < 0) fail("read", errno);
+  try {
+    const auto content = nlohmann::json::parse(text, text + size);
+    LockHolder holder;
+    for (const auto& [name, field] : texts_of(holder)) content.at(name).get_to(*field);
+    content.at("process").get_to(holder.where.process);
+    content.at("process_start").get_to(holder.where.process_start);
+    content.at("restarts").get_to(holder.restarts);
+    const double seconds = std::clamp(content.at("renewed_every_seconds").get<double>(), 0.001, 3600.0);
+    holder.interval = milliseconds(std::lround(seconds * 1000));
+    holder.renewed = status.st_mtim;
+    if (holder.id.size() == kDigits && holder.id.find_first_not_of("0123456789abcdef") == std::string::npos)
+      return holder;
+  } catch (const nlohmann::json::exception&) {
+  }
+  throw Error(
+      ExitCode::kUsage,
+      fmt::format("{} is not a lock that muster wrote. If no job uses this run directory, remove that file.", path));
+}
 
-RunLock::Implementation::Implementation(const std::string& run_directory, const JobIdentity& job,
-                                        const LockSettings& settings)
+RunLock::RunLock(const std::string& run_directory, const JobIdentity& job, const LockSettings& settings)
     : folder_(run_directory), lock_(place("lock")), job_(job), settings_(settings) {
   try {
     write_own();
@@ -95,15 +134,12 @@ RunLock::Implementation::Implementation(const std::string& run_directory, const 
     remove_leftovers();
     renewer_ = std::thread([this] { renew_until_stopped(); });
   } catch (...) {
-    if (descriptor_ >= 0) {
-      ::unlink(own_.c_str());
-      ::close(descriptor_);
-    }
+    if (file_.get() >= 0) ::unlink(own_.c_str());
     throw;
   }
 }
 
-RunLock::Implementation::~Implementation() {
+RunLock::~RunLock() {
   {
     const std::lock_guard<std::mutex> guard(mutex_);
     stopping_ = true;
@@ -115,10 +151,9 @@ RunLock::Implementation::~Implementation() {
   } catch (const std::exception&) {
     // A lock that cannot be removed is taken over by the next job, as that of a process that was killed.
   }
-  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
-void RunLock::Implementation::fail(const std::string& path, const std::string& what, int error_number) const {
+void RunLock::fail(const std::string& path, const std::string& what, int error_number) const {
   const std::string message =
       fmt::format("Cannot lock the run directory: {} {}: {}.", what, path, std::strerror(error_number));
   if (error_number == ENOENT || error_number == ESTALE)
@@ -127,38 +162,36 @@ void RunLock::Implementation::fail(const std::string& path, const std::string& w
 }
 
 // Makes our file, under its private name.
-void RunLock::Implementation::write_own() {
-  LockHolder self = new_holder();
-  self.job = job_.name;
-  self.restarts = job_.restarts;
-  self.interval = settings_.interval;
-  if (!settings_.host.empty()) self.where.host = settings_.host;
-  if (!settings_.boot_id.empty()) self.where.boot_id = settings_.boot_id;
-  self_ = self;
+void RunLock::write_own() {
+  self_ = new_holder();
+  self_.job = job_.name;
+  self_.restarts = job_.restarts;
+  self_.interval = settings_.interval;
+  if (!settings_.host.empty()) self_.where.host = settings_.host;
+  if (!settings_.boot_id.empty()) self_.where.boot_id = settings_.boot_id;
   own_ = place(".lock.new-" + self_.id);
-  const std::string text = self_.to_text();
-  descriptor_ = ::open(own_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) fail(own_, "could not create", errno);
-  // Flushed, so that a lock that survives a power failure has its content.
-  if (::write(descriptor_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) || ::fsync(descriptor_) != 0)
-    fail(own_, "could not write", errno == 0 ? ENOSPC : errno);
+  file_.reset(::open(own_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  if (file_.get() < 0) fail(own_, "could not create", errno);
+  if (const int error = try_write_all(file_.get(), self_.to_text())) fail(own_, "could not write", error);
+  // A lock that survives a power failure has its content.
+  if (::fsync(file_.get()) != 0) fail(own_, "could not write", errno);
 }
 
-bool RunLock::Implementation::is_ours(const std::string& path) const {
+bool RunLock::is_ours(const std::string& path) const {
   const auto holder = read_lock(path);
   return holder && holder->id == self_.id;
 }
 
 // The modification time that our file gets now.
-timespec RunLock::Implementation::now_on_file_server() const {
+timespec RunLock::now_on_file_server() const {
   struct stat status;
-  if (::futimens(descriptor_, nullptr) != 0 || ::fstat(descriptor_, &status) != 0) fail(own_, "could not renew", errno);
+  if (::futimens(file_.get(), nullptr) != 0 || ::fstat(file_.get(), &status) != 0) fail(own_, "could not renew", errno);
   return status.st_mtim;
 }
 
 // Gives our file this name too, unless there is one. The answer of NFS may be that of a repeated request: what counts
 // is what is there.
-bool RunLock::Implementation::link_own(const std::string& path) const {
+bool RunLock::link_own(const std::string& path) const {
   if (::link(own_.c_str(), path.c_str()) == 0) return true;
   const int error_number = errno;
   if (is_ours(path)) return true;
@@ -168,7 +201,7 @@ bool RunLock::Implementation::link_own(const std::string& path) const {
 
 // Puts our file in place of that of a holder who is gone. False: things changed meanwhile, begin again. Throws if the
 // holder lives. Whoever was about to do so may have died over it: then its claim is seized in the same way.
-bool RunLock::Implementation::seize(const std::string& path) {
+bool RunLock::seize(const std::string& path) {
   const auto holder = read_lock(path);
   if (!holder) return false;
   const std::string reason = why_over(path, *holder);
@@ -189,7 +222,7 @@ bool RunLock::Implementation::seize(const std::string& path) {
 }
 
 // nullopt when it is on another machine or in another container, which cannot be asked.
-std::optional<bool> RunLock::Implementation::is_running(const LockHolder& holder) const {
+std::optional<bool> RunLock::is_running(const LockHolder& holder) const {
   if (!same_process_namespace(holder.where, self_.where)) return std::nullopt;
   HostIdentity here = this_process();  // not the machine that a test plays
   here.process = holder.where.process;
@@ -198,7 +231,7 @@ std::optional<bool> RunLock::Implementation::is_running(const LockHolder& holder
 }
 
 // Why the holder cannot be writing any more; empty: the file has been replaced. Throws if it is alive.
-std::string RunLock::Implementation::why_over(const std::string& path, const LockHolder& holder) const {
+std::string RunLock::why_over(const std::string& path, const LockHolder& holder) const {
   if (holder.job == self_.job && self_.restarts > holder.restarts) return "the same job has been requeued since";
   if (const auto running = is_running(holder)) {
     if (*running) refuse(holder);
@@ -213,7 +246,7 @@ std::string RunLock::Implementation::why_over(const std::string& path, const Loc
 
 // A machine that cannot be asked. An old lock may be that of a holder whose file server was away until just now: so it
 // is watched for a while.
-std::string RunLock::Implementation::watch(const std::string& path, const LockHolder& holder) const {
+std::string RunLock::watch(const std::string& path, const LockHolder& holder) const {
   if (settings_.tell)
     settings_.tell(fmt::format("the run directory is locked by {}; watching for up to {} whether that job is alive",
                                holder.name(), text_of(5 * holder.interval)));
@@ -231,7 +264,7 @@ std::string RunLock::Implementation::watch(const std::string& path, const LockHo
   }
 }
 
-void RunLock::Implementation::refuse(const LockHolder& holder) const {
+void RunLock::refuse(const LockHolder& holder) const {
   const auto silent = std::max(age(holder.renewed, now_on_file_server()), milliseconds(0));
   throw RunDirInUse(fmt::format(
       "{} is in use by {}, id {}, which last showed a sign of life {} ago.\nIts command: {}\nTwo jobs cannot write one "
@@ -240,7 +273,7 @@ void RunLock::Implementation::refuse(const LockHolder& holder) const {
 }
 
 // Files of jobs that died while they wanted the lock.
-void RunLock::Implementation::remove_leftovers() const {
+void RunLock::remove_leftovers() const {
   const auto now = now_on_file_server();
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder_, ignored)) {
@@ -258,12 +291,12 @@ void RunLock::Implementation::remove_leftovers() const {
   }
 }
 
-void RunLock::Implementation::renew_until_stopped() {
+void RunLock::renew_until_stopped() {
   std::unique_lock<std::mutex> guard(mutex_);
   while (!stop_.wait_for(guard, self_.interval, [this] { return stopping_; })) {
     guard.unlock();
     // Our file, not whatever is called `lock` by now.
-    ::futimens(descriptor_, nullptr);
+    ::futimens(file_.get(), nullptr);
     try {
       look();
     } catch (const std::exception&) {
@@ -274,19 +307,20 @@ void RunLock::Implementation::renew_until_stopped() {
 }
 
 // Finds out if the lock is still ours.
-void RunLock::Implementation::look() {
+void RunLock::look() {
   const auto holder = read_lock(lock_);
   if (holder && holder->id == self_.id) return;
   const std::lock_guard<std::mutex> guard(mutex_);
-  if (lost_.empty()) lost_ = holder ? holder->name() + " has it now" : "somebody has removed " + lock_;
+  if (lost_.empty())
+    lost_ = holder ? fmt::format("{} has it now", holder->name()) : fmt::format("somebody has removed {}", lock_);
 }
 
-bool RunLock::Implementation::held() {
+bool RunLock::held() const {
   const std::lock_guard<std::mutex> guard(mutex_);
   return lost_.empty();
 }
 
-void RunLock::Implementation::check() {
+void RunLock::check() {
   look();
   const std::lock_guard<std::mutex> guard(mutex_);
   if (!lost_.empty())
@@ -299,10 +333,9 @@ void RunLock::Implementation::check() {
 
 // Takes the lock away as one who takes it over would, under a new id: it must not be another's by the time it is
 // removed.
-void RunLock::Implementation::release() {
+void RunLock::release() {
   if (!is_ours(lock_)) return;
   const std::string id = self_.id, claim = claim_on(id);
-  ::close(std::exchange(descriptor_, -1));
   write_own();
   if (link_own(claim)) {
     const auto holder = read_lock(lock_);
@@ -311,11 +344,5 @@ void RunLock::Implementation::release() {
   }
   ::unlink(own_.c_str());
 }
-
-RunLock::RunLock(const std::string& run_directory, const JobIdentity& job, const LockSettings& settings)
-    : implementation_(std::make_unique<Implementation>(run_directory, job, settings)) {}
-RunLock::~RunLock() = default;
-bool RunLock::held() const { return implementation_->held(); }
-void RunLock::check() { implementation_->check(); }
 
 }  // namespace muster::run

@@ -1,12 +1,18 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <ctime>
 #include <functional>
-#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "base/host.h"
 
 namespace muster::run {
 
@@ -20,15 +26,14 @@ JobIdentity job_identity();
 void set_job_identity(const JobIdentity& job);
 
 struct LockSettings {
-  // How often the holder shows that it is alive. A job elsewhere waits for up to five of the holder's intervals before
-  // it takes a lock over.
-  std::chrono::milliseconds interval{15000};
   // Gets one sentence before a long wait, and when a lock that was left behind is taken over. Called by the constructor
   // only.
   std::function<void(const std::string&)> tell;
+  // How often the holder shows that it is alive. A job elsewhere waits for up to five of the holder's intervals before
+  // it takes a lock over.
+  std::chrono::milliseconds interval{15000};
   // Where this process runs; empty: from the system. For tests that play another machine.
-  std::string host;
-  std::string boot_id;
+  std::string host{}, boot_id{};
 };
 
 // There is no such run directory, or it was removed while its lock was taken.
@@ -47,6 +52,24 @@ class SharedRunDirInUse : public SharedError {
  public:
   explicit SharedRunDirInUse(const std::string& message) : SharedError(ExitCode::kUsage, message) {}
 };
+
+// What a lock file says about the process that holds it.
+struct LockHolder {
+  std::string id;  // 32 hexadecimal digits, of this lock alone
+  HostIdentity where;
+  std::string job, command, started;
+  int64_t restarts = 0;
+  std::chrono::milliseconds interval{0};  // between renewals
+  timespec renewed{};                     // the file's modification time, by the file server's clock
+
+  // "mpirun 4711 (host n1, process 4712, since 2026-01-01 12:00:00 UTC)"
+  std::string name() const;
+  std::string to_text() const;
+};
+
+// nullopt if there is no such file. Asks an NFS server anew. Throws Error(kIo) if it cannot be read, Error(kUsage) if
+// it is not a lock that muster wrote.
+std::optional<LockHolder> read_lock(const std::string& path);
 
 // The right to write a run directory: a file `lock` in it, which names its holder. For one process of a job, rank 0,
 // for as long as it writes there. Works on NFS: a lock appears by link(), and the holder renews its modification time.
@@ -72,8 +95,36 @@ class RunLock {
   void check();
 
  private:
-  class Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  std::string place(const std::string& name) const { return folder_ + "/" + name; }
+  // Whoever creates this file may replace the lock of that holder, and nobody else. Ids are never used twice.
+  std::string claim_on(const std::string& id) const { return place(".lock.after-" + id); }
+  [[noreturn]] void fail(const std::string& path, const std::string& what, int error_number) const;
+  void write_own();
+  bool is_ours(const std::string& path) const;
+  timespec now_on_file_server() const;
+  bool link_own(const std::string& path) const;
+  bool seize(const std::string& path);
+  std::optional<bool> is_running(const LockHolder& holder) const;
+  std::string why_over(const std::string& path, const LockHolder& holder) const;
+  std::string watch(const std::string& path, const LockHolder& holder) const;
+  [[noreturn]] void refuse(const LockHolder& holder) const;
+  void remove_leftovers() const;
+  void renew_until_stopped();
+  void look();
+  void release();
+
+  const std::string folder_;
+  const std::string lock_;
+  const JobIdentity job_;
+  const LockSettings settings_;
+  LockHolder self_;  // what our file says
+  std::string own_;  // a name of our file that nobody else uses
+  Descriptor file_;  // ours, whatever its name
+  mutable std::mutex mutex_;
+  std::condition_variable stop_;
+  bool stopping_ = false;
+  std::string lost_;  // who has the lock instead; empty while it is held
+  std::thread renewer_;
 };
 
 }  // namespace muster::run

@@ -12,11 +12,10 @@
 #include <set>
 
 #include "base/error.h"
-#include "base/files.h"
+#include "base/json.h"
 #include "checkpoints/checkpoint.h"
 #include "core/config/stored.h"
 #include "core/metrics/metrics.h"
-#include "core/run/lock_holder.h"
 #include "core/run/run_directory.h"
 
 namespace muster::run {
@@ -27,7 +26,6 @@ using nlohmann::json;
 
 constexpr int64_t kTail = 1 << 18;    // bytes: hundreds of rows
 constexpr size_t kRowsForSpeed = 20;  // single steps vary
-constexpr uint64_t kMostJson = 64 << 20;
 
 // The end of a file that may be long, from the start of a line.
 std::string tail(const std::string& path) {
@@ -42,33 +40,8 @@ std::string tail(const std::string& path) {
   return text;
 }
 
-// Complete rows only: the last one may still be being written.
-std::vector<json> rows_of(const std::string& text) {
-  std::vector<json> rows;
-  for (size_t start = 0, end = 0; (end = text.find('\n', start)) != std::string::npos; start = end + 1) {
-    auto row = json::parse(text.begin() + static_cast<int64_t>(start), text.begin() + static_cast<int64_t>(end),
-                           nullptr, false);
-    if (row.is_object()) rows.push_back(std::move(row));
-  }
-  return rows;
-}
-
-json read_json(const std::string& path) {
-  json value = json::parse(read_file_if_there(path, kMostJson).value_or(""), nullptr, false);
-  return value.is_object() ? value : json::object();
-}
-
-std::optional<double> number(const json& object, const char* name) {
-  if (!object.is_object() || !object.contains(name) || !object[name].is_number()) return std::nullopt;
-  return object[name].get<double>();
-}
-
-std::string text(const json& object, const char* name) {
-  return object.is_object() && object.contains(name) && object[name].is_string() ? object[name].get<std::string>() : "";
-}
-
 uint64_t count(const json& object, const char* name) {
-  return static_cast<uint64_t>(std::max(0.0, number(object, name).value_or(0)));
+  return static_cast<uint64_t>(std::max(0.0, number_in(object, name).value_or(0)));
 }
 
 double seconds_since(const timespec& time) {
@@ -95,24 +68,23 @@ void read_holder(const std::string& folder, RunStatus& status) {
 void read_start(const json& environment, RunStatus& status) {
   const json* last = &environment;
   status.begun = environment.empty() ? 0 : 1;
-  if (environment.contains("resumes") && environment["resumes"].is_array() && !environment["resumes"].empty()) {
-    status.begun += static_cast<int64_t>(environment["resumes"].size());
-    last = &environment["resumes"].back();
+  const json resumes = member_of(environment, "resumes");
+  if (resumes.is_array() && !resumes.empty()) {
+    status.begun += static_cast<int64_t>(resumes.size());
+    last = &resumes.back();
   }
-  if (!last->is_object()) return;
   status.ranks = static_cast<int64_t>(count(*last, "world_size"));
   std::set<std::string> seen;
-  if (last->contains("ranks") && (*last)["ranks"].is_array())
-    for (const auto& rank : (*last)["ranks"])
-      if (const auto host = text(rank, "host"); seen.insert(host).second) status.hosts.push_back(host);
-  if (last->contains("steps")) {
-    status.total_steps = count((*last)["steps"], "total");
-    status.steps_per_epoch = count((*last)["steps"], "per_epoch");
-  }
+  if (const json ranks = member_of(*last, "ranks"); ranks.is_array())
+    for (const auto& rank : ranks)
+      if (const auto host = text_in(rank, "host"); seen.insert(host).second) status.hosts.push_back(host);
+  const json steps = member_of(*last, "steps");
+  status.total_steps = count(steps, "total");
+  status.steps_per_epoch = count(steps, "per_epoch");
 }
 
 void read_metrics(const std::string& folder, const std::string& select_by, double batch_size, RunStatus& status) {
-  const auto rows = rows_of(tail(folder + "/metrics.jsonl"));
+  const auto rows = json_rows(tail(folder + "/metrics.jsonl"));
   std::vector<double> speeds;
   std::vector<std::string> names{select_by};
   if (select_by.empty())
@@ -120,16 +92,17 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
   for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
     status.step = std::max(status.step, count(*row, "step"));
     status.epoch = std::max(status.epoch, static_cast<int64_t>(count(*row, "epoch")));
-    const std::string kind = text(*row, "kind");
+    const std::string kind = text_in(*row, "kind");
     if (kind == "train") {
-      if (!status.loss) status.loss = number(*row, "loss");
-      if (const auto speed = number(*row, "samples_per_second"); speed && *speed > 0 && speeds.size() < kRowsForSpeed)
+      if (!status.loss) status.loss = number_in(*row, "loss");
+      if (const auto speed = number_in(*row, "samples_per_second");
+          speed && *speed > 0 && speeds.size() < kRowsForSpeed)
         speeds.push_back(*speed);
     }
-    if (kind != "valid" || !status.best_name.empty() || !row->contains("best") || (*row)["best"] != true) continue;
-    const json& metrics = row->contains("metrics") ? (*row)["metrics"] : *row;
+    if (kind != "valid" || !status.best_name.empty() || member_of(*row, "best") != true) continue;
+    const json metrics = row->value("metrics", *row);
     for (const auto& name : names) {
-      status.best_value = number(name == "loss" ? *row : metrics, name.c_str());
+      status.best_value = number_in(name == "loss" ? *row : metrics, name.c_str());
       if (!status.best_value) continue;
       status.best_name = name;
       status.best_step = count(*row, "step");
@@ -146,8 +119,7 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
 
 std::string last_line(const std::string& path) {
   std::string all = tail(path);
-  const auto is_end = [](char c) { return c == '\n' || c == '\r' || c == ' '; };
-  while (!all.empty() && is_end(all.back())) all.pop_back();
+  all.erase(all.find_last_not_of("\n\r ") + 1);
   all.erase(0, all.find_last_of("\r\n") + 1);
   std::string shown;
   for (const char c : all.substr(0, 300)) shown += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
@@ -191,7 +163,7 @@ RunStatus run_status(const std::string& run_directory) {
   status.last_message = last_message(run_directory);
   if (place == RunDirState::kPrepared) return status;
   if (place != RunDirState::kFinished) read_holder(run_directory, status);
-  read_start(read_json(run_directory + "/environment.json"), status);
+  read_start(read_json_object(run_directory + "/environment.json"), status);
   std::string select_by;
   double batch_size = 0;
   try {
@@ -213,18 +185,8 @@ RunStatus run_status(const std::string& run_directory) {
 }
 
 std::string name_of(RunState state) {
-  switch (state) {
-    case RunState::kPrepared:
-      return "prepared";
-    case RunState::kRunning:
-      return "running";
-    case RunState::kLost:
-      return "lost";
-    case RunState::kStopped:
-      return "stopped";
-    default:
-      return "finished";
-  }
+  static constexpr const char* kNames[] = {"prepared", "running", "lost", "stopped", "finished"};
+  return kNames[static_cast<size_t>(state)];
 }
 
 json to_json(const RunStatus& status) {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/files.h"
+
 namespace muster::run {
 
 using Scalars = std::vector<std::pair<std::string, double>>;  // tag, value
@@ -23,9 +25,6 @@ class EventFile {
   // continue_after: the run continues after this step: records of later steps, and a torn end, are cut off the file
   // that is there; one is begun if there is none. Without it a new file is begun. Throws Error(kIo).
   explicit EventFile(const std::string& run_directory, std::optional<uint64_t> continue_after = std::nullopt);
-  ~EventFile();
-  EventFile(const EventFile&) = delete;
-  EventFile& operator=(const EventFile&) = delete;
 
   // Steps never decrease. wall_time: seconds since 1970. One write(2); when it fails the file is as before, and
   // Error(kIo) is thrown.
@@ -39,7 +38,7 @@ class EventFile {
   [[noreturn]] void fail(const std::string& what, int error_number) const;
 
   std::string path_;
-  int descriptor_ = -1;
+  Descriptor file_;
   uint64_t size_ = 0;
 };
 

@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
-#include "core/run/training_state.pb.h"
 
 namespace muster::run {
 namespace {
@@ -33,69 +32,39 @@ void put_back_all(const std::map<std::string, at::Tensor>& tensors, const std::s
 }  // namespace
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& numerics) {
-  return {data_sha256, kResultsVersion, fmt::format("{} ({})", MUSTER_VERSION, MUSTER_GIT_COMMIT), TORCH_VERSION,
-          numerics};
+  Provenance provenance;
+  provenance.set_data_sha256(data_sha256);
+  provenance.set_results_version(kResultsVersion);
+  provenance.set_muster(fmt::format("{} ({})", MUSTER_VERSION, MUSTER_GIT_COMMIT));
+  provenance.set_torch(TORCH_VERSION);
+  provenance.set_numerics(numerics);
+  return provenance;
 }
 
 std::vector<std::string> changes_of_results(const Provenance& before, const Provenance& now) {
   std::vector<std::string> changes;
-  const auto compare = [&](const std::string& what, const std::string& old_text, const std::string& new_text) {
+  const auto compare = [&](const char* what, const std::string& old_text, const std::string& new_text) {
     if (old_text != new_text) changes.push_back(fmt::format("{}: {} -> {}", what, old_text, new_text));
   };
-  compare("the data (SHA-256)", before.data_sha256, now.data_sha256);
-  if (before.results_version != now.results_version)
+  compare("the data (SHA-256)", before.data_sha256(), now.data_sha256());
+  if (before.results_version() != now.results_version())
     changes.push_back(
-        fmt::format("muster, whose results have changed in between: {} -> {}", before.muster, now.muster));
-  compare("the numerics", before.numerics, now.numerics);
+        fmt::format("muster, whose results have changed in between: {} -> {}", before.muster(), now.muster()));
+  compare("the numerics", before.numerics(), now.numerics());
   return changes;
 }
 
-std::string to_bytes(const TrainingState& state, const Provenance& provenance) {
-  stored::TrainingState out;
-  out.set_steps_done(state.steps_done);
-  out.set_skipped_steps(state.skipped_steps);
-  out.set_skipped_in_a_row(state.skipped_in_a_row);
-  if (state.has_best) {
-    auto& best = *out.mutable_best();
-    best.set_value(state.best_value);
-    best.set_step(state.best_step);
-    best.set_epoch(state.best_epoch);
-    best.set_fingerprint(state.best_fingerprint);
-  }
-  out.set_evaluations_without_improvement(state.evaluations_without_improvement);
-  out.set_validated_step(state.validated_step);
-  out.set_stopped_early(state.stopped_early);
-  out.set_seconds(state.seconds);
-  auto& origin = *out.mutable_provenance();
-  origin.set_data_sha256(provenance.data_sha256);
-  origin.set_results_version(provenance.results_version);
-  origin.set_muster(provenance.muster);
-  origin.set_torch(provenance.torch);
-  origin.set_numerics(provenance.numerics);
-  return out.SerializeAsString();
+std::string to_bytes(TrainingState state, const Provenance& provenance) {
+  *state.mutable_provenance() = provenance;
+  return state.SerializeAsString();
 }
 
-void from_bytes(const std::string& bytes, const std::string& source, TrainingState& state, Provenance& provenance) {
-  stored::TrainingState in;
-  if (!in.ParseFromString(bytes) || !in.has_provenance())
-    throw Error(ExitCode::kBadData, source + ": its training state cannot be read; was it written by muster train?");
-  state = {};
-  state.steps_done = in.steps_done();
-  state.skipped_steps = in.skipped_steps();
-  state.skipped_in_a_row = in.skipped_in_a_row();
-  state.has_best = in.has_best();
-  if (state.has_best) {
-    state.best_value = in.best().value();
-    state.best_step = in.best().step();
-    state.best_epoch = in.best().epoch();
-    state.best_fingerprint = in.best().fingerprint();
-  }
-  state.evaluations_without_improvement = in.evaluations_without_improvement();
-  state.validated_step = in.validated_step();
-  state.stopped_early = in.stopped_early();
-  state.seconds = in.seconds();
-  const auto& origin = in.provenance();
-  provenance = {origin.data_sha256(), origin.results_version(), origin.muster(), origin.torch(), origin.numerics()};
+TrainingState from_bytes(const std::string& bytes, const std::string& source) {
+  TrainingState state;
+  if (!state.ParseFromString(bytes) || !state.has_provenance())
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: its training state cannot be read; was it written by muster train?", source));
+  return state;
 }
 
 std::vector<checkpoints::NamedTensor> tensors_of(const models::Parameters& parameters, const optim::AdamW& optimizer,
@@ -120,8 +89,8 @@ bool belongs_to_weights(const std::string& name) {
 Weights weights_in(const std::map<std::string, at::Tensor>& tensors, const std::string& source,
                    const models::DataShape& shape) {
   std::map<std::string, at::Tensor> own;
-  for (const auto& [name, tensor] : tensors)
-    if (belongs_to_weights(name)) own.emplace(name, tensor);
+  for (const auto& tensor : tensors)
+    if (belongs_to_weights(tensor.first)) own.insert(tensor);
   return weights_from(own, {}, source, shape);
 }
 

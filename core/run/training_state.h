@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cstdint>
-#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -11,38 +9,15 @@
 #include "core/config/stored.h"
 #include "core/models/parameters.h"
 #include "core/optim/adamw.h"
+#include "core/run/training_state.pb.h"
 #include "core/run/weights.h"
 
 // What a checkpoint holds: where the run stands, what its results rest on, and tensors.
 namespace muster::run {
 
-// Where a run stands, without its tensors. The same on every rank whenever it is saved.
-struct TrainingState {
-  uint64_t steps_done = 0;  // batches worked on, skipped ones included: what random choices are keyed by
-  uint64_t skipped_steps = 0;
-  uint64_t skipped_in_a_row = 0;
-
-  bool has_best = false;  // from the first evaluation on
-  double best_value = std::numeric_limits<double>::quiet_NaN();
-  uint64_t best_step = 0;
-  int64_t best_epoch = 0;
-  std::string best_fingerprint;
-  uint32_t evaluations_without_improvement = 0;
-  uint64_t validated_step = 0;
-  bool stopped_early = false;
-  double seconds = 0;  // of all jobs of the run so far
-};
-
-// What the numbers of a run rest on besides its experiment.
-struct Provenance {
-  std::string data_sha256;
-  uint32_t results_version = 0;
-  std::string muster;    // version and commit
-  std::string torch;     // version
-  std::string numerics;  // as training::Compute::numerics; empty when not reproducible
-};
-
 using config::kResultsVersion;
+using stored::Provenance;
+using stored::TrainingState;
 
 Provenance provenance_of_this_job(const std::string& data_sha256, const std::string& numerics);
 
@@ -51,8 +26,8 @@ Provenance provenance_of_this_job(const std::string& data_sha256, const std::str
 std::vector<std::string> changes_of_results(const Provenance& before, const Provenance& now);
 
 // To and from the bytes in a checkpoint. `source` names it in messages. Throws Error(kBadData).
-std::string to_bytes(const TrainingState& state, const Provenance& provenance);
-void from_bytes(const std::string& bytes, const std::string& source, TrainingState& state, Provenance& provenance);
+std::string to_bytes(TrainingState state, const Provenance& provenance);
+TrainingState from_bytes(const std::string& bytes, const std::string& source);
 
 // The tensors of a checkpoint, by name:
 //   <parameter>                           as in weights files, like

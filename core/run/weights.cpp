@@ -46,7 +46,7 @@ std::string write_weights(const std::string& path, const std::vector<checkpoints
 std::map<std::string, std::string> weights_metadata(const std::string& experiment, uint64_t step,
                                                     const data::DatasetIndex& index) {
   std::map<std::string, std::string> metadata{
-      {"format", "muster-weights"}, {"experiment", experiment}, {"step", std::to_string(step)}};
+      {"format", "muster-weights"}, {"experiment", experiment}, {"step", fmt::format("{}", step)}};
   if (index.task == data::Task::kClassification) metadata["class_names"] = nlohmann::json(index.class_names).dump();
   return metadata;
 }

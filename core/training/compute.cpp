@@ -12,7 +12,6 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "distributed/agreement.h"
 #include "distributed/device.h"
 #include "distributed/nccl.h"
 
@@ -48,8 +47,9 @@ void require_strict_products() {
   const char* products = std::getenv("MKL_CBWR");
   if (products == nullptr || std::string(products).find("STRICT") != std::string::npos) return;
   throw SharedError(ExitCode::kBadConfig,
-                    std::string("training.reproducible: the environment sets MKL_CBWR=") + products +
-                        ", under which sums depend on where arrays lie in memory. Unset it, or append \",STRICT\"");
+                    fmt::format("training.reproducible: the environment sets MKL_CBWR={}, under which sums depend on "
+                                "where arrays lie in memory. Unset it, or append \",STRICT\"",
+                                products));
 }
 
 // Vendor, family and model: what libraries choose their code by.
@@ -73,8 +73,8 @@ void ask_for_equal_bits(bool gpu) {
 
 std::string numerics_of_this_process(const std::string& gpu) {
   const char* products = std::getenv("MKL_CBWR");
-  return "torch " TORCH_VERSION ", libc " + std::string(gnu_get_libc_version()) + ", " + processor() + " " +
-         at::get_cpu_capability() + ", MKL_CBWR " + (products ? products : "not set") + (gpu.empty() ? "" : ", " + gpu);
+  return fmt::format("torch {}, libc {}, {} {}, MKL_CBWR {}{}{}", TORCH_VERSION, gnu_get_libc_version(), processor(),
+                     at::get_cpu_capability(), products ? products : "not set", gpu.empty() ? "" : ", ", gpu);
 }
 
 distributed::DeviceRequest request_of(const config::Training& training) {
@@ -143,24 +143,13 @@ nlohmann::json describe_rank(const Compute& compute) {
           {"local_rank", compute.affinity.local_rank},
           {"cores", distributed::cpu_text(compute.affinity.cpus)},
           {"binding", compute.affinity.why},
-          {"device", compute.device.is_cpu() ? "cpu" : compute.device.str() + " " + compute.gpu}};
+          {"device", compute.device.is_cpu() ? "cpu" : fmt::format("{} {}", compute.device.str(), compute.gpu)}};
 }
 
 nlohmann::json describe_job(const Compute& compute) {
   nlohmann::json job = {{"microbatches", compute.microbatches}};
   if (compute.reproducible) job["numerics"] = compute.numerics;
   return job;
-}
-
-batch::Residency residency_of(const config::Training& training) {
-  switch (training.data_on_device()) {
-    case config::Training::ALWAYS:
-      return batch::Residency::kAlways;
-    case config::Training::NEVER:
-      return batch::Residency::kNever;
-    default:
-      return batch::Residency::kWhenItFits;
-  }
 }
 
 }  // namespace muster::training

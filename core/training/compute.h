@@ -4,7 +4,6 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "core/batch/resident.h"
 #include "core/config/experiment.pb.h"
 #include "distributed/affinity.h"
 #include "distributed/communicator.h"
@@ -47,8 +46,5 @@ std::unique_ptr<distributed::Communicator> join_gpus(const Compute& compute, dis
 // {"microbatches", "numerics"}.
 nlohmann::json describe_rank(const Compute& compute);
 nlohmann::json describe_job(const Compute& compute);
-
-// Where the reader keeps the data.
-batch::Residency residency_of(const config::Training& training);
 
 }  // namespace muster::training

@@ -30,9 +30,7 @@ std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const st
 }
 
 std::string quoted_list(const std::vector<std::string>& names) {
-  std::string text;
-  for (const auto& name : names) text += (text.empty() ? "\"" : ", \"") + name + "\"";
-  return text;
+  return names.empty() ? "" : fmt::format("\"{}\"", fmt::join(names, "\", \""));
 }
 
 std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset) {
@@ -42,17 +40,15 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   std::vector<std::string> present;
   for (const auto& modality : index.modalities) present.push_back(modality.name);
   std::vector<std::string> chosen(experiment.data().modalities().begin(), experiment.data().modalities().end());
-  const bool listed = !chosen.empty();
-  if (!listed) {
+  if (chosen.empty())
     for (const auto& name : policy.defaults)
       if (policy.fewest == policy.most || index.find_modality(name) >= 0) chosen.push_back(name);
-  }
-  std::string missing;
+  std::vector<std::string> missing;
   for (const auto& name : chosen)
-    if (index.find_modality(name) < 0) missing += (missing.empty() ? "\"" : ", \"") + name + "\"";
+    if (index.find_modality(name) < 0) missing.push_back(name);
   if (!missing.empty())
-    throw Error(ExitCode::kBadConfig, "data.modalities: " + dataset.source() + " has no modality " + missing +
-                                          "; it has " + quoted_list(present));
+    throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {} has no modality {}; it has {}", dataset.source(),
+                                                  quoted_list(missing), quoted_list(present)));
   if (chosen.size() < policy.fewest)
     throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {} needs at least {}; {} has {}: list those to use",
                                                   model.title, plural(static_cast<int64_t>(policy.fewest), "modality"),
@@ -81,8 +77,9 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
   }
   if (index.task == data::Task::kRegression) {
     if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
-      throw Error(ExitCode::kBadConfig, "training.sampling: CLASS_BALANCED needs classes, but " + dataset.source() +
-                                            " is for regression; use SHUFFLE");
+      throw Error(ExitCode::kBadConfig,
+                  fmt::format("training.sampling: CLASS_BALANCED needs classes, but {} is for regression; use SHUFFLE",
+                              dataset.source()));
     return 1;
   }
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
@@ -92,7 +89,8 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
         ExitCode::kBadConfig,
         fmt::format("{0}.classes: it is {1}, but {2} has {3} classes: {4}; leave the field out or set it to {3}",
                     model.name, wanted, dataset.source(), in_file, quoted_list(index.class_names)));
-  if (in_file < 2) throw Error(ExitCode::kBadData, dataset.source() + ": classification needs at least two classes");
+  if (in_file < 2)
+    throw Error(ExitCode::kBadData, fmt::format("{}: classification needs at least two classes", dataset.source()));
   return in_file;
 }
 
@@ -110,25 +108,27 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
   const models::ModelSpec& model = models::spec_of(experiment);
   const bool needs_all = model.modalities.every_sample_needs_all;
   const size_t needed = needs_all ? source.modalities.size() : 1;
-  std::string& examples = source.dropped_ids;
+  std::vector<std::string> lacking;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     size_t present = 0;
     for (const int64_t m : source.modalities) present += index.modalities[m].length(sample) > 0;
-    if (present >= needed) {
+    if (present >= needed)
       source.usable.push_back(sample);
-      continue;
-    }
-    if (++source.dropped <= 10) examples += (examples.empty() ? "" : ", ") + index.ids[sample];
+    else if (++source.dropped <= 10)
+      lacking.push_back(index.ids[sample]);
   }
-  if (source.dropped > 10) examples += " and " + std::to_string(source.dropped - 10) + " more";
+  source.dropped_ids = join(lacking);
+  if (source.dropped > 10) source.dropped_ids += fmt::format(" and {} more", source.dropped - 10);
   if (source.dropped > 0 && experiment.data().missing_modality() != config::Data::DROP)
-    throw Error(
-        ExitCode::kBadData,
-        source.dataset->source() + ": " +
-            (needs_all ? model.title + " needs every modality" : "a sample needs at least one of the used modalities") +
-            ", which these samples lack: " + examples + "; set data.missing_modality: DROP to leave them out");
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: {}, which these samples lack: {}; set data.missing_modality: DROP to leave them out",
+                            source.dataset->source(),
+                            needs_all ? fmt::format("{} needs every modality", model.title)
+                                      : "a sample needs at least one of the used modalities",
+                            source.dropped_ids));
   if (source.usable.empty())
-    throw Error(ExitCode::kBadData, source.dataset->source() + ": no sample has the modalities that the model needs");
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: no sample has the modalities that the model needs", source.dataset->source()));
 }
 
 }  // namespace
@@ -137,15 +137,13 @@ DataSource open_data(const config::Experiment& experiment, const std::string& pa
                      DatasetCache* cache) {
   DataSource source;
   const auto& data = experiment.data();
-  const std::string key = path + "|" + data.path() + "|" + data.synthetic().SerializeAsString() + "|" + data.target() +
-                          (labels_required ? "|labels" : "");
-  if (cache && cache->key != key)
-    *cache = {};  // never two at once; and where opening fails on one rank only, no rank keeps the old one
-  if (cache && cache->key == key)
-    source.dataset = cache->dataset;
-  else
-    source.dataset = open_dataset(data, path, labels_required);
-  if (cache && cache->key != key) *cache = {key, source.dataset, {}, {}};
+  const std::string key = fmt::format("{}|{}|{}|{}|{}", path, data.path(), data.synthetic().SerializeAsString(),
+                                      data.target(), labels_required);
+  const bool cached = cache && cache->key == key;
+  // Never two at once; and where opening fails on one rank only, no rank keeps the old one.
+  if (cache && !cached) *cache = {};
+  source.dataset = cached ? cache->dataset : open_dataset(data, path, labels_required);
+  if (cache && !cached) *cache = {key, source.dataset, {}, {}};
   for (const auto& name : choose_modalities(experiment, *source.dataset)) {
     source.modalities.push_back(source.index().find_modality(name));
     source.shape.modalities.push_back(name);
@@ -176,7 +174,7 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   } catch (const Error& error) {
     // The split knows samples, not the file they come from.
     if (error.code() != ExitCode::kBadData) throw;
-    throw Error(error.code(), source.dataset->source() + ": " + error.what());
+    throw Error(error.code(), fmt::format("{}: {}", source.dataset->source(), error.what()));
   }
   if (source.dropped == 0) return split;
   for (auto* part : {&split.train, &split.valid, &split.test}) {
@@ -187,7 +185,8 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
   }
   if (for_training && split.train.empty())
     throw Error(ExitCode::kBadData,
-                source.dataset->source() + ": no training sample is left after dropping those that lack a modality");
+                fmt::format("{}: no training sample is left after dropping those that lack a modality",
+                            source.dataset->source()));
   return split;
 }
 
@@ -196,11 +195,13 @@ void require_validation_split(const config::Experiment& experiment, const DataSo
   if (!split.valid.empty()) return;
   if (experiment.data().split().kind() == config::Split::FIXED)
     throw Error(ExitCode::kBadConfig,
-                "data.split.kind: is FIXED, and " + source.dataset->source() +
-                    " has no usable sample of split \"valid\": mark some in /samples/split, or set " +
-                    "K_FOLD or LEAVE_ONE_GROUP_OUT, which draw validation samples (data.split.validation_share)");
-  throw Error(ExitCode::kBadConfig, "data.split.validation_share: leaves no sample of " + source.dataset->source() +
-                                        " for validation; set more, e.g. 0.1");
+                fmt::format("data.split.kind: is FIXED, and {} has no usable sample of split \"valid\": mark some in "
+                            "/samples/split, or set K_FOLD or LEAVE_ONE_GROUP_OUT, which draw validation samples "
+                            "(data.split.validation_share)",
+                            source.dataset->source()));
+  throw Error(ExitCode::kBadConfig,
+              fmt::format("data.split.validation_share: leaves no sample of {} for validation; set more, e.g. 0.1",
+                          source.dataset->source()));
 }
 
 void require_finite_features(const DataSource& source, distributed::Communicator& communicator,
@@ -210,8 +211,9 @@ void require_finite_features(const DataSource& source, distributed::Communicator
     const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()],
                                           shares[communicator.rank() + 1], progress);
     if (report.non_finite > 0)
-      throw Error(ExitCode::kBadData, source.dataset->source() + ": " + data::describe(report) +
-                                          "\nReplace them before training (importers do so with --nonfinite zero).");
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{}: {}\nReplace them before training (importers do so with --nonfinite zero).",
+                              source.dataset->source(), data::describe(report)));
   });
 }
 

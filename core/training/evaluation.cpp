@@ -9,26 +9,24 @@
 namespace muster::training {
 namespace {
 
-std::vector<int64_t> class_labels(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
-  std::vector<int64_t> labels;
-  for (const int64_t sample : samples) labels.push_back(static_cast<int64_t>(index.labels[sample]));
-  return labels;
-}
-
-std::vector<double> value_labels(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
-  std::vector<double> labels;
-  for (const int64_t sample : samples) labels.push_back(index.labels[sample]);
+// Number: double for values, int64_t for classes.
+template <typename Number>
+std::vector<Number> labels_of(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
+  std::vector<Number> labels;
+  for (const int64_t sample : samples) labels.push_back(static_cast<Number>(index.labels[sample]));
   return labels;
 }
 
 void add_metrics(Evaluation& evaluation, const data::DatasetIndex& index) {
   const auto& samples = evaluation.predictions.samples;
   if (index.task == data::Task::kRegression) {
-    evaluation.metrics = metrics::regression_metrics(evaluation.predictions.values(), value_labels(index, samples));
+    evaluation.metrics =
+        metrics::regression_metrics(evaluation.predictions.values(), labels_of<double>(index, samples));
     return;
   }
-  const auto result = metrics::classification_metrics(evaluation.predictions.classes(), class_labels(index, samples),
-                                                      static_cast<int64_t>(index.class_names.size()));
+  const auto result =
+      metrics::classification_metrics(evaluation.predictions.classes(), labels_of<int64_t>(index, samples),
+                                      static_cast<int64_t>(index.class_names.size()));
   evaluation.metrics = result.metrics;
   evaluation.confusion = result.confusion;
 }
@@ -81,8 +79,8 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
 metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
                                   const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)
-    return metrics::regression_baseline(value_labels(index, train), value_labels(index, samples));
-  return metrics::classification_baseline(class_labels(index, train), class_labels(index, samples),
+    return metrics::regression_baseline(labels_of<double>(index, train), labels_of<double>(index, samples));
+  return metrics::classification_baseline(labels_of<int64_t>(index, train), labels_of<int64_t>(index, samples),
                                           static_cast<int64_t>(index.class_names.size()))
       .metrics;
 }

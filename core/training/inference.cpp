@@ -1,5 +1,7 @@
 #include "core/training/inference.h"
 
+#include <fmt/format.h>
+
 #include "core/config/resolved_text.h"
 #include "core/run/weights.h"
 #include "core/training/compute.h"
@@ -14,17 +16,17 @@ std::vector<int64_t> select_samples(const config::Experiment& experiment, const 
   auto split = split_data(experiment, source, false);
   auto& samples = name == "train" ? split.train : name == "valid" ? split.valid : split.test;
   if (samples.empty())
-    throw Error(ExitCode::kBadData,
-                source.dataset->source() + ": the " + name + " split is empty; choose another --split, or --split all");
+    throw Error(ExitCode::kBadData, fmt::format("{}: the {} split is empty; choose another --split, or --split all",
+                                                source.dataset->source(), name));
   return samples;
 }
 
 void require_data_of_the_run(const data::Dataset& dataset, const std::string& hash, const std::string& expected) {
   if (expected.empty() || hash == expected) return;
   throw SharedError(ExitCode::kBadData,
-                    dataset.source() +
-                        " is not the data that the run was trained on (its SHA-256 differs from the one in "
-                        "environment.json). To evaluate on it all the same, name it with --data");
+                    fmt::format("{} is not the data that the run was trained on (its SHA-256 differs from the one in "
+                                "environment.json). To evaluate on it all the same, name it with --data",
+                                dataset.source()));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 
 #include "core/batch/batches.h"
 #include "core/config/resolved_text.h"
@@ -18,7 +19,7 @@ TrainingLoop::TrainingLoop(TrainingRun& run)
       state_(run.state),
       checkpointing_({run.config.checkpoints(), run.options.run_directory, run.plan->steps_per_epoch(),
                       run.options.time_limit, run.started},
-                     run.state.steps_done, run.directory ? &*run.directory : nullptr, run.communicator, run.progress),
+                     run.state.steps_done(), run.directory ? &*run.directory : nullptr, run.communicator, run.progress),
       guard_(run.compute.device) {
   const auto& parameters = run.model->parameters();
   checkpointing_.prepare(
@@ -27,19 +28,19 @@ TrainingLoop::TrainingLoop(TrainingRun& run)
 
 void TrainingLoop::run() {
   const distributed::PhaseScope phase(distributed::Phase::kStep);  // with what ranks agree on between steps
-  for (const auto& batch : batch::Batches(*run_.plan, *run_.reader, run_.step->division(), state_.steps_done)) {
-    if (state_.stopped_early) break;
-    const auto decision = checkpointing_.between_steps(state_.steps_done);
+  for (const auto& batch : batch::Batches(*run_.plan, *run_.reader, run_.step->division(), state_.steps_done())) {
+    if (state_.stopped_early()) break;
+    const auto decision = checkpointing_.between_steps(state_.steps_done());
     if (!decision.stop.empty()) save_and_stop(decision.stop);
     if (decision.save) save();
 
     const auto figures = train_step(batch);
-    ++state_.steps_done;
+    state_.set_steps_done(state_.steps_done() + 1);
     if (figures) log(batch, *figures);
     if (evaluation_is_due(batch.epoch)) validate(batch.epoch);
   }
   // The last step is always evaluated, even when an earlier job of a longer run has made it.
-  if (!state_.stopped_early) validate(run_.plan->epoch_of(state_.steps_done - 1));
+  if (!state_.stopped_early()) validate(run_.plan->epoch_of(state_.steps_done() - 1));
   run_.progress.clear();
   if (run_.policy.writes_all_files) save();
   wait_for_save();
@@ -94,10 +95,10 @@ bool TrainingLoop::logs(uint64_t steps_done) const {
 }
 
 void TrainingLoop::log(const batch::LoadedBatch& batch, const StepFigures& figures) {
-  run_.progress.step(state_.steps_done, run_.plan->total_steps(), batch.epoch, run_.config.training().epochs(),
+  run_.progress.step(state_.steps_done(), run_.plan->total_steps(), batch.epoch, run_.config.training().epochs(),
                      figures.loss, figures.samples_per_second);
-  if (!run_.is_main() || !logs(state_.steps_done)) return;
-  auto row = metrics_row("train", state_.steps_done, batch.epoch);
+  if (!run_.is_main() || !logs(state_.steps_done())) return;
+  auto row = metrics_row("train", state_.steps_done(), batch.epoch);
   row["loss"] = figures.loss;
   row["terms"] = run::to_json(figures.terms);
   row["learning_rate"] = figures.learning_rate;
@@ -112,15 +113,15 @@ void TrainingLoop::log(const batch::LoadedBatch& batch, const StepFigures& figur
 bool TrainingLoop::evaluation_is_due(int64_t epoch) const {
   const auto& evaluation = run_.config.evaluation();
   const auto every = [](uint64_t count, uint64_t period) { return period > 0 && count % period == 0; };
-  const bool epoch_ends = state_.steps_done % run_.plan->steps_per_epoch() == 0;
-  return state_.steps_done == run_.plan->total_steps() || every(state_.steps_done, evaluation.every_steps()) ||
+  const bool epoch_ends = state_.steps_done() % run_.plan->steps_per_epoch() == 0;
+  return state_.steps_done() == run_.plan->total_steps() || every(state_.steps_done(), evaluation.every_steps()) ||
          (epoch_ends && every(epoch, evaluation.every_epochs()));
 }
 
 void TrainingLoop::validate(int64_t epoch) {
-  if (run_.split.valid.empty() || state_.validated_step == state_.steps_done) return;
+  if (run_.split.valid.empty() || state_.validated_step() == state_.steps_done()) return;
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);
-  state_.validated_step = state_.steps_done;
+  state_.set_validated_step(state_.steps_done());
   if (!pending_steps_.empty()) pending_steps_were_finite("");
   require_same_weights(run_.model->parameters(), run_.moments, run_.communicator);
   const auto evaluation = evaluate(*run_.step, *run_.reader, run_.communicator, run_.split.valid,
@@ -128,19 +129,19 @@ void TrainingLoop::validate(int64_t epoch) {
   const double value =
       run_.select_by == "loss" ? evaluation.loss : metrics::metric_value(evaluation.metrics, run_.select_by);
   const bool is_best = keep_if_best(evaluation, value, epoch);
-  run_.progress.line(fmt::format("epoch {}  step {}  valid loss {:.4f}  {} {:.4f}{}", epoch, state_.steps_done,
+  run_.progress.line(fmt::format("epoch {}  step {}  valid loss {:.4f}  {} {:.4f}{}", epoch, state_.steps_done(),
                                  evaluation.loss, run_.select_by, value, is_best ? "  (best so far)" : ""));
-  auto row = metrics_row("valid", state_.steps_done, epoch);
+  auto row = metrics_row("valid", state_.steps_done(), epoch);
   row.update(run::to_json(evaluation));
   row["best"] = is_best;
   distributed::run_on_all_ranks(run_.communicator, [&] {
     if (!run_.is_main()) return;
     run_.directory->append_metrics(row);
     if (is_best && run_.policy.writes_all_files)
-      run_.write_best_weights(run_.model->parameters().values(), state_.steps_done);
+      run_.write_best_weights(run_.model->parameters().values(), state_.steps_done());
   });
   const uint32_t patience = run_.config.evaluation().patience();
-  state_.stopped_early = patience > 0 && state_.evaluations_without_improvement >= patience;
+  state_.set_stopped_early(patience > 0 && state_.evaluations_without_improvement() >= patience);
   run_.policy.on_validation(row);
 }
 
@@ -148,19 +149,18 @@ void TrainingLoop::validate(int64_t epoch) {
 bool TrainingLoop::keep_if_best(const Evaluation& evaluation, double value, int64_t epoch) {
   const bool higher_is_better = metrics::higher_is_better(run_.select_by);
   score_ = {run_.select_by, value, higher_is_better};
-  const double gain = higher_is_better ? value - state_.best_value : state_.best_value - value;
+  const double best = state_.has_best() ? state_.best().value() : std::numeric_limits<double>::quiet_NaN();
+  const double gain = higher_is_better ? value - best : best - value;
   // A first value is always an improvement, a NaN never.
-  const bool better =
-      !std::isnan(value) && (std::isnan(state_.best_value) || gain > run_.config.evaluation().min_improvement());
+  const bool better = !std::isnan(value) && (std::isnan(best) || gain > run_.config.evaluation().min_improvement());
   if (!better && run_.best_values.defined()) {
-    ++state_.evaluations_without_improvement;
+    state_.set_evaluations_without_improvement(state_.evaluations_without_improvement() + 1);
     return false;
   }
-  state_.best_value = value;
-  state_.best_step = state_.steps_done;
-  state_.best_epoch = epoch;
-  state_.has_best = true;
-  state_.evaluations_without_improvement = 0;
+  state_.mutable_best()->set_value(value);
+  state_.mutable_best()->set_step(state_.steps_done());
+  state_.mutable_best()->set_epoch(epoch);
+  state_.set_evaluations_without_improvement(0);
   run_.best_values = run_.model->parameters().values().clone();
   best_evaluation_ = evaluation;
   return true;
@@ -174,7 +174,7 @@ bool TrainingLoop::pending_steps_were_finite(const std::string& figures_of_last)
   const auto taken = std::move(pending_steps_);
   pending_steps_.clear();
   if (!bad) {
-    state_.skipped_in_a_row = 0;
+    state_.set_skipped_in_a_row(0);
     return true;
   }
   for (const auto& step : taken)
@@ -191,35 +191,36 @@ void TrainingLoop::handle_non_finite(const TakenStep& taken, const std::string& 
                       fmt::format("training became non-finite at {}:\n{}Lower optimizer.learning_rate, set "
                                   "optimizer.clip_norm or data.standardize, or allow training.non_finite: SKIP_STEP.",
                                   head, found));
-  ++state_.skipped_steps;
-  ++state_.skipped_in_a_row;
+  state_.set_skipped_steps(state_.skipped_steps() + 1);
+  state_.set_skipped_in_a_row(state_.skipped_in_a_row() + 1);
   run_.progress.line(fmt::format("skipped {}\n{}", head, found));
   if (run_.is_main()) {
     auto row = metrics_row("skipped", taken.number + 1, taken.epoch);
     row["found"] = found;
     run_.directory->append_metrics(row);
   }
-  if (state_.skipped_in_a_row > training.max_skipped_in_a_row())
+  if (state_.skipped_in_a_row() > training.max_skipped_in_a_row())
     throw SharedError(ExitCode::kInternal,
                       fmt::format("training stays non-finite: {} steps in a row were skipped "
                                   "(training.max_skipped_in_a_row is {}); the last was {}:\n{}",
-                                  state_.skipped_in_a_row, training.max_skipped_in_a_row(), head, found));
+                                  state_.skipped_in_a_row(), training.max_skipped_in_a_row(), head, found));
 }
 
 void TrainingLoop::save() {
   const distributed::PhaseScope phase(distributed::Phase::kSave);
   if (!pending_steps_.empty()) pending_steps_were_finite("");
   // Only rank 0 writes weights and looks at the clock.
-  state_.best_fingerprint = run_.communicator.all_gather_bytes(state_.best_fingerprint)[0];
-  state_.seconds = std::stod(run_.communicator.all_gather_bytes(std::to_string(run_.seconds()))[0]);
+  const std::string fingerprint = run_.communicator.all_gather_bytes(state_.best().fingerprint())[0];
+  if (state_.has_best()) state_.mutable_best()->set_fingerprint(fingerprint);
+  state_.set_seconds(std::stod(run_.communicator.all_gather_bytes(fmt::format("{:f}", run_.seconds()))[0]));
   checkpoints::CheckpointInfo info;
-  info.step = state_.steps_done;
-  info.epoch = static_cast<int64_t>(state_.steps_done / run_.plan->steps_per_epoch());
+  info.step = state_.steps_done();
+  info.epoch = static_cast<int64_t>(state_.steps_done() / run_.plan->steps_per_epoch());
   info.seed = run_.config.seed();
-  if (state_.validated_step == state_.steps_done) info.score = score_;
+  if (state_.validated_step() == state_.steps_done()) info.score = score_;
   info.config = config::resolved_text(run_.config);
   info.training_state = run::to_bytes(state_, run_.provenance);
-  const bool best_is_here = state_.best_step == state_.steps_done;
+  const bool best_is_here = state_.best().step() == state_.steps_done();
   checkpointing_.save(
       info, run::tensors_of(run_.model->parameters(), *run_.optimizer, run_.moments, run_.data.shape.modalities,
                             best_is_here ? at::Tensor() : run_.best_values));
@@ -235,13 +236,13 @@ void TrainingLoop::save_and_stop(const std::string& reason) {
   save();
   wait_for_save();
   const std::string head =
-      fmt::format("stopped by {} after step {} of {}", reason, state_.steps_done, run_.plan->total_steps());
+      fmt::format("stopped by {} after step {} of {}", reason, state_.steps_done(), run_.plan->total_steps());
   const std::string advice =
       fmt::format("continue, on any number of ranks, with: muster resume {}", run_.options.run_directory);
-  if (checkpointing_.newest() == state_.steps_done)
+  if (checkpointing_.newest() == state_.steps_done())
     throw SharedError(
         ExitCode::kRequeue,
-        fmt::format("{}{}; {}", head, state_.steps_done > 0 ? ", which is saved" : ", so there is nothing to save",
+        fmt::format("{}{}; {}", head, state_.steps_done() > 0 ? ", which is saved" : ", so there is nothing to save",
                     advice));
   throw SharedError(ExitCode::kIo,
                     fmt::format("{}, but that could not be saved: {}\nThe newest checkpoint is of step {}; {}", head,

@@ -7,7 +7,6 @@
 
 #include "base/host.h"
 #include "base/sha256.h"
-#include "distributed/agreement.h"
 #include "distributed/collective_call.h"
 
 namespace muster::training {
@@ -64,7 +63,7 @@ std::string require_same_data(const data::Dataset& dataset, distributed::Communi
     if (first == communicator.rank()) hash = dataset.content_hash();
   });
   hash = communicator.all_gather_bytes(hash)[first];
-  distributed::require_same(communicator, "the data (" + dataset.source() + ")", hash,
+  distributed::require_same(communicator, fmt::format("the data ({})", dataset.source()), hash,
                             "Copy the same file to every node, or name one on a shared file system",
                             ExitCode::kBadData);
   return hash;

@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/json.h"
 #include "base/sha256.h"
+#include "base/text.h"
+#include "checkpoints/retention.h"
 #include "core/config/resolved_text.h"
 #include "core/config/stored.h"
 #include "core/models/make_model.h"
@@ -111,18 +114,18 @@ void restore_progress(TrainingRun& run) {
   auto& state = run.state;
   run::restore_optimizer(tensors, source, parameters, *run.optimizer);
   state = run.resume_point.state;
-  run.earlier_seconds = state.seconds;
-  if (state.has_best)
-    run.best_values =
-        state.best_step == state.steps_done ? parameters.values().clone() : run::best_in(tensors, source, parameters);
+  run.earlier_seconds = state.seconds();
+  if (state.has_best())
+    run.best_values = state.best().step() == state.steps_done() ? parameters.values().clone()
+                                                                : run::best_in(tensors, source, parameters);
   // The patience may have changed since.
   const uint32_t patience = run.config.evaluation().patience();
-  state.stopped_early = patience > 0 && state.evaluations_without_improvement >= patience;
+  state.set_stopped_early(patience > 0 && state.evaluations_without_improvement() >= patience);
   run.resume_point.loaded.reset();
 }
 
 nlohmann::json data_description(const TrainingRun& run) {
-  return {{"source", run.data.dataset->source()}, {"sha256", run.provenance.data_sha256},
+  return {{"source", run.data.dataset->source()}, {"sha256", run.provenance.data_sha256()},
           {"samples", run.data.index().size()},   {"train", run.split.train.size()},
           {"valid", run.split.valid.size()},      {"test", run.split.test.size()},
           {"dropped", run.data.dropped}};
@@ -132,28 +135,28 @@ void continue_run_directory(TrainingRun& run, nlohmann::json job, const std::str
   auto& directory = *run.directory;
   // Checkpoints of later steps were found damaged: they must not count as the newest ones any more.
   for (const auto& found : checkpoints::find_checkpoints(directory.file("checkpoints")))
-    if (found.step > run.state.steps_done) checkpoints::set_aside(found.path);
-  directory.continue_after(run.state.steps_done);
+    if (found.step > run.state.steps_done()) checkpoints::set_aside(found.path);
+  directory.continue_after(run.state.steps_done());
   nlohmann::json environment = directory.environment();
-  job["from_step"] = run.state.steps_done;
+  job["from_step"] = run.state.steps_done();
   job["changes"] = run.resume_point.changes;
   environment["resumes"].push_back(job);
-  directory.write("environment.json", environment.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  directory.write("environment.json", json_text(environment, 2) + "\n");
   directory.write("config.txtpb", config_text);
   directory.remove("result.json");
   // The file may be newer than the checkpoint, and what comes after it may be different this time.
   if (run.best_values.defined() && run.policy.writes_all_files)
-    run.write_best_weights(run.best_values, run.state.best_step);
+    run.write_best_weights(run.best_values, run.state.best().step());
 }
 
 }  // namespace
 
 void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
   directory->require_held();
-  state.best_fingerprint =
+  state.mutable_best()->set_fingerprint(
       run::write_weights(directory->file("weights/best.safetensors"),
                          run::weight_tensors(model->parameters().parts_of(values), moments, data.shape.modalities),
-                         run::weights_metadata(config.name(), step, data.index()));
+                         run::weights_metadata(config.name(), step, data.index())));
 }
 
 void prepare(TrainingRun& run) {
@@ -191,7 +194,7 @@ void prepare(TrainingRun& run) {
   run.reader = std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments,
                                                     parameters.dtype(), run.compute.device);
   parameters.move_to(run.compute.device);
-  on_all_ranks([&] { run.reader->keep_on_device(residency_of(config.training()), run.compute.ranks_on_gpu); });
+  on_all_ranks([&] { run.reader->keep_on_device(config.training().data_on_device(), run.compute.ranks_on_gpu); });
   const auto& adamw = config.optimizer();
   run.optimizer = std::make_unique<optim::AdamW>(
       parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
@@ -206,10 +209,9 @@ std::string summary(const TrainingRun& run) {
                                  models::spec_of(run.config).title, run.model->parameters().count(),
                                  run.split.train.size(), run.split.valid.size(), run.split.test.size());
   if (run.data.dropped > 0) text += fmt::format(" ({} dropped: a modality is missing)", run.data.dropped);
-  text +=
-      fmt::format("; global batch {} on {} {}, {} {} each; {} steps", run.config.training().batch_size(), ranks,
-                  ranks == 1 ? "rank" : "ranks", threads, threads == 1 ? "thread" : "threads", run.plan->total_steps());
-  if (const uint64_t done = run.resume_point.state.steps_done; run.resumes)
+  text += fmt::format("; global batch {} on {}, {} each; {} steps", run.config.training().batch_size(),
+                      plural(ranks, "rank"), plural(threads, "thread"), run.plan->total_steps());
+  if (const uint64_t done = run.resume_point.state.steps_done(); run.resumes)
     text += done > 0 ? fmt::format("\ncontinues after step {}, epoch {}", done, run.plan->epoch_of(done))
                      : "\nno checkpoint was committed: starts again";
   if (ranks == 1 && run.compute.device.is_cpu() && threads < cores)

@@ -50,7 +50,7 @@ struct TrainingRun {
         progress(communicator.rank() == 0 && policy.shows_progress) {}
 
   bool is_main() const { return communicator.rank() == 0; }
-  bool is_finished() const { return state.steps_done >= plan->total_steps() || state.stopped_early; }
+  bool is_finished() const { return state.steps_done() >= plan->total_steps() || state.stopped_early(); }
   // Of all jobs of the run so far.
   double seconds() const { return earlier_seconds + std::chrono::duration<double>(Clock::now() - started).count(); }
   // Writes weights/best.safetensors; on rank 0. values: flat, as model->parameters().values().

@@ -1,16 +1,145 @@
 #include "core/training/trainer.h"
 
-#include <algorithm>
+#include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 
-#include "core/training/conclude.h"
+#include "base/json.h"
+#include "checkpoints/fingerprint.h"
+#include "core/run/weights.h"
 #include "core/training/loop.h"
 #include "core/training/setup.h"
 #include "distributed/watchdog.h"
 
 namespace muster::training {
 namespace {
+
+// Writes the last weights, makes the best ones the model's, and writes those where no validation has. Returns the
+// fingerprint of the last.
+std::string keep_weights(TrainingRun& run) {
+  auto& state = run.state;
+  auto& parameters = run.model->parameters();
+  const bool all_files = run.policy.writes_all_files;
+  std::string last_fingerprint;
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    if (!run.directory) return;
+    run.directory->require_held();
+    const auto tensors =
+        run::weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities);
+    last_fingerprint = checkpoints::fingerprint(tensors);
+    if (all_files)
+      run::write_weights(run.directory->file("weights/last.safetensors"), tensors,
+                         run::weights_metadata(run.config.name(), state.steps_done(), run.data.index()));
+  });
+  const bool validated = run.best_values.defined();
+  if (validated) {
+    const at::NoGradGuard no_gradient;
+    parameters.values().copy_(run.best_values);
+  } else {
+    state.mutable_best()->set_step(state.steps_done());  // nothing says which weights are best: the last ones
+  }
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    if (run.directory && !(validated && all_files)) run.write_best_weights(parameters.values(), state.best().step());
+  });
+  return last_fingerprint;
+}
+
+nlohmann::json result_of(const TrainingRun& run, const std::string& last_fingerprint, const nlohmann::json& facts) {
+  const auto& state = run.state;
+  nlohmann::json result;
+  result["best"] = {
+      {"step", state.best().step()},
+      {"epoch", state.best().epoch()},
+      {"selected_by", run.split.valid.empty() ? "last step (there is no validation split)" : "valid/" + run.select_by},
+      {"value", run.best_values.defined() ? number_or_null(state.best().value()) : nlohmann::json()},
+      {"fingerprint", state.best().fingerprint()}};
+  result["last"] = {{"step", state.steps_done()}, {"fingerprint", last_fingerprint}};
+  result["stopped_early"] = state.stopped_early();
+  if (const auto& note = models::spec_of(run.config).note; !note.empty()) result["model_note"] = note;
+  result["skipped_steps"] = state.skipped_steps();
+  result["parameters"] = run.model->parameters().count();
+  result["world_size"] = run.communicator.size();
+  result["seed"] = run.config.seed();
+  result.update(facts);
+  return result;
+}
+
+// Where a result is not better than what needs no input.
+std::string warning_of(const TrainingRun& run, const std::vector<run::ResultColumn>& columns) {
+  const run::ResultColumn &result = columns[columns.size() - 2], &baseline = columns.back();
+  const std::string& name = models::spec_of(run.config).default_metric(run.data.index().task);
+  const double value = metrics::metric_value(result.metrics, name),
+               trivial = metrics::metric_value(baseline.metrics, name);
+  const bool better = metrics::higher_is_better(name) ? value > trivial : value < trivial;
+  if (better) return "";
+  return fmt::format(
+      "NOT better than the baseline: {} on {} is {:.4f}, that of the trivial prediction {:.4f}. Nothing was learnt "
+      "that generalises.\n",
+      name, result.title, value, trivial);
+}
+
+// What a finished run tells a person, on standard output. checkpoints: as Checkpointing::summary().
+void print_report(const TrainingRun& run, const std::vector<run::ResultColumn>& columns,
+                  const std::vector<std::vector<int64_t>>& confusion, const nlohmann::json& checkpoints) {
+  const auto& state = run.state;
+  const auto& index = run.data.index();
+  std::string text = fmt::format("\n{}: best weights of step {} of {}{}\n", run.config.name(), state.best().step(),
+                                 state.steps_done(), state.stopped_early() ? " (stopped early)" : "");
+  if (state.skipped_steps() > 0) text += fmt::format("{} steps were skipped as non-finite\n", state.skipped_steps());
+  if (!columns.empty()) text += fmt::format("\n{}\n", run::results_table(columns));
+  if (!confusion.empty()) text += run::confusion_table(index.class_names, confusion) + "\n";
+  if (!columns.empty())
+    text += fmt::format("baseline: what predicting the training {} for every sample scores\n{}",
+                        index.task == data::Task::kRegression ? "median" : "majority class", warning_of(run, columns));
+  if (const auto& note = models::spec_of(run.config).note; !note.empty()) text += note + "\n";
+  if (const auto temperature = run.model->temperature(); temperature && *temperature <= 0)
+    text += fmt::format(
+        "the learnt temperature of the best weights is {:g}: as a divisor it flips the sign of every similarity\n",
+        *temperature);
+  const int64_t saved = checkpoints["saved"], failed = checkpoints["failed"];
+  if (saved + failed > 0)
+    text += fmt::format("checkpoints: {} saved{}; training stood still for {:.3f} s, at most {:.3f} s at a time\n",
+                        saved, failed > 0 ? fmt::format(", {} FAILED (logs/checkpoints.jsonl)", failed) : "",
+                        checkpoints["stall_seconds"].get<double>(), checkpoints["longest_stall_seconds"].get<double>());
+  std::printf("%srun directory: %s\n", text.c_str(), run.directory->path().c_str());
+}
+
+// After the last step: puts the best weights (without validation: the last ones) into the model, evaluates it on
+// validation and test split, and writes weights, predictions, and at the very end result.json, by which a run is known
+// to be finished. Prints the table. best_evaluation: of the best weights on the validation split; nullptr: not known.
+// facts: what else result.json is to say, "checkpoints" among it. Collective.
+void conclude(TrainingRun& run, const run::Evaluation* best_evaluation, const nlohmann::json& facts) {
+  const auto& index = run.data.index();
+  const bool all_files = run.policy.writes_all_files;
+  const std::string last_fingerprint = keep_weights(run);
+  nlohmann::json result = result_of(run, last_fingerprint, facts);
+  std::vector<run::ResultColumn> columns;  // per split: its result, then its trivial baseline
+  std::vector<std::vector<int64_t>> confusion;
+  for (const auto& [name, samples] :
+       {std::pair{std::string("valid"), run.split.valid}, std::pair{std::string("test"), run.split.test}}) {
+    if (samples.empty()) continue;
+    const bool known = name == "valid" && best_evaluation;
+    const auto evaluation = known ? *best_evaluation
+                                  : evaluate(*run.step, *run.reader, run.communicator, samples,
+                                             run.config.evaluation().batch_size(), run.config.seed(), true);
+    const auto baseline = baseline_metrics(index, run.split.train, samples);
+    result[name] = run::to_json(evaluation);
+    result["trivial_baselines"][name] = run::to_json(baseline);
+    columns.push_back({name, evaluation.metrics});
+    columns.push_back({name + " baseline", baseline});
+    confusion = evaluation.confusion;
+    distributed::run_on_all_ranks(run.communicator, [&, &name = name] {
+      if (run.directory && (all_files || name == "test"))
+        run.directory->write(fmt::format("predictions-{}.csv", name),
+                             run::predictions_csv(index, evaluation.predictions));
+    });
+  }
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    if (run.directory) run.directory->write("result.json", result.dump(2) + "\n");
+  });
+  if (run.is_main() && run.policy.shows_progress) print_report(run, columns, confusion, facts.at("checkpoints"));
+}
 
 // One run from checked inputs to result.json.
 void train_one(const config::LoadedExperiment& loaded, const TrainOptions& options, const RunPolicy& policy,
@@ -26,7 +155,7 @@ void train_one(const config::LoadedExperiment& loaded, const TrainOptions& optio
   if (is_concluded(run)) {
     if (run.is_main() && policy.shows_progress)
       std::printf("%s is finished already, after %lu steps: see its result.json\n", options.run_directory.c_str(),
-                  run.state.steps_done);
+                  run.state.steps_done());
     return;
   }
   open_for_writing(run);
@@ -65,8 +194,6 @@ InProcessTrainer::InProcessTrainer(const config::Training& training, distributed
   compute_ = prepare_compute(whole, world);
   gpus_ = join_gpus(compute_, group);
 }
-
-InProcessTrainer::~InProcessTrainer() = default;
 
 void InProcessTrainer::train(const config::LoadedExperiment& loaded, const TrainOptions& options, Splits splits,
                              const std::function<void(const nlohmann::json&)>& on_validation) {

@@ -49,7 +49,6 @@ class InProcessTrainer {
   // world.
   InProcessTrainer(const config::Training& training, distributed::Communicator& world,
                    distributed::Communicator& group);
-  ~InProcessTrainer();
 
   // on_validation gets, on every rank of the group, the row of metrics.jsonl of each validation, and may end the trial
   // by an exception, the same on every rank; the run directory stays unfinished then. Throws as train(), and as

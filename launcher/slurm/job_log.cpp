@@ -4,39 +4,26 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
-#include <sstream>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace muster::launcher {
-namespace {
-
-constexpr uint64_t kLargestJobLog = 64 << 20;
-
-}  // namespace
-
-std::string text_field(const nlohmann::json& row, const char* name) {
-  return row.contains(name) && row[name].is_string() ? row[name].get<std::string>() : "";
-}
 
 nlohmann::json read_submission(const std::string& run_directory) {
-  const auto content = read_file_if_there(run_directory + "/submission.json", kLargestJobLog).value_or("");
-  auto found = nlohmann::json::parse(content, nullptr, false);
-  return found.is_object() ? found : nlohmann::json::object();
+  return read_json_object(run_directory + "/submission.json");
 }
 
 std::vector<nlohmann::json> read_job_log(const std::string& run_directory) {
-  std::istringstream lines(read_file_if_there(run_directory + "/logs/jobs.jsonl", kLargestJobLog).value_or(""));
-  std::vector<nlohmann::json> rows;
-  for (std::string line; std::getline(lines, line);) {
-    const auto row = nlohmann::json::parse(line, nullptr, false);
-    if (row.is_object() && row.contains("event") && row["event"].is_string()) rows.push_back(row);
-  }
+  auto rows = json_rows(read_file_if_there(run_directory + "/logs/jobs.jsonl", 64 << 20).value_or("") + "\n");
+  const auto is_none = [](const nlohmann::json& row) { return !member_of(row, "event").is_string(); };
+  rows.erase(std::remove_if(rows.begin(), rows.end(), is_none), rows.end());
   return rows;
 }
 
@@ -48,8 +35,7 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   char last = '\n';
   const off_t size = file < 0 ? 0 : ::lseek(file, 0, SEEK_END);
   if (size > 0 && ::pread(file, &last, 1, size - 1) != 1) last = '\n';
-  const auto line = row.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  int error = file < 0 ? errno : try_write_all(file, fmt::format("{}{}\n", last == '\n' ? "" : "\n", line));
+  int error = file < 0 ? errno : try_write_all(file, fmt::format("{}{}\n", last == '\n' ? "" : "\n", json_text(row)));
   if (error == 0 && ::fsync(file) != 0) error = errno;
   if (file >= 0) ::close(file);
   if (error != 0) throw Error(ExitCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(error)));
@@ -71,11 +57,11 @@ nlohmann::json step_of(int64_t newest) { return newest < 0 ? nlohmann::json() : 
 JobHistory job_history(const std::string& run_directory) {
   JobHistory history;
   const auto submission = read_submission(run_directory);
-  history.job_name = text_field(submission, "job_name");
-  const std::string submitted = text_field(submission, "job");
+  history.job_name = text_in(submission, "job_name");
+  const std::string submitted = text_in(submission, "job");
   history.job = submitted;  // the script may have been requeued by hand
   for (const auto& row : read_job_log(run_directory)) {
-    const std::string event = row["event"], job = text_field(row, "job");
+    const std::string event = row["event"], job = text_in(row, "job");
     if (event == "started") ++history.started;
     // The row of a submission has no number: it is written before sbatch gives one.
     if (event == "submitted") history.job = submitted;
@@ -84,8 +70,8 @@ JobHistory job_history(const std::string& run_directory) {
     if (event == "submitted" || event == "resubmitted") history.queued = true;
     if (event == "started" || event == "ended") history.in_job = event == "started", history.queued = false;
     if (event != "ended") continue;
-    history.decision = text_field(row, "decision");
-    history.reason = text_field(row, "reason");
+    history.decision = text_in(row, "decision");
+    history.reason = text_in(row, "reason");
     history.queued = history.decision == "requeued";
     if (history.queued) ++history.requeued;
     const int code = row.contains("exit_code") && row["exit_code"].is_number() ? row["exit_code"].get<int>() : 0;

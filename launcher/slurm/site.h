@@ -12,7 +12,4 @@ namespace muster::launcher {
 // Error(kBadConfig) that names all problems of a file with their lines.
 Site load_site(const std::string& name_or_file);
 
-// A profile from its text; `path` is for messages. Throws likewise.
-Site parse_site(const std::string& text, const std::string& path);
-
 }  // namespace muster::launcher

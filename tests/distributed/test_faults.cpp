@@ -9,6 +9,7 @@
 #include "distributed/fault.h"
 #include "distributed/flight_record.h"
 #include "distributed/watchdog.h"
+#include "distributed/watchdog_thread.h"
 
 namespace muster::distributed {
 namespace {
@@ -170,11 +171,10 @@ TEST(FaultMessage, BlamesNobodyWithoutReason) {
 }
 
 TEST(Phases, NestAndMayBeUsedWithoutAWatchdog) {
-  const Deadlines former = deadlines();
   set_deadlines({1, 2, 3, 0});
-  EXPECT_EQ(deadlines().save, 3);
-  EXPECT_EQ(deadlines().evaluation, 0);
-  set_deadlines(former);
+  EXPECT_EQ(deadline_of(Phase::kSave), 3);
+  EXPECT_EQ(deadline_of(Phase::kEvaluation), 0);
+  set_deadlines({});
   {
     const PhaseScope outer(Phase::kEvaluation);
     const PhaseScope inner(Phase::kSave);

@@ -29,19 +29,15 @@ TEST_P(Contract, Holds) {
 INSTANTIATE_TEST_SUITE_P(Threads, Contract, ::testing::ValuesIn(contract::all_checks()),
                          [](const auto& info) { return info.param.name; });
 
-std::string failure_of(int ranks, const std::function<void(Communicator&)>& body) {
+std::string failure_of(int ranks, const std::function<void(Communicator&)>& body,
+                       double deadline = collective_deadline().count()) {
   try {
-    run_as_threads(ranks, body);
+    run_as_threads(ranks, body, std::chrono::duration<double>(deadline));
   } catch (const Error& error) {
     return std::to_string(static_cast<int>(error.code())) + ": " + error.what();
   }
   return "no error";
 }
-
-struct ShortDeadline {
-  explicit ShortDeadline(double seconds) { set_collective_deadline(std::chrono::duration<double>(seconds)); }
-  ~ShortDeadline() { set_collective_deadline(std::chrono::seconds(1800)); }
-};
 
 TEST(Threads, RunsEveryRankOnce) {
   std::atomic<int> mask{0};
@@ -55,27 +51,29 @@ TEST(Threads, RunsEveryRankOnce) {
 }
 
 TEST(Threads, TheDeadlineNamesAbsentRanks) {
-  const ShortDeadline deadline(0.3);
   for (const int ranks : {2, 3, 4}) {
     std::atomic<int> heard{0};
     std::atomic<bool> all_heard{false};
-    const std::string text = failure_of(ranks, [&](Communicator& communicator) {
-      communicator.all_reduce_sum(at::zeros({3}));
-      if (communicator.rank() == 1) {
-        while (!all_heard) std::this_thread::yield();
-        return;
-      }
-      try {
-        communicator.all_reduce_sum(at::zeros({7}));
-      } catch (const Error& error) {
-        EXPECT_EQ(error.code(), ExitCode::kPeerFailed);
-        EXPECT_THAT(error.what(), HasSubstr("rank 1 did not reach collective 2 of world (" + std::to_string(ranks) +
-                                            " ranks), all_reduce_sum(float32 [7]), within 0.3"));
-        EXPECT_THAT(error.what(), HasSubstr("all completed: all_reduce_sum(float32 [3]), number 1."));
-        EXPECT_THROW(communicator.all_gather_bytes("x"), Error) << "it must not be used again";
-        if (++heard == ranks - 1) all_heard = true;
-      }
-    });
+    const std::string text = failure_of(
+        ranks,
+        [&](Communicator& communicator) {
+          communicator.all_reduce_sum(at::zeros({3}));
+          if (communicator.rank() == 1) {
+            while (!all_heard) std::this_thread::yield();
+            return;
+          }
+          try {
+            communicator.all_reduce_sum(at::zeros({7}));
+          } catch (const Error& error) {
+            EXPECT_EQ(error.code(), ExitCode::kPeerFailed);
+            EXPECT_THAT(error.what(), HasSubstr("rank 1 did not reach collective 2 of world (" + std::to_string(ranks) +
+                                                " ranks), all_reduce_sum(float32 [7]), within 0.3"));
+            EXPECT_THAT(error.what(), HasSubstr("all completed: all_reduce_sum(float32 [3]), number 1."));
+            EXPECT_THROW(communicator.all_gather_bytes("x"), Error) << "it must not be used again";
+            if (++heard == ranks - 1) all_heard = true;
+          }
+        },
+        0.3);
     EXPECT_EQ(text, "no error");
     EXPECT_EQ(heard, ranks - 1);
   }

@@ -9,7 +9,6 @@
 #include "base/error.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/saver.h"
-#include "distributed/agreement.h"
 #include "distributed/threads.h"
 
 namespace muster::faults {

@@ -49,11 +49,11 @@ TEST_F(Batches, EqualThoseOnTheCpu) {
   const Fixture fixture;
   for (const auto dtype : {at::kFloat, at::kDouble})
     for (const bool standardize : {false, true})
-      for (const auto residency : {Residency::kNever, Residency::kWhenItFits, Residency::kAlways}) {
+      for (const auto residency : {config::Training::NEVER, config::Training::WHEN_IT_FITS, config::Training::ALWAYS}) {
         const auto moments = standardize ? fixture.moments : std::vector<FeatureMoments>();
         const BatchReader on_cpu(*fixture.dataset, {1, 0}, moments, dtype);
         BatchReader on_gpu(*fixture.dataset, {1, 0}, moments, dtype, device_);
-        EXPECT_EQ(on_gpu.keep_on_device(residency), residency != Residency::kNever);
+        EXPECT_EQ(on_gpu.keep_on_device(residency), residency != config::Training::NEVER);
         for (const auto& samples : kAsked) {
           const std::vector<int64_t> rows(samples.size(), 7);
           expect_equal(on_gpu.read(samples, rows), on_cpu.read(samples, rows));
@@ -72,7 +72,7 @@ TEST_F(Batches, ReadAheadEqualThoseOnTheCpu) {
   for (const bool resident : {false, true}) {
     const BatchReader on_cpu(*fixture.dataset, {0, 1}, fixture.moments, at::kFloat);
     BatchReader on_gpu(*fixture.dataset, {0, 1}, fixture.moments, at::kFloat, device_);
-    ASSERT_EQ(on_gpu.keep_on_device(resident ? Residency::kAlways : Residency::kNever), resident);
+    ASSERT_EQ(on_gpu.keep_on_device(resident ? config::Training::ALWAYS : config::Training::NEVER), resident);
     Prefetcher prefetcher(on_gpu, 3);
     constexpr int64_t kRounds = 300;
     std::vector<at::Tensor> sums;
@@ -94,7 +94,7 @@ TEST_F(Batches, ReadAheadEqualThoseOnTheCpu) {
 
 TEST_F(Batches, MoreThanFitsIsRefused) {
   EXPECT_GT(free_device_memory(device_), int64_t{1} << 28);
-  EXPECT_FALSE(keep_resident(Residency::kWhenItFits, int64_t{1} << 50, free_device_memory(device_), 1));
+  EXPECT_FALSE(keep_resident(config::Training::WHEN_IT_FITS, int64_t{1} << 50, free_device_memory(device_), 1));
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <random>
 
-#include "distributed/agreement.h"
 #include "distributed/tree_sum.h"
 #include "tests/parallel/contract.h"
 

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "distributed/mpi.h"
 #include "tests/parallel/contract.h"
 
 namespace muster::distributed {

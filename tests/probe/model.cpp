@@ -12,6 +12,7 @@
 #include "core/optim/adamw.h"
 #include "core/training/step.h"
 #include "distributed/communicator.h"
+#include "tests/helpers/parameters.h"
 
 namespace {
 
@@ -114,7 +115,7 @@ int model_probe(int argc, char** argv) {
     model->project_parameters();
   }
   output.push_back({"losses", at::tensor(losses, at::kDouble)});
-  for (const auto& [name, tensor] : parameters.state()) output.push_back({"parameters." + name, tensor});
+  for (const auto& [name, tensor] : copies_of(parameters)) output.push_back({"parameters." + name, tensor});
   if (communicator->rank() == 0) checkpoints::write_safetensors(argv[3], output, {});
   return 0;
 }

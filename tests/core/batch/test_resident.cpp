@@ -8,17 +8,17 @@ namespace muster::batch {
 namespace {
 
 TEST(KeepResident, LeavesHalfOfWhatIsFree) {
-  EXPECT_FALSE(keep_resident(Residency::kNever, 1, 1000, 1));
-  EXPECT_TRUE(keep_resident(Residency::kWhenItFits, 500, 1000, 1));
-  EXPECT_FALSE(keep_resident(Residency::kWhenItFits, 501, 1000, 1));
-  EXPECT_TRUE(keep_resident(Residency::kWhenItFits, 125, 1000, 4));
-  EXPECT_FALSE(keep_resident(Residency::kWhenItFits, 126, 1000, 4));
-  EXPECT_TRUE(keep_resident(Residency::kAlways, 1000, 1000, 1));
+  EXPECT_FALSE(keep_resident(config::Training::NEVER, 1, 1000, 1));
+  EXPECT_TRUE(keep_resident(config::Training::WHEN_IT_FITS, 500, 1000, 1));
+  EXPECT_FALSE(keep_resident(config::Training::WHEN_IT_FITS, 501, 1000, 1));
+  EXPECT_TRUE(keep_resident(config::Training::WHEN_IT_FITS, 125, 1000, 4));
+  EXPECT_FALSE(keep_resident(config::Training::WHEN_IT_FITS, 126, 1000, 4));
+  EXPECT_TRUE(keep_resident(config::Training::ALWAYS, 1000, 1000, 1));
 }
 
 TEST(KeepResident, SaysWhatIsMissing) {
   try {
-    keep_resident(Residency::kAlways, int64_t{30} * 1000000000, int64_t{80} * 1000000000, 4);
+    keep_resident(config::Training::ALWAYS, int64_t{30} * 1000000000, int64_t{80} * 1000000000, 4);
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kBadConfig);

@@ -22,8 +22,8 @@ TEST(Shuffle, IsAPermutationThatChangesWithEpochAndSeed) {
   std::set<std::vector<int64_t>> orders;
   for (const uint64_t seed : {uint64_t{1}, uint64_t{2}, (uint64_t{1} << 32) + 1})
     for (const uint32_t epoch : {0u, 1u, 2u, 1000000u}) {
-      auto order = epoch_order(samples, {}, Sampling::kShuffle, seed, epoch);
-      EXPECT_EQ(order, epoch_order(samples, {}, Sampling::kShuffle, seed, epoch));
+      auto order = epoch_order(samples, {}, config::Training::SHUFFLE, seed, epoch);
+      EXPECT_EQ(order, epoch_order(samples, {}, config::Training::SHUFFLE, seed, epoch));
       EXPECT_TRUE(orders.insert(order).second) << "seed " << seed << ", epoch " << epoch;
       int64_t fixed = 0;
       for (size_t i = 0; i < order.size(); ++i) fixed += order[i] == samples[i];
@@ -34,19 +34,19 @@ TEST(Shuffle, IsAPermutationThatChangesWithEpochAndSeed) {
 }
 
 TEST(Shuffle, KeepsTheOrderOfAnyTwoSamplesWhateverElseThereIs) {
-  const auto all = epoch_order(range(200), {}, Sampling::kShuffle, 3, 4);
+  const auto all = epoch_order(range(200), {}, config::Training::SHUFFLE, 3, 4);
   std::vector<int64_t> even, even_of_all;
   for (int64_t i = 198; i >= 0; i -= 2) even.push_back(i);
   for (const int64_t sample : all)
     if (sample % 2 == 0) even_of_all.push_back(sample);
-  EXPECT_EQ(epoch_order(even, {}, Sampling::kShuffle, 3, 4), even_of_all);
+  EXPECT_EQ(epoch_order(even, {}, config::Training::SHUFFLE, 3, 4), even_of_all);
 }
 
 TEST(Shuffle, EveryPlaceIsEquallyLikely) {
   constexpr int kEpochs = 12000;
   std::vector<std::vector<double>> counts(6, std::vector<double>(6, 0));
   for (int epoch = 0; epoch < kEpochs; ++epoch) {
-    const auto order = epoch_order(range(6), {}, Sampling::kShuffle, 1, epoch);
+    const auto order = epoch_order(range(6), {}, config::Training::SHUFFLE, 1, epoch);
     for (int place = 0; place < 6; ++place) ++counts[order[place]][place];
   }
   for (int sample = 0; sample < 6; ++sample) {
@@ -65,10 +65,10 @@ TEST(ClassBalanced, ClassesAreEquallyLikelyAndSamplesWithinThem) {
   std::map<int64_t, double> drawn;
   double total = 0;
   for (uint32_t epoch = 0; epoch < 300; ++epoch) {
-    const auto order = epoch_order(samples, labels, Sampling::kClassBalanced, 1, epoch);
+    const auto order = epoch_order(samples, labels, config::Training::CLASS_BALANCED, 1, epoch);
     ASSERT_EQ(order.size(), samples.size());
     for (const int64_t sample : order) ++drawn[sample], ++total;
-    ASSERT_EQ(order, epoch_order(samples, labels, Sampling::kClassBalanced, 1, epoch));
+    ASSERT_EQ(order, epoch_order(samples, labels, config::Training::CLASS_BALANCED, 1, epoch));
   }
   double chi_square = 0;
   for (int64_t i = 0; i < 100; ++i) {
@@ -78,16 +78,17 @@ TEST(ClassBalanced, ClassesAreEquallyLikelyAndSamplesWithinThem) {
   }
   EXPECT_TRUE(drawn.empty());
   EXPECT_LT(chi_square, 148.3);  // 0.1 % level, 99 degrees of freedom
-  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0),
-            epoch_order(samples, labels, Sampling::kClassBalanced, 1, 1));
-  EXPECT_NE(epoch_order(samples, labels, Sampling::kClassBalanced, 1, 0),
-            epoch_order(samples, labels, Sampling::kClassBalanced, 2, 0));
+  EXPECT_NE(epoch_order(samples, labels, config::Training::CLASS_BALANCED, 1, 0),
+            epoch_order(samples, labels, config::Training::CLASS_BALANCED, 1, 1));
+  EXPECT_NE(epoch_order(samples, labels, config::Training::CLASS_BALANCED, 1, 0),
+            epoch_order(samples, labels, config::Training::CLASS_BALANCED, 2, 0));
 }
 
 TEST(Sequential, IsTheOrderGiven) {
   const std::vector<int64_t> samples{5, 2, 9, 2};
-  EXPECT_EQ(epoch_order(samples, {}, Sampling::kSequential, 1, 3), samples);
-  for (const auto sampling : {Sampling::kSequential, Sampling::kShuffle, Sampling::kClassBalanced})
+  EXPECT_EQ(epoch_order(samples, {}, config::Training::SEQUENTIAL, 1, 3), samples);
+  for (const auto sampling :
+       {config::Training::SEQUENTIAL, config::Training::SHUFFLE, config::Training::CLASS_BALANCED})
     EXPECT_TRUE(epoch_order({}, {}, sampling, 1, 0).empty());
 }
 

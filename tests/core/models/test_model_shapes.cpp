@@ -8,6 +8,7 @@
 #include "core/models/foal_net.h"
 #include "core/models/miar.h"
 #include "tests/core/models/defaults.h"
+#include "tests/helpers/parameters.h"
 
 namespace muster::models {
 namespace {
@@ -16,7 +17,7 @@ using Shapes = std::map<std::string, std::vector<int64_t>>;
 
 Shapes shapes_of(const Parameters& parameters) {
   Shapes shapes;
-  for (const auto& [name, tensor] : parameters.state()) shapes[name] = tensor.sizes().vec();
+  for (const auto& [name, tensor] : copies_of(parameters)) shapes[name] = tensor.sizes().vec();
   return shapes;
 }
 
@@ -115,7 +116,7 @@ TEST(FoalNetShapes, OfTheAdapter) {
 
 TEST(FoalNetStart, IsThatOfTheAuthors) {
   const auto model = foal_net();
-  for (const auto& [name, value] : model.parameters().state()) {
+  for (const auto& [name, value] : copies_of(model.parameters())) {
     if (name == "avel.temperature")
       EXPECT_NEAR(value.item<double>(), 2.6592600, 1e-6);
     else if (value.dim() == 2 && value.numel() > 100)
@@ -175,7 +176,7 @@ TEST(MiarShapes, AreThoseOfTheEquations) {
 
 TEST(MiarStart, IsXavierUniform) {
   const auto model = miar({768, 5, 20});
-  for (const auto& [name, value] : model.parameters().state()) {
+  for (const auto& [name, value] : copies_of(model.parameters())) {
     if (name == "gate.weight" || ends_with(name, ".bias")) {
       EXPECT_TRUE(value.eq(0).all().item<bool>()) << name;
     } else if (name.rfind("token.", 0) == 0) {
@@ -200,7 +201,7 @@ TEST(Start, HangsOnSeedAndNameOnly) {
                               at::kDouble, 7, sizes);
   const auto other_seed = foal_net("projection_dim: 16 layers: 1", at::kDouble, 8, sizes);
   const auto single = foal_net("projection_dim: 16 layers: 1", at::kFloat, 7, sizes);
-  for (const auto& [name, value] : one.parameters().state()) {
+  for (const auto& [name, value] : copies_of(one.parameters())) {
     // float32 is float64 rounded once.
     EXPECT_TRUE(single.parameters()[name].equal(value.to(at::kFloat))) << name;
     if (name != "avel.temperature") EXPECT_TRUE(three.parameters()[name].equal(value)) << name;

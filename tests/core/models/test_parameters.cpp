@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "core/models/layers.h"
 #include "core/models/parameters.h"
+#include "tests/helpers/parameters.h"
 
 namespace muster::models {
 namespace {
@@ -84,7 +85,7 @@ TEST(Parameters, DuplicateAndUnknownNames) {
 
 TEST(Parameters, StateIsASortedCopy) {
   Parameters parameters(some_specs(), DecayScope::kMatrices, at::kFloat, 1);
-  auto state = parameters.state();
+  auto state = copies_of(parameters);
   EXPECT_TRUE(
       std::is_sorted(state.begin(), state.end(), [](const auto& a, const auto& b) { return a.first < b.first; }));
   state[0].second.fill_(100);
@@ -93,7 +94,7 @@ TEST(Parameters, StateIsASortedCopy) {
 
 TEST(Parameters, LoadConvertsAndRoundTrips) {
   const Parameters source(some_specs(), DecayScope::kMatrices, at::kDouble, 1);
-  const auto state = source.state();
+  const auto state = copies_of(source);
   Parameters target(some_specs(), DecayScope::kAll, at::kFloat, 2);
   target.load({state.begin(), state.end()}, "file");
   for (const auto& [name, value] : state) EXPECT_TRUE(target[name].equal(value.to(at::kFloat))) << name;
@@ -106,7 +107,7 @@ TEST(Parameters, LoadConvertsAndRoundTrips) {
 TEST(Parameters, LoadListsEveryDifferenceAndChangesNothing) {
   Parameters parameters(some_specs(), DecayScope::kMatrices, at::kFloat, 1);
   const at::Tensor before = parameters.values().clone();
-  const auto state = Parameters(some_specs(), DecayScope::kMatrices, at::kFloat, 2).state();
+  const auto state = copies_of(Parameters(some_specs(), DecayScope::kMatrices, at::kFloat, 2));
   std::map<std::string, at::Tensor> bad{state.begin(), state.end()};
   bad.erase("head.bias");
   bad["norm.weight"] = at::zeros({8});

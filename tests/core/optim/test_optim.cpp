@@ -7,6 +7,7 @@
 #include "core/models/layers.h"
 #include "core/optim/adamw.h"
 #include "core/optim/schedule.h"
+#include "tests/helpers/parameters.h"
 #include "tests/helpers/rounding.h"
 
 namespace muster::optim {
@@ -132,7 +133,7 @@ TEST(AdamW, EqualsPyTorchPerParameter) {
         at::Tensor value, first, second, steps;
       };
       std::map<std::string, Single> singles;
-      for (const auto& [name, value] : parameters.state())
+      for (const auto& [name, value] : copies_of(parameters))
         singles[name] = {value, at::zeros_like(value), at::zeros_like(value), at::zeros({}, at::kFloat)};
       for (int step = 0; step < 25; ++step) {
         const double rate = 0.1 / (step + 1);
