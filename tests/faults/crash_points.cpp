@@ -28,7 +28,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +36,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -272,10 +272,9 @@ struct Point {
 // What is alike: a kind of fault at a kind of operation on a kind of file. The file says the phase: what is made ready, a
 // checkpoint's parts before and after its commit, what is removed, results.
 std::string stratum_of(const Point& point, const Operation& operation) {
-  std::string stratum = fmt::format("{} {} {} {}", point.kind, operation.name, operation.path, operation.target);
-  const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
-  stratum.erase(std::remove_if(stratum.begin(), stratum.end(), is_digit), stratum.end());
-  return stratum;
+  static const std::regex drawn(R"((\.[a-z.]+)-[^/ ]*)"), number("[0-9]+");  // of hidden things the end is drawn
+  const std::string names = fmt::format("{} {} {} {}", point.kind, operation.name, operation.path, operation.target);
+  return std::regex_replace(std::regex_replace(names, drawn, "$1"), number, "N");
 }
 
 // All faults that can be tried. thinned: of the kinds other than kill at every third operation of a training run.

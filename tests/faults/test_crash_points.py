@@ -44,4 +44,4 @@ def test_every_crash_point():
                 taken |= {(mode, stratum)} if verdict == "taken" else set()
     print(points, "crash points" if FULL else f"crash points, MUSTER_CRASH_SEED={SEED}")
     assert points > (9000 if FULL else 500)
-    assert taken == known, f"no setting has met {sorted(known - taken)}"
+    assert not known - taken, f"no setting has met {sorted(known - taken)[:9]}"
