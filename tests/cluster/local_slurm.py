@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Cluster:
         self.base = Path(base)
         self.folder = self.base / "slurm"
         self.changes = {"MUSTER_LOCAL_SLURM": str(self.folder), "SLURM_CONF": str(self.folder / "slurm.conf"), "MUSTER_SITE": None}
+        self.asking, self.asked, self.jobs = threading.Lock(), -1.0, []
         # Ends the cluster also when this process is killed.
         end = f"tail --pid={os.getpid()} -f /dev/null; {SCRIPT} down; rm -rf {self.base}"
         self.keeper = subprocess.Popen(["bash", "-c", end], env=mp.environment(self.changes), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -60,10 +62,18 @@ class Cluster:
 
     def job(self, number):
         """What scontrol says of a job: {field: text}; of an array's task: number_task."""
-        text = self.run("scontrol", "-o", "show", "job", number).stdout.splitlines()[0]
-        return dict(field.split("=", 1) for field in text.split(" ") if "=" in field)
+        def find():
+            return [job for job in self.jobs if number in (job["JobId"], f"{job.get('ArrayJobId')}_{job.get('ArrayTaskId')}")]
 
-    def wait(self, number, condition, seconds=120):
+        with self.asking:  # one question for all tests that wait
+            if time.monotonic() > self.asked + 0.5 or not find():
+                lines = self.run("scontrol", "-o", "show", "job").stdout.splitlines()
+                self.jobs = [dict(field.split("=", 1) for field in line.split(" ") if "=" in field) for line in lines]
+                self.asked = time.monotonic()
+            assert find(), f"Slurm knows no job {number}"
+            return find()[0]
+
+    def wait(self, number, condition, seconds=240):
         """Until condition(job) holds."""
         end = time.monotonic() + seconds
         while True:
@@ -73,7 +83,7 @@ class Cluster:
             assert time.monotonic() < end, f"job {number} is {job}\n{self.logs()}"
             time.sleep(0.3)
 
-    def wait_for_state(self, number, *states, seconds=120):
+    def wait_for_state(self, number, *states, seconds=240):
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
         job = self.wait(number, lambda job: job["JobState"] in states or job["JobState"] in ends, seconds)
         assert job["JobState"] in states, f"job {number} is {job}\n{self.logs()}"
@@ -93,11 +103,16 @@ class Cluster:
             shutil.rmtree(self.base, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def slurm():
+def cluster(*options):
+    """For a fixture: a cluster with these options of local-slurm, ended afterwards."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    cluster = Cluster()
-    yield cluster
-    cluster.down()
+    started = Cluster(*options)
+    yield started
+    started.down()
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    yield from cluster()

@@ -1,15 +1,17 @@
 // Trains a small run with a fault at every file operation in turn, goes on with what is left of it, and compares with
 // the undisturbed run.
 //
-//   crash_points train|prepared|saver FOLDER RANKS sync|async PART PARTS
+//   crash_points train|prepared|saver FOLDER RANKS sync|async PART PARTS [SEED]
 //
 // train: a whole training run; prepared: the same in a run directory that waits for it; saver: checkpoints alone, of a
 // state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short (fault_shim.c). saver
 // has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only
-// at the first two, the one in the middle and the last one; the other kinds at every third of those, PART of PARTS
-// deciding which share of all is done; PARTS 0: a sample of the seed PART. Each point is two forked children of this
-// process, so that LibTorch is loaded once; ranks are threads, and the second child has another number of them. After
-// each point:
+// at the first two, the one in the middle and the last one; the other kinds at every third of those. PART of PARTS is
+// the share of all that is done, or with SEED the share of a sample: one point of each stratum, which is a kind of fault
+// at a kind of operation on a kind of file. A stratum falls to one of the PARTS by its name, so that settings that have
+// different PARTs share the strata among them. A prepared run is sampled only until it trains like any other. Each point
+// is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second child has
+// another number of them. After each point:
 //   - the first child was killed, has finished, or has ended by an error that a person can act on (74);
 //   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the
 //   newest one there, and finishes;
@@ -21,11 +23,11 @@
 // failure is not played. Prints a line per broken promise, the counts last. Exit status: 1 if there is any.
 #include <ATen/Parallel.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -34,6 +36,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -261,16 +264,28 @@ std::string unflushed(const std::vector<Operation>& all) {
   return "";
 }
 
-// Faults to be tried: the operation's number and the kind.
-std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std::vector<Operation>& undisturbed,
-                                               long part, long parts) {
+struct Point {
+  long at;  // the operation's number
+  std::string kind;
+};
+
+// What is alike: a kind of fault at a kind of operation on a kind of file. The file says the phase: what is made ready, a
+// checkpoint's parts before and after its commit, what is removed, results.
+std::string stratum_of(const Point& point, const Operation& operation) {
+  static const std::regex drawn(R"((\.[a-z.]+)-[^/ ]*)"), number("[0-9]+");  // of hidden things the end is drawn
+  const std::string names = fmt::format("{} {} {} {}", point.kind, operation.name, operation.path, operation.target);
+  return std::regex_replace(std::regex_replace(names, drawn, "$1"), number, "N");
+}
+
+// All faults that can be tried. thinned: of the kinds other than kill at every third operation of a training run.
+std::vector<Point> all_points(const Setting& setting, const std::vector<Operation>& undisturbed, bool thinned) {
   const long count = static_cast<long>(undisturbed.size());
   constexpr std::size_t kMany = 8;
   std::map<std::string, std::vector<long>>
       writes_to;  // ranks write at the same time: what follows each other may be of several files
   for (long i = 0; i < count; ++i)
     if (is_write(undisturbed[i].name)) writes_to[undisturbed[i].path].push_back(i);
-  std::vector<std::pair<long, std::string>> points;
+  std::vector<Point> points;
   long number = setting.ranks + 3 * setting.asynchronous;  // so that other ones are left out in each setting
   for (long i = 0; i < count; ++i) {
     const bool writes = is_write(undisturbed[i].name);
@@ -280,34 +295,45 @@ std::vector<std::pair<long, std::string>> plan(const Setting& setting, const std
       continue;
     for (const char* kind : {"kill", "kill_after", "ENOSPC", "EIO", "short"}) {
       if (std::string(kind) == "short" && !writes) continue;
-      if (setting.trains && std::string(kind) != "kill" && ++number % 3 != 0) continue;
-      points.emplace_back(i + 1, kind);
+      if (thinned && setting.trains && std::string(kind) != "kill" && ++number % 3 != 0) continue;
+      points.push_back({i + 1, kind});
     }
   }
-  std::vector<std::pair<long, std::string>> share;
-  if (parts > 0) {
-    for (std::size_t i = part; i < points.size(); i += parts) share.push_back(points[i]);
-    return share;
+  return points;
+}
+
+std::vector<Point> share_of_all(const Setting& setting, const std::vector<Operation>& undisturbed, long part,
+                                long parts) {
+  const auto points = all_points(setting, undisturbed, true);
+  std::vector<Point> share;
+  for (std::size_t i = part; i < points.size(); i += parts) share.push_back(points[i]);
+  return share;
+}
+
+// Prints the strata too: whoever starts the parts sees whether all of them together have every one.
+std::vector<Point> share_of_sample(const Setting& setting, const std::vector<Operation>& undisturbed, long part,
+                                   long parts, unsigned long seed) {
+  std::map<std::string, std::vector<Point>> strata;
+  for (const auto& point : all_points(setting, undisturbed, false)) {
+    const auto& operation = undisturbed[point.at - 1];
+    if (setting.prepared && operation.path.rfind("run/checkpoints/", 0) == 0) break;
+    strata[stratum_of(point, operation)].push_back(point);
   }
-  // A sample: one of each kind of fault at each kind of operation on each kind of file. The file says the phase: what
-  // is made ready, a checkpoint's parts before and after its commit, what goes, results.
-  std::map<std::string, std::vector<std::pair<long, std::string>>> strata;
-  for (const auto& [at, kind] : points) {
-    const Operation& operation = undisturbed[at - 1];
-    std::string stratum = kind + " " + operation.name + " " + operation.path + " " + operation.target;
-    const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
-    stratum.erase(std::remove_if(stratum.begin(), stratum.end(), is_digit), stratum.end());
-    strata[stratum].emplace_back(at, kind);
+  std::vector<Point> share;
+  std::mt19937_64 random(6 * seed + 2 * setting.ranks + setting.asynchronous);
+  for (const auto& [stratum, all] : strata) {
+    const bool taken =
+        std::stol(sha256_of(fmt::format("{} {}", seed, stratum)).substr(0, 7), nullptr, 16) % parts == part;
+    if (taken) share.push_back(all[random() % all.size()]);
+    std::printf("%s: %s\n", taken ? "taken" : "left", stratum.c_str());
   }
-  std::mt19937_64 random(part);
-  for (const auto& [stratum, all] : strata) share.push_back(all[random() % all.size()]);
   return share;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 7) return 2;
+  if (argc != 7 && argc != 8) return 2;
   const Setting setting{std::string(argv[1]) != "saver", std::string(argv[1]) == "prepared", argv[2],
                         std::atoi(argv[3]), std::string(argv[4]) == "async"};
   std::ofstream(setting.experiment()) << kExperiment;
@@ -340,7 +366,9 @@ int main(int argc, char** argv) {
   }
   std::map<std::string, long> counts;
   std::map<std::string, long> left;
-  const auto points = plan(setting, undisturbed, std::atol(argv[5]), std::atol(argv[6]));
+  const long part = std::atol(argv[5]), parts = std::atol(argv[6]);
+  const auto points = argc == 7 ? share_of_all(setting, undisturbed, part, parts)
+                                : share_of_sample(setting, undisturbed, part, parts, std::strtoul(argv[7], nullptr, 10));
   for (const auto& [at, kind] : points) {
     clear();
     const int ended = run_in_child(setting, setting.ranks, at, kind);

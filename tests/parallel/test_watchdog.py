@@ -1,50 +1,45 @@
 """A rank that dies or stops is named by exactly one message of the job, at once or after the deadline; the others leave records and go."""
-import glob
 import json
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 
+from at_once import at_once, started  # noqa: F401
+from processes import SECONDS, processes_of, stop, wait_for_heartbeats, wait_until
+
 MPIRUN = shutil.which("mpirun")
 pytestmark = pytest.mark.skipif(MPIRUN is None, reason="mpirun is not installed")
 PROBE = Path(os.environ["MUSTER_BUILD_DIR"]) / "tests" / "probe"
-DEADLINE = 2
-SECONDS = 5  # within which all must have left after a death, or after the deadline
-# The phase's last collective: label, what it is called, and its sequence number. See watchdog_probe.cpp.
+FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
+DEADLINE = 2  # of the probe
+# The phase's last collective: label, what it is called, and its sequence number. See probe/watchdog.cpp.
 PLACES = {"setup": ("settings", "all_gather_bytes() for settings", 1), "step": ("gradients", "all_reduce_sum(float32 [7]) for gradients", 71),
           "save": ("checkpoint", "all_reduce_sum(float64 [3]) for checkpoint", 72),
           "evaluation": ("predictions", "all_gather_rows(float32 rows of [5], 1 here) for predictions", 73)}
+AT_ONCE = 5  # jobs
+ENDED = 5  # seconds, within which all must have left after a death, or after the deadline: docs/faults.md
+late = {"KILL": [], "STOP": []}  # by how much each rank was, of all scenarios
 
 
 def scenarios():
-    """Each rank of 2, 3 and 4, by both signals, inside and outside, in turn in all phases; and rank 1 of 3 in each phase in all ways."""
+    """In the full run each rank of 2, 3 and 4, in each phase, inside and outside, by both signals. Otherwise each of these ways once, and each rank once or
+    by both signals."""
     victims = [(ranks, victim) for ranks in (2, 3, 4) for victim in range(ranks)]
-    cases = {(ranks, victim, list(PLACES)[i % 4], ("inside", "outside")[(i + i // 4 + way) % 2], sign)
-             for i, (ranks, victim) in enumerate(victims) for way, sign in enumerate(("KILL", "STOP"))}
-    cases |= {(3, 1, phase, where, "KILL") for phase in PLACES for where in ("inside", "outside")}
-    return sorted(cases)
+    ways = [(phase, where, sign) for where in ("inside", "outside") for phase in PLACES for sign in ("KILL", "STOP")]
+    if FULL:
+        return [(*victim, *way) for victim in victims for way in ways]
+    return [(*victims[i % len(victims)], *way) for i, way in enumerate(ways)]
 
 
-def left_over(folder):
-    """Processes whose command line names the folder."""
-    found = []
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
-        try:
-            if str(folder).encode() in Path(path).read_bytes():
-                found.append(path)
-        except OSError:
-            pass
-    return found
-
-
-def start(folder, ranks, *words, timeout=DEADLINE):
+def start(folder, ranks, *words, timeout=None):
     shared = folder / "shared"
     shared.mkdir()
     setting = ["-x", f"MUSTER_COLLECTIVE_TIMEOUT={timeout}"] if timeout else []
@@ -55,46 +50,44 @@ def start(folder, ranks, *words, timeout=DEADLINE):
 
 def finish(process):
     try:
-        return process.communicate(timeout=60)
+        return process.communicate(timeout=SECONDS)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
 
 
-def run_scenario(case, folder):
-    ranks, victim, phase, where, sign = case
-    process = start(folder, ranks, phase, where, victim)
-    line = process.stdout.readline()
-    number = re.fullmatch(r"here (\d+)\n", line)
-    if not number:
-        finish(process)
-        raise AssertionError(f"the probe said {line!r}")
-    time.sleep(0.8)  # for its place to be known to others
+def lose(process, case):
+    """Waits until the ranks are where the case wants them, and takes one away. When that was."""
+    ranks, victim, _, where, sign = case
+    lines = [process.stdout.readline() for _ in range(ranks)]
+    pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d+) is process (\d+)\n", "".join(lines))}
+    assert len(pids) == ranks, lines
+    wait_for_heartbeats(pids.values())
     sent = time.time()
-    os.kill(int(number[1]), getattr(signal, "SIG" + sign))
-    _, errors = finish(process)
-    time.sleep(0.1)
-    return {"folder": folder, "sent": sent, "code": process.returncode, "errors": errors, "left": left_over(folder)}
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """All scenarios, a few at a time: they mostly wait."""
-    with ThreadPoolExecutor(4) as pool:
-        jobs = {case: pool.submit(run_scenario, case, tmp_path_factory.mktemp("-".join(map(str, case)))) for case in scenarios()}
-    return jobs
+    if sign == "KILL":
+        os.kill(pids[victim], signal.SIGKILL)
+    else:
+        stop(pids.pop(victim))
+        for pid in pids.values():
+            os.kill(pid, signal.SIGUSR1)
+    return sent
 
 
 @pytest.mark.parametrize("case", scenarios(), ids=lambda case: "-".join(map(str, case)))
-def test_a_lost_rank_is_named(case, outcomes):
+@at_once
+def test_a_lost_rank_is_named(case, folder):
     ranks, victim, phase, where, sign = case
-    outcome = outcomes[case].result()
+    process = start(folder, ranks, phase, where, victim)
+    try:
+        sent = lose(process, case)
+    finally:
+        _, errors = finish(process)
     label, call, sequence = PLACES[phase]
-    messages = [line for line in outcome["errors"].splitlines() if line.startswith("muster:")]
-    assert len(messages) == 1, outcome["errors"]
+    messages = [line for line in errors.splitlines() if line.startswith("muster:")]
+    assert len(messages) == 1, errors
     message = messages[0]
     # mpirun gives its own code where a signal has ended the first rank.
-    assert outcome["code"] in ((76, 137) if sign == "KILL" else (76,)), outcome["errors"]
+    assert process.returncode in ((76, 137) if sign == "KILL" else (76,)), errors
     died = sign == "KILL"
     assert ("its process has died" if died else "its process does not run") in message
     assert re.search(rf"rank {victim} of {ranks} \(host [^)]+\)(:| is lost)", message), message
@@ -108,10 +101,10 @@ def test_a_lost_rank_is_named(case, outcomes):
     assert ("completed: none." if sequence == 1 else f"completed: collective {sequence - 1} of world") in message
 
     # A stopped rank may wake up before mpirun kills it; it then knows that it was given up, and says nothing.
-    names = {path.name for path in outcome["folder"].iterdir()} - {"shared"} - ({f"flight-record-rank-{victim}.json"} if not died else set())
+    names = {path.name for path in folder.iterdir()} - {"shared"} - ({f"flight-record-rank-{victim}.json"} if not died else set())
     assert names == {f"flight-record-rank-{rank}.json" for rank in set(range(ranks)) - {victim}}
     for rank in set(range(ranks)) - {victim}:
-        record = json.loads((outcome["folder"] / f"flight-record-rank-{rank}.json").read_text())
+        record = json.loads((folder / f"flight-record-rank-{rank}.json").read_text())
         assert record["rank"] == rank and record["world_size"] == ranks and record["phase"] == phase and record["missing_ranks"] == [victim]
         entries = record["collectives"]
         assert len(entries) <= 64 and [each["number"] for each in entries] == sorted(each["number"] for each in entries)
@@ -124,26 +117,30 @@ def test_a_lost_rank_is_named(case, outcomes):
             assert (entries[-1]["label"], entries[-1]["call"], entries[-1]["sequence"]) == (label, call, sequence)
             assert entries[-1]["completed"] is None and entries[-1]["phase"] == phase
         assert all(each["entered"] <= each["completed"] for each in entries if each["completed"])
-        assert 0 <= record["time"] - outcome["sent"] < SECONDS + (0 if died else DEADLINE)
-    assert outcome["left"] == [] and list((outcome["folder"] / "shared").iterdir()) == []
+        late[sign].append(record["time"] - sent - (0 if died else DEADLINE))
+        assert 0 <= record["time"] - sent < SECONDS
+    wait_until(lambda: not processes_of(folder), problem=lambda: f"{processes_of(folder)} are left")
+    assert list((folder / "shared").iterdir()) == []
 
 
-def test_the_end_of_a_job_is_no_alarm(tmp_path):
-    def run(index):
-        """One short job."""
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        process = start(folder, 3, "clean", timeout=20)
-        _, errors = finish(process)
-        return process.returncode, errors, [path.name for path in folder.iterdir()], list((folder / "shared").iterdir())
-
-    with ThreadPoolExecutor(3) as pool:
-        for outcome in pool.map(run, range(16)):
-            assert outcome == (0, "", ["shared"], [])
+def test_all_leave_at_once(started):  # noqa: F811
+    """After a death, and after a deadline. A busy machine may make a rank late, not half of them."""
+    wait(started.values())
+    for sign, seconds in late.items():
+        assert not seconds or statistics.median(seconds) < ENDED, (sign, seconds)
 
 
-def test_a_rank_that_reports_progress_has_time(tmp_path):
-    process = start(tmp_path, 2, "alone", 1, timeout=None)
+@pytest.mark.parametrize("index", range(16 if FULL else 4))
+@at_once
+def test_the_end_of_a_job_is_no_alarm(index, folder):
+    process = start(folder, 3, "clean", timeout=SECONDS)
+    assert finish(process) == ("", "") and process.returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["shared"] and list((folder / "shared").iterdir()) == []
+
+
+@at_once
+def test_a_rank_that_reports_progress_has_time(folder):
+    process = start(folder, 2, "alone", 1)
     assert finish(process)[1] == "" and process.returncode == 0
 
 
@@ -154,20 +151,23 @@ def the_message(process):
     return messages[0]
 
 
-def test_ranks_that_all_hang(tmp_path):
+@at_once
+def test_ranks_that_all_hang(folder):
     """Nobody waits for anybody, as on GPUs that never finish: one of them speaks all the same."""
-    message = the_message(start(tmp_path, 2, "stuck"))
+    message = the_message(start(folder, 2, "stuck", timeout=DEADLINE))
     assert re.search(r"rank [01] of 2 \(host [^)]+\): it is still computing, last seen in phase setup before its first", message), message
 
 
-def test_a_rank_that_waits_elsewhere(tmp_path):
-    message = the_message(start(tmp_path, 3, "elsewhere"))
+@at_once
+def test_a_rank_that_waits_elsewhere(folder):
+    message = the_message(start(folder, 3, "elsewhere", timeout=DEADLINE))
     assert re.search(r"rank 1 of 3 \(host [^)]+\): it is still computing, last seen in phase setup after collective 1 of world, split", message), message
     assert "rank 0 of" not in message and "Rank 0 waits in collective 1 of world/0" in message, "who waits for the cause is not the cause"
 
 
-def test_ranks_that_wait_for_each_other(tmp_path):
-    message = the_message(start(tmp_path, 3, "crossed"))
+@at_once
+def test_ranks_that_wait_for_each_other(folder):
+    message = the_message(start(folder, 3, "crossed", timeout=DEADLINE))
     assert re.search(r"rank 0 of 3 [^;]* waits (elsewhere, )?in collective 1 of world/0, .*; rank 1 of 3 [^;]* waits (elsewhere, )?in collective 2 of world, ",
                      message), message
     assert "elsewhere" in message and "Rank 2 waits in collective 2 of world" in message

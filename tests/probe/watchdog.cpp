@@ -1,13 +1,15 @@
 // A job for test_watchdog.py: every rank walks through the phases with labelled collectives.
 // `probe watchdog FOLDER clean`: to the end.
-// `probe watchdog FOLDER PHASE inside|outside RANK`: at the phase's last collective RANK prints its process number.
-// outside: it never calls it. inside: it calls it, and the last of the other ranks comes a second and a half later.
+// `probe watchdog FOLDER PHASE inside|outside RANK`: before the phase's last collective every rank prints a line with its
+// number and that of its process. outside: RANK never calls it. inside: it calls it, and the last of the other ranks
+// only comes after SIGUSR1. From that signal on a rank has a deadline of two seconds.
 // `probe watchdog FOLDER alone RANK`: RANK works by itself for longer than the deadline, and reports that it does.
 // `probe watchdog FOLDER stuck`: all ranks hang, each by itself.
 // `probe watchdog FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in their group, 2 waits for both in the
 // job. `probe watchdog FOLDER crossed`: the same, but 1 does not hang: it waits with 2, and all wait for each other.
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,19 +24,25 @@ using namespace muster::distributed;
 
 constexpr int kSteps = 70;  // more than a flight record holds
 
+volatile std::sig_atomic_t told = 0;
+
+// Until then nothing is held to a time: how long ranks take to come together is the machine's affair.
+void begin_deadline(int) {
+  set_deadlines({2, 2, 2, 2});  // stores to atomics
+  told = 1;
+}
+
 void work(Communicator& ranks, const std::string& phase, bool inside, int victim) {
   const bool is_victim = ranks.rank() == victim;
   const int late = victim == ranks.size() - 1 ? victim - 1 : ranks.size() - 1;
   // Before the collective that the test is about.
   const auto arrive = [&](Phase at) {
     if (phase != name_of(at)) return;
-    if (is_victim) {
-      std::printf("here %d\n", static_cast<int>(::getpid()));
-      std::fflush(stdout);
-    }
+    std::printf("rank %d is process %d\n", ranks.rank(), static_cast<int>(::getpid()));
+    std::fflush(stdout);
     if (is_victim && !inside)
       while (true) ::pause();
-    if (inside && ranks.rank() == late) ::usleep(1500000);
+    while (inside && ranks.rank() == late && !told) ::usleep(10000), report_progress();
   };
   {
     const CollectiveLabel label("settings");
@@ -84,6 +92,7 @@ int watchdog_probe(int argc, char** argv) {
       set_deadlines({3600, 0, 3600, 3600});
     ranks->all_reduce_sum(at::zeros({1}));
   } else {
+    std::signal(SIGUSR1, begin_deadline);
     work(*ranks, what, std::strcmp(argv[3], "inside") == 0, std::atoi(argv[4]));
   }
   return 0;
