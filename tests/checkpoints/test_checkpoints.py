@@ -11,14 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+from probe_program import probe, program
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-PROBE = [os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "probe"), "checkpoint"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
-
-
-def probe(*arguments, **options):
-    return subprocess.run([*PROBE, *map(str, arguments)], capture_output=True, text=True, timeout=150, **options)
 
 
 def random_tensor(dtype, shape, seed):
@@ -46,7 +42,7 @@ def assert_same(ours, expected):
 def save(folder, state, ranks, step, *more):
     source = folder.parent / "source.safetensors"
     safetensors.torch.save_file(state, source)
-    run = probe("save", source, folder, ranks, step, *more)
+    run = probe("checkpoint", "save", source, folder, ranks, step, *more)
     assert run.returncode == 0, run.stderr
     return folder / f"step-{step:08d}"
 
@@ -83,7 +79,7 @@ def test_our_own_loader_gives_every_bit_back(tmp_path, writers, readers):
     state = random_state(writers)
     save(tmp_path / "c", random_state(99), writers, 1)
     save(tmp_path / "c", state, writers, 2)
-    run = probe("load", tmp_path / "c", readers, tmp_path / "out.safetensors")
+    run = probe("checkpoint", "load", tmp_path / "c", readers, tmp_path / "out.safetensors")
     assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
     assert_same(safetensors.torch.load_file(tmp_path / "out.safetensors"), state)
 
@@ -93,7 +89,7 @@ def test_damage_is_always_noticed(tmp_path):
     small = {"w": random_tensor(torch.float32, (40, 9), 1), "mask": random_tensor(torch.bool, (8,), 2), "steps": random_tensor(torch.int64, (), 3)}
     save(tmp_path / "c", small, 2, 1)
     save(tmp_path / "c", small, 2, 2)
-    run = probe("damage", tmp_path / "c", 250, 7)
+    run = probe("checkpoint", "damage", tmp_path / "c", 250, 7, timeout=150)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert len(lines) == 3, run.stdout
@@ -261,15 +257,17 @@ def written(folder, files):
     return folder
 
 
-def limited():
-    resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+def try_with_little_memory(*paths):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+    return subprocess.run([program(), "checkpoint", "try", *paths], capture_output=True, text=True, timeout=150, preexec_fn=limited)
 
 
 @pytest.fixture(scope="module")
 def answers_to_hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     folders = [written(folder / f"case-{i}", files) for i, (files, _) in enumerate(HOSTILE.values())]
-    run = probe("try", written(folder / "good", manifest(sealed(GOOD_BODY))), *folders, preexec_fn=limited)
+    run = try_with_little_memory(written(folder / "good", manifest(sealed(GOOD_BODY))), *folders)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     good, *answers = run.stdout.splitlines()
     assert good == "ok"  # these hands write what muster takes, when it makes sense
@@ -289,13 +287,13 @@ def test_what_is_no_file(tmp_path):
     os.mkfifo(written(tmp_path / "pipe", {"rank-0-of-1.safetensors": GOOD}) / "MANIFEST.pb")
     (written(tmp_path / "large", {"rank-0-of-1.safetensors": GOOD}) / "MANIFEST.pb").touch()
     os.truncate(tmp_path / "large" / "MANIFEST.pb", 1 << 40)
-    answers = probe("try", tmp_path / "folder", tmp_path / "pipe", tmp_path / "large", tmp_path / "none", "/dev/null", preexec_fn=limited).stdout.splitlines()
+    answers = try_with_little_memory(*(tmp_path / name for name in ("folder", "pipe", "large", "none", "/dev/null"))).stdout.splitlines()
     for answer, reason in zip(answers, ["not an ordinary file", "not an ordinary file", "a manifest at most 64 MiB", "is missing", "is missing"]):
         assert answer.startswith("65 ") and reason in answer, answers
 
 
 def peak_memory(path):
-    process = subprocess.Popen([*PROBE, "try", path], stdout=subprocess.PIPE)
+    process = subprocess.Popen([program(), "checkpoint", "try", path], stdout=subprocess.PIPE)
     answer = process.stdout.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -323,5 +321,5 @@ def test_a_small_file_takes_little_memory(tmp_path):
 def test_a_renamed_checkpoint_is_refused(tmp_path):
     checkpoint = save(tmp_path / "c", {"x": torch.ones(3)}, 1, 4)
     shutil.copytree(checkpoint, tmp_path / "c" / "step-00000009")
-    run = probe("load", tmp_path / "c", 2, tmp_path / "out")
+    run = probe("checkpoint", "load", tmp_path / "c", 2, tmp_path / "out")
     assert run.stdout.startswith("4\n") and "holds the checkpoint of step 4: it was renamed" in run.stdout

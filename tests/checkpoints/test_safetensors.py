@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from probe_program import probe, program
 
-PROBE = [os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "probe"), "safetensors"]
 DOCS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
           torch.uint8, torch.bool]
@@ -37,13 +37,15 @@ def assorted():
 
 
 def copy(source, target):
-    answer = subprocess.run([*PROBE, "copy", source, target], capture_output=True, text=True, check=True, timeout=60)
+    answer = probe("safetensors", "copy", source, target)
+    assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
 
 def try_reading(*files):
-    answer = subprocess.run([*PROBE, "try", *map(str, files)], capture_output=True, check=True, timeout=60)
-    return answer.stdout.decode().splitlines()
+    answer = probe("safetensors", "try", *files)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.splitlines()
 
 
 def assert_same(ours, expected):
@@ -226,7 +228,7 @@ def test_short_files(tmp_path):
 
 
 def peak_memory(path):
-    process = subprocess.Popen([*PROBE, "try", path], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([program(), "safetensors", "try", path], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0

@@ -4,13 +4,15 @@ Each page gets a fresh folder that holds the links LINKED. Its fences are then t
 
     ```sh                        run by bash; must exit with 0
     ```sh exit=78                must exit with 78
-    ```sh small="a.b=1 c=2"      every `train` in it gets --set a.b=1 --set c=2: the same lines, on less data
+    ```sh small="a.b=1 c=2"      every `train` and `study` in it gets --set a.b=1 --set c=2, in place of its own --set a.b=...:
+                                 the same lines, on less data
     ```sh no-test: REASON        not run; shown as skipped, with the reason
     ```text output               what the block before it prints: every line, except "...", must be in its output
-    ```txtpb FILE                written to FILE
+    ```txtpb FILE                written to FILE, with small="a.b=1" in place of its own set: "a.b=..."
     ```LANGUAGE part of FILE     must stand in that file of the project (line breaks aside)
 Anything else (other languages, ```text, indented blocks without muster) is only read.
 """
+import functools
 import json
 import os
 import re
@@ -40,8 +42,13 @@ def names(pages):
 
 
 def smaller(script, settings):
-    options = "".join(f" --set {shlex.quote(setting)}" for setting in settings.split())
-    return re.sub(r"(\btrain) (?=[\w./$])", rf"\1{options} ", script)
+    for setting in map(shlex.quote, settings.split()):
+        name, lines = setting.partition("=")[0], []
+        for line in script.splitlines(keepends=True):
+            own = re.sub(rf"--set {name}=\S+", f"--set {setting}", line)
+            lines.append(own if own != line else re.sub(r"\b(train|study) (?=[\w./$])", rf"\1 --set {setting} ", line))
+        script = "".join(lines)
+    return script
 
 
 def run_script(script, folder):
@@ -70,7 +77,10 @@ def test_commands_do_what_the_page_says(page, tmp_path):
             file = (ROOT / rest[8:]).read_text(encoding="utf-8")
             assert " ".join(text.split()) in " ".join(file.split()), f"{where}: this is not in {rest[8:]}"
         elif language == "txtpb" and rest:
-            (tmp_path / rest).write_text(text, encoding="utf-8")
+            file, _, small = rest.partition(" small=")
+            for setting in small.strip('"').split():
+                text = re.sub(rf'set: "{setting.partition("=")[0]}=[^"]*"', f'set: "{setting}"', text)
+            (tmp_path / file).write_text(text, encoding="utf-8")
         elif info == "text output":
             assert output is not None, f"{where}: shows the output of no command"
             for shown in filter(None, map(str.strip, text.splitlines())):
@@ -119,6 +129,7 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(linked), f"{page.name}: {target}: no such heading"
 
 
+@functools.lru_cache(maxsize=None)
 def help_text(*command):
     result = execute([built("muster"), *command, "--help"])
     assert result.returncode == 0, result.stderr
@@ -145,11 +156,11 @@ def test_every_subcommand_and_option_exists():
             assert words[0] in commands, f"{page.name}: there is no `muster {words[0]}`: {line}"
             if commands[words[0]] and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]):
                 assert words[1] in commands[words[0]], f"{page.name}: there is no `muster {words[0]} {words[1]}`: {line}"
-    all_help = "".join(help_text(*filter(None, (name, sub))) for name, subs in commands.items() for sub in (subs or {""}))
     for page in [ROOT / "docs" / name for name in ("models.md", "training.md", "config.md")]:
         own = re.sub(r"(?s)```.*?```|`s(run|batch) [^`]*`|`--mpi[^`]*`", "", page.read_text(encoding="utf-8"))
         for option in re.findall(r"`(--[a-z][a-z-]+)", own):
-            assert option in all_help, f"{page.name}: no command has {option}"
+            everything = ((name, sub) for name, subs in commands.items() for sub in (subs or {""}))
+            assert any(option in help_text(*filter(None, command)) for command in everything), f"{page.name}: no command has {option}"
 
 
 def schema():

@@ -114,14 +114,15 @@ def mem_negatives(scores, labels, seed, step, direction):
     """One draw per row from softmax(scores[i]) over the rows with another label (Gumbel-max), -1 where there is none."""
     scores = scores.detach().to(torch.float64).numpy()
     labels = np.asarray(labels)
+    every = np.arange(len(labels))
+    uniform = philox.uniform(philox.words(seed, (every[None, :], every[:, None], direction, step))[..., 0]).tolist()
     chosen = []
     for i in range(len(labels)):
         best, best_value = -1, -math.inf
         for j in range(len(labels)):
             if labels[j] == labels[i]:
                 continue
-            u = float(philox.uniform(philox.words(seed, (j, i, direction, step))[0]))
-            value = scores[i, j] - math.log(-math.log(u))
+            value = scores[i, j] - math.log(-math.log(uniform[i][j]))
             if best < 0 or value > best_value:
                 best, best_value = j, value
         chosen.append(best)

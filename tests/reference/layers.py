@@ -2,6 +2,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 
 def no_dropout(x, p, site, row):
@@ -10,19 +11,15 @@ def no_dropout(x, p, site, row):
 
 
 def linear(x, parameters, name):
-    y = x @ parameters[name + ".weight"].T
-    bias = parameters.get(name + ".bias")
-    return y if bias is None else y + bias
+    return F.linear(x, parameters[name + ".weight"], parameters.get(name + ".bias"))
 
 
 def layer_norm(x, parameters, name):
-    centred = x - x.mean(-1, keepdim=True)
-    variance = (centred * centred).mean(-1, keepdim=True)
-    return centred / torch.sqrt(variance + 1e-5) * parameters[name + ".weight"] + parameters[name + ".bias"]
+    return F.layer_norm(x, x.shape[-1:], parameters[name + ".weight"], parameters[name + ".bias"], 1e-5)
 
 
 def gelu(x):
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    return F.gelu(x)
 
 
 def unit(x):
@@ -36,12 +33,10 @@ def attention(query, context, parameters, name, heads):
     d = q.shape[-1]
     k, v = key_value[:, :d], key_value[:, d:]
     width = d // heads
-    outputs = []
-    for h in range(heads):
-        columns = slice(h * width, (h + 1) * width)
-        scores = q[:, columns] @ k[:, columns].T / math.sqrt(width)
-        outputs.append(torch.softmax(scores, dim=-1) @ v[:, columns])
-    return linear(torch.cat(outputs, dim=-1), parameters, name + ".output")
+    q, k, v = (x.unflatten(-1, (heads, width)).transpose(0, 1) for x in (q, k, v))
+    scores = q @ k.transpose(1, 2) / math.sqrt(width)
+    outputs = torch.softmax(scores, dim=-1) @ v
+    return linear(outputs.transpose(0, 1).flatten(1), parameters, name + ".output")
 
 
 def cross_entropy(logits, labels):

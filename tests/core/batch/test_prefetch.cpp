@@ -58,7 +58,9 @@ TEST(Prefetcher, EndsWithBatchesNotTaken) {
   for (int round = 0; round < 20; ++round) {
     Prefetcher prefetcher(reader, 1);
     for (int64_t i = 0; i < 6; ++i) prefetcher.request({i}, {i});
-    if (round % 2 == 0) EXPECT_EQ(prefetcher.next().samples, std::vector<int64_t>{0});
+    if (round % 2 == 0) {
+      EXPECT_EQ(prefetcher.next().samples, std::vector<int64_t>{0});
+    }
   }
 }
 

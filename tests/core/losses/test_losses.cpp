@@ -187,10 +187,11 @@ TEST_F(Draws, FrequenciesAreTheSoftmax) {
     double sum = 0, chi_square = 0;
     std::vector<double> weights(8, 0);
     for (int64_t j = 0; j < 8; ++j) {
-      if (label_values[j] == label_values[i])
+      if (label_values[j] == label_values[i]) {
         EXPECT_EQ(counts[i][j], 0) << "an own label was drawn";
-      else
+      } else {
         sum += weights[j] = std::exp(dot(queries, i, candidates, j) * std::exp(0.7));
+      }
     }
     for (int64_t j = 0; j < 8; ++j)
       if (weights[j] > 0)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import golden
 from dropout import FIRST_SITE, kept, philox_dropout
-from test_models import DISJOINT, MISSING, PAIR, build, compare, foal, late_fusion_case, miar_case, probe
+from probe_program import probe, program
+from test_models import DISJOINT, MISSING, PAIR, build, compare, foal, late_fusion_case, miar_case
 
 STEPS = 6
 ALL = dict(feature_dropout=0.2, projection_dropout=0.5, fusion_dropout=0.3, classifier_dropout=0.4)
@@ -43,12 +44,11 @@ ON_RANKS = [
 ]
 
 
-def check(spec, tmp_path, launcher=()):
-    program = probe()
+def check(spec, tmp_path, call=probe):
     parameters, batch, config = build(spec)
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     golden.write_case(parameters, batch, config, STEPS, spec["seed"], spec["microbatches"], *files[:2])
-    run = subprocess.run([*launcher, program, "model", *files], capture_output=True, text=True, timeout=60)
+    run = call("model", *files)
     assert run.returncode == 0, f"the probe exits with {run.returncode}\n{run.stderr}"
     sites = {}
     expected = golden.run_case(parameters, batch, config, STEPS, spec["seed"],
@@ -69,7 +69,7 @@ def test_ranks_do_not_change_dropout(ranks, spec, tmp_path):
     if mpirun is None:
         pytest.skip("mpirun is not installed")
     assert "OMPI_ALLOW_RUN_AS_ROOT" in os.environ or os.geteuid() != 0, "run this through ctest"
-    check(spec, tmp_path, [mpirun, "-n", str(ranks)])
+    check(spec, tmp_path, lambda *words: subprocess.run([mpirun, "-n", str(ranks), program(), *words], capture_output=True, text=True, timeout=60))
 
 
 def test_oracle_masks_differ_and_keep_the_right_share():

@@ -117,14 +117,15 @@ TEST(FoalNetShapes, OfTheAdapter) {
 TEST(FoalNetStart, IsThatOfTheAuthors) {
   const auto model = foal_net();
   for (const auto& [name, value] : copies_of(model.parameters())) {
-    if (name == "avel.temperature")
+    if (name == "avel.temperature") {
       EXPECT_NEAR(value.item<double>(), 2.6592600, 1e-6);
-    else if (value.dim() == 2 && value.numel() > 100)
+    } else if (value.dim() == 2 && value.numel() > 100) {
       EXPECT_LT(normal_distance(value, 0.02), 1) << name;
-    else if (ends_with(name, "norm.weight"))
+    } else if (ends_with(name, "norm.weight")) {
       EXPECT_TRUE(value.eq(1).all().item<bool>()) << name;
-    else if (value.dim() == 1)
+    } else if (value.dim() == 1) {
       EXPECT_TRUE(value.eq(0).all().item<bool>()) << name;
+    }
   }
   EXPECT_NEAR(
       foal_net("temperature_mode: RAW_DIVISOR projection_dim: 4").parameters()["avel.temperature"].item<double>(),
@@ -204,8 +205,12 @@ TEST(Start, HangsOnSeedAndNameOnly) {
   for (const auto& [name, value] : copies_of(one.parameters())) {
     // float32 is float64 rounded once.
     EXPECT_TRUE(single.parameters()[name].equal(value.to(at::kFloat))) << name;
-    if (name != "avel.temperature") EXPECT_TRUE(three.parameters()[name].equal(value)) << name;
-    if (value.dim() == 2) EXPECT_FALSE(other_seed.parameters()[name].isclose(value).any().item<bool>()) << name;
+    if (name != "avel.temperature") {
+      EXPECT_TRUE(three.parameters()[name].equal(value)) << name;
+    }
+    if (value.dim() == 2) {
+      EXPECT_FALSE(other_seed.parameters()[name].isclose(value).any().item<bool>()) << name;
+    }
   }
   // Same shape, other name: other numbers.
   EXPECT_FALSE(three.parameters()["fusion.audio_attends_video.0.query.weight"]

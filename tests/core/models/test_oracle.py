@@ -47,11 +47,17 @@ def test_attention_equals_torch():
     torch.testing.assert_close(layers.attention(query, context, parameters, "a", 4), module(query, context, context)[0])
 
 
-def test_layer_norm_gelu_and_cross_entropy_equal_torch():
+def test_linear_layer_norm_gelu_and_cross_entropy_equal_their_equations_and_torch():
     generator = torch.Generator().manual_seed(4)
-    x, w, b = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((5, 7), (7,), (7,)))
+    x, w, b, matrix = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((5, 7), (7,), (7,), (3, 7)))
     labels = torch.tensor([0, 6, 2, 2, 1])
+    torch.testing.assert_close(layers.linear(x, {"l.weight": matrix, "l.bias": b[:3]}, "l"), x @ matrix.T + b[:3])
+    torch.testing.assert_close(layers.linear(x, {"l.weight": matrix}, "l"), x @ matrix.T)
+    centred = x - x.mean(-1, keepdim=True)
+    variance = (centred * centred).mean(-1, keepdim=True)
+    torch.testing.assert_close(layers.layer_norm(x, {"n.weight": w, "n.bias": b}, "n"), centred / torch.sqrt(variance + 1e-5) * w + b)
     torch.testing.assert_close(layers.layer_norm(x, {"n.weight": w, "n.bias": b}, "n"), F.layer_norm(x, (7,), w, b))
+    torch.testing.assert_close(layers.gelu(x), 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))
     torch.testing.assert_close(layers.gelu(x), F.gelu(x))
     torch.testing.assert_close(layers.cross_entropy(x, labels), F.cross_entropy(x, labels, reduction="none"))
 
@@ -101,7 +107,8 @@ def test_row_mean_targets_have_the_gradient_of_kl_divergence():
     "foal_net-adapter", "foal_net-EXP_SCALE-ROW_MEAN", "foal_net-RAW_DIVISOR-ROW_SUM", "miar-missing-layers-2-tokens",
     "miar-missing-layers-3-frames", "miar-classification"])
 def test_gradients_equal_finite_differences(name):
-    parameters, batch, config = build(SPECS[name])
+    spec = {**SPECS[name], "n": 5}  # they have every kind of missing modality, and every class, one of them twice
+    parameters, batch, config = build(spec)
     gradients = golden.run_case(parameters, batch, config, 1)
     model = golden.MODELS[config["model"]]
     generator = torch.Generator().manual_seed(6)
@@ -111,14 +118,6 @@ def test_gradients_equal_finite_differences(name):
                  for sign in (1, -1)]
         slope = ((sides[0] - sides[1]) / 2e-6).item()
         assert (gradients[f"gradients.{key}"] * direction).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-7), key
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_results_are_finite_and_complete(name):
-    parameters, batch, config = build(SPECS[name])
-    result = golden.run_case(parameters, batch, config, 3)
-    assert all(torch.isfinite(value).all() for value in result.values())
-    assert set(parameters) == {key[len("gradients."):] for key in result if key.startswith("gradients.")}
 
 
 def test_every_parameter_has_an_effect():

@@ -5,9 +5,8 @@ import resource
 import subprocess
 
 import numpy as np
+from probe_program import probe, program
 from tensorboard.backend.event_processing import event_accumulator
-
-PROBE = [os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "probe"), "event"]
 
 
 def train_row(step):
@@ -55,9 +54,12 @@ def expected(rows):
     return scalars
 
 
-def write(folder, rows, after=None, **options):
-    command = [*PROBE, str(folder)] + ([] if after is None else [str(after)])
-    answer = subprocess.run(command, input="".join(json.dumps(row) + "\n" for row in rows), capture_output=True, text=True, timeout=60, **options)
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(folder, rows, after=None):
+    answer = probe("event", folder, *([] if after is None else [after]), input=lines(rows))
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
@@ -126,8 +128,7 @@ def test_a_full_disk_leaves_whole_records(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    answer = subprocess.run([*PROBE, str(tmp_path)], input="".join(json.dumps(row) + "\n" for row in rows), capture_output=True, text=True, timeout=60,
-                            preexec_fn=limited)
+    answer = subprocess.run([program(), "event", tmp_path], input=lines(rows), capture_output=True, text=True, timeout=60, preexec_fn=limited)
     assert answer.returncode == 74 and "Cannot write the TensorBoard file" in answer.stderr
     (name,) = os.listdir(tmp_path)
     size = os.path.getsize(tmp_path / name)
