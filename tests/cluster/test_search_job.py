@@ -13,7 +13,7 @@ TRIALS = 16
 def test_a_stopped_search_comes_back_and_ends(slurm):
     script = re.search(r"cat > (search\.sbatch) <<'EOF'\n(.*?\n)EOF\n", (mp.ROOT / "docs/search.md").read_text(), re.DOTALL)
     (slurm.base / script[1]).write_text(script[2])
-    s.write_search(slurm.base, trials=TRIALS, epochs=12, more="name: \"small\"\n").rename(slurm.base / "search.txtpb")
+    s.write_search(slurm.base, trials=TRIALS, epochs=60, more="name: \"small\"\n").rename(slurm.base / "search.txtpb")
     # What the command line says wins over the script: these nodes are small.
     path = f"{Path(mp.built('muster')).parent}:{os.environ['PATH']}"
     sent = slurm.run("sbatch", "--parsable", "--ntasks-per-node=1", "--time=10", script[1], cwd=slurm.base, changes={"PATH": path}).stdout.strip()

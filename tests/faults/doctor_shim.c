@@ -1,6 +1,7 @@
-// Breaks one thing for `muster doctor` to find: put in front of the C library and MPI by LD_PRELOAD.
+// Breaks things for `muster doctor` to find: put in front of the C library and MPI by LD_PRELOAD.
 //
-//   MUSTER_BREAK       rename   a rename copies: readers find the file missing, or half of it
+//   MUSTER_BREAK   words, with a space between; rename@1: only in rank 1 of an mpirun (OMPI_COMM_WORLD_RANK)
+//                      rename   a rename copies: readers find the file missing, or half of it
 //                      fsync    fsync fails (EIO)
 //                      slow     every fsync takes 0.15 s
 //                      link     link() is refused (EPERM)
@@ -9,7 +10,6 @@
 //                      clock    the time of day is MUSTER_BREAK_SECONDS ahead
 //                      sum      MPI_Allreduce gives a wrong sum
 //                      delay    every MPI_Allreduce takes 30 ms
-//   MUSTER_BREAK_RANK  only in this rank of an mpirun (OMPI_COMM_WORLD_RANK)
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -21,9 +21,14 @@
 #include <unistd.h>
 
 static int breaks(const char* what) {
-  const char *wanted = getenv("MUSTER_BREAK"), *only = getenv("MUSTER_BREAK_RANK"),
-             *rank = getenv("OMPI_COMM_WORLD_RANK");
-  return wanted && !strcmp(wanted, what) && (!only || (rank && !strcmp(rank, only)));
+  const char *words = getenv("MUSTER_BREAK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+  const size_t length = strlen(what);
+  for (const char* word = words; word && (word = strstr(word, what)); word += length) {
+    const char* end = word + length;
+    if (word != words && word[-1] != ' ') continue;
+    if (*end == '\0' || *end == ' ' || (*end == '@' && rank && atoi(end + 1) == atoi(rank))) return 1;
+  }
+  return 0;
 }
 
 static void* next(const char* name) {

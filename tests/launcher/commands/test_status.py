@@ -1,6 +1,7 @@
 """`muster status`: what it says of real runs in every state, and that it survives whatever it finds."""
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -9,7 +10,7 @@ import pytest
 
 import muster_program as mp
 
-TEXT = mp.SMALL_MIAR + mp.REGRESSION + "training { epochs: 3 log_every_steps: 1 batch_size: 8 }\ncheckpoints { every_steps: 2 }\n"
+TEXT = mp.SMALL_LATE_FUSION + mp.REGRESSION + "training { epochs: 3 log_every_steps: 1 batch_size: 8 }\ncheckpoints { every_steps: 2 }\n"
 LONG = TEXT.replace("epochs: 3", "epochs: 100000")
 
 
@@ -21,8 +22,14 @@ def said(path):
     return mp.muster("status", path).stdout
 
 
-def test_a_finished_run(tmp_path):
-    run = mp.train(tmp_path, TEXT, "run", 2)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two ranks. Read only."""
+    return mp.train(tmp_path_factory.mktemp("finished"), TEXT, "run", 2)
+
+
+def test_a_finished_run(finished):
+    run = finished
     told, rows, best = status(run), mp.metrics_rows(run), mp.result(run)["best"]
     steps = max(row["step"] for row in rows)
     assert (told["state"], told["step"], told["total_steps"], told["epoch"], told["epochs"]) == ("finished", steps, steps, 3, 3)
@@ -47,7 +54,7 @@ def test_running_lost_stopped_and_gone_on(tmp_path):
             while not list((run / "checkpoints").glob("step-*")):
                 assert time.monotonic() < end and process.poll() is None
                 time.sleep(0.05)
-            for _ in range(5):  # while it is written
+            for _ in range(3):  # while it is written
                 told = status(run)
                 assert told["state"] == "running" and f"process {process.pid}" in told["holder"] and told["step"] >= told["checkpoint"]["step"] > 0
                 batches = told["seconds_left"] * told["samples_per_second"] / 8
@@ -99,8 +106,8 @@ def test_jobs_of_slurm(tmp_path):
     assert told["last_message"] == "[##..] step 4" and "its job is requeued (a rank was lost)" in said(run)
 
 
-def test_what_is_torn_or_missing(tmp_path):
-    run = mp.train(tmp_path, TEXT)
+def test_what_is_torn_or_missing(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
     (run / "result.json").unlink()
     whole = status(run)
     with open(run / "metrics.jsonl", "a") as file:
@@ -122,9 +129,8 @@ def test_what_is_torn_or_missing(tmp_path):
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
-def test_what_is_no_run(tmp_path):
+def test_what_is_no_run(finished, tmp_path):
     assert "nothing of that name" in mp.muster("status", tmp_path / "absent", code=2).stderr
     assert "is not the directory of a run" in mp.muster("status", tmp_path, code=2).stderr
-    run = mp.train(tmp_path, TEXT)
-    told = mp.muster("status", "--json", run, tmp_path / "absent", run, code=2)
+    told = mp.muster("status", "--json", finished, tmp_path / "absent", finished, code=2)
     assert [one["state"] for one in json.loads(told.stdout)] == ["finished"] * 2 and told.stderr.count("absent") == 1

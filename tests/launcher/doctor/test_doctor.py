@@ -91,7 +91,9 @@ def test_a_healthy_machine(tmp_path):
 
 
 def test_one_rank_needs_no_mpi(tmp_path):
-    found = doctor("-n", 1, "--directory", tmp_path, code=0, changes={"PATH": str(tmp_path)})
+    """Nor is it a rank of the step within whose shell it was started: `srun -n 4 --pty bash`, and then muster by hand."""
+    shell = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"}
+    found = doctor("-n", 1, "--directory", tmp_path, code=0, changes={"PATH": str(tmp_path), **shell})
     assert found["ranks"]["found"] == "1 rank, without MPI"
     assert {name for name, finding in found.items() if finding["state"] == "skipped"} >= {"mpirun", "srun", "clock", "all_reduce", "nccl", "visibility"}
     assert list(tmp_path.iterdir()) == []
@@ -100,12 +102,6 @@ def test_one_rank_needs_no_mpi(tmp_path):
 def test_as_one_of_several_it_says_how_to_be_run():
     error = mp.muster("doctor", changes={"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, code=2).stderr
     assert "muster doctor -n 4" in error
-
-
-def test_within_the_shell_of_a_step_it_is_no_rank(tmp_path):
-    """`srun -n 4 --pty bash`, and then muster by hand."""
-    changes = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"}
-    doctor("-n", 1, "--directory", tmp_path, code=0, changes=changes)
 
 
 def test_hosts_that_are_none(tmp_path):
@@ -134,6 +130,7 @@ def test_one_rank_on_a_host_of_the_hostfile(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\n")
     command = json.loads(mp.muster("doctor", "-n", 1, "--hostfile", "hosts", "--json", cwd=tmp_path).stdout)["command"]
     assert "mpirun -n 1 " in command and "--hostfile hosts" in command
+
 
 def test_no_mpirun(tmp_path):
     says(doctor("-n", 2, *HERE, code=1, changes={"PATH": str(tmp_path)}, cwd=tmp_path), "mpirun", "failed", "no mpirun on the PATH", "openmpi-bin")
@@ -178,10 +175,11 @@ def test_a_host_that_cannot_be_reached(tmp_path):
     says(found, "ranks", "failed", "nosuchhost-of-muster", "getent hosts")
 
 
-def test_srun_without_pmix(tmp_path):
-    changes = script(tmp_path, "srun", 'echo "MPI plugin types are..."; echo "none"; echo "pmi2"\n')
-    found = doctor("-n", 1, code=0, changes=changes, cwd=tmp_path)
-    says(found, "srun", "warning", "pmi2", "PMIx plugin")
+NO_PMIX = 'echo "MPI plugin types are..."; echo "none"; echo "pmi2"\n'
+
+
+def test_srun_without_pmix_within_an_allocation(tmp_path):
+    changes = script(tmp_path, "srun", NO_PMIX)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", "SLURM_JOB_CPUS_PER_NODE": "4", "SLURM_NTASKS": "2"}
     found = doctor("-n", 2, code=1, changes={**changes, **slurm, "PATH": str(tmp_path)}, cwd=tmp_path)
     says(found, "srun", "failed", "pmi2", "PMIx plugin")
@@ -265,63 +263,104 @@ def test_an_interrupt_while_mpirun_is_asked_is_no_finding(tmp_path):
     assert process.returncode == 130 and "FAILED" not in out
 
 
-# Libraries.
+# Libraries, limits, file systems: one machine with much to be warned of, one with much that is broken.
 
-def test_two_of_a_library(tmp_path):
-    pairs = {"MPI": ["libmpi.so.12"], "protobuf": ["libprotobuf.so.25"], "NCCL": ["libnccl.so.2", "libnccl-0a1b2c3d.so.2"], "OpenMP": ["libiomp5.so"]}
-    paths = {kind: [library(tmp_path, name) for name in names] for kind, names in pairs.items()}
-    found = doctor("-n", 1, code=1, changes={"LD_PRELOAD": ":".join(sum(paths.values(), []))}, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def warned(tmp_path_factory):
+    """(findings, folder)"""
+    folder = tmp_path_factory.mktemp("warned")
+    maps = subprocess.run(["ldd", mp.built("muster")], capture_output=True, text=True).stdout
+    real = next(line.split()[2] for line in maps.splitlines() if line.split()[0].startswith("libprotobuf.so"))
+    for name in ("libraries", "programs", "here"):
+        (folder / name).mkdir()
+    shutil.copy(real, folder / "libraries")
+    changes = {**broken("slow"), **script(folder / "programs", "srun", NO_PMIX), "LD_LIBRARY_PATH": str(folder / "libraries"), "CUDA_VISIBLE_DEVICES": "0,gpu1"}
+    changes["LD_PRELOAD"] += ":" + library(folder, "libiomp5.so")
+    around = ["sh", "-c", 'ulimit -n 700 && ulimit -l 0 && ulimit -f 500000 && exec "$@"', "sh"]
+    return doctor("-n", 1, code=0, around=around, changes=changes, cwd=folder / "here"), folder
+
+
+def test_a_library_path_that_shadows(warned):
+    found, folder = warned
+    says(found, "library_path", "warning", str(folder / "libraries"), "LD_LIBRARY_PATH")
+
+
+def test_two_openmp_libraries(warned):
+    says(warned[0], "duplicates", "warning", "two OpenMP libraries", "LD_DEBUG")
+
+
+def test_srun_without_pmix(warned):
+    says(warned[0], "srun", "warning", "pmi2", "PMIx plugin")
+
+
+def test_low_limits(warned):
+    found, _ = warned
+    says(found, "open_files", "warning", "700", "hard limit")
+    says(found, "locked_memory", "warning", "0 bytes", "memlock")
+    says(found, "file_size", "warning", "MB", "hard limit")
+
+
+def test_nonsense_in_cuda_visible_devices(warned):
+    says(warned[0], "cuda_visible", "warning", '"gpu1" is neither a number nor a UUID', "nvidia-smi -L")
+
+
+def test_a_slow_disk(warned):
+    says(warned[0], "fsync", "warning", "for a small file and its folder", "checkpoints.every")
+
+
+PAIRS = {"MPI": ["libmpi.so.12"], "protobuf": ["libprotobuf.so.25"], "NCCL": ["libnccl.so.2", "libnccl-0a1b2c3d.so.2"], "OpenMP": ["libiomp5.so"]}
+
+
+@pytest.fixture(scope="module")
+def ruined(tmp_path_factory):
+    """(findings, {kind of library: paths})"""
+    folder = tmp_path_factory.mktemp("ruined")
+    paths = {kind: [library(folder, name) for name in names] for kind, names in PAIRS.items()}
+    here = folder / "here"
+    here.mkdir()
+    around = ["sh", "-c", 'ulimit -Sn 128 && exec "$@"', "sh"]
+    if may_mount():
+        around = [*mounted("/dev/shm", "size=64k", f"mount -t tmpfs -o size=200k tmpfs {here}", f"head -c 150000 /dev/zero > {here}/used"), *around]
+    return doctor("-n", 1, "--directory", here, code=1, around=around, changes={"LD_PRELOAD": ":".join(sum(paths.values(), []))}), paths
+
+
+def test_two_of_a_library(ruined):
+    found, paths = ruined
     for kind, files in paths.items():
         says(found, "duplicates", "failed", f"two {kind} libraries", "LD_DEBUG=libs")
         assert all(path in found["duplicates"]["found"] for path in files) and found["duplicates"]["figures"][kind] == 2
     says(found, "preload", "warning", paths["MPI"][0], "unset LD_PRELOAD")
-    says(doctor("-n", 1, code=0, changes={"LD_PRELOAD": paths["OpenMP"][0]}, cwd=tmp_path), "duplicates", "warning", "two OpenMP libraries", "LD_DEBUG")
 
 
-def test_a_library_path_that_shadows(tmp_path):
-    maps = subprocess.run(["ldd", mp.built("muster")], capture_output=True, text=True).stdout
-    real = next(line.split()[2] for line in maps.splitlines() if line.split()[0].startswith("libprotobuf.so"))
-    shutil.copy(real, tmp_path)
-    found = doctor("-n", 1, code=0, changes={"LD_LIBRARY_PATH": str(tmp_path)}, cwd=tmp_path)
-    says(found, "library_path", "warning", str(tmp_path), "LD_LIBRARY_PATH")
+def test_a_limit_far_too_low(ruined):
+    says(ruined[0], "open_files", "failed", "128", "ulimit -S -n hard")
 
 
-# The machine.
-
-def test_limits(tmp_path):
-    found = doctor("-n", 1, code=0, around=["sh", "-c", 'ulimit -n 700 && ulimit -l 0 && ulimit -f 500000 && exec "$@"', "sh"], cwd=tmp_path)
-    says(found, "open_files", "warning", "700", "hard limit")
-    says(found, "locked_memory", "warning", "0 bytes", "memlock")
-    says(found, "file_size", "warning", "MB", "hard limit")
-    found = doctor("-n", 1, code=1, around=["sh", "-c", 'ulimit -Sn 128 && exec "$@"', "sh"], cwd=tmp_path)
-    says(found, "open_files", "failed", "128", "ulimit -S -n hard")
+needs_mount = pytest.mark.skipif("not may_mount()", reason="unshare -m is not allowed here")
 
 
-def test_small_shared_memory(tmp_path):
-    found = doctor("-n", 1, code=1, around=mounted("/dev/shm", "size=64k"), cwd=tmp_path)
-    says(found, "shared_memory", "failed", "of 66 KB free", "--shm-size=1g")
+@needs_mount
+def test_small_shared_memory(ruined):
+    says(ruined[0], "shared_memory", "failed", "of 66 KB free", "--shm-size=1g")
 
 
-def test_nonsense_in_cuda_visible_devices(tmp_path):
-    found = doctor("-n", 1, code=0, changes={"CUDA_VISIBLE_DEVICES": "0,gpu1"}, cwd=tmp_path)
-    says(found, "cuda_visible", "warning", '"gpu1" is neither a number nor a UUID', "nvidia-smi -L")
+@needs_mount
+def test_a_full_directory(ruined):
+    found, _ = ruined
+    says(found, "free_space", "failed", "free", "make room")
+    says(found, "directory", "warning", "in memory", "on a disk")
+    assert any("No space left" in finding["found"] and "make room" in finding["fix"] for finding in found.values())
 
 
-def test_a_clock_that_is_off(tmp_path):
-    changes = broken("clock", MUSTER_BREAK_RANK=1, MUSTER_BREAK_SECONDS=-400)
-    found = doctor("-n", 2, *HERE, code=1, changes=changes, cwd=tmp_path)
+def test_ranks_that_differ_in_clocks_sums_and_files(tmp_path):
+    found = doctor("-n", 2, *HERE, code=1, changes=broken("clock@1 sum@1 rename@0", MUSTER_BREAK_SECONDS=-400), cwd=tmp_path)
     says(found, "clock", "failed", "400 s behind rank 0's", "chrony")
     assert found["clock"]["rank"] == 1 and abs(found["clock"]["figures"]["offset_seconds"] + 400) < 0.1
-    found = doctor("-n", 2, *HERE, code=0, changes={**changes, "MUSTER_BREAK_SECONDS": "3"}, cwd=tmp_path)
+    says(found, "all_reduce_1MB", "failed", "the sum over ranks is wrong on rank 1", "do not train")
+    says(found, "rename", "failed", "rename is not atomic", "not a mounted object store")  # as rank 1 has seen
+    found = doctor("-n", 2, *HERE, code=0, changes=broken("clock@1", MUSTER_BREAK_SECONDS=3), cwd=tmp_path)
     says(found, "clock", "warning", "s ahead of rank 0's", "chrony")
 
-
-def test_sums_that_are_wrong(tmp_path):
-    found = doctor("-n", 2, *HERE, code=1, changes=broken("sum", MUSTER_BREAK_RANK=1), cwd=tmp_path)
-    says(found, "all_reduce_1MB", "failed", "the sum over ranks is wrong on rank 1", "do not train")
-
-
-# File systems.
 
 def test_no_such_directory(tmp_path):
     says(doctor("-n", 1, "--directory", tmp_path / "absent", code=1), "directory", "failed", "No such file", "mkdir -p")
@@ -332,29 +371,12 @@ def test_a_directory_that_is_read_only(tmp_path):
     says(doctor("-n", 1, "--directory", tmp_path, code=1, around=around), "directory", "failed", "Read-only", "that you may write to")
 
 
-def test_a_full_directory(tmp_path):
-    around = mounted(tmp_path, "size=200k", f"head -c 150000 /dev/zero > {tmp_path}/used")
-    found = doctor("-n", 1, "--directory", tmp_path, code=1, around=around)
-    says(found, "free_space", "failed", "free", "make room")
-    says(found, "directory", "warning", "in memory", "on a disk")
-    assert any("No space left" in finding["found"] and "make room" in finding["fix"] for finding in found.values())
-
-
-@pytest.mark.parametrize("what, check, found_text, fix", [
-    ("rename", "rename", "rename is not atomic", "not a mounted object store"), ("link", "link", "Operation not permitted", "hard links"),
-    ("lock", "link", "attempts to take one name succeeded", "two jobs could write one run"), ("fsync", "fsync", "Input/output error", "not flushed"),
-    ("read", "read_speed", "has other content than was written", "do not trust")])
-def test_a_file_system_that_breaks_its_word(what, check, found_text, fix, tmp_path):
-    found = doctor("-n", 1, "--directory", tmp_path, code=1, changes=broken(what))
-    says(found, check, "failed", found_text, fix)
-    assert failed(found) - {"write_speed"} == {check} and list(tmp_path.iterdir()) == []
-
-
-def test_a_rename_that_another_rank_sees_half(tmp_path):
-    found = doctor("-n", 2, *HERE, "--directory", tmp_path, code=1, changes=broken("rename", MUSTER_BREAK_RANK=0))
-    says(found, "rename", "failed", "rename is not atomic", "not a mounted object store")
-
-
-def test_a_slow_disk(tmp_path):
-    found = doctor("-n", 1, "--directory", tmp_path, code=0, changes=broken("slow"))
-    says(found, "fsync", "warning", "for a small file and its folder", "checkpoints.every")
+@pytest.mark.parametrize("breaks, wanted", [
+    ("rename link read", {"rename": ("rename is not atomic", "not a mounted object store"), "link": ("Operation not permitted", "hard links"),
+                          "read_speed": ("has other content than was written", "do not trust")}),
+    ("lock fsync", {"link": ("attempts to take one name succeeded", "two jobs could write one run"), "fsync": ("Input/output error", "not flushed")})])
+def test_a_file_system_that_breaks_its_word(breaks, wanted, tmp_path):
+    found = doctor("-n", 1, "--directory", tmp_path, code=1, changes=broken(breaks))
+    for check, (what, fix) in wanted.items():
+        says(found, check, "failed", what, fix)
+    assert failed(found) - {"write_speed"} == set(wanted) and list(tmp_path.iterdir()) == []

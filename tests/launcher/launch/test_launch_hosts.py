@@ -17,8 +17,8 @@ exec unshare -m -u sh -c 'hostname "$0" && mount --make-rprivate / && mount -t t
 """
 can_unshare = subprocess.run(["unshare", "-m", "-u", "sh", "-c", "hostname x && mount --make-rprivate / && mount -t tmpfs tmpfs /dev/shm"], capture_output=True).returncode == 0
 with_hosts = pytest.mark.skipif(not can_unshare, reason="unshare -m -u is not allowed here: no hosts can be made up")
-TEXT = mp.SMALL_MIAR + mp.REGRESSION + "training { epochs: 3 batch_size: 16 reproducible: true }\n"
-LONG = TEXT.replace("epochs: 3", "epochs: 100000 log_every_steps: 1") + "checkpoints { every_steps: 5 }\n"
+TEXT = mp.SMALL_LATE_FUSION + mp.REGRESSION + "training { epochs: 3 batch_size: 16 reproducible: true }\n"
+LONG = TEXT.replace("epochs: 3", "epochs: 100000 log_every_steps: 1") + "checkpoints { every_steps: 10 }\n"
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from optuna.storages.journal import JournalFileBackend
 
 import muster_program as mp
 
-BASE = mp.SMALL_FOAL_NET + mp.CLASSIFICATION + "training { epochs: 3 batch_size: 16 }\n"
+BASE = mp.SMALL_LATE_FUSION + mp.CLASSIFICATION + "training { epochs: 3 batch_size: 16 }\n"
 RATE = 'parameters { path: "optimizer.learning_rate" real { low: 1e-4 high: 1e-1 log: true } }\n'
 SPEC = """
 base: "base.txtpb"
 parameters { path: "optimizer.learning_rate" real { low: 1e-4 high: 1e-1 log: true } }
 parameters { path: "training.batch_size" integer { low: 8 high: 32 step: 8 } }
-parameters { path: "foal_net.temperature_mode" categorical { values: ["EXP_SCALE", "FIXED_TEMPERATURE"] } }
+parameters { path: "optimizer.schedule" categorical { values: ["CONSTANT", "STEP"] } }
 parameters {
-  path: "foal_net.fixed_temperature" real { low: 0.05 high: 0.5 }
-  when { path: "foal_net.temperature_mode" values: ["FIXED_TEMPERATURE"] }
+  path: "optimizer.step_factor" real { low: 0.05 high: 0.5 }
+  when { path: "optimizer.schedule" values: ["STEP"] }
 }
 objective { metric: "loss" }
 """

@@ -25,6 +25,13 @@ def client():
         yield client
 
 
+@pytest.fixture(scope="module")
+def another():
+    """A second process on the same study."""
+    with OptunaProcess() as client:
+        yield client
+
+
 @pytest.fixture
 def folder(tmp_path):
     """In memory where possible: an fsync costs nothing there."""
@@ -163,7 +170,7 @@ def test_read_only_changes_nothing(client, folder):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes", "grid"])
-def test_draws_depend_on_seed_number_and_storage_only(client, folder, sampler):
+def test_draws_depend_on_seed_number_and_storage_only(client, another, folder, sampler):
     """A second process, or the first one started again, draws what one process would have drawn."""
     space, values = GRID if sampler == "grid" else LINE + [{**LINE[0], "path": "y"}], [3.0, 1.0, 4.0, 1.5, 9.0, 2.0]
     options = {"name": sampler, **({"startup_trials": 2} if sampler == "tpe" else {})}
@@ -178,8 +185,7 @@ def test_draws_depend_on_seed_number_and_storage_only(client, folder, sampler):
 
     one = draw(client, "one", range(6))
     several = draw(client, "several", range(2))
-    with OptunaProcess() as another:
-        several += draw(another, "several", range(2, 6))
+    several += draw(another, "several", range(2, 6))
     assert one == several != draw(client, "other", range(6), seed=8)
     assert len({json.dumps(params) for params in one}) == 6
 
@@ -283,34 +289,41 @@ for name in ("create_new_trial", "set_study_system_attr"):
 """
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
-def test_two_jobs_on_one_study(folder, sampler):
-    """Both ask at the same instant, for two trials that are left, or for one: never is there one too many, never are two alike.
-    Between looking and writing they are slowed down, so that whatever another one may do in between, it does."""
-    path, limit, own = folder / "journal.log", 0, {"1": [], "2": []}
+@pytest.fixture(scope="module")
+def slow_ones(tmp_path_factory):
+    """Two processes that are slowed down between looking and writing, so that whatever another one may do in between, it does."""
+    folder = tmp_path_factory.mktemp("slow")
     (folder / "sitecustomize.py").write_text(SLOW)
-    slow = {"PYTHONPATH": str(folder)}
-    with OptunaProcess(environment=slow) as one, OptunaProcess(environment=slow) as two:
-        jobs = {"1": one, "2": two}
-        for job, client in jobs.items():
-            client.opened(path, sampler, {"name": "asha"}, job=job)
-        for more in [2, 1] * 15:
-            limit += more
-            for client in jobs.values():
-                client.send(op="ask", limit=limit)
-            answers = {job: client.receive() for job, client in jobs.items()}
-            assert sum("number" in answer for answer in answers.values()) == more, answers
-            for job, answer in answers.items():
-                if "number" in answer:
-                    own[job].append(answer["number"])
-                    value = answer["params"]["x"] ** 2
-                    stop = jobs[job]("report", number=answer["number"], step=1, value=value)["prune"]
-                    jobs[job].send(op="tell", number=answer["number"], state="PRUNED" if stop else "COMPLETE", value=value)
-            assert all(jobs[job].receive()["ok"] for job, answer in answers.items() if "number" in answer)
-        assert one("counts") == two("counts")
+    with OptunaProcess(environment={"PYTHONPATH": str(folder)}) as one, OptunaProcess(environment={"PYTHONPATH": str(folder)}) as two:
+        yield {"1": one, "2": two}
+
+
+ROUNDS = 15 if os.environ.get("MUSTER_FULL_TESTS") == "1" else 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_two_jobs_on_one_study(slow_ones, folder, sampler):
+    """Both ask at the same instant, for two trials that are left, or for one: never is there one too many, never are two alike."""
+    path, limit, own, jobs = folder / "journal.log", 0, {"1": [], "2": []}, slow_ones
+    for job, client in jobs.items():
+        client.opened(path, sampler, {"name": "asha"}, job=job)
+    for more in [2, 1] * ROUNDS:
+        limit += more
+        for client in jobs.values():
+            client.send(op="ask", limit=limit)
+        answers = {job: client.receive() for job, client in jobs.items()}
+        assert sum("number" in answer for answer in answers.values()) == more, answers
+        for job, answer in answers.items():
+            if "number" in answer:
+                own[job].append(answer["number"])
+                value = answer["params"]["x"] ** 2
+                stop = jobs[job]("report", number=answer["number"], step=1, value=value)["prune"]
+                jobs[job].send(op="tell", number=answer["number"], state="PRUNED" if stop else "COMPLETE", value=value)
+        assert all(jobs[job].receive()["ok"] for job, answer in answers.items() if "number" in answer)
+    assert jobs["1"]("counts") == jobs["2"]("counts")
     trials = read(path)
-    assert sorted(own["1"] + own["2"]) == list(range(45)) == [trial.number for trial in trials]
-    assert set(states(trials)) <= {"COMPLETE", "PRUNED"} and len({trial.params["x"] for trial in trials}) == 45
+    assert sorted(own["1"] + own["2"]) == list(range(3 * ROUNDS)) == [trial.number for trial in trials]
+    assert set(states(trials)) <= {"COMPLETE", "PRUNED"} and len({trial.params["x"] for trial in trials}) == 3 * ROUNDS
     for job, numbers in own.items():
         assert all(trials[number].user_attrs["muster:job"] == job for number in numbers)
 

@@ -4,7 +4,7 @@ import os
 
 import muster_program as mp
 
-TEXT = mp.SMALL_MIAR + mp.REGRESSION + "training { max_steps: 4 log_every_steps: 1 }\ncheckpoints { every_steps: 2 }\n"
+TEXT = mp.SMALL_LATE_FUSION + mp.REGRESSION + "training { max_steps: 4 log_every_steps: 1 }\ncheckpoints { every_steps: 2 }\n"
 FAKES = {
     "sbatch": '. "$FAKES/sbatch.do"; echo "$(cat "$FAKES/sbatch.said")"; exit "$(cat "$FAKES/sbatch.code")"',
     "squeue": 'cat "$FAKES/squeue.said" 2> /dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',

@@ -9,11 +9,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 import muster_program as mp
 
 HEADER = "# proto-file: launcher/study/study.proto\n# proto-message: muster.launcher.Study\n"
-SMALL = mp.SMALL_FOAL_NET + "data { synthetic { kind: CLASSIFICATION samples: 150 } split { kind: LEAVE_ONE_GROUP_OUT } }\ntraining { epochs: 2 batch_size: 16 }\n"
+SMALL = mp.SMALL_LATE_FUSION + "data { synthetic { kind: CLASSIFICATION samples: 150 } split { kind: LEAVE_ONE_GROUP_OUT } }\ntraining { epochs: 2 batch_size: 16 }\n"
 VARIANTS = """
 base: "base.txtpb"
 base_label: "whole_model"
-variants { name: "no_avel" label: "without AVEL & co" set: "foal_net.avel_weight=0" }
+variants { name: "no_dropout" label: "without dropout & co" set: "late_fusion.dropout=0" }
 variants { name: "slow" set: "optimizer.learning_rate=1e-6" }
 """
 STUDY = VARIANTS + "seeds: 3\nfolds: 2\nmetrics: \"UA\"\nmetrics: \"WA\"\n"

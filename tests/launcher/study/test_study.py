@@ -11,8 +11,8 @@ from studying import HEADER, SMALL, VARIANTS, finished, mp, rows, run, write_stu
 
 def test_a_cell_is_the_run_that_a_user_would_get(finished, tmp_path):
     directory, *_ = finished
-    mp.muster("train", directory.parent / "base.txtpb", "--run-dir", tmp_path / "run", "--set", "foal_net.avel_weight=0", "--set", "seed=2", "--set", "data.split.fold=1")
-    again, cell = (json.loads((path / "result.json").read_text()) for path in (tmp_path / "run", directory / "cells/no_avel/seed-2-fold-1"))
+    mp.muster("train", directory.parent / "base.txtpb", "--run-dir", tmp_path / "run", "--set", "late_fusion.dropout=0", "--set", "seed=2", "--set", "data.split.fold=1")
+    again, cell = (json.loads((path / "result.json").read_text()) for path in (tmp_path / "run", directory / "cells/no_dropout/seed-2-fold-1"))
     assert again["best"]["fingerprint"] == cell["best"]["fingerprint"] and again["test"] == cell["test"]
 
 
@@ -120,7 +120,7 @@ def test_many_failures_after_a_success_do_not_stop_a_study(tmp_path):
 def test_data_that_changed_in_between_is_refused(tmp_path):
     text = VARIANTS + "seeds: 1\n"
     mp.muster("data", "synth", "--kind", "classification", "--samples", "60", "--seed", "1", "-o", tmp_path / "data.h5")
-    spec = write_study(tmp_path, text, mp.SMALL_FOAL_NET + 'data { path: "data.h5" }\ntraining { epochs: 1 batch_size: 16 }\n')
+    spec = write_study(tmp_path, text, mp.SMALL_LATE_FUSION + 'data { path: "data.h5" }\ntraining { epochs: 1 batch_size: 16 }\n')
     run(spec, tmp_path / "study")
     (tmp_path / "data.h5").unlink()
     mp.muster("data", "synth", "--kind", "classification", "--samples", "60", "--seed", "2", "-o", tmp_path / "data.h5")
@@ -157,8 +157,8 @@ def test_the_shipped_studies_can_begin(name, tmp_path):
 
 
 def test_a_planted_effect_is_found_and_none_where_there_is_none(tmp_path):
-    # Vision holds a third of the label, or nothing at all: 10 seeds, 6 trainings' worth of steps each.
-    base = ('preset: "miar_recommended"\ndata { synthetic { kind: REGRESSION samples: 300 %s } standardize: true }\nmiar { dim: 16 layers: 1 heads: 2 ffn_dim: 32 alignment_dim: 16 }\n'
+    # Vision holds a third of the label, or nothing at all: 10 seeds.
+    base = (mp.SMALL_LATE_FUSION + "data { synthetic { kind: REGRESSION samples: 300 %s } standardize: true }\n"
             "optimizer { learning_rate: 3e-3 }\ntraining { epochs: 8 }\nevaluation { select_by: \"MAE\" }\n")
     text = 'base: "base.txtpb"\nvariants { name: "no_vision" set: "data.modalities=text,audio" }\nseeds: 10\nmetrics: "MAE"\n'
     found = {}
