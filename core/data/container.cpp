@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/sha256.h"
 #include "core/data/container_index.h"
 #include "core/data/half.h"

@@ -12,6 +12,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/text.h"
 #include "base/utf8.h"
 

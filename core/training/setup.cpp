@@ -13,6 +13,7 @@
 #include "core/config/stored.h"
 #include "core/models/make_model.h"
 #include "core/run/environment.h"
+#include "core/run/stop.h"
 #include "core/run/weights.h"
 #include "core/training/same_job.h"
 #include "distributed/watchdog.h"
