@@ -1,10 +1,13 @@
 // Moments against a plain two-pass computation in float64.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "base/error.h"
 #include "core/batch/reader.h"
 #include "core/training/data_source.h"
 #include "tests/core/batch/tensor_dataset.h"
+#include "tests/helpers/rounding.h"
 
 namespace muster::training {
 namespace {
@@ -36,16 +39,25 @@ TEST(Standardizer, EqualsTwoPasses) {
 }
 
 TEST(Standardizer, ConstantFeaturesBecomeZero) {
-  for (const float constant : {0.0f, 0.1f, -3e6f, 1e-20f}) {
-    const at::Tensor values = at::cat({at::full({1000, 1}, constant), at::arange(1000).to(at::kFloat).unsqueeze(1)}, 1);
+  // Beside them numbers of all sizes, in steps that are powers of two, so that they and their mean are exact.
+  const std::pair<float, int> cases[] = {{0.0f, 0}, {0.1f, -20}, {-3e6f, 20}, {1e-20f, -40}};
+  for (const auto& [constant, exponent] : cases) {
+    const at::Tensor steps = at::arange(1000).to(at::kFloat).unsqueeze(1) * std::exp2(exponent);
+    const at::Tensor values = at::cat({at::full({1000, 1}, constant), steps}, 1);
     const TensorDataset dataset({values}, {{400, 600}});
     const auto moments = moments_of(dataset, {0, 1});
     EXPECT_EQ(moments.standard_deviation[0].item<double>(), 1) << constant;
     const batch::BatchReader reader(dataset, {0}, {moments}, at::kFloat);
     const at::Tensor standardized = reader.read_modality(0, {0, 1}).values;
     EXPECT_TRUE(standardized.select(1, 0).eq(0).all().item<bool>()) << constant;
-    EXPECT_NEAR(standardized.select(1, 1).mean().item<double>(), 0, 1e-5);
-    EXPECT_NEAR(standardized.select(1, 1).pow(2).mean().item<double>(), 1, 1e-4);
+    // Their differences from the mean, halves of steps below 2^24, are exact. The inverse of the deviation and the
+    // product with it round, each by half an eps: a value errs by less than an eps of itself, and their squares, of
+    // mean 1, by 2.
+    const at::Tensor truth = (at::arange(1000).to(at::kDouble) - 499.5) / std::sqrt((1e6 - 1) / 12);
+    const at::Tensor counted = standardized.select(1, 1).to(at::kDouble);
+    EXPECT_LE(((counted - truth) / truth).abs().max().item<double>(), eps_of(at::kFloat)) << exponent;
+    EXPECT_NEAR(counted.mean().item<double>(), 0, eps_of(at::kFloat)) << exponent;
+    EXPECT_NEAR(counted.pow(2).mean().item<double>(), 1, 2.1 * eps_of(at::kFloat)) << exponent;
   }
 }
 

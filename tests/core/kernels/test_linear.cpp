@@ -50,9 +50,14 @@ TEST_P(Linear, EqualsTorchInFloat64) {
   expect_as_exact_as_pytorch(actual.x_gradient, theirs.x_gradient, expected.x_gradient, 0, "gradient of x");
   expect_as_exact_as_pytorch(actual.weight_gradient, theirs.weight_gradient, expected.weight_gradient, 0,
                              "gradient of the weight");
-  if (has_bias)
+  if (has_bias) {
     expect_as_exact_as_pytorch(actual.bias_gradient, theirs.bias_gradient, expected.bias_gradient, 0,
                                "gradient of the bias");
+    // Beside the sums of y a wrong bias could pass for rounding; of zeros it is all that is left.
+    const at::Tensor alone =
+        kernels::linear(at::zeros_like(x).to(at::kFloat), weight.to(at::kFloat), bias->to(at::kFloat));
+    EXPECT_TRUE(at::equal(alone, bias->to(at::kFloat).expand_as(alone)));
+  }
   const Results again = results_of(kernels::linear, x, weight, bias, cotangent, at::kFloat);
   EXPECT_TRUE(at::equal(actual.y, again.y) && at::equal(actual.x_gradient, again.x_gradient) &&
               at::equal(actual.weight_gradient, again.weight_gradient));
