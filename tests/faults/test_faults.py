@@ -142,7 +142,7 @@ def play_chain(folder, victim, sign):
     return folder / "run"
 
 
-# Rank 0, which decides, and one of the others, killed and stopped in each phase; all of them in the full run. (Each rank by both signals: test_watchdog.py.)
+# Rank 0, which decides, and one of the others, killed and stopped in each phase; all of them in the full run. (test_watchdog.py has each rank.)
 CHAINS = list(itertools.product(range(4) if FULL else (0, 2), ("KILL", "STOP")))
 
 
