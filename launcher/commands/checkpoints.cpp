@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "base/print.h"
 #include "base/text.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/fingerprint.h"
@@ -37,7 +38,7 @@ std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
 void list(const std::string& path, bool json) {
   nlohmann::json rows = nlohmann::json::array();
   const auto found = checkpoints_at(path);
-  if (!json) fmt::print("{:<10} {:>6} {:>6} {:>12}  {}\n", "step", "epoch", "ranks", "size", "score");
+  if (!json) print("{:<10} {:>6} {:>6} {:>12}  {}\n", "step", "epoch", "ranks", "size", "score");
   for (const auto& [checkpoint_path, step] : found) {
     nlohmann::json row = {{"path", checkpoint_path}, {"step", step}};
     try {
@@ -48,12 +49,12 @@ void list(const std::string& path, bool json) {
         row["score"] = {{"name", score.name},
                         {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
       if (!json)
-        fmt::print("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
+        print("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
                    size_text(checkpoint.bytes),
                    score.name.empty() ? "-" : fmt::format("{} {:.6f}", score.name, score.value));
     } catch (const Error& error) {
       row["damaged"] = error.what();
-      if (!json) fmt::print("{:<10} DAMAGED: {}\n", step, error.what());
+      if (!json) print("{:<10} DAMAGED: {}\n", step, error.what());
     }
     rows.push_back(row);
   }
@@ -72,10 +73,10 @@ void verify(const std::string& path) {
                       static_cast<int64_t>(all >> 20));
       });
       progress.clear();
-      fmt::print("step {}: whole, {} files, {}\n", checkpoint.step, verified.files.size(), size_text(verified.bytes));
+      print("step {}: whole, {} files, {}\n", checkpoint.step, verified.files.size(), size_text(verified.bytes));
     } catch (const Error& error) {
       progress.clear();
-      fmt::print("step {}: DAMAGED: {}\n", checkpoint.step, error.what());
+      print("step {}: DAMAGED: {}\n", checkpoint.step, error.what());
       ++damaged;
     }
   }
@@ -124,7 +125,7 @@ void prune(const PruneArguments& arguments) {
   }
   const auto superfluous = checkpoints::superfluous(folder, retention, newest);
   for (const auto& checkpoint : superfluous) {
-    fmt::print("{} {}\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path);
+    print("{} {}\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path);
     if (!arguments.dry_run) checkpoints::remove_checkpoint(checkpoint.path);
   }
   if (superfluous.empty()) std::printf("nothing to remove\n");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/print.h"
 #include "base/text.h"
 #include "core/data/container.h"
 #include "core/data/inspect.h"
@@ -49,7 +50,7 @@ void add_verify(CLI::App& data) {
     const auto problems = data::verify(*path);
     if (!problems.empty())
       throw Error(ExitCode::kBadData, fmt::format("{} is not good:\n  {}", *path, join(problems, "\n  ")));
-    fmt::print("{}: good\n", *path);
+    print("{}: good\n", *path);
   });
 }
 
@@ -85,7 +86,7 @@ void add_synth(CLI::App& data) {
     options->signal.without.insert(options->without_signal.begin(), options->without_signal.end());
     const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed, options->signal);
     data::write_container(options->path, *dataset);
-    fmt::print("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());
+    print("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/atomic_file.h"
 #include "base/files.h"
+#include "base/print.h"
 #include "core/config/load.h"
 #include "core/config/stored.h"
 #include "core/run/results.h"
@@ -38,7 +39,7 @@ std::string hash_of_run(const std::string& run_directory) {
 
 void print_dropped(const training::DataSource& source) {
   if (source.dropped > 0)
-    fmt::print(stderr, "left out {} samples that lack a modality the model needs: {}\n", source.dropped,
+    print(stderr, "left out {} samples that lack a modality the model needs: {}\n", source.dropped,
                source.dropped_ids);
 }
 
@@ -65,12 +66,12 @@ void run(const Arguments& arguments) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
-    fmt::print("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
+    print("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
                evaluation.predictions.samples.size(), evaluation.loss,
                run::results_table({{arguments.split, evaluation.metrics}}));
-    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) fmt::print("\n{}\n", note);
+    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) print("\n{}\n", note);
     if (!evaluation.confusion.empty())
-      fmt::print("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
+      print("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
   });
 }
 
@@ -115,7 +116,7 @@ void add_predict_command(CLI::App& parent) {
       print_dropped(inference.source);
       write_file_atomically(arguments->output,
                             run::predictions_csv(inference.source.index(), inference.evaluation.predictions));
-      fmt::print("{}: predictions of {} samples\n", arguments->output, inference.evaluation.predictions.samples.size());
+      print("{}: predictions of {} samples\n", arguments->output, inference.evaluation.predictions.samples.size());
     });
   });
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/atomic_file.h"
+#include "base/print.h"
 #include "base/text.h"
 #include "core/config/resolved_text.h"
 #include "core/run/stop.h"
@@ -69,15 +70,15 @@ std::string trial_text(const json& trial, const Search& search, const char* betw
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
   const TrialCounts counts = counts_of(standing);
-  fmt::print("{} trials: {} complete, {} pruned, {} failed, {} running\n", counts.ended() + counts.running,
+  print("{} trials: {} complete, {} pruned, {} failed, {} running\n", counts.ended() + counts.running,
              counts.complete, counts.pruned, counts.failed, counts.running);
   if (counts.ended() < search.budget().trials() && !why.empty())
-    fmt::print("{} of the budget's {} trials are left: {}\n", search.budget().trials() - counts.ended(),
+    print("{} of the budget's {} trials are left: {}\n", search.budget().trials() - counts.ended(),
                search.budget().trials(), why);
   if (!standing["best"].empty()) {
     const auto& best = standing["best"][0];
-    fmt::print("best: {}\n", trial_text(best, search));
-    for (const auto& text : overrides_of(best["params"])) fmt::print("  --set {}\n", text);
+    print("best: {}\n", trial_text(best, search));
+    for (const auto& text : overrides_of(best["params"])) print("  --set {}\n", text);
   }
   std::fflush(stdout);
 }
@@ -142,16 +143,16 @@ void print_status(const SearchArguments& arguments) {
                            {"running", standing["running"]},
                            {"best", standing["best"]},
                            {"budget", search.budget().trials()}};
-    fmt::print("{}\n", document.dump(2));
+    print("{}\n", document.dump(2));
     return;
   }
-  fmt::print("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),
+  print("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),
              Objective::Direction_Name(search.objective().direction()));
   const TrialCounts counts = counts_of(standing);
-  fmt::print("  {} of {} trials ended: {} complete, {} pruned, {} failed; {} running\n", counts.ended(),
+  print("  {} of {} trials ended: {} complete, {} pruned, {} failed; {} running\n", counts.ended(),
              search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
   for (const auto& best : standing["best"])
-    fmt::print("  trial {}: {:.6g}  {}\n", best["number"].get<int64_t>(), best["value"].get<double>(),
+    print("  trial {}: {:.6g}  {}\n", best["number"].get<int64_t>(), best["value"].get<double>(),
                join(overrides_of(best["params"]), "  "));
 }
 
@@ -166,9 +167,9 @@ void print_best(const SearchArguments& arguments) {
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
   write_file_atomically(output, config::resolved_text(loaded.experiment));
-  fmt::print("{}\n", trial_text(best, directory.spec().search, ": "));
-  for (const auto& text : overrides_of(best["params"])) fmt::print("  {}\n", text);
-  fmt::print("train it with: muster train {}\n", output);
+  print("{}\n", trial_text(best, directory.spec().search, ": "));
+  for (const auto& text : overrides_of(best["params"])) print("  {}\n", text);
+  print("train it with: muster train {}\n", output);
 }
 
 // A field of CSV.
@@ -196,19 +197,19 @@ void export_all(const SearchArguments& arguments) {
     csv += join(row, ",") + "\n";
   }
   write_file_atomically(folder + "/trials.csv", csv);
-  fmt::print("{}/trials.csv\n", folder);
+  print("{}/trials.csv\n", folder);
   const json importance = process.request({{"op", "importance"}});
   std::string shares = "parameter,importance\n";
   for (const auto& [path, share] : importance["importance"].items())
     shares += fmt::format("{},{}\n", field(path), field(share));
   write_file_atomically(folder + "/importance.csv", shares);
   const bool empty = importance["importance"].empty();
-  fmt::print("{}/importance.csv{}\n", folder, empty ? fmt::format(" (empty: {})", importance.value("why", "")) : "");
+  print("{}/importance.csv{}\n", folder, empty ? fmt::format(" (empty: {})", importance.value("why", "")) : "");
   const json plots = process.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
   for (const auto& file : plots["files"])
-    fmt::print("{}/{}\n", folder, std::filesystem::path(file.get<std::string>()).filename().string());
+    print("{}/{}\n", folder, std::filesystem::path(file.get<std::string>()).filename().string());
   for (const auto& [file, why] : plots["skipped"].items())
-    fmt::print(stderr, "no {}: {}\n", file, why.get<std::string>());
+    print(stderr, "no {}: {}\n", file, why.get<std::string>());
 }
 
 }  // namespace

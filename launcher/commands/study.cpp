@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/atomic_file.h"
+#include "base/print.h"
 #include "base/text.h"
 #include "core/config/resolved_text.h"
 #include "core/run/stop.h"
@@ -47,7 +48,7 @@ void report(const StudyDirectory& directory) {
   write_file_atomically(directory.file("table.tex"), latex);
   write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
   write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
-  fmt::print("\n{}/table.{{txt,md,tex,csv}}, cells.csv\n", directory.path());
+  print("\n{}/table.{{txt,md,tex,csv}}, cells.csv\n", directory.path());
   std::fflush(stdout);
 }
 

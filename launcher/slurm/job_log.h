@@ -9,8 +9,6 @@ namespace muster::launcher {
 
 // RUN/submission.json: what `muster submit` was asked for and the job's number. An empty object where there is none.
 nlohmann::json read_submission(const std::string& run_directory);
-// A text in it, or in a row; empty: there is none.
-std::string text_field(const nlohmann::json& row, const char* name);
 
 // The history of a run's Slurm jobs: RUN/logs/jobs.jsonl, one row each time one is submitted, starts or ends.
 //   {"event": "submitted", "time"}                              by a person; sbatch is called after it

@@ -11,6 +11,8 @@
 #include <regex>
 
 #include "base/atomic_file.h"
+#include "base/json.h"
+#include "base/print.h"
 #include "base/text.h"
 #include "core/batch/plan.h"
 #include "core/config/load.h"
@@ -139,11 +141,11 @@ void require_free(const std::string& run_directory) {
         "for longer: muster resume with --set training.epochs=N",
         run_directory);
   const auto before = read_submission(run_directory);
-  if (const std::string job = text_field(before, "job"); !job.empty()) {
+  if (const std::string job = text_in(before, "job"); !job.empty()) {
     const ProcessResult queued = run_slurm({"squeue", "-h", "-o", "%T %o", "-j", job});
     const std::string shown = queued.answer(), state = shown.substr(0, shown.find(' '));
     // A cluster that was set up anew gives the same numbers to other jobs.
-    const bool is_ours = (shown + " ").rfind(fmt::format("{} {}", state, text_field(before, "script")), 0) == 0;
+    const bool is_ours = (shown + " ").rfind(fmt::format("{} {}", state, text_in(before, "script")), 0) == 0;
     if (queued.code == 0 && !state.empty() && is_ours)
       refuse_submission("{0} has a job already: {1} is {2}. Wait for it, or end it first: scancel {1}", run_directory,
                         job, state);
@@ -209,7 +211,7 @@ void submit(const SubmitOptions& options) {
     const auto loaded = checked(train, task, job);
     if (name.empty()) {
       name = loaded.experiment.name();
-      for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
+      for (const auto& note : loaded.notes) print(stderr, "note: {}\n", note);
       if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
       if (is_array && train.run_directory.find("{task}") == std::string::npos)
         refuse_submission("--run-dir {}: every task of an array needs a run directory of its own; put {{task}} into it",
@@ -271,15 +273,15 @@ void submit(const SubmitOptions& options) {
   std::string limit;
   if (!job.time.empty())
     limit = fmt::format(", time limit of each start: {}{}", job.time, parse_integer(job.time) ? " minutes" : "");
-  fmt::print("submitted job {}: {}, {} on {} node{} with {} each{}\n", id, job.name,
+  print("submitted job {}: {}, {} on {} node{} with {} each{}\n", id, job.name,
              plural(static_cast<int64_t>(runs.size()), "run"), job.nodes, nodes == 1 ? "" : "s",
              plural(job.ranks_per_node, "rank"), limit);
   for (const auto& run : runs)
     if (run::run_dir_state(run.directory) == RunDirState::kBegun)
-      fmt::print("{} holds an unfinished run: the job continues it\n", run.directory);
+      print("{} holds an unfinished run: the job continues it\n", run.directory);
   const std::string shown = for_task(train.run_directory, runs[0].task);
   const std::string output = fmt::format("{}/logs/slurm-{}.out", shown, id_of(runs[0]));
-  fmt::print("status:       muster status {}\noutput:       {}\nto cancel:    scancel {}\n", shell_quoted(shown),
+  print("status:       muster status {}\noutput:       {}\nto cancel:    scancel {}\n", shell_quoted(shown),
              shell_quoted(output), id);
 }
 

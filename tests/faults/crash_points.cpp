@@ -7,11 +7,11 @@
 // state that is not learnt (saver_run.h). Kinds of fault: kill, kill_after, ENOSPC, EIO, short (fault_shim.c). saver
 // has every kind at every operation. train has kill at every operation, but of more than eight writes to one file only
 // at the first two, the one in the middle and the last one; the other kinds at every third of those. PART of PARTS is
-// the share of all that is done, or with SEED the share of a sample: one point of each stratum, which is a kind of fault
-// at a kind of operation on a kind of file. A stratum falls to one of the PARTS by its name, so that settings that have
-// different PARTs share the strata among them. A prepared run is sampled only until it trains like any other. Each point
-// is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second child has
-// another number of them. After each point:
+// the share of all that is done, or with SEED the share of a sample: one point of each stratum, which is a kind of
+// fault at a kind of operation on a kind of file. A stratum falls to one of the PARTS by its name, so that settings
+// that have different PARTs share the strata among them. A prepared run is sampled only until it trains like any other.
+// Each point is two forked children of this process, so that LibTorch is loaded once; ranks are threads, and the second
+// child has another number of them. After each point:
 //   - the first child was killed, has finished, or has ended by an error that a person can act on (74);
 //   - every checkpoint that the log of operations says is committed lies on the disk, and the second goes on from the
 //   newest one there, and finishes;
@@ -269,8 +269,8 @@ struct Point {
   std::string kind;
 };
 
-// What is alike: a kind of fault at a kind of operation on a kind of file. The file says the phase: what is made ready, a
-// checkpoint's parts before and after its commit, what is removed, results.
+// What is alike: a kind of fault at a kind of operation on a kind of file. The file says the phase: what is made ready,
+// a checkpoint's parts before and after its commit, what is removed, results.
 std::string stratum_of(const Point& point, const Operation& operation) {
   static const std::regex drawn(R"((\.[a-z.]+)-[^/ ]*)"), number("[0-9]+");  // of hidden things the end is drawn
   const std::string names = fmt::format("{} {} {} {}", point.kind, operation.name, operation.path, operation.target);
@@ -367,8 +367,9 @@ int main(int argc, char** argv) {
   std::map<std::string, long> counts;
   std::map<std::string, long> left;
   const long part = std::atol(argv[5]), parts = std::atol(argv[6]);
-  const auto points = argc == 7 ? share_of_all(setting, undisturbed, part, parts)
-                                : share_of_sample(setting, undisturbed, part, parts, std::strtoul(argv[7], nullptr, 10));
+  const auto points = argc == 7
+                          ? share_of_all(setting, undisturbed, part, parts)
+                          : share_of_sample(setting, undisturbed, part, parts, std::strtoul(argv[7], nullptr, 10));
   for (const auto& [at, kind] : points) {
     clear();
     const int ended = run_in_child(setting, setting.ranks, at, kind);

@@ -1,23 +1,23 @@
 """Real training on 2, 3 and 4 ranks with a rank killed or stopped in each phase, a disk that is slow, and one that is full."""
-import contextlib
 import itertools
 import json
 import os
 import re
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 import muster_program as mp
+from at_once import at_once, started  # noqa: F401
+from faulty_disk import shim
+from processes import SECONDS, processes_of, stop, wait_for_heartbeats, wait_until
 from test_resume import TEXT, Job, assert_same_run, saved, steps
 from test_resume import reference as undisturbed  # noqa: F401
 
-SHIM = os.path.join(os.environ["MUSTER_BUILD_DIR"], "tests", "libfault_shim.so")
-DEADLINE = 4
-SECONDS = 5  # within which the cause is named after a death, or after the deadline
+FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
+DEADLINE = 8  # longer than ranks drift apart on a busy machine
+AT_ONCE = 6
 PHASES = ("setup", "step", "save", "evaluation")
 # Short epochs and long evaluations, so that there is always one to come.
 PHASED = ("name: 'phased'\n" + mp.SMALL_FOAL_NET + "optimizer { learning_rate: 0.003 }\n"
@@ -31,24 +31,8 @@ def phased(folder):
     return PHASED + f"data {{ path: '{data}' }}\n"
 
 
-def shim(folder, kind, **settings):
-    """Environment in which operations of the ranks at or below the folder fail (fault_shim.c)."""
-    return {"LD_PRELOAD": SHIM, "MUSTER_FAULT_FOLDER": str(folder), "MUSTER_FAULT_KIND": kind,
-            **{f"MUSTER_FAULT_{name.upper()}": str(value) for name, value in settings.items()}}
-
-
 def messages(text):
     return [line for line in text.splitlines() if line.startswith("muster: ")]
-
-
-def processes_of(folder):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes()
-            if str(folder).encode() + b"/" in words or str(folder).encode() + b"\0" in words:
-                found.append(words.decode().split("\0"))
-    return found
 
 
 def newest_row(run):
@@ -84,8 +68,10 @@ class Faulted:
     def play(self):
         changes = {"OMPI_MCA_btl_vader_backing_directory": str(self.shared), "TMPDIR": str(self.shared)}
         words = ["train", self.folder / "run.txtpb", "--run-dir", self.run, "--resume", "auto"]
-        if self.phase in ("setup", "save"):
+        if self.phase == "setup":
             changes.update(shim(self.folder, "slow", seconds=0.2))
+        if self.phase == "save":  # which lasts until the victim has written its part
+            changes.update(shim(self.run / "checkpoints", "slow", seconds=SECONDS, rank=self.victim))
             words += ["--set", "checkpoints.asynchronous=false"]
         if self.sign == "STOP" and self.phase == "setup":
             changes["MUSTER_COLLECTIVE_TIMEOUT"] = str(DEADLINE)  # counts from the first collective on
@@ -95,20 +81,23 @@ class Faulted:
             while True:
                 job.wait_until(lambda: self.is_there() and len(job.ranks()) == self.ranks)
                 ranks = job.ranks()
-                # Another rank stands still, so that all stay in the phase until each has told the others where it is; in setup they have been from the start.
+                # All stay in the phase until each has told the others where it is: another rank stands still. In setup they have been there from the start.
                 helper = ranks[(self.victim + 1) % self.ranks]
+                if self.phase in ("step", "evaluation"):
+                    stop(helper)
                 if self.phase != "setup":
-                    os.kill(helper, signal.SIGSTOP)
-                    time.sleep(0.7)
+                    wait_for_heartbeats([pid for pid in ranks if pid != helper])
                 caught = self.is_there()
                 if caught:
                     sent = time.time()
-                    os.kill(ranks[self.victim], getattr(signal, "SIG" + self.sign))
+                    if self.sign == "STOP":
+                        stop(ranks[self.victim])
+                    else:
+                        os.kill(ranks[self.victim], signal.SIGKILL)
                 os.kill(helper, signal.SIGCONT)
                 if caught:
                     break
             code, text = job.end(), job.text()
-        time.sleep(0.2)
         self.check(code, text, sent)
 
     def check(self, code, text, sent):
@@ -120,7 +109,8 @@ class Faulted:
         seen = rf"({seen}|never heard of)" if self.phase == "setup" else seen  # where ranks are is told twice a second
         assert re.search(rf"rank {self.victim} of {self.ranks} \(host [^)]+\)(:| is lost:) {reason}[^;]*, {seen}", message), message
         assert (f"no progress in phase {self.phase} for {DEADLINE} s" in message) == (not died), message
-        assert processes_of(self.folder) == [] and list(self.shared.iterdir()) == []
+        wait_until(lambda: not processes_of(self.folder), problem=lambda: f"{processes_of(self.folder)} are left")
+        assert list(self.shared.iterdir()) == []
         if self.phase == "setup":
             names = {path.name for path in self.run.iterdir()} if self.run.exists() else {"config.txtpb", "environment.json", "metrics.jsonl"}
             assert {"config.txtpb", "environment.json", "metrics.jsonl"} <= names and newest_row(self.run) is None, "the run directory is half made"
@@ -131,7 +121,7 @@ class Faulted:
             # Another rank may wait for the stopped one in an earlier collective than the rest.
             assert self.victim in record["missing_ranks"] and len(record["missing_ranks"]) < self.ranks and record["phase"] == self.phase
             assert record["missing_ranks"] == [self.victim] or not died
-            assert 0 <= record["time"] - sent < SECONDS + (0 if died else DEADLINE)
+            assert 0 <= record["time"] - sent < SECONDS  # test_watchdog.py is stricter; without the watchdog a dead rank would be waited for much longer
             assert {entry["phase"] for entry in record["collectives"] if entry["label"] == "between steps"} <= {"step"}
         for record in (self.run / "logs").glob("flight-record-*"):
             record.unlink()
@@ -152,14 +142,8 @@ def play_chain(folder, victim, sign):
     return folder / "run"
 
 
-CHAINS = list(itertools.product(range(4), ("KILL", "STOP")))
-
-
-@pytest.fixture(scope="module")
-def chains(tmp_path_factory):
-    """All of them, a few at a time: they mostly wait."""
-    with ThreadPoolExecutor(3) as pool:
-        yield {chain: pool.submit(play_chain, tmp_path_factory.mktemp(f"{chain[1]}-{chain[0]}"), *chain) for chain in CHAINS}
+# Rank 0, which decides, and one of the others, killed and stopped in each phase; all of them in the full run. (test_watchdog.py has each rank.)
+CHAINS = list(itertools.product(range(4) if FULL else (0, 2), ("KILL", "STOP")))
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +153,19 @@ def phased_reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain[1]}-{chain[0]}")
-def test_a_rank_is_lost_in_each_phase(chain, chains, phased_reference):
-    assert_same_run(chains[chain].result(timeout=240), phased_reference)
+@at_once
+def test_a_rank_is_lost_in_each_phase(chain, phased_reference, folder):
+    assert_same_run(play_chain(folder, *chain), phased_reference)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_slow_disk_does_not_slow_steps(ranks, tmp_path):
-    """Steps per second while a save is in flight are of the order of those before it, although each fsync takes a second."""
-    text = TEXT.replace("epochs: 9", "epochs: 100000").replace("every_steps: 5", "every_steps: 0 every_minutes: 0.08").replace("every_steps: 4", "every_epochs: 0")
-    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
-    with Job(tmp_path, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "checkpoints", "slow", seconds=1)) as job:
+@at_once
+def test_a_slow_disk_does_not_slow_steps(ranks, folder):
+    """Steps per second while a save is in flight are of the order of those before it, although each fsync takes 0.6 s. (A busy machine makes them fewer,
+    a step that waited for the disk would leave hardly any.)"""
+    text = TEXT.replace("epochs: 9", "epochs: 100000").replace("every_steps: 5", "every_steps: 0 every_minutes: 0.02").replace("every_steps: 4", "every_epochs: 0")
+    config, run = mp.write_config(folder / "run.txtpb", text), folder / "run"
+    with Job(folder, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "checkpoints", "slow", seconds=0.6)) as job:
         marks = []
         for condition in (lambda: steps(run) > 0, lambda: any(run.glob("checkpoints/.tmp-*")), lambda: saved(run) > 0):
             job.wait_until(condition)
@@ -189,18 +176,18 @@ def test_a_slow_disk_does_not_slow_steps(ranks, tmp_path):
             os.kill(pid, signal.SIGKILL)
         job.end()  # mpirun removes its shared memory
     before, meanwhile = (middle - first) / (saves - begin), (last - middle) / (commits - saves)
-    assert commits - saves > 2, "the disk was not slow"  # four fsyncs of a second, less what it takes to see that they have begun
-    assert meanwhile > before / 3, f"{before:.0f} steps/s before the save, {meanwhile:.0f} while it was in flight"
+    assert commits > saves and meanwhile > before / 10, f"{before:.0f} steps/s before the save, {meanwhile:.0f} while it was in flight"
     row = json.loads((run / "logs/checkpoints.jsonl").read_text().splitlines()[0])
-    assert row["committed"] and row["write_seconds"] > 3 and row["stall_seconds"] < row["write_seconds"] / 3
+    assert row["committed"] and row["write_seconds"] > 1.8 and row["stall_seconds"] < row["write_seconds"] / 3
 
 
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
-def test_a_disk_that_hangs(asynchronous, tmp_path):
+@at_once
+def test_a_disk_that_hangs(asynchronous, folder):
     """The rank whose disk never answers is found when the others need it, in the deadline of saving."""
-    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
-    words = ["--set", f"checkpoints.asynchronous={asynchronous}", "--set", "deadlines.save=3"]
-    with Job(tmp_path, "train", config, "--run-dir", run, *words, ranks=2, changes=shim(run / "checkpoints", "slow", seconds=600, rank=1)) as job:
+    config, run = mp.write_config(folder / "run.txtpb", TEXT), folder / "run"
+    words = ["--set", f"checkpoints.asynchronous={asynchronous}", "--set", "deadlines.save=5"]
+    with Job(folder, "train", config, "--run-dir", run, *words, ranks=2, changes=shim(run / "checkpoints", "slow", seconds=600, rank=1)) as job:
         assert job.end() in (76, 137), job.text()
         (message,) = messages(job.text())
         assert "rank 1 of 2" in message and "in phase save" in message, message
@@ -217,10 +204,11 @@ def operations_until_commit(folder, ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_full_disk(ranks, undisturbed, tmp_path):  # noqa: F811
-    at = operations_until_commit(tmp_path, ranks)
-    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
-    with Job(tmp_path, "train", config, "--run-dir", run, "--set", "checkpoints.max_failures_in_a_row=2", ranks=ranks,
+@at_once
+def test_a_full_disk(ranks, undisturbed, folder):  # noqa: F811
+    at = operations_until_commit(folder, ranks)
+    config, run = mp.write_config(folder / "run.txtpb", TEXT), folder / "run"
+    with Job(folder, "train", config, "--run-dir", run, "--set", "checkpoints.max_failures_in_a_row=2", ranks=ranks,
              changes=shim(run / "checkpoints", "ENOSPC", at=at, sticky=1)) as job:
         assert job.end() == 74, job.text()
         text = job.text()
@@ -238,9 +226,10 @@ def test_a_full_disk(ranks, undisturbed, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_no_room_for_metrics(ranks, undisturbed, tmp_path):  # noqa: F811
-    config, run = mp.write_config(tmp_path / "run.txtpb", TEXT), tmp_path / "run"
-    with Job(tmp_path, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "metrics.jsonl", "ENOSPC", at=20, sticky=1)) as job:
+@at_once
+def test_no_room_for_metrics(ranks, undisturbed, folder):  # noqa: F811
+    config, run = mp.write_config(folder / "run.txtpb", TEXT), folder / "run"
+    with Job(folder, "train", config, "--run-dir", run, ranks=ranks, changes=shim(run / "metrics.jsonl", "ENOSPC", at=20, sticky=1)) as job:
         assert job.end() == 74, job.text()
         text = job.text()
     assert len(messages(text)) == 1 and f"{run}/metrics.jsonl: cannot write: No space left on device" in text, text
@@ -249,9 +238,10 @@ def test_no_room_for_metrics(ranks, undisturbed, tmp_path):  # noqa: F811
     assert_same_run(run, undisturbed)
 
 
-def test_damaged_checkpoints_take_no_place_from_whole_ones(tmp_path):
+@at_once
+def test_damaged_checkpoints_take_no_place_from_whole_ones(folder):
     """Two are damaged; a job goes on from the third and saves before it comes to them."""
-    run = mp.train(tmp_path, TEXT, "run", 1, "--max-steps", 23, "--set", "checkpoints.keep_last=3", "--set", "checkpoints.keep_best=0")
+    run = mp.train(folder, TEXT, "run", 1, "--max-steps", 23, "--set", "checkpoints.keep_last=3", "--set", "checkpoints.keep_best=0")
     for step in (20, 23):
         shard = next((run / f"checkpoints/step-{step:08}").glob("rank-*"))
         shard.write_bytes(shard.read_bytes()[:-1] + b"?")

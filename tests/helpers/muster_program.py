@@ -1,5 +1,6 @@
 """Runs the built `muster` as a user does, and reads what it leaves behind. Shared by all Python tests."""
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -90,6 +91,15 @@ def metrics_rows(run, kind=None):
 def weights(path):
     with safe_open(path, framework="np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def bits(run):
+    """One SHA-256 over all bits of a run's best and last weights."""
+    digest = hashlib.sha256()
+    for file in ("best", "last"):
+        for name, value in sorted(weights(run / f"weights/{file}.safetensors").items()):
+            digest.update(f"{file} {name} {value.dtype} {value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()
 
 
 def predictions(path):

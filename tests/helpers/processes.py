@@ -49,4 +49,4 @@ def wait_for_heartbeats(pids):
     time.sleep(1.1 * HEARTBEAT)
     before = {pid: watchdog_sleeps(pid) for pid in pids}
     # The first time it may have looked at the clock before.
-    wait_until(lambda: all(watchdog_sleeps(pid) >= before[pid] + 2 for pid in pids))
+    wait_until(lambda: all(watchdog_sleeps(pid) >= sleeps + 2 for pid, sleeps in before.items()))

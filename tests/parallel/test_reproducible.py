@@ -1,4 +1,5 @@
 """training.reproducible: the same bits on any number of ranks. Compared are files, byte for byte."""
+import functools
 import json
 import os
 import re
@@ -9,9 +10,10 @@ import pytest
 import muster_program as mp
 from test_world_sizes import COMMON, EVERY_LOSS_OF_FOAL_NET, EVERY_LOSS_OF_MIAR, FOAL_NET, MIAR, field_values, is_on, missing_modalities
 
-# Ten epochs of each case: every uneven batch comes ten times, and a difference of one bit in any step is one in all weights after it. Fifty epochs
-# (what only a long run could show: schedules, moments of Adam that have settled) in the full run.
-STEPS = 200 if os.environ.get("MUSTER_FULL_TESTS") == "1" else 60
+FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
+# At least three epochs of each case: every uneven batch comes three times, and a difference of one bit in any step is one in all weights after it. Fifty
+# epochs (what only a long run could show: schedules, moments of Adam that have settled) in the full run.
+STEPS = 200 if FULL else 20
 # What may differ: how fast it was, who did what, what was sent.
 OF_THE_JOB = {"samples_per_second", "microbatches", "bytes_sent"}
 
@@ -22,35 +24,47 @@ def training(batch_size, fields=""):
             f"reproducible: true {fields} }}\n")
 
 
+def more(*ranks):
+    return ranks if FULL else ()
+
+
 def few_lengths(path):
     """Torch compiles a bfloat16 product on a CPU for each number of rows, for milliseconds: ragged, but with few different numbers."""
     samples = range(84)
     return mp.tiny_data(path, "classification", 84, lengths={"audio": [2 + i % 2 for i in samples], "vision": [3 - i // 2 % 2 for i in samples]})
 
 
-# Batches of 13 and 11 leave uneven microbatches and a last batch with fewer samples than microbatches.
+# Batches of 13 and 11 leave uneven microbatches and a last batch with fewer samples than microbatches. The last numbers of ranks are for the full run:
+# the default run has 2, 3, 4 and 8 ranks, and a number that divides the microbatches and one that does not with most models.
 def cases(folder):
     missing = missing_modalities(folder / "missing.h5")
     foal_net = FOAL_NET + mp.CLASSIFICATION.replace("60", "84").replace("} }", "} standardize: true }") + COMMON
     return {
-        "foal_net": (foal_net + training(13), EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (2, 3, 4, 8)),
+        "foal_net": (foal_net + training(13), EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (2, 3, 8, *more(4))),
         "foal_net_recompute_five_microbatches": (
             foal_net.replace("mem_weight", "mem_positive: RECOMPUTE mem_weight") + training(13, "microbatches: 5 sampling: CLASS_BALANCED"),
             EVERY_LOSS_OF_FOAL_NET | {"CLASS_BALANCED"}, {"classification", "avel", "mem"}, (2, 4)),
-        "miar": (MIAR + mp.REGRESSION.replace("60", "80") + COMMON + training(11), EVERY_LOSS_OF_MIAR, {"regression", "alignment"}, (2, 3, 4, 8)),
+        "miar": (MIAR + mp.REGRESSION.replace("60", "80") + COMMON + training(11), EVERY_LOSS_OF_MIAR, {"regression", "alignment"}, (3, 4, *more(2, 8))),
         "miar_missing": (MIAR + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON + training(7, "microbatches: 4"),
                          EVERY_LOSS_OF_MIAR | {"standardize"}, {"regression", "alignment"}, (3, 4)),
         "late_fusion": ("late_fusion { dim: 16 hidden_dim: 12 dropout: 0.2 }\n" + mp.REGRESSION.replace("60", "80") + COMMON + training(11),
-                        {"dropout"}, {"regression"}, (2, 3, 4)),
+                        {"dropout"}, {"regression"}, (2, 3, *more(4))),
         "late_fusion_missing": ("late_fusion { dim: 16 hidden_dim: 12 }\n" + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON +
-                                training(7, "microbatches: 4"), {"standardize"}, {"regression"}, (3, 4)),
+                                training(7, "microbatches: 4"), {"standardize"}, {"regression"}, (4, *more(3))),
         "foal_net_bf16": (FOAL_NET + f'data {{ path: "{few_lengths(folder / "few.h5")}" standardize: true }}\n' + COMMON + training(13, "precision: BF16"),
                           EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (3,)),
     }
 
 
-def fingerprint(run):
-    return mp.muster("checkpoints", "fingerprint", run).stdout.split()[0]
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    return cases(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def one_rank(experiments, tmp_path_factory):
+    """The run of an experiment on one rank, made when it is first asked for."""
+    return functools.cache(lambda name: mp.train(tmp_path_factory.mktemp(name), experiments[name][0], "ranks1"))
 
 
 def rows(run):
@@ -58,7 +72,7 @@ def rows(run):
 
 
 def require_same_bits(one, other):
-    assert fingerprint(one) == fingerprint(other)
+    assert mp.bits(one) == mp.bits(other)
     for file in ("weights/best.safetensors", "weights/last.safetensors", "predictions-valid.csv", "predictions-test.csv"):
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
     assert rows(one) == rows(other)  # JSON with all digits: losses, norms, metrics of every step and validation
@@ -67,9 +81,9 @@ def require_same_bits(one, other):
 
 
 @pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "late_fusion", "late_fusion_missing", "foal_net_bf16"])
-def test_same_bits_on_any_number_of_ranks(name, tmp_path):
-    text, switched_on, terms, world_sizes = cases(tmp_path)[name]
-    one = mp.train(tmp_path, text, "ranks1")
+def test_same_bits_on_any_number_of_ranks(name, experiments, one_rank, tmp_path):
+    text, switched_on, terms, world_sizes = experiments[name]
+    one = one_rank(name)
     values = field_values(one)
     assert values["reproducible"] == "true" and all(is_on(values, field) for field in switched_on), "the test must cover what it says"
     train_rows = mp.metrics_rows(one, "train")
@@ -87,39 +101,37 @@ def test_same_bits_on_any_number_of_ranks(name, tmp_path):
             assert row["bytes_sent"] > 0
 
 
-def test_default_mode_has_other_bits(tmp_path):
+def test_default_mode_has_other_bits(experiments, tmp_path):
     """The comparison would notice: without reproducible the order of sums depends on the ranks."""
-    text = cases(tmp_path)["miar"][0].replace("reproducible: true", "")
-    one, two = (mp.train(tmp_path, text, f"ranks{ranks}", ranks, "--max-steps", "20") for ranks in (1, 2))
-    assert fingerprint(one) != fingerprint(two)
+    text = experiments["miar"][0].replace("reproducible: true", "")
+    one, two = (mp.train(tmp_path, text, f"ranks{ranks}", ranks, "--max-steps", "5") for ranks in (1, 2))
+    assert mp.bits(one) != mp.bits(two)
 
 
-def test_number_of_microbatches_is_part_of_the_bits(tmp_path):
-    text = cases(tmp_path)["miar"][0]
-    runs = [mp.train(tmp_path, text, f"pieces{n}", 1, "--max-steps", "20", "--set", f"training.microbatches={n}") for n in (8, 4)]
-    assert fingerprint(runs[0]) != fingerprint(runs[1])
+def test_number_of_microbatches_is_part_of_the_bits(experiments, one_rank, tmp_path):
+    assert "microbatches: 0" in (one_rank("miar") / "config.txtpb").read_text(), "8 by default"
+    other = mp.train(tmp_path, experiments["miar"][0], "pieces4", 1, "--set", "training.microbatches=4")
+    assert mp.bits(other) != mp.bits(one_rank("miar"))
 
 
-def test_evaluate_and_predict_have_the_same_bits(tmp_path):
-    text = cases(tmp_path)["foal_net"][0]
-    run = mp.train(tmp_path, text, "run", 2, "--max-steps", "5")
+def test_evaluate_and_predict_have_the_same_bits(one_rank, tmp_path):
     outputs, files = [], []
-    for ranks in (1, 2, 3, 8):
+    for ranks in (1, 2, 3, *more(8)):
         files.append(tmp_path / f"{ranks}.csv")
-        outputs.append(json.loads(mp.muster("evaluate", run, "--split", "all", "--json", "-o", files[-1], ranks=ranks).stdout))
+        words = ("evaluate", one_rank("foal_net"), "--split", "all", "--json", "-o", files[-1])
+        outputs.append(json.loads(mp.muster(*words, ranks=ranks).stdout))
     assert all(output == outputs[0] for output in outputs)
     assert all(file.read_bytes() == files[0].read_bytes() for file in files)
 
 
-def test_the_shipped_experiments(tmp_path):
+@pytest.mark.parametrize("name, world_sizes", [("quickstart", (4, *more(2, 3))), ("sentiment", (3, *more(2, 4))), ("late_fusion", (2, *more(3, 4)))])
+def test_the_shipped_experiments(name, world_sizes, tmp_path):
     """README's and docs' command, on every model."""
-    for name in ("quickstart", "sentiment", "late_fusion"):
-        config = mp.ROOT / "experiments" / f"{name}.txtpb"
-        runs = []
-        for ranks in (1, 2, 3, 4):
-            runs.append(tmp_path / f"{name}{ranks}")
-            mp.muster("train", config, "--set", "training.reproducible=true", "--max-steps", "25", "--run-dir", runs[-1], ranks=ranks)
-        assert len({fingerprint(run) for run in runs}) == 1
+    config, runs = mp.ROOT / "experiments" / f"{name}.txtpb", []
+    for ranks in (1, *world_sizes):
+        runs.append(tmp_path / f"{name}{ranks}")
+        mp.muster("train", config, "--set", "training.reproducible=true", "--max-steps", 25 if FULL else 10, "--run-dir", runs[-1], ranks=ranks)
+    assert len({mp.bits(run) for run in runs}) == 1
 
 
 def refused(folder, ranks, *sets):
@@ -165,7 +177,7 @@ def test_the_processor_is_recorded(tmp_path):
 
 
 # From 1,024 rows on ranks share the batch-wide losses: 1,300 rows are six blocks, the last a short one.
-BIG = "name: \"exact\" training { max_steps: 3 epochs: 0 batch_size: 1300 log_every_steps: 1 %s } evaluation { batch_size: 1300 every_epochs: 0 }\n"
+BIG = "name: \"exact\" training { max_steps: 2 epochs: 0 batch_size: 1300 log_every_steps: 1 %s } evaluation { batch_size: 1300 every_epochs: 0 }\n"
 
 
 def big_cases(folder):
@@ -181,7 +193,7 @@ def big_cases(folder):
 def test_shared_batch_wide_losses(name, tmp_path):
     """Shared among ranks or not: the same bits, and in default mode in float64 the same numbers but for rounding."""
     text = big_cases(tmp_path)[name]
-    exact = [mp.train(tmp_path, text + BIG % "reproducible: true", f"exact{ranks}", ranks) for ranks in (1, 2, 3)]
+    exact = [mp.train(tmp_path, text + BIG % "reproducible: true", f"exact{ranks}", ranks) for ranks in (1, 3, *more(2))]
     for other in exact[1:]:
         require_same_bits(exact[0], other)
     usual = [mp.train(tmp_path, text + BIG % "precision: FP64", f"usual{ranks}", ranks) for ranks in (1, 3)]

@@ -1,12 +1,12 @@
 // A job for test_watchdog.py: every rank walks through the phases with labelled collectives.
 // `probe watchdog FOLDER clean`: to the end.
-// `probe watchdog FOLDER PHASE inside|outside RANK`: before the phase's last collective every rank prints a line with its
-// number and that of its process. outside: RANK never calls it. inside: it calls it, and the last of the other ranks
-// only comes after SIGUSR1. From that signal on a rank has a deadline of two seconds.
-// `probe watchdog FOLDER alone RANK`: RANK works by itself for longer than the deadline, and reports that it does.
-// `probe watchdog FOLDER stuck`: all ranks hang, each by itself.
-// `probe watchdog FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in their group, 2 waits for both in the
-// job. `probe watchdog FOLDER crossed`: the same, but 1 does not hang: it waits with 2, and all wait for each other.
+// `probe watchdog FOLDER PHASE inside|outside RANK`: before the phase's last collective every rank prints a line with
+// its number and that of its process. outside: RANK never calls it. inside: it calls it, and the last of the other
+// ranks only comes after SIGUSR1. From that signal on a rank has a deadline of two seconds. `probe watchdog FOLDER
+// alone RANK`: RANK works by itself for longer than the deadline, and reports that it does. `probe watchdog FOLDER
+// stuck`: all ranks hang, each by itself. `probe watchdog FOLDER elsewhere`: of three ranks, 1 hangs, 0 waits for it in
+// their group, 2 waits for both in the job. `probe watchdog FOLDER crossed`: the same, but 1 does not hang: it waits
+// with 2, and all wait for each other.
 #include <unistd.h>
 
 #include <csignal>
