@@ -344,8 +344,8 @@ TWO_SOCKETS = {"HWLOC_SYNTHETIC": "package:2 numa:1 core:2 pu:1", "OMP_NUM_THREA
 
 
 BOUND = {"numa": ["0-1", "0-1", "2-3", "2-3"], "core": list("0123"), "none": ["0-3"] * 4}
-# `muster launch` passes the way on in MUSTER_BIND (the next test): so one of its three is everyday enough.
-STARTED = [("mpirun", bind) for bind in BOUND] + [("launch", bind) for bind in (BOUND if FULL else ["core"])]
+# `muster launch` passes the way on in MUSTER_BIND (the next test), so every day each way once, by one of the two.
+STARTED = [(starter, bind) for starter in ("launch", "mpirun") for bind in BOUND] if FULL else [("mpirun", "numa"), ("launch", "core"), ("mpirun", "none")]
 
 
 def test_ways_to_bind_are_passed_on(config):
@@ -368,7 +368,12 @@ def test_cores_of_ranks_on_a_made_up_machine(starter, bind, config, tmp_path):
 
 def test_threads_are_the_share_of_the_cores(config, tmp_path):
     for name, words, changes, threads in (("share", [], TWO_SOCKETS, 2), ("asked", ["--threads", 3], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 3), ("own", [], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 1)):
-        mp.muster("launch", "-n", 2, *words, "train", config, "--run-dir", tmp_path / name, "--set", "training.threads=0", changes={"OMP_WAIT_POLICY": "passive", **changes})
+        train = ["train", config, "--run-dir", tmp_path / name, "--set", "training.threads=0"]
+        line = mp.muster("launch", "-n", 2, *words, "--dry-run", *train, changes=changes).stdout
+        assert f"OMP_NUM_THREADS={threads} " in line if name != "own" else "OMP_NUM_THREADS" not in line
+        if name != "asked" and not FULL:
+            continue  # one shows that ranks follow what the command says
+        mp.muster("launch", "-n", 2, *words, *train, changes={"OMP_WAIT_POLICY": "passive", **changes})
         assert [rank["threads"] for rank in mp.read_json(tmp_path / name / "environment.json")["ranks"]] == [threads] * 2
     mp.muster("train", config, "--run-dir", tmp_path / "alone", "--set", "training.threads=0", changes={"OMP_NUM_THREADS": None})
     assert mp.read_json(tmp_path / "alone/environment.json")["ranks"][0]["threads"] == 1
