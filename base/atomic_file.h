@@ -11,9 +11,9 @@ namespace muster {
 
 // A file that appears under its name whole or not at all, even when the process or the machine dies while writing:
 // bytes go to a hidden temporary file in the same folder, `.<name>.tmp-<host>-<pid>-<n>`, which is made by this process
-// or not at all and which commit() renames. An existing file is replaced. Nothing is written through a symbolic link: in
-// a folder that others can write to, somebody else may have put it there. A process killed while writing leaves only that
-// temporary file. Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or
+// or not at all and which commit() renames. An existing file is replaced. Nothing is written through a symbolic link:
+// in a folder that others can write to, somebody else may have put it there. A process killed while writing leaves only
+// that temporary file. Every failure throws Error(kIo) naming the file, the system's reason and, for a full disk or
 // quota, the space needed and free; the temporary file is gone then and the file of that name is as it was.
 class AtomicFile {
  public:

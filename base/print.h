@@ -7,15 +7,15 @@
 
 namespace muster {
 
-// As fmt::print, which throws when nobody reads the output any more (a closed pipe). Here the stream remembers the error
-// (std::ferror), and main() reports it once, at the end.
+// To standard output and standard error. As fmt::print, which throws when nobody reads them any more (a closed pipe);
+// here the stream remembers the error (std::ferror), and main() reports it once, at the end.
 template <typename... Arguments>
-void print(std::FILE* stream, fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-  std::fputs(fmt::format(format, std::forward<Arguments>(arguments)...).c_str(), stream);
+void print_out(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  std::fputs(fmt::format(format, std::forward<Arguments>(arguments)...).c_str(), stdout);
 }
 template <typename... Arguments>
-void print(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-  print(stdout, format, std::forward<Arguments>(arguments)...);
+void print_error(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  std::fputs(fmt::format(format, std::forward<Arguments>(arguments)...).c_str(), stderr);
 }
 
 }  // namespace muster

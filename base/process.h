@@ -23,8 +23,9 @@ void catch_stops(const std::vector<int>& signals);
 int caught_stops();
 
 // Call it first in main(), before anything is opened. A process may be started with its standard input, output or error
-// closed; the next file that it opened would get that number, and messages would be written into it. This puts /dev/null
-// there: reading finds the end, messages are dropped, and what is written to standard output fails, as it did.
+// closed; the next file that it opened would get that number, and messages would be written into it. This puts
+// /dev/null there: reading finds the end, messages are dropped, and what is written to standard output fails, as it
+// did.
 void open_missing_standard_streams();
 
 // This thread, and threads that it starts, get no signals while this lives; those started keep it so.

@@ -51,13 +51,14 @@ void require_written_output(const CLI::App& app) {
   const std::string reason = std::strerror(errno);
   pollfd output{STDOUT_FILENO, POLLOUT, 0};
   if (poll(&output, 1, 0) == 1 && (output.revents & POLLERR)) return;
-  throw Error(ExitCode::kIo, fmt::format("standard output could not be written ({}): what was printed is incomplete",
-                                         reason));
+  throw Error(ExitCode::kIo,
+              fmt::format("standard output could not be written ({}): what was printed is incomplete", reason));
 }
 
 int run(int argc, char** argv) {
   muster::open_missing_standard_streams();
-  // What a command does is not undone because nobody reads its output any more. Programs that it starts get the default.
+  // What a command does is not undone because nobody reads its output any more. Programs that it starts get the
+  // default.
   std::signal(SIGPIPE, SIG_IGN);
   keep_freed_memory();
   // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.

@@ -128,8 +128,7 @@ class FileContainer : public Container {
     const hdf5::Handle memory_space(H5Screate_simple(2, extent, nullptr), &H5Sclose);
     if (!file_space.valid() || !memory_space.valid() ||
         H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, extent, nullptr) < 0 ||
-        H5Dread(table.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) <
-            0)
+        H5Dread(table.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) < 0)
       throw Error(ExitCode::kBadData, fmt::format("{}: {}: frames {} to {} cannot be read; the file is damaged{}.",
                                                   path_, table.path, first, first + count, hdf5::reason()));
   }

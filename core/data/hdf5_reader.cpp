@@ -78,10 +78,13 @@ void check_link(const Handle& parent, const std::string& name, const std::string
 }
 
 std::string filter_name(H5Z_filter_t filter) {
-  static const std::map<H5Z_filter_t, const char*> names{
-      {H5Z_FILTER_DEFLATE, "gzip"}, {H5Z_FILTER_SHUFFLE, "shuffle"}, {H5Z_FILTER_FLETCHER32, "fletcher32"},
-      {H5Z_FILTER_SZIP, "szip"},    {H5Z_FILTER_NBIT, "nbit"},       {H5Z_FILTER_SCALEOFFSET, "scaleoffset"},
-      {32000, "lzf"}};
+  static const std::map<H5Z_filter_t, const char*> names{{H5Z_FILTER_DEFLATE, "gzip"},
+                                                         {H5Z_FILTER_SHUFFLE, "shuffle"},
+                                                         {H5Z_FILTER_FLETCHER32, "fletcher32"},
+                                                         {H5Z_FILTER_SZIP, "szip"},
+                                                         {H5Z_FILTER_NBIT, "nbit"},
+                                                         {H5Z_FILTER_SCALEOFFSET, "scaleoffset"},
+                                                         {32000, "lzf"}};
   const auto found = names.find(filter);
   return found == names.end() ? fmt::format("filter {}", filter) : found->second;
 }

@@ -206,8 +206,8 @@ std::string type_name(hid_t type) {
   if (kind == H5T_INTEGER) return number(H5Tget_sign(type) == H5T_SGN_NONE ? "uint" : "int");
   if (kind == H5T_FLOAT) return number("float");
   static const std::map<H5T_class_t, const char*> names{
-      {H5T_STRING, "string"},     {H5T_BITFIELD, "bitfield"},   {H5T_OPAQUE, "opaque"},
-      {H5T_COMPOUND, "compound"}, {H5T_REFERENCE, "reference"}, {H5T_ENUM, "enum (or bool)"},
+      {H5T_STRING, "string"},     {H5T_BITFIELD, "bitfield"},         {H5T_OPAQUE, "opaque"},
+      {H5T_COMPOUND, "compound"}, {H5T_REFERENCE, "reference"},       {H5T_ENUM, "enum (or bool)"},
       {H5T_ARRAY, "array"},       {H5T_VLEN, "variable-length array"}};
   const auto found = names.find(kind);
   return found == names.end() ? "unknown" : found->second;

@@ -83,9 +83,10 @@ void sweep_temporary_files(const fs::path& folder) {
 // Makes a run directory that appears whole or not at all.
 void make_whole(const std::string& path, const std::function<void(const std::string& building)>& fill) {
   if (make_folder_atomically(path, fill)) return;
-  throw RunDirInUse(fmt::format("{}: another job has begun this run at the same moment. Wait for it, stop it, or choose "
-                                "another --run-dir",
-                                path));
+  throw RunDirInUse(
+      fmt::format("{}: another job has begun this run at the same moment. Wait for it, stop it, or choose "
+                  "another --run-dir",
+                  path));
 }
 
 }  // namespace

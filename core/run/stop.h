@@ -4,9 +4,9 @@
 
 namespace muster::run {
 
-// From now on SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask this process to stop. Until save_on_stop() there is nothing to save,
-// and what is under way (a slow file system, a large data set) may take long, so the process ends at once: by SIGTERM
-// and SIGINT as any other, by SIGUSR1 and SIGUSR2, with which schedulers ask for a stop, with exit code 75.
+// From now on SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask this process to stop. Until save_on_stop() there is nothing to
+// save, and what is under way (a slow file system, a large data set) may take long, so the process ends at once: by
+// SIGTERM and SIGINT as any other, by SIGUSR1 and SIGUSR2, with which schedulers ask for a stop, with exit code 75.
 void catch_stop_signals();
 
 // From now on they ask it to save and stop at the end of a step. A second SIGINT (Ctrl-C) ends it at once. Any rank may

@@ -38,7 +38,7 @@ std::vector<FoundCheckpoint> checkpoints_at(const std::string& path) {
 void list(const std::string& path, bool json) {
   nlohmann::json rows = nlohmann::json::array();
   const auto found = checkpoints_at(path);
-  if (!json) print("{:<10} {:>6} {:>6} {:>12}  {}\n", "step", "epoch", "ranks", "size", "score");
+  if (!json) print_out("{:<10} {:>6} {:>6} {:>12}  {}\n", "step", "epoch", "ranks", "size", "score");
   for (const auto& [checkpoint_path, step] : found) {
     nlohmann::json row = {{"path", checkpoint_path}, {"step", step}};
     try {
@@ -49,12 +49,12 @@ void list(const std::string& path, bool json) {
         row["score"] = {{"name", score.name},
                         {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
       if (!json)
-        print("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
-                   size_text(checkpoint.bytes),
-                   score.name.empty() ? "-" : fmt::format("{} {:.6f}", score.name, score.value));
+        print_out("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
+                  size_text(checkpoint.bytes),
+                  score.name.empty() ? "-" : fmt::format("{} {:.6f}", score.name, score.value));
     } catch (const Error& error) {
       row["damaged"] = error.what();
-      if (!json) print("{:<10} DAMAGED: {}\n", step, error.what());
+      if (!json) print_out("{:<10} DAMAGED: {}\n", step, error.what());
     }
     rows.push_back(row);
   }
@@ -73,10 +73,10 @@ void verify(const std::string& path) {
                       static_cast<int64_t>(all >> 20));
       });
       progress.clear();
-      print("step {}: whole, {} files, {}\n", checkpoint.step, verified.files.size(), size_text(verified.bytes));
+      print_out("step {}: whole, {} files, {}\n", checkpoint.step, verified.files.size(), size_text(verified.bytes));
     } catch (const Error& error) {
       progress.clear();
-      print("step {}: DAMAGED: {}\n", checkpoint.step, error.what());
+      print_out("step {}: DAMAGED: {}\n", checkpoint.step, error.what());
       ++damaged;
     }
   }
@@ -125,7 +125,7 @@ void prune(const PruneArguments& arguments) {
   }
   const auto superfluous = checkpoints::superfluous(folder, retention, newest);
   for (const auto& checkpoint : superfluous) {
-    print("{} {}\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path);
+    print_out("{} {}\n", arguments.dry_run ? "would remove" : "removing", checkpoint.path);
     if (!arguments.dry_run) checkpoints::remove_checkpoint(checkpoint.path);
   }
   if (superfluous.empty()) std::printf("nothing to remove\n");

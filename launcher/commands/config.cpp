@@ -29,7 +29,7 @@ void add_config_command(CLI::App& parent) {
     }
     if (arguments->config.empty()) throw CLI::RequiredError("CONFIG (or --preset NAME)");
     const auto loaded = config::load_experiment(arguments->config, arguments->overrides);
-    for (const auto& note : loaded.notes) print(stderr, "note: {}\n", note);
+    for (const auto& note : loaded.notes) print_error("note: {}\n", note);
     std::fputs(config::documented_text(loaded.experiment).c_str(), stdout);
   });
 }

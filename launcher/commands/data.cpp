@@ -50,7 +50,7 @@ void add_verify(CLI::App& data) {
     const auto problems = data::verify(*path);
     if (!problems.empty())
       throw Error(ExitCode::kBadData, fmt::format("{} is not good:\n  {}", *path, join(problems, "\n  ")));
-    print("{}: good\n", *path);
+    print_out("{}: good\n", *path);
   });
 }
 
@@ -86,7 +86,7 @@ void add_synth(CLI::App& data) {
     options->signal.without.insert(options->without_signal.begin(), options->without_signal.end());
     const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed, options->signal);
     data::write_container(options->path, *dataset);
-    print("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());
+    print_out("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());
   });
 }
 

@@ -39,8 +39,7 @@ std::string hash_of_run(const std::string& run_directory) {
 
 void print_dropped(const training::DataSource& source) {
   if (source.dropped > 0)
-    print(stderr, "left out {} samples that lack a modality the model needs: {}\n", source.dropped,
-               source.dropped_ids);
+    print_error("left out {} samples that lack a modality the model needs: {}\n", source.dropped, source.dropped_ids);
 }
 
 void run(const Arguments& arguments) {
@@ -66,12 +65,12 @@ void run(const Arguments& arguments) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
-    print("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
-               evaluation.predictions.samples.size(), evaluation.loss,
-               run::results_table({{arguments.split, evaluation.metrics}}));
-    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) print("\n{}\n", note);
+    print_out("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
+              evaluation.predictions.samples.size(), evaluation.loss,
+              run::results_table({{arguments.split, evaluation.metrics}}));
+    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) print_out("\n{}\n", note);
     if (!evaluation.confusion.empty())
-      print("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
+      print_out("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
   });
 }
 
@@ -116,7 +115,7 @@ void add_predict_command(CLI::App& parent) {
       print_dropped(inference.source);
       write_file_atomically(arguments->output,
                             run::predictions_csv(inference.source.index(), inference.evaluation.predictions));
-      print("{}: predictions of {} samples\n", arguments->output, inference.evaluation.predictions.samples.size());
+      print_out("{}: predictions of {} samples\n", arguments->output, inference.evaluation.predictions.samples.size());
     });
   });
 }

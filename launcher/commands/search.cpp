@@ -70,15 +70,15 @@ std::string trial_text(const json& trial, const Search& search, const char* betw
 void print_end(const SearchDirectory& directory, const json& standing, const std::string& why) {
   const Search& search = directory.spec().search;
   const TrialCounts counts = counts_of(standing);
-  print("{} trials: {} complete, {} pruned, {} failed, {} running\n", counts.ended() + counts.running,
-             counts.complete, counts.pruned, counts.failed, counts.running);
+  print_out("{} trials: {} complete, {} pruned, {} failed, {} running\n", counts.ended() + counts.running,
+            counts.complete, counts.pruned, counts.failed, counts.running);
   if (counts.ended() < search.budget().trials() && !why.empty())
-    print("{} of the budget's {} trials are left: {}\n", search.budget().trials() - counts.ended(),
-               search.budget().trials(), why);
+    print_out("{} of the budget's {} trials are left: {}\n", search.budget().trials() - counts.ended(),
+              search.budget().trials(), why);
   if (!standing["best"].empty()) {
     const auto& best = standing["best"][0];
-    print("best: {}\n", trial_text(best, search));
-    for (const auto& text : overrides_of(best["params"])) print("  --set {}\n", text);
+    print_out("best: {}\n", trial_text(best, search));
+    for (const auto& text : overrides_of(best["params"])) print_out("  --set {}\n", text);
   }
   std::fflush(stdout);
 }
@@ -143,17 +143,17 @@ void print_status(const SearchArguments& arguments) {
                            {"running", standing["running"]},
                            {"best", standing["best"]},
                            {"budget", search.budget().trials()}};
-    print("{}\n", document.dump(2));
+    print_out("{}\n", document.dump(2));
     return;
   }
-  print("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),
-             Objective::Direction_Name(search.objective().direction()));
+  print_out("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),
+            Objective::Direction_Name(search.objective().direction()));
   const TrialCounts counts = counts_of(standing);
-  print("  {} of {} trials ended: {} complete, {} pruned, {} failed; {} running\n", counts.ended(),
-             search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
+  print_out("  {} of {} trials ended: {} complete, {} pruned, {} failed; {} running\n", counts.ended(),
+            search.budget().trials(), counts.complete, counts.pruned, counts.failed, counts.running);
   for (const auto& best : standing["best"])
-    print("  trial {}: {:.6g}  {}\n", best["number"].get<int64_t>(), best["value"].get<double>(),
-               join(overrides_of(best["params"]), "  "));
+    print_out("  trial {}: {:.6g}  {}\n", best["number"].get<int64_t>(), best["value"].get<double>(),
+              join(overrides_of(best["params"]), "  "));
 }
 
 void print_best(const SearchArguments& arguments) {
@@ -167,9 +167,9 @@ void print_best(const SearchArguments& arguments) {
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
   write_file_atomically(output, config::resolved_text(loaded.experiment));
-  print("{}\n", trial_text(best, directory.spec().search, ": "));
-  for (const auto& text : overrides_of(best["params"])) print("  {}\n", text);
-  print("train it with: muster train {}\n", output);
+  print_out("{}\n", trial_text(best, directory.spec().search, ": "));
+  for (const auto& text : overrides_of(best["params"])) print_out("  {}\n", text);
+  print_out("train it with: muster train {}\n", output);
 }
 
 // A field of CSV.
@@ -197,19 +197,18 @@ void export_all(const SearchArguments& arguments) {
     csv += join(row, ",") + "\n";
   }
   write_file_atomically(folder + "/trials.csv", csv);
-  print("{}/trials.csv\n", folder);
+  print_out("{}/trials.csv\n", folder);
   const json importance = process.request({{"op", "importance"}});
   std::string shares = "parameter,importance\n";
   for (const auto& [path, share] : importance["importance"].items())
     shares += fmt::format("{},{}\n", field(path), field(share));
   write_file_atomically(folder + "/importance.csv", shares);
   const bool empty = importance["importance"].empty();
-  print("{}/importance.csv{}\n", folder, empty ? fmt::format(" (empty: {})", importance.value("why", "")) : "");
+  print_out("{}/importance.csv{}\n", folder, empty ? fmt::format(" (empty: {})", importance.value("why", "")) : "");
   const json plots = process.request({{"op", "plots"}, {"folder", std::filesystem::absolute(folder).string()}});
   for (const auto& file : plots["files"])
-    print("{}/{}\n", folder, std::filesystem::path(file.get<std::string>()).filename().string());
-  for (const auto& [file, why] : plots["skipped"].items())
-    print(stderr, "no {}: {}\n", file, why.get<std::string>());
+    print_out("{}/{}\n", folder, std::filesystem::path(file.get<std::string>()).filename().string());
+  for (const auto& [file, why] : plots["skipped"].items()) print_error("no {}: {}\n", file, why.get<std::string>());
 }
 
 }  // namespace

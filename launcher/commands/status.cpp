@@ -49,9 +49,9 @@ std::string state_text(const std::string& path, const RunStatus& status, const J
 
 void print(const std::string& path, const RunStatus& status, const JobHistory& jobs) {
   const auto line = [](const char* name, const std::string& text) {
-    if (!text.empty()) print("  {:<11} {}\n", name, text);
+    if (!text.empty()) print_out("  {:<11} {}\n", name, text);
   };
-  print("{}: {}\n", path, state_text(path, status, jobs));
+  print_out("{}: {}\n", path, state_text(path, status, jobs));
   if (!jobs.job.empty())
     line("job", fmt::format("{}, {}: started {}, requeued {}, crashed {} times", jobs.job, jobs.job_name, jobs.started,
                             jobs.requeued, jobs.crashed));
@@ -120,8 +120,8 @@ void add_status_command(CLI::App& parent) {
       }
     }
     if (arguments->json && !all.empty())
-      print("{}\n", (arguments->run_directories.size() == 1 ? all[0] : all)
-                             .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+      print_out("{}\n", (arguments->run_directories.size() == 1 ? all[0] : all)
+                            .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
     if (!wrong.empty()) throw Error(ExitCode::kUsage, join(wrong, "\n"));
   });
 }

@@ -48,7 +48,7 @@ void report(const StudyDirectory& directory) {
   write_file_atomically(directory.file("table.tex"), latex);
   write_file_atomically(directory.file("table.csv"), table_csv(directory.spec(), results));
   write_file_atomically(directory.file("cells.csv"), cells_csv(directory));
-  print("\n{}/table.{{txt,md,tex,csv}}, cells.csv\n", directory.path());
+  print_out("\n{}/table.{{txt,md,tex,csv}}, cells.csv\n", directory.path());
   std::fflush(stdout);
 }
 

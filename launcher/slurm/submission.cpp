@@ -211,7 +211,7 @@ void submit(const SubmitOptions& options) {
     const auto loaded = checked(train, task, job);
     if (name.empty()) {
       name = loaded.experiment.name();
-      for (const auto& note : loaded.notes) print(stderr, "note: {}\n", note);
+      for (const auto& note : loaded.notes) print_error("note: {}\n", note);
       if (train.run_directory.empty()) train.run_directory = "runs/" + name + (is_array ? "-{task}" : "");
       if (is_array && train.run_directory.find("{task}") == std::string::npos)
         refuse_submission("--run-dir {}: every task of an array needs a run directory of its own; put {{task}} into it",
@@ -273,16 +273,16 @@ void submit(const SubmitOptions& options) {
   std::string limit;
   if (!job.time.empty())
     limit = fmt::format(", time limit of each start: {}{}", job.time, parse_integer(job.time) ? " minutes" : "");
-  print("submitted job {}: {}, {} on {} node{} with {} each{}\n", id, job.name,
-             plural(static_cast<int64_t>(runs.size()), "run"), job.nodes, nodes == 1 ? "" : "s",
-             plural(job.ranks_per_node, "rank"), limit);
+  print_out("submitted job {}: {}, {} on {} node{} with {} each{}\n", id, job.name,
+            plural(static_cast<int64_t>(runs.size()), "run"), job.nodes, nodes == 1 ? "" : "s",
+            plural(job.ranks_per_node, "rank"), limit);
   for (const auto& run : runs)
     if (run::run_dir_state(run.directory) == RunDirState::kBegun)
-      print("{} holds an unfinished run: the job continues it\n", run.directory);
+      print_out("{} holds an unfinished run: the job continues it\n", run.directory);
   const std::string shown = for_task(train.run_directory, runs[0].task);
   const std::string output = fmt::format("{}/logs/slurm-{}.out", shown, id_of(runs[0]));
-  print("status:       muster status {}\noutput:       {}\nto cancel:    scancel {}\n", shell_quoted(shown),
-             shell_quoted(output), id);
+  print_out("status:       muster status {}\noutput:       {}\nto cancel:    scancel {}\n", shell_quoted(shown),
+            shell_quoted(output), id);
 }
 
 std::string submit_again(const std::string& run_directory) {
