@@ -22,21 +22,48 @@
 namespace muster {
 namespace {
 
-// Returns the errno of a failure, or EFBIG when there are more than `limit` bytes.
-int try_read_all(const std::string& path, uint64_t limit, std::string& bytes) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+constexpr int kNotOrdinary = -1;
+
+// Opens an ordinary file, or a pipe if `pipes` and somebody writes to it. Never waits: O_NONBLOCK. Returns the errno of a
+// failure, or kNotOrdinary.
+int try_open(const std::string& path, bool pipes, Descriptor& file) {
+  file.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) return errno;
+  struct stat status;
+  if (::fstat(file.get(), &status) != 0) return errno;
+  return S_ISREG(status.st_mode) || (pipes && S_ISFIFO(status.st_mode)) ? 0 : kNotOrdinary;
+}
+
+// Returns the errno of a failure, or kNotOrdinary, or EFBIG when there are more than `limit` bytes, of which `bytes` are
+// the first then.
+int try_read_all(const std::string& path, uint64_t limit, std::string& bytes, bool pipes = false) {
+  Descriptor file;
+  if (const int error = try_open(path, pipes, file)) return error;
   struct stat status;
   if (::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode))
     bytes.reserve(std::min(limit, static_cast<uint64_t>(status.st_size)) + 1);
   char piece[1 << 16];
   while (const ssize_t count = ::read(file.get(), piece, sizeof piece)) {
     if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      pollfd ready{file.get(), POLLIN, 0};
+      ::poll(&ready, 1, 1000);
+      continue;
+    }
     if (count < 0) return errno;
-    if (static_cast<uint64_t>(count) > limit - bytes.size()) return EFBIG;
-    bytes.append(piece, static_cast<size_t>(count));
+    const uint64_t taken = std::min(static_cast<uint64_t>(count), limit - bytes.size());
+    bytes.append(piece, static_cast<size_t>(taken));
+    if (taken < static_cast<uint64_t>(count)) return EFBIG;
   }
   return 0;
+}
+
+[[noreturn]] void fail_to_read(const std::string& path, uint64_t limit, int error) {
+  if (error == EFBIG)
+    throw Error(ExitCode::kBadData, fmt::format("{} is larger than {}.", path, size_text(static_cast<double>(limit))));
+  if (error == kNotOrdinary)
+    throw Error(ExitCode::kIo, fmt::format("Cannot read {}: it is not an ordinary file.", path));
+  throw_io_error("read", path, error);
 }
 
 }  // namespace
@@ -52,10 +79,13 @@ void Descriptor::reset(int number) {
 
 std::string read_file(const std::string& path, uint64_t limit) {
   std::string bytes;
-  const int error = try_read_all(path, limit, bytes);
-  if (error == EFBIG)
-    throw Error(ExitCode::kBadData, fmt::format("{} is larger than {}.", path, size_text(static_cast<double>(limit))));
-  if (error != 0) throw_io_error("read", path, error);
+  if (const int error = try_read_all(path, limit, bytes)) fail_to_read(path, limit, error);
+  return bytes;
+}
+
+std::string read_file_or_pipe(const std::string& path, uint64_t limit) {
+  std::string bytes;
+  if (const int error = try_read_all(path, limit, bytes, true)) fail_to_read(path, limit, error);
   return bytes;
 }
 
@@ -65,10 +95,21 @@ std::optional<std::string> read_file_if_there(const std::string& path, uint64_t 
   return bytes;
 }
 
-std::string first_line_of(const std::string& path) {
+std::string head_of(const std::string& path, uint64_t count) {
   std::string bytes;
-  try_read_all(path, 1 << 16, bytes);
+  try_read_all(path, count, bytes);
+  return bytes;
+}
+
+std::string first_line_of(const std::string& path) {
+  const std::string bytes = head_of(path, 1 << 16);
   return bytes.substr(0, bytes.find('\n'));
+}
+
+Descriptor open_to_read(const std::string& path) {
+  Descriptor file;
+  if (const int error = try_open(path, false, file)) fail_to_read(path, 0, error);
+  return file;
 }
 
 void write_all(int descriptor, std::string_view bytes, const std::string& path) {

@@ -18,7 +18,7 @@ class Descriptor {
  public:
   explicit Descriptor(int number = -1) : number_(number) {}
   ~Descriptor() { reset(); }
-  Descriptor(const Descriptor&) = delete;
+  Descriptor(Descriptor&& other) noexcept : number_(other.release()) {}
   Descriptor& operator=(const Descriptor&) = delete;
   int get() const { return number_; }
   void reset(int number = -1);
@@ -29,10 +29,18 @@ class Descriptor {
   int number_;
 };
 
-// All bytes of a file, pipe or device. Throws Error(kBadData) when there are more than `limit`.
+// All that reads files refuses what is not an ordinary file, and opens it without waiting: a pipe would be waited for until
+// somebody writes to it, a device has no end.
+
+Descriptor open_to_read(const std::string& path);
+// All bytes of a file. Throws Error(kBadData) when there are more than `limit`.
 std::string read_file(const std::string& path, uint64_t limit);
+// The same for files that may also be the pipe of a shell's <(command). A pipe that nobody writes to is empty.
+std::string read_file_or_pipe(const std::string& path, uint64_t limit);
 // The same, but nothing when it cannot be read, for whatever reason, or is larger than `limit`.
 std::optional<std::string> read_file_if_there(const std::string& path, uint64_t limit);
+// The first `count` bytes, or all if there are fewer; empty when it cannot be read.
+std::string head_of(const std::string& path, uint64_t count);
 // The first line without its end; empty when there is none or it cannot be read. Reads at most 64 KiB.
 std::string first_line_of(const std::string& path);
 

@@ -227,7 +227,7 @@ std::string read_text_file(const std::string& path) {
     fail(fmt::format("cannot read {}: it is a folder; name the experiment file in it", path));
   std::string text;
   try {
-    text = read_file(path, kLargestFile);
+    text = read_file_or_pipe(path, kLargestFile);
   } catch (const Error& why) {
     if (why.code() == ExitCode::kBadData) fail_as_too_large(path);
     fail(why.what());

@@ -20,12 +20,8 @@ void read_beginning(const std::string& run_directory, const Provenance& now, std
                     Provenance& before) {
   config_text = read_file(run_directory + "/config.txtpb", kLargestText);
   before = now;
-  const auto environment =
-      nlohmann::json::parse(read_file(run_directory + "/environment.json", kLargestText), nullptr, false);
-  before.set_data_sha256(text_in(member_of(environment, "data"), "sha256"));
-  if (before.data_sha256().empty())
-    throw Error(ExitCode::kBadData,
-                fmt::format("{}/environment.json: has no data.sha256; is this the directory of a run?", run_directory));
+  const std::string file = run_directory + "/environment.json";
+  before.set_data_sha256(require_text(require_json_object(file), "data.sha256", file));
 }
 
 std::string lines(const std::vector<std::string>& items) { return fmt::format("\n  {}", fmt::join(items, "\n  ")); }

@@ -51,8 +51,7 @@ size_t end_of_rows(const std::string& text, uint64_t step, const std::string& pa
     const size_t line_end = text.find('\n', start);
     if (line_end == std::string::npos) break;
     ++line_number;
-    const auto row = nlohmann::json::parse(text.begin() + static_cast<int64_t>(start),
-                                           text.begin() + static_cast<int64_t>(line_end), nullptr, false);
+    const auto row = parse_json(std::string_view(text).substr(start, line_end - start));
     if (!row.is_object() || !row.contains("step") || !row["step"].is_number_unsigned()) {
       if (bad_at == std::string::npos) bad_at = line_number;
     } else if (row["step"].get<uint64_t>() <= step) {
@@ -93,8 +92,10 @@ void make_whole(const std::string& path, const std::function<void(const std::str
 
 InitFrom recorded_init_from(const std::string& run_directory) {
   if (run_dir_state(run_directory) == RunDirState::kPrepared) return {};
-  const auto recorded = member_of(read_json_object(run_directory + "/environment.json"), "init_from");
-  return {text_in(recorded, "path"), text_in(recorded, "sha256")};
+  const std::string file = run_directory + "/environment.json";
+  const auto environment = read_json_object(file);
+  if (member_of(environment, "init_from").is_null()) return {};
+  return {require_text(environment, "init_from.path", file), require_text(environment, "init_from.sha256", file)};
 }
 
 RunDirState run_dir_state(const std::string& path) {
@@ -228,11 +229,7 @@ void RunDirectory::remove(const std::string& name) {
 }
 
 nlohmann::json RunDirectory::environment() const {
-  auto environment = nlohmann::json::parse(read_file(file("environment.json"), kNoLimit), nullptr, false);
-  if (!environment.is_object())
-    throw Error(ExitCode::kBadData,
-                fmt::format("{}: is not JSON; is {} the directory of a run?", file("environment.json"), path_));
-  return environment;
+  return require_json_object(file("environment.json"));
 }
 
 }  // namespace muster::run

@@ -106,7 +106,7 @@ std::optional<LockHolder> read_lock(const std::string& path) {
   if (size < 0 && errno == ESTALE) return std::nullopt;
   if (size < 0) fail("read", errno);
   try {
-    const auto content = nlohmann::json::parse(text, text + size);
+    const auto content = parse_json(std::string_view(text, static_cast<size_t>(size)));
     LockHolder holder;
     for (const auto& [name, field] : texts_of(holder)) content.at(name).get_to(*field);
     content.at("process").get_to(holder.where.process);
