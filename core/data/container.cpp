@@ -170,4 +170,15 @@ std::vector<std::string> container_problems(const std::string& path, const OpenO
   return read_structure(path, options, file, contents).lines();
 }
 
+bool is_container(const std::string& path) {
+  try {
+    const hdf5::File file = hdf5::open_file(path);
+    const hdf5::Handle root(H5Gopen2(file.handle.get(), "/", H5P_DEFAULT), &H5Gclose);
+    return root.valid() && hdf5::has_attribute(root, "format") &&
+           hdf5::read_one_string_attribute(root, "format", "/") == "muster-dataset";
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 }  // namespace muster::data

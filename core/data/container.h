@@ -44,4 +44,7 @@ std::unique_ptr<Container> open_container(const std::string& path, const OpenOpt
 // The same problems, one per line; empty when the container is good. Throws Error(kIo) when the file cannot be read.
 std::vector<std::string> container_problems(const std::string& path, const OpenOptions& options);
 
+// Whether a file is such a dataset, good or damaged, and no other HDF5 file.
+bool is_container(const std::string& path);
+
 }  // namespace muster::data

@@ -14,6 +14,7 @@
 #include "core/data/synthetic.h"
 #include "core/data/writer.h"
 #include "launcher/commands/commands.h"
+#include "launcher/work/output_file.h"
 
 namespace muster::launcher {
 namespace {
@@ -84,6 +85,7 @@ void add_synth(CLI::App& data) {
     const auto kind =
         options->kind == "regression" ? data::SyntheticKind::kRegression : data::SyntheticKind::kClassification;
     options->signal.without.insert(options->without_signal.begin(), options->without_signal.end());
+    require_output(options->path, OutputKind::kDataset, {});
     const auto dataset = data::make_synthetic(kind, options->samples, options->noise, options->seed, options->signal);
     data::write_container(options->path, *dataset);
     print_out("{}: {}, {} samples\n", options->path, dataset->index().name, dataset->index().size());

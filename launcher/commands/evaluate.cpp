@@ -5,13 +5,14 @@
 #include <nlohmann/json.hpp>
 
 #include "base/atomic_file.h"
-#include "base/files.h"
+#include "base/json.h"
 #include "base/print.h"
 #include "core/config/load.h"
 #include "core/config/stored.h"
 #include "core/run/results.h"
 #include "core/training/inference.h"
 #include "launcher/commands/commands.h"
+#include "launcher/work/output_file.h"
 
 namespace muster::launcher {
 namespace {
@@ -25,16 +26,9 @@ struct Arguments {
   bool json = false;
 };
 
-constexpr uint64_t kLargest = 64 << 20;  // of the files of a run directory
-
 std::string hash_of_run(const std::string& run_directory) {
   const std::string path = run_directory + "/environment.json";
-  const auto environment = nlohmann::json::parse(read_file(path, kLargest), nullptr, false);
-  const auto hash = nlohmann::json::json_pointer("/data/sha256");
-  if (environment.is_discarded() || !environment.contains(hash) || !environment[hash].is_string())
-    throw Error(ExitCode::kBadData,
-                fmt::format("{}: has no data.sha256; is this the directory of a muster run?", path));
-  return environment[hash];
+  return require_text(require_json_object(path), "data.sha256", path);
 }
 
 void print_dropped(const training::DataSource& source) {
@@ -43,6 +37,8 @@ void print_dropped(const training::DataSource& source) {
 }
 
 void run(const Arguments& arguments) {
+  if (!arguments.output.empty())
+    require_output(arguments.output, OutputKind::kPredictions, {arguments.data}, arguments.run_directory);
   run_job([&](distributed::Communicator& communicator) {
     const std::string& directory = arguments.run_directory;
     config::Experiment experiment;
@@ -102,6 +98,8 @@ void add_predict_command(CLI::App& parent) {
   command->add_option("--data", arguments->data, "Dataset container (.h5)")->required();
   command->add_option("-o,--output", arguments->output, "CSV file to write")->required();
   command->callback([arguments] {
+    require_output(arguments->output, OutputKind::kPredictions,
+                   {arguments->weights, arguments->config, arguments->data});
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
       distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_any_experiment(arguments->config); });

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/atomic_file.h"
+#include "base/files.h"
 #include "base/print.h"
 #include "base/text.h"
 #include "core/config/resolved_text.h"
@@ -18,6 +19,7 @@
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
 #include "launcher/search/trials.h"
+#include "launcher/work/output_file.h"
 
 namespace muster::launcher {
 namespace {
@@ -166,6 +168,7 @@ void print_best(const SearchArguments& arguments) {
   overrides.push_back(fmt::format("name={}-best", directory.spec().search.name()));
   const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
+  require_output(output, OutputKind::kExperiment, {directory.file("base.txtpb")}, arguments.directory);
   write_file_atomically(output, config::resolved_text(loaded.experiment));
   print_out("{}\n", trial_text(best, directory.spec().search, ": "));
   for (const auto& text : overrides_of(best["params"])) print_out("  {}\n", text);
@@ -182,7 +185,8 @@ void export_all(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
   OptunaProcess process = open_study(directory);
   const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
-  std::filesystem::create_directories(folder);
+  require_output_folder(folder, arguments.directory);
+  make_folders(folder);
   const Search& search = directory.spec().search;
   std::vector<std::string> header{"trial", "state", "value", "seconds", "start", "end", "reason"};
   for (const auto& parameter : search.parameters()) header.push_back(csv_field(parameter.path()));

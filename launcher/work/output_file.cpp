@@ -1,0 +1,70 @@
+#include "launcher/work/output_file.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "core/data/container.h"
+
+namespace muster::launcher {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kHead = 4096;  // bytes that are looked at
+
+[[noreturn]] void refuse(const std::string& path, const std::string& why) {
+  throw Error(ExitCode::kUsage, fmt::format("{} is not written: {}. Give another output", path, why));
+}
+
+bool is_of_kind(const std::string& path, OutputKind kind) {
+  if (kind == OutputKind::kDataset) return data::is_container(path);
+  const std::string head = head_of(path, kHead);
+  if (kind == OutputKind::kPredictions) return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
+  return head.find("# proto-message: muster.config.Experiment") != std::string::npos;
+}
+
+// The directory of a run or search that the file would lie in; empty: none.
+fs::path owner_of(const fs::path& path) {
+  std::error_code ignored;
+  for (fs::path folder = fs::weakly_canonical(fs::absolute(path)).parent_path(); folder != folder.parent_path();
+       folder = folder.parent_path())
+    if ((fs::exists(folder / "config.txtpb", ignored) && fs::exists(folder / "environment.json", ignored)) ||
+        (fs::exists(folder / "search.txtpb", ignored) && fs::exists(folder / "base.txtpb", ignored)))
+      return folder;
+  return {};
+}
+
+void require_place(const std::string& path, const std::string& own) {
+  std::error_code ignored;
+  const fs::path owner = owner_of(path);
+  if (!owner.empty() && (own.empty() || !fs::equivalent(owner, own, ignored)))
+    refuse(path, fmt::format("it lies in {}, the directory of a run or search", owner.string()));
+}
+
+}  // namespace
+
+void require_output(const std::string& path, OutputKind kind, const std::vector<std::string>& inputs,
+                    const std::string& own) {
+  std::error_code ignored;
+  for (const auto& input : inputs)
+    if (!input.empty() && fs::equivalent(path, input, ignored)) refuse(path, "it is an input of this command");
+  if (fs::is_symlink(fs::symlink_status(path, ignored)))
+    refuse(path, "it is a symbolic link, and files are not written through links");
+  require_place(path, own);
+  if (fs::exists(path, ignored) && !(fs::is_regular_file(path, ignored) && is_of_kind(path, kind)))
+    refuse(path, fmt::format("something else is there, not {}",
+                             kind == OutputKind::kPredictions ? "predictions (CSV)"
+                             : kind == OutputKind::kDataset   ? "a dataset of muster"
+                                                              : "an experiment file"));
+}
+
+void require_output_folder(const std::string& path, const std::string& own) {
+  std::error_code ignored;
+  require_place(path + "/file", own);
+  if (fs::exists(path, ignored) && !fs::is_directory(path, ignored)) refuse(path, "it is not a folder");
+}
+
+}  // namespace muster::launcher
