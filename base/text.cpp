@@ -19,6 +19,33 @@ std::string with_unit(double value, const char* unit) {
   return fmt::format("{:.{}f} {}", value, whole ? 0 : 1, unit);
 }
 
+std::string with_thousands(size_t number) {
+  std::string digits = fmt::format("{}", number);
+  for (size_t place = digits.size(); place > 3; place -= 3) digits.insert(place - 3, ",");
+  return digits;
+}
+
+// What is no printable UTF-8, and none of `kept`, as \xNN; cut after `most` bytes.
+std::string escaped(std::string_view text, std::string_view kept, size_t most) {
+  std::string result;
+  for (size_t position = 0; position < text.size();) {
+    if (position >= most) return result + "...";
+    const size_t length = utf8_length(text, position);
+    const unsigned char first = static_cast<unsigned char>(text[position]);
+    // The second range is U+0080 ... U+009F, which terminals act on too.
+    const std::string_view two = text.substr(position, 2);
+    const bool control = first < 0x20 || first == 0x7F || (two >= "\xC2\x80" && two <= "\xC2\x9F");
+    if (length == 0 || (control && kept.find(text[position]) == kept.npos)) {
+      for (const size_t end = position + std::max<size_t>(length, 1); position < end; ++position)
+        result += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[position]));
+    } else {
+      result += text.substr(position, length);
+      position += length;
+    }
+  }
+  return result;
+}
+
 template <typename Number>
 std::optional<Number> parse_whole(std::string_view text) {
   Number number{};
@@ -43,28 +70,26 @@ std::string plural(int64_t count, std::string_view noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
-std::string in_quotes(const std::string& text) {
-  std::string result = "'";
-  for (size_t position = 0; position < text.size();) {
-    if (position >= 80) {
-      result += "...";
-      break;
-    }
-    const size_t length = utf8_length(text, position);
-    const unsigned char first = static_cast<unsigned char>(text[position]);
-    // The second range is U+0080 ... U+009F, which terminals act on too.
-    const std::string_view two = std::string_view(text).substr(position, 2);
-    const bool control = first < 0x20 || first == 0x7F || (two >= "\xC2\x80" && two <= "\xC2\x9F");
-    if (length == 0 || control) {
-      for (const size_t end = position + std::max<size_t>(length, 1); position < end; ++position)
-        result += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[position]));
-    } else {
-      result += text.substr(position, length);
-      position += length;
-    }
-  }
-  return result + "'";
+std::string join_first(const std::vector<std::string>& items, size_t most, std::string_view separator) {
+  if (items.size() <= most) return join(items, separator);
+  return fmt::format("{}{}and {} more", fmt::join(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(most), separator),
+                     separator, with_thousands(items.size() - most));
 }
+
+std::string printable(std::string_view text) { return escaped(text, "\t\n", text.size()); }
+
+std::string first_lines(const std::string& text, size_t most) {
+  size_t end = 0;
+  for (size_t line = 0; line < most; ++line) {
+    const size_t next = text.find('\n', end);
+    if (next == text.npos) return text;
+    end = next + 1;
+  }
+  const auto more = static_cast<size_t>(std::count(text.begin() + static_cast<std::ptrdiff_t>(end), text.end(), '\n')) + 1;
+  return fmt::format("{}... and {} more lines", text.substr(0, end), with_thousands(more));
+}
+
+std::string in_quotes(const std::string& text) { return fmt::format("'{}'", escaped(text, "", 80)); }
 
 std::string shell_quoted(const std::string& word) {
   if (!word.empty() &&
@@ -75,7 +100,9 @@ std::string shell_quoted(const std::string& word) {
   return quoted + "'";
 }
 
-std::string csv_field(const std::string& text) {
+std::string csv_field(const std::string& given) {
+  const bool runs = !given.empty() && std::string_view("=+-@").find(given[0]) != std::string_view::npos;
+  const std::string text = (runs && !parse_real(given[0] == '+' ? given.substr(1) : given) ? "'" : "") + given;
   if (text.find_first_of(",\"\r\n") == text.npos) return text;
   std::string quoted = "\"";
   for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);

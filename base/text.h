@@ -10,6 +10,8 @@
 namespace muster {
 
 std::string join(const std::vector<std::string>& items, std::string_view separator = ", ");
+// The first `most` of them, then "and 299,990 more": for what may be long.
+std::string join_first(const std::vector<std::string>& items, size_t most, std::string_view separator = ", ");
 // Without blanks, tabs and line ends at either end.
 std::string trimmed(std::string_view text);
 // "1 rank", "3 ranks": for nouns that take an s.
@@ -17,9 +19,15 @@ std::string plural(int64_t count, std::string_view noun);
 
 // `text` in single quotes, for messages: bytes that are not printable UTF-8 as \xNN, cut after 80 bytes.
 std::string in_quotes(const std::string& text);
+// Text that may hold bytes of files, for a terminal, which would act on some of them: control characters other than tab
+// and line end, and what is no UTF-8, as \xNN.
+std::string printable(std::string_view text);
+// A message of any size: its first `most` lines, then how many more there are.
+std::string first_lines(const std::string& text, size_t most);
 // As a POSIX shell takes it for one word; plain words stay as they are.
 std::string shell_quoted(const std::string& word);
-// As a field of a CSV file: in double quotes where necessary.
+// As a field of a CSV file: in double quotes where necessary. Spreadsheets run text that begins with = + - or @ as a
+// formula; unless it is a number, such text gets a single quote before it.
 std::string csv_field(const std::string& text);
 
 // "1.5 GB", "64 KB", "12 bytes": powers of 1,000.

@@ -2,7 +2,7 @@
 
 namespace muster {
 
-size_t utf8_length(const std::string& text, size_t position) {
+size_t utf8_length(std::string_view text, size_t position) {
   const auto byte = [&](size_t offset) -> unsigned {
     return position + offset < text.size() ? static_cast<unsigned char>(text[position + offset]) : 0u;
   };

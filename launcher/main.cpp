@@ -13,7 +13,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/print.h"
 #include "base/process.h"
+#include "base/text.h"
 #include "core/run/run_lock.h"
 #include "distributed/communicator.h"
 #include "launcher/commands/commands.h"
@@ -23,6 +25,8 @@ namespace {
 
 using muster::Error;
 using muster::ExitCode;
+
+constexpr size_t kMostLines = 200;  // of a message
 
 // One message per job: an error that all ranks share is printed by the first. A command that runs on one process always
 // prints its own: schedulers leave variables that number ranks in shells too.
@@ -97,13 +101,13 @@ int run(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     if (prints_errors(argc, argv))
-      std::fprintf(stderr, "muster: %s\nSee: muster --help, muster <command> --help\n", error.what());
+      muster::print_error("muster: {}\nSee: muster --help, muster <command> --help\n", error.what());
     return static_cast<int>(ExitCode::kUsage);
   } catch (const Error& error) {
-    if (prints_errors(argc, argv)) std::fprintf(stderr, "muster: %s\n", error.what());
+    if (prints_errors(argc, argv)) muster::print_error("muster: {}\n", muster::first_lines(error.what(), kMostLines));
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "muster: internal error: %s\n", error.what());
+    muster::print_error("muster: internal error: {}\n", muster::first_lines(error.what(), kMostLines));
     return static_cast<int>(ExitCode::kInternal);
   }
 }

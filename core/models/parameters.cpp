@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "core/random/philox.h"
 
 namespace muster::models {
@@ -135,22 +136,23 @@ std::vector<std::pair<std::string, at::Tensor>> Parameters::parts_of(const at::T
 
 void Parameters::load(const std::map<std::string, at::Tensor>& state, const std::string& source) {
   const auto shape_text = [](at::IntArrayRef shape) { return fmt::format("[{}]", fmt::join(shape.vec(), ", ")); };
-  std::string problems;
+  std::vector<std::string> problems;
   for (const auto& [name, leaf] : leaves_) {
     const auto found = state.find(name);
     if (found == state.end())
-      problems += fmt::format("\n  missing: {} {}", name, shape_text(leaf.sizes()));
+      problems.push_back(fmt::format("missing: {} {}", name, shape_text(leaf.sizes())));
     else if (found->second.sizes() != leaf.sizes())
-      problems += fmt::format("\n  wrong shape: {} is {}, the model needs {}", name, shape_text(found->second.sizes()),
-                              shape_text(leaf.sizes()));
+      problems.push_back(fmt::format("wrong shape: {} is {}, the model needs {}", name,
+                                     shape_text(found->second.sizes()), shape_text(leaf.sizes())));
     else if (!found->second.is_floating_point())
-      problems += fmt::format("\n  wrong dtype: {} is {}", name, c10::toString(found->second.scalar_type()));
+      problems.push_back(fmt::format("wrong dtype: {} is {}", name, c10::toString(found->second.scalar_type())));
   }
   for (const auto& [name, tensor] : state)
     if (leaves_.count(name) == 0)
-      problems += fmt::format("\n  not in the model: {} {}", name, shape_text(tensor.sizes()));
+      problems.push_back(fmt::format("not in the model: {} {}", name, shape_text(tensor.sizes())));
   if (!problems.empty())
-    throw Error(ExitCode::kBadData, fmt::format("{}: the weights do not fit the model:{}", source, problems));
+    throw Error(ExitCode::kBadData, fmt::format("{}: the weights do not fit the model:\n  {}", source,
+                                                join_first(problems, 40, "\n  ")));
   const at::NoGradGuard no_gradient;
   for (auto& [name, leaf] : leaves_) leaf.copy_(state.at(name));
 }

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 
+#include "base/print.h"
 #include "base/text.h"
 
 namespace muster::run {
@@ -56,7 +57,7 @@ void Progress::work(const std::string& what, int64_t done, int64_t total) {
 void Progress::line(const std::string& text) {
   if (!visible_) return;
   clear();
-  std::fprintf(stderr, "%s\n", text.c_str());
+  print_error("{}\n", text);
   std::fflush(stderr);
 }
 

@@ -20,6 +20,7 @@ struct Compute {
   int ranks_on_gpu = 0;  // this rank included
   distributed::Affinity affinity;
   int threads = 1;
+  std::string note;          // for the user, when threads are fewer than asked for
   int64_t microbatches = 1;  // pieces that every global batch is cut into
   bool reproducible = false;
   bool bf16 = false;

@@ -114,11 +114,11 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
     for (const int64_t m : source.modalities) present += index.modalities[m].length(sample) > 0;
     if (present >= needed)
       source.usable.push_back(sample);
-    else if (++source.dropped <= 10)
+    else
       lacking.push_back(index.ids[sample]);
   }
-  source.dropped_ids = join(lacking);
-  if (source.dropped > 10) source.dropped_ids += fmt::format(" and {} more", source.dropped - 10);
+  source.dropped = static_cast<int64_t>(lacking.size());
+  source.dropped_ids = join_first(lacking, 10);
   if (source.dropped > 0 && experiment.data().missing_modality() != config::Data::DROP)
     throw Error(ExitCode::kBadData,
                 fmt::format("{}: {}, which these samples lack: {}; set data.missing_modality: DROP to leave them out",

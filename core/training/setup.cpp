@@ -222,6 +222,7 @@ std::string summary(const TrainingRun& run) {
   if (run.compute.microbatches < ranks)
     text += fmt::format("\nnote: training.microbatches is {}: the other ranks of {} have nothing to do",
                         run.compute.microbatches, ranks);
+  if (!run.compute.note.empty()) text += "\nnote: " + run.compute.note;
   for (const auto& note : run.loaded.notes) text += "\nnote: " + note;
   return text;
 }

@@ -36,10 +36,10 @@ void add_inspect(CLI::App& data) {
     const auto dataset = data::open_container(options->path, open_options);
     // A path need not be UTF-8, JSON must be.
     constexpr auto replace = nlohmann::json::error_handler_t::replace;
-    std::fputs(
-        (options->as_json ? data::inspect_json(*dataset).dump(2, ' ', false, replace) + "\n" : data::inspect(*dataset))
-            .c_str(),
-        stdout);
+    if (options->as_json)
+      print_out("{}\n", data::inspect_json(*dataset).dump(2, ' ', false, replace));
+    else
+      print_out("{}", data::inspect(*dataset));
   });
 }
 
