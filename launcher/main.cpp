@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <string>
 
@@ -64,6 +65,11 @@ int run(int argc, char** argv) {
   // What a command does is not undone because nobody reads its output any more. Programs that it starts get the
   // default.
   std::signal(SIGPIPE, SIG_IGN);
+  if (std::error_code gone; std::filesystem::current_path(gone), gone) {  // libraries would fail in odd ways
+    muster::print_error("muster: the working directory cannot be used ({}): was it deleted? Change to another one\n",
+                        gone.message());
+    return static_cast<int>(ExitCode::kIo);
+  }
   keep_freed_memory();
   // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);

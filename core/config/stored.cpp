@@ -120,7 +120,6 @@ bool may_change_in_a_run(const std::string& path, const Experiment& experiment) 
                                           "training.device",
                                           "training.share_device",
                                           "training.share_cores",
-                                          "training.share_cores",
                                           "training.data_on_device",
                                           "evaluation.patience",
                                           "checkpoints",

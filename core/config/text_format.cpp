@@ -53,10 +53,18 @@ std::string similar_files(const fs::path& path) {
 struct TokenErrors : io::ErrorCollector {
   explicit TokenErrors(const Report& report) : report(report) {}
   void AddError(int line, io::ColumnNumber, const std::string& message) override {
+    if (message.find("non ascii") != std::string::npos) {
+      if (line == last_foreign) return;  // once for a line, however many there are
+      last_foreign = line;
+      return report(line + 1,
+                    "a character other than ASCII stands outside of quotes. If it is a typographic quote (\xE2\x80\x9C "
+                    "\xE2\x80\x9D \xE2\x80\x98 \xE2\x80\x99), type \" or ' instead");
+    }
     const bool open_string = message.find("cannot cross line boundaries") != std::string::npos;
     report(line + 1, open_string ? "the quotes that open in this line are not closed in it" : message);
   }
   const Report& report;
+  int last_foreign = -1;
 };
 
 std::vector<io::Tokenizer::Token> tokens_of(const std::string& text, const Report& report) {

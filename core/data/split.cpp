@@ -202,7 +202,7 @@ Split make_split(const DatasetIndex& index, const SplitOptions& options) {
     for (const int64_t sample : rest) (valid.count(sample) ? split.valid : split.train).push_back(sample);
   }
   if (!options.for_training) return split;
-  if (split.test.empty()) bad_config("data.split: the test set is empty.");
+  if (split.test.empty() && options.kind != SplitKind::kFixed) bad_config("data.split: the test set is empty.");
   if (split.train.empty()) bad_config("data.split: the training set is empty.");
   check_classes(index, split);
   return split;

@@ -79,7 +79,8 @@ Scalars scalars_of(const nlohmann::json& row) {
   Scalars scalars;
   for (const auto& [name, value] : row.items())
     if (name != "step" && name != "epoch") add(scalars, kind + "/" + name, value);
-  add(scalars, "epoch", row.value("epoch", nlohmann::json()));
+  // A validation has a row of training at the same step: a tag must not have two values there.
+  if (kind == "train") add(scalars, "epoch", row.value("epoch", nlohmann::json()));
   return scalars;
 }
 

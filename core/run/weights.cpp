@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/safetensors.h"
 
@@ -21,6 +23,25 @@ void require_same_classes(const Weights& weights, const data::DatasetIndex& inde
               fmt::format("{}: the weights were trained on the classes {}, but the data has {}; a class's number would "
                           "mean another class",
                           source, found->second, here));
+}
+
+// The number of features of each modality that the weights were trained on, as far as the file says it: by its metadata,
+// else by its moments.
+void require_same_features(const std::map<std::string, at::Tensor>& moments,
+                           const std::map<std::string, std::string>& metadata, const std::string& source,
+                           const models::DataShape& shape) {
+  const auto said = metadata.find("features");
+  const auto features = parse_json(said == metadata.end() ? "" : said->second);
+  for (size_t m = 0; m < shape.modalities.size(); ++m) {
+    const std::string& modality = shape.modalities[m];
+    auto trained = number_in(features, modality.c_str());
+    if (const auto mean = moments.find(kPrefix + modality + ".mean"); !trained && mean != moments.end())
+      trained = static_cast<double>(mean->second.numel());
+    if (trained && *trained != static_cast<double>(shape.dims[m]))
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{}: modality {} has {} here, but the weights were trained on {}: they are of other data",
+                              source, in_quotes(modality), plural(shape.dims[m], "feature"), *trained));
+  }
 }
 
 }  // namespace
@@ -47,6 +68,9 @@ std::map<std::string, std::string> weights_metadata(const std::string& experimen
                                                     const data::DatasetIndex& index) {
   std::map<std::string, std::string> metadata{
       {"format", "muster-weights"}, {"experiment", experiment}, {"step", fmt::format("{}", step)}};
+  nlohmann::json features;
+  for (const auto& modality : index.modalities) features[modality.name] = modality.dim;
+  metadata["features"] = features.dump();
   if (index.task == data::Task::kClassification) metadata["class_names"] = nlohmann::json(index.class_names).dump();
   return metadata;
 }
@@ -71,6 +95,7 @@ Weights weights_from(const std::map<std::string, at::Tensor>& tensors,
   std::map<std::string, at::Tensor> moments;
   for (const auto& [name, tensor] : tensors)
     (name.rfind(kPrefix, 0) == 0 ? moments : weights.parameters).emplace(name, tensor);
+  require_same_features(moments, metadata, source, shape);
   if (moments.empty()) return weights;
   for (size_t m = 0; m < shape.modalities.size(); ++m) {
     batch::FeatureMoments read;

@@ -19,7 +19,8 @@ struct Weights {
   std::map<std::string, std::string> metadata;
 };
 
-// Metadata of the weights of a run: format, experiment, step, and for classification the class names in order.
+// Metadata of the weights of a run: format, experiment, step, the number of features of each modality as JSON
+// ("features"), and for classification the class names in order.
 std::map<std::string, std::string> weights_metadata(const std::string& experiment, uint64_t step,
                                                     const data::DatasetIndex& index);
 

@@ -182,7 +182,9 @@ TEST(Split, ClassAbsentFromTrainingIsNamed) {
   evaluation.for_training = false;
   EXPECT_EQ(make_split(index, evaluation).test.size(), 2u);
   index.splits = {"train", "train", "valid", "valid"};
-  expect_error(index, {}, ExitCode::kBadConfig, "test set is empty");
+  const Split without_test = make_split(index, {});  // a run may leave testing for later
+  EXPECT_EQ(without_test.train.size(), 2u);
+  EXPECT_TRUE(without_test.test.empty());
 }
 
 }  // namespace
