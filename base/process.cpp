@@ -249,7 +249,9 @@ class Run {
     const bool stop = options_.on_stop == ProcessOptions::OnStop::kEnd && stops > 0;
     result_.timed_out = !stop && options_.time_limit > 0 && seconds_since(begin_) > options_.time_limit;
     result_.silent = !stop && options_.silence_limit > 0 && seconds_since(last_line_) > options_.silence_limit;
-    if (!stop && !result_.timed_out && !result_.silent) return;
+    has_started_ = has_started_ || options_.start_limit <= 0 || options_.has_started();
+    result_.not_started = !stop && !has_started_ && seconds_since(begin_) > options_.start_limit;
+    if (!stop && !result_.timed_out && !result_.silent && !result_.not_started) return;
     ending_ = Clock::now();
     child_->signal(SIGTERM);
   }
@@ -285,6 +287,7 @@ class Run {
   ProcessResult result_;
   std::string line_;  // begun, not finished
   Clock::time_point begin_, last_line_, last_forward_;
+  bool has_started_ = false;
   std::optional<Clock::time_point> ending_;  // since when
 };
 

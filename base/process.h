@@ -101,6 +101,9 @@ struct ProcessOptions : ChildOptions {
   // 0: none. A program that has not ended after time_limit seconds, or has written no line to standard output for
   // silence_limit seconds, gets SIGTERM, and SIGKILL (its whole group) after `grace` seconds.
   double time_limit = 0, silence_limit = 0, grace = 3;
+  // The same for a program that after start_limit seconds has not begun its work, which has_started() tells.
+  double start_limit = 0;
+  std::function<bool()> has_started;
 
   // What a stop signal to this process means while the program runs. kEnd: as the end of time_limit (for signals that
   // catch_stops() was called for).
@@ -123,6 +126,7 @@ struct ProcessResult {
   int code = 0;                            // exit code; 128 + signal if it was killed; 127 if it could not be started
   int start_error = 0;                     // errno of the failed exec; 0: the program was started
   bool timed_out = false, silent = false;  // it was ended because of time_limit, silence_limit
+  bool not_started = false;                // ... of start_limit
   bool stopped = false;                    // this process was asked to stop (OnStop)
   std::string output, errors;              // what was captured
 

@@ -1,6 +1,7 @@
 #include "launcher/launch/launch.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -62,7 +63,14 @@ struct StartEnd {
   std::string trouble;  // why the backend could not start the ranks
   bool host_lost = false;
   bool has_run = false;  // the run directory was taken
+  bool has_started = false;  // the ranks were connected, or have written something
 };
+
+// Seconds for the ranks of this machine to connect, which takes one or two.
+double start_limit(const LaunchEnvironment& here) {
+  const auto own = here.environment.find("MUSTER_START_LIMIT");
+  return own == here.environment.end() ? 300 : std::max(1.0, std::atof(own->second.c_str()));
+}
 
 StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::string& run_directory, bool has_run) {
   RankOutput output(job, RunLogs(run_directory, fmt::format("==== {} {}", utc_now(), shell_line(job)), has_run));
@@ -83,9 +91,21 @@ StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::
     options.ends_orphans = true;
     options.grace = 5;
     const auto folder = session_folder_for(job, here, options.environment);
+    const std::string ready = folder ? folder->path() + "/ready" : "";
+    const auto has_started = [&] { return output.ranks_have_written() || access(ready.c_str(), F_OK) == 0; };
+    if (folder) {
+      options.environment[kReadyFile] = ready;
+      options.has_started = has_started;
+      options.start_limit = start_limit(here);
+    }
     end.process = run_process(job.arguments, options);
+    end.has_started = has_started();
   }
   output.finish();
+  if (end.process.not_started)
+    throw LaunchedJobFailed(static_cast<int>(ExitCode::kIo),
+                            fmt::format("MPI did not connect {} within {}. `muster doctor` looks for the reason",
+                                        plural(job.ranks, "rank"), duration_text(start_limit(here))));
   if (end.process.start_error != 0)
     end.trouble = fmt::format("cannot run {}: {}", job.arguments[0], std::strerror(end.process.start_error));
   else if (!output.ranks_have_written())
@@ -128,6 +148,8 @@ void launch(const LaunchOptions& options) {
     // A process that was asked to stop before it had installed its handlers has not begun anything.
     const int stop_code = backend_code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : backend_code;
     const int failure = end.host_lost ? static_cast<int>(ExitCode::kPeerFailed) : job_exit_code(backend_code);
+    if (stopped && !end.has_started)
+      throw LaunchedJobFailed(128 + SIGTERM, "stopped before the ranks were connected; nothing was trained or saved");
     const int code = stopped ? stop_code : failure;
     if (restarts == options.max_restarts || stopped || !is_worth_a_restart(code))
       throw LaunchedJobFailed(code, end_text(job, code, begin));

@@ -18,6 +18,8 @@ struct LaunchOptions {
 // Name of the environment variable by which restarted jobs learn when the first of them was started (seconds since
 // 1970).
 constexpr const char* kLaunchStarted = "MUSTER_LAUNCH_STARTED";
+// Names a file that rank 0 makes once the ranks are connected.
+constexpr const char* kReadyFile = "MUSTER_READY_FILE";
 
 // The job ended with an exit code other than 0; its ranks have said why. what() is the job's last line.
 class LaunchedJobFailed : public Error {

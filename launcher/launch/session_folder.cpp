@@ -1,6 +1,7 @@
 #include "launcher/launch/session_folder.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,12 +10,18 @@
 #include <ctime>
 #include <filesystem>
 
+#include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+
 namespace muster::launcher {
 namespace {
 
 namespace fs = std::filesystem;
 
 const std::string kPrefix = "muster-launch-";
+// What Open MPI keeps there: a segment of 4 MiB for each rank, with some air, and the session's files.
+constexpr double kForEachRank = 8e6, kForAll = 8e6;
 constexpr double kBeingMade = 60;  // seconds in which a folder without a lock may be of a launcher that has just begun
 
 // A live launcher holds the lock of its folder, whatever container it runs in; process numbers would not tell.
@@ -40,11 +47,17 @@ std::vector<LeftFolder> left_folders(const std::string& parent, const std::strin
   return found;
 }
 
-SessionFolder::SessionFolder() {
+SessionFolder::SessionFolder(int ranks) {
   const char* own = std::getenv("TMPDIR");
+  const double needed = kForEachRank * ranks + kForAll;
+  std::string full;
   for (const std::string& base : {std::string("/dev/shm"), std::string(own ? own : ""), std::string("/tmp")}) {
     if (base.empty() || access(base.c_str(), W_OK | X_OK) != 0) continue;
     for (const auto& folder : left_folders(base, kPrefix)) remove_if_left_behind(folder);
+    if (const auto space = free_space(base); space && static_cast<double>(space->free) < needed) {
+      full += fmt::format("{}{} has {}", full.empty() ? "" : ", ", base, size_text(static_cast<double>(space->free)));
+      continue;
+    }
     std::string path = base + "/" + kPrefix + "XXXXXX";
     if (!mkdtemp(path.data())) continue;
     lock_ = open((path + "/lock").c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
@@ -57,6 +70,13 @@ SessionFolder::SessionFolder() {
     std::error_code ignored;
     fs::remove_all(path, ignored);
   }
+  throw Error(ExitCode::kIo,
+              full.empty()
+                  ? std::string("launch: no folder for the files of MPI can be made in /dev/shm or /tmp. Set TMPDIR to "
+                                "one that you may write to")
+                  : fmt::format("launch: {} need {} for the memory that they share, and {}. Set TMPDIR to a folder with "
+                                "more room, or start the container with a larger /dev/shm (--shm-size)",
+                                plural(ranks, "rank"), size_text(needed), full));
 }
 
 SessionFolder::~SessionFolder() {
@@ -73,7 +93,9 @@ std::map<std::string, std::string> SessionFolder::environment() const {
 std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment) {
   if (job.backend != LaunchBackend::kMpirun || !job.is_local) return nullptr;
-  auto folder = std::make_unique<SessionFolder>();
+  // A user whose number has no name, as in some containers, has no home folder, which mpirun asks for.
+  if (!here.environment.count("HOME")) environment.emplace("HOME", "/");
+  auto folder = std::make_unique<SessionFolder>(job.ranks);
   for (const auto& [name, value] : folder->environment())
     if (!here.environment.count(name)) environment.emplace(name, value);
   return folder;

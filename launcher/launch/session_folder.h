@@ -22,11 +22,14 @@ std::vector<LeftFolder> left_folders(const std::string& parent, const std::strin
 // launchers of this user have left behind is removed first.
 class SessionFolder {
  public:
-  SessionFolder();  // where none can be made, Open MPI uses its default folders
+  // In /dev/shm if this many ranks have room there, else in TMPDIR or /tmp. Throws Error(kIo) when none has: Open MPI
+  // would wait for ever, or ranks would crash.
+  explicit SessionFolder(int ranks);
   ~SessionFolder();
   SessionFolder(const SessionFolder&) = delete;
   SessionFolder& operator=(const SessionFolder&) = delete;
 
+  const std::string& path() const { return path_; }
   // The settings that make mpirun and its ranks use it.
   std::map<std::string, std::string> environment() const;
 

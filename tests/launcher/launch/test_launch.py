@@ -396,3 +396,43 @@ def test_a_shell_within_a_step_starts_a_job_of_one(config, tmp_path):
     changes = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"}
     mp.muster("train", config, "--run-dir", tmp_path / "run", changes=changes)
     assert mp.result(tmp_path / "run")["world_size"] == 1
+
+
+def in_own_mounts(line, *words):
+    """Runs muster where `line` (bash, as root) has changed what is mounted, without changing it for others."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "-u", "true"], capture_output=True).returncode:
+        pytest.skip("SKIPPED: needs root and namespaces of mounts")
+    return mp.execute(["unshare", "-m", "-u", "bash", "-c", f'{line}; exec "$@"', "bash", mp.built("muster"), *words])
+
+
+LAUNCH = ["launch", "--allow-run-as-root", "--oversubscribe", "-n", 2]
+
+
+def test_a_small_shared_memory_is_left_alone(tmp_path):
+    config = mp.write_config(tmp_path / "e.txtpb", TINY)
+    ended = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
+    assert ended.returncode == 0, ended
+    ended = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm; mount -t tmpfs -o size=4m tmpfs /tmp; unset TMPDIR", *LAUNCH, "train", "nowhere.txtpb")
+    assert ended.returncode == 74 and "/dev/shm has 4.2 MB, /tmp has 4.2 MB" in ended.stderr and "TMPDIR" in ended.stderr, ended
+
+
+def test_a_job_of_this_machine_needs_no_ssh_no_home_and_no_short_name(tmp_path):
+    config = mp.write_config(tmp_path / "e.txtpb", TINY)
+    ended = in_own_mounts(f"hostname {'long-' * 12}name; unset HOME; mkdir {tmp_path}/bin; ln -s $(command -v mpirun) $(command -v orted) {tmp_path}/bin; "
+                          f"export PATH={tmp_path}/bin", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
+    assert ended.returncode == 0, ended
+
+
+def test_ranks_that_never_connect(tmp_path):
+    fake = tmp_path / "mpirun"
+    fake.write_text("#!/bin/sh\ntrap '' USR2\nwhile :; do sleep 1; done\n")
+    fake.chmod(0o755)
+    changes = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MUSTER_START_LIMIT": "2"}
+    ended = mp.muster(*LAUNCH, "train", mp.write_config(tmp_path / "e.txtpb", TINY), cwd=tmp_path, changes=changes, code=74)
+    assert "MPI did not connect 2 ranks within 2 s" in ended.stderr and "muster doctor" in ended.stderr
+    process = subprocess.Popen([mp.built("muster"), *map(str, LAUNCH), "train", "e.txtpb"], cwd=tmp_path, env=mp.environment({**changes, "MUSTER_START_LIMIT": "100"}),
+                               stderr=subprocess.PIPE, text=True)
+    assert "mpirun" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert "nothing was trained or saved" in process.communicate(timeout=60)[1] and process.returncode == 143
