@@ -78,6 +78,7 @@ void Scheduler::tidy() {
   for (const auto& trial : standing["best"]) best.insert(trial["number"].get<int64_t>());
   for (const auto& trial : trials["trials"]) {
     const int64_t number = trial["number"];
+    if (trial["state"] == "COMPLETE" && trial["value"].is_number()) directory_.require_value(number, trial["value"]);
     if (trial["state"] != "RUNNING" && trial["state"] != "WAITING") directory_.tidy(number, best.count(number) > 0);
   }
 }
@@ -120,6 +121,16 @@ bool Scheduler::adopt(json& trial) {
     const Orphan orphan = orphans_.back();
     orphans_.pop_back();
     trial = optuna_.request({{"op", "adopt"}, {"number", orphan.number}, {"lost", orphan.was_lost}});
+    if (trial.value("prune", false)) {  // only the record of its end is missing
+      const json& reported = trial["reported"];
+      tell({{"op", "tell"},
+            {"number", orphan.number},
+            {"state", "PRUNED"},
+            {"value", reported.empty() ? json() : reported.back()[1]},
+            {"reason", ""}});
+      directory_.tidy(orphan.number, false);
+      continue;
+    }
     if (trial.value("losses", int64_t{0}) < kMostLosses) return true;
     tell({{"op", "tell"},
           {"number", orphan.number},

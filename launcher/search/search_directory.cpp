@@ -4,6 +4,8 @@
 #include <google/protobuf/util/message_differencer.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 #include <sstream>
@@ -13,6 +15,7 @@
 #include "base/files.h"
 #include "core/config/resolved_text.h"
 #include "core/config/stored.h"
+#include "core/run/results.h"
 #include "launcher/work/work_group.h"
 
 namespace muster::launcher {
@@ -89,6 +92,45 @@ std::string SearchDirectory::storage() const {
 }
 
 std::string SearchDirectory::trial(int64_t number) const { return file(fmt::format("trials/{:06}", number)); }
+
+uint32_t SearchDirectory::repeats() const {
+  const auto& repeats = spec_.search.repeats();
+  return repeats.folds() > 0 ? repeats.folds() : repeats.seeds();
+}
+
+std::string SearchDirectory::run(int64_t number, uint32_t repeat) const {
+  return trial(number) + (repeats() > 1 ? fmt::format("/repeat-{}", repeat) : "");
+}
+
+bool SearchDirectory::recover(const std::string& run, const config::Experiment& experiment) const {
+  if (!fs::exists(run + "/config.txtpb")) return false;
+  const auto there = config::load_stored_experiment(run + "/config.txtpb").experiment;
+  std::string differences;
+  for (const auto& difference : config::differences(there, experiment))
+    differences += fmt::format("\n  {}: {} there, {} in the journal", difference.path, difference.before, difference.after);
+  if (!differences.empty())
+    throw Error(ExitCode::kIo,
+                fmt::format("{} was trained with other values than {} says:{}\nOne of the two was replaced. Restore it from "
+                            "a copy, or move {} away to have the trial trained again",
+                            run, storage(), differences, run));
+  if (fs::exists(run + "/result.json")) return true;
+  if (!fs::exists(run + "/environment.json")) fs::remove_all(run);  // tidied, so it cannot be resumed
+  return false;
+}
+
+void SearchDirectory::require_value(int64_t number, double value) const {
+  double sum = 0;
+  for (uint32_t repeat = 0; repeat < repeats(); ++repeat) {
+    if (!fs::exists(run(number, repeat) + "/result.json")) return;  // removed by somebody: nothing to compare
+    sum += run::read_result(run(number, repeat)).best_value;
+  }
+  const double mean = sum / repeats();
+  if (std::abs(mean - value) <= 1e-9 * std::max(std::abs(mean), std::abs(value))) return;
+  throw Error(ExitCode::kIo,
+              fmt::format("trial {}: {} says {:.9g}, but the result in {} is {:.9g}. One of the two was replaced: restore it "
+                          "from a copy, or start again in another --search-dir",
+                          number, storage(), value, trial(number), mean));
+}
 
 void SearchDirectory::tidy(int64_t number, bool keep_weights) const {
   const std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "result.json"};

@@ -30,6 +30,18 @@ class SearchDirectory {
 
   // trials/000012.
   std::string trial(int64_t number) const;
+  // The run of a repeat of a trial: the trial's own directory where it is trained once.
+  std::string run(int64_t number, uint32_t repeat) const;
+  uint32_t repeats() const;
+
+  // The journal says which trials there are and how they ended; so do their directories. A record may be lost (a disk that
+  // was full, a machine that went down), a directory may be of another search. Nothing is judged twice:
+  //
+  // Before a run is trained: true if it has its result already, which counts. Throws Error(kIo) when it was trained with
+  // other values. What a finished trial has left without a result (it was pruned, or failed) is removed.
+  bool recover(const std::string& run, const config::Experiment& experiment) const;
+  // Throws Error(kIo) when the results in the directory of a complete trial are not the value of the journal.
+  void require_value(int64_t number, double value) const;
   // Removes from a trial that has ended what was needed to resume it: all but config.txtpb, metrics.jsonl, result.json
   // and, where they are to be kept, weights/best.safetensors.
   void tidy(int64_t number, bool keep_weights) const;

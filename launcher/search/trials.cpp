@@ -67,12 +67,13 @@ class Trials {
   // trials that have been trained equally often, and never what a repeat is worth half way.
   double train_repeats(int64_t number, const json& values) {
     const bool by_fold = search_.repeats().folds() > 0;
-    const uint32_t count = by_fold ? search_.repeats().folds() : search_.repeats().seeds();
+    const uint32_t count = directory_.repeats();
     double sum = 0;
     last_value_ = std::nan("");
     for (uint32_t repeat = 0; repeat < count; ++repeat) {
       config::LoadedExperiment loaded;
-      const std::string run = directory_.trial(number) + (count > 1 ? fmt::format("/repeat-{}", repeat) : "");
+      const std::string run = directory_.run(number, repeat);
+      bool is_known = false;
       distributed::run_on_all_ranks(group_.ranks(), [&] {
         auto overrides = overrides_of(values);
         overrides.push_back("name=" + search_.name() + "-" + fs::path(directory_.trial(number)).filename().string());
@@ -81,6 +82,7 @@ class Trials {
         else if (repeat > 0)
           overrides.push_back(fmt::format("seed={}", directory_.spec().base.seed() + repeat));
         loaded = config::load_experiment(directory_.file("base.txtpb"), overrides);
+        if (group_.leads()) is_known = directory_.recover(run, loaded.experiment);
       });
       training::TrainOptions options;
       options.run_directory = run;
@@ -89,8 +91,9 @@ class Trials {
       const double used = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
       if (const double minutes = search_.budget().trial_minutes(); minutes > 0)
         options.time_limit = std::max(1e-3, 60 * minutes - used);  // 0 would be no limit
-      group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidation,
-                             [&](const json& row) { validated(number, repeat, row); });
+      if (group_.ranks().all_gather_bytes(is_known ? "known" : "")[0] != "known")
+        group_.trainer().train(loaded, options, training::InProcessTrainer::Splits::kValidation,
+                               [&](const json& row) { validated(number, repeat, row); });
       std::string value;  // read by one rank: a file server may show it to others later
       distributed::run_on_all_ranks(group_.ranks(), [&] {
         if (group_.leads()) value = json(run::read_result(run).best_value).dump();

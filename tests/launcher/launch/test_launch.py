@@ -409,18 +409,18 @@ LAUNCH = ["launch", "--allow-run-as-root", "--oversubscribe", "-n", 2]
 
 
 def test_a_small_shared_memory_is_left_alone(tmp_path):
-    config = mp.write_config(tmp_path / "e.txtpb", TINY)
-    ended = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
-    assert ended.returncode == 0, ended
-    ended = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm; mount -t tmpfs -o size=4m tmpfs /tmp; unset TMPDIR", *LAUNCH, "train", "nowhere.txtpb")
-    assert ended.returncode == 74 and "/dev/shm has 4.2 MB, /tmp has 4.2 MB" in ended.stderr and "TMPDIR" in ended.stderr, ended
+    config = mp.write_config(tmp_path / "e.txtpb", TEXT)
+    job = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
+    assert job.returncode == 0, job
+    job = in_own_mounts("mount -t tmpfs -o size=4m tmpfs /dev/shm; mount -t tmpfs -o size=4m tmpfs /tmp; unset TMPDIR", *LAUNCH, "train", "nowhere.txtpb")
+    assert job.returncode == 74 and "/dev/shm has 4.2 MB, /tmp has 4.2 MB" in job.stderr and "TMPDIR" in job.stderr, job
 
 
 def test_a_job_of_this_machine_needs_no_ssh_no_home_and_no_short_name(tmp_path):
-    config = mp.write_config(tmp_path / "e.txtpb", TINY)
-    ended = in_own_mounts(f"hostname {'long-' * 12}name; unset HOME; mkdir {tmp_path}/bin; ln -s $(command -v mpirun) $(command -v orted) {tmp_path}/bin; "
+    config = mp.write_config(tmp_path / "e.txtpb", TEXT)
+    job = in_own_mounts(f"hostname {'long-' * 12}name; unset HOME; mkdir {tmp_path}/bin; ln -s $(command -v mpirun) $(command -v orted) {tmp_path}/bin; "
                           f"export PATH={tmp_path}/bin", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
-    assert ended.returncode == 0, ended
+    assert job.returncode == 0, job
 
 
 def test_ranks_that_never_connect(tmp_path):
@@ -428,8 +428,8 @@ def test_ranks_that_never_connect(tmp_path):
     fake.write_text("#!/bin/sh\ntrap '' USR2\nwhile :; do sleep 1; done\n")
     fake.chmod(0o755)
     changes = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MUSTER_START_LIMIT": "2"}
-    ended = mp.muster(*LAUNCH, "train", mp.write_config(tmp_path / "e.txtpb", TINY), cwd=tmp_path, changes=changes, code=74)
-    assert "MPI did not connect 2 ranks within 2 s" in ended.stderr and "muster doctor" in ended.stderr
+    job = mp.muster(*LAUNCH, "train", mp.write_config(tmp_path / "e.txtpb", TEXT), cwd=tmp_path, changes=changes, code=74)
+    assert "MPI did not connect 2 ranks within 2 s" in job.stderr and "muster doctor" in job.stderr
     process = subprocess.Popen([mp.built("muster"), *map(str, LAUNCH), "train", "e.txtpb"], cwd=tmp_path, env=mp.environment({**changes, "MUSTER_START_LIMIT": "100"}),
                                stderr=subprocess.PIPE, text=True)
     assert "mpirun" in process.stderr.readline()
