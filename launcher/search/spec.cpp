@@ -7,6 +7,7 @@
 #include <cmath>
 #include <set>
 
+#include "base/text.h"
 #include "core/config/fields.h"
 #include "core/metrics/metrics.h"
 #include "core/models/spec.h"
@@ -27,6 +28,12 @@ std::string place_of_parameter(int i) { return fmt::format("parameters[{}]", i);
 template <class Values>
 std::vector<std::string> list_of(const Values& values) {
   return {values.begin(), values.end()};
+}
+
+// As what they set: numbers by their value.
+bool are_equal(const std::string& a, const std::string& b) {
+  const auto x = parse_real(a), y = parse_real(b);
+  return x && y ? *x == *y : a == b;
 }
 
 template <class Values>
@@ -120,6 +127,14 @@ class SpecReader {
     if (range.log() && range.has_step()) problem(at, name + ": step and log exclude each other");
     if (range.has_step() && !(range.step() > 0 && range.step() >= least_step))
       problem(at, name + ": step must be above 0");
+    else if (const double steps = (static_cast<double>(range.high()) - static_cast<double>(range.low())) /
+                                  static_cast<double>(range.has_step() ? range.step() : least_step);
+             range.has_step() && std::isfinite(steps) && std::abs(steps - std::round(steps)) > 1e-9 * std::max(1.0, steps)) {
+      const auto last = range.low() + static_cast<Number>(std::floor(steps)) * range.step();
+      problem(at, fmt::format("{}: step {} does not lead from low to high: the last value would be {}. Give that as high, "
+                              "or another step",
+                              name, range.step(), last));
+    }
   }
 
   void check_condition(int index, const std::string& at) {
@@ -144,8 +159,13 @@ class SpecReader {
   void check_values(const Parameter& parameter, const std::string& at) {
     const std::string& name = parameter.path();
     std::vector<std::string> tried = list_of(parameter.categorical().values());
-    if (std::set<std::string>(tried.begin(), tried.end()).size() < tried.size())
-      problem(at + ".categorical", name + ": a value is listed twice");
+    for (auto value = tried.begin(); value != tried.end(); ++value)
+      for (auto other = tried.begin(); other != value; ++other)
+        if (are_equal(*value, *other))
+          problem(at + ".categorical", *value == *other
+                                           ? fmt::format("{}: the value {} is listed twice", name, in_quotes(*value))
+                                           : fmt::format("{}: {} and {} are the same number, listed twice", name,
+                                                         in_quotes(*other), in_quotes(*value)));
     if (parameter.has_real()) tried = {text_of(parameter.real().low()), text_of(parameter.real().high())};
     if (parameter.has_integer()) tried = {text_of(parameter.integer().low()), text_of(parameter.integer().high())};
     if (tried.empty()) return problem(at + ".categorical", name + " needs values");
