@@ -32,6 +32,7 @@ constexpr size_t kMostLines = 200;  // of a message
 // One message per job: an error that all ranks share is printed by the first. A command that runs on one process always
 // prints its own: schedulers leave variables that number ranks in shells too.
 bool prints_errors(int argc, char** argv) {
+  if (argc < 2) return muster::distributed::expected_rank() == 0;
   for (const char* name : {"train", "resume", "evaluate", "predict", "search", "study", "doctor"})
     if (argc > 1 && std::strcmp(argv[1], name) == 0) return muster::distributed::expected_rank() == 0;
   return true;

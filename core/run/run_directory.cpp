@@ -144,7 +144,7 @@ RunDirectory::RunDirectory(const std::string& path, const std::string& config_te
   require_new_run_directory(path);
   if (run_dir_state(path) == RunDirState::kNothing) {
     make_whole(path, [&](const std::string& building) {
-      for (const char* folder : kFolders) fs::create_directories(building + "/" + folder);
+      for (const char* folder : kFolders) make_folders(fmt::format("{}/{}", building, folder));
       write_file_atomically(building + "/config.txtpb", config_text);
       write_file_atomically(building + "/environment.json", json_text(environment, 2) + "\n");
       write_file_atomically(building + "/metrics.jsonl", "");

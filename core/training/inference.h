@@ -20,6 +20,9 @@ struct InferenceOptions {
 struct Inference {
   DataSource source;
   Evaluation evaluation;
+  // What predicting the majority class, or the median, of the run's training samples scores; empty without labels, and
+  // for data in place of the experiment's.
+  metrics::Metrics baseline;
 };
 
 // Applies saved weights to data, with the standardization that is stored with them. Ranks share the work; the result is

@@ -61,9 +61,10 @@ void run(const Arguments& arguments) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
+    std::vector<run::ResultColumn> columns{{arguments.split, evaluation.metrics}};
+    if (!inference.baseline.empty()) columns.push_back({arguments.split + " baseline", inference.baseline});
     print_out("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
-              evaluation.predictions.samples.size(), evaluation.loss,
-              run::results_table({{arguments.split, evaluation.metrics}}));
+              evaluation.predictions.samples.size(), evaluation.loss, run::results_table(columns));
     if (const std::string& note = models::spec_of(experiment).note; !note.empty()) print_out("\n{}\n", note);
     if (!evaluation.confusion.empty())
       print_out("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
