@@ -58,7 +58,7 @@ using namespace std::chrono_literals;
 
 constexpr auto kLastResort = 3s;
 constexpr int kReporting = 2000, kReportingElsewhere = 500;  // milliseconds for the rank that prints the message
-constexpr int kStaying = 1500;
+constexpr int kStaying = 1500, kRecording = 1400;
 
 void write_file(const std::string& path, const std::string& text) {
   const std::string unfinished = path + ".unfinished";
@@ -68,18 +68,37 @@ void write_file(const std::string& path, const std::string& text) {
   std::rename(unfinished.c_str(), path.c_str());
 }
 
+std::string record_of(const std::string& folder, int rank) {
+  return fmt::format("{}/flight-record-rank-{}.json", folder, rank);
+}
+
+// Until every rank that is not missing has written its record: slower ones would be killed before they have.
+void wait_for_records(const std::string& folder, const Ending& ending) {
+  const auto is_written = [&](int rank) {
+    return std::count(ending.missing.begin(), ending.missing.end(), rank) > 0 ||
+           ::access(record_of(folder, rank).c_str(), F_OK) == 0;
+  };
+  int rank = 0;
+  for (int waited = 0; waited < kRecording; waited += 20) {
+    while (rank < ending.size && is_written(rank)) ++rank;
+    if (rank == ending.size) return;
+    ::poll(nullptr, 0, 20);
+  }
+}
+
 void report_and_record(const Ending& ending) {
   const std::string* folder = flight_record_folder();
   std::string message = fmt::format("{} {}", ending.text, describe_place(ending.rank, ending.status));
   if (folder) message += fmt::format(" The last collectives of every rank: {}/flight-record-rank-*.json.", *folder);
   if (ending.reports) try_write_all(STDERR_FILENO, fmt::format("muster: {}\n", message));
   if (folder)
-    write_file(fmt::format("{}/flight-record-rank-{}.json", *folder, ending.rank),
+    write_file(record_of(*folder, ending.rank),
                flight_record_json({ending.rank, ending.size, ending.host, ending.status.phase, message, ending.missing},
                                   flight_recorder().entries()));
   run_abort_hooks();
   std::fflush(nullptr);
-  // When the first process ends, mpirun kills the others: not before the message is printed.
+  // When the first process ends, mpirun kills the others: not before the message is printed and all have recorded.
+  if (ending.reports && folder) wait_for_records(*folder, ending);
   pollfd printed{ending.reporters_process, POLLIN, 0};
   if (!ending.reports) ::poll(&printed, 1, printed.fd >= 0 ? kReporting : kReportingElsewhere);
   // Rank 0, which says who reports, is lost then. A slower rank must still see this process alive: otherwise it counts

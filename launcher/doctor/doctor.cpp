@@ -146,7 +146,8 @@ int examine(const DoctorOptions& options) {
   std::vector<HostSlots> hosts;
   if (!request.hosts.empty()) hosts = parse_hosts(request.hosts);
   if (!request.hostfile.empty()) hosts = read_hostfile(request.hostfile);
-  catch_stops({SIGINT, SIGTERM, SIGHUP, SIGPIPE});  // SIGPIPE: nobody reads the findings any more
+  std::signal(SIGPIPE, SIG_DFL);  // main() ignores it, but here it ends the work: nobody reads the findings any more
+  catch_stops({SIGINT, SIGTERM, SIGHUP, SIGPIPE});
   Reporter reporter(options.json);
   Start start;
   const LaunchEnvironment& here = start.here = detect_launch_environment();

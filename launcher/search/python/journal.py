@@ -98,11 +98,16 @@ class Lock:
         # that only this user may open: a lock that others can reach, such as an abstract socket, lets them stall the search.
         with contextlib.suppress(OSError), open(self.link + ".free", "a", opener=private) as claim:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.state() == state:
-                os.unlink(self.link)
-                print(f"freed {self.link}, which {state[0]} had left", file=sys.stderr)
-                if self.is_dead(state[0]):
-                    os.unlink(state[0])
+            if os.fstat(claim.fileno()).st_ino != os.stat(claim.name).st_ino:
+                return  # whoever held it has removed it
+            try:
+                if self.state() == state:
+                    os.unlink(self.link)
+                    print(f"freed {self.link}, which {state[0]} had left", file=sys.stderr)
+                    if self.is_dead(state[0]):
+                        os.unlink(state[0])
+            finally:
+                os.unlink(claim.name)
 
     def release(self):
         if self.state()[0] == self.me:  # unless this machine was suspended for so long that another one has freed it

@@ -22,6 +22,7 @@ TEST(Stop, SignalsAreRememberedAndASecondInterruptEnds) {
   EXPECT_EXIT(
       {
         catch_stop_signals();
+        save_on_stop();
         for (const int signal : {SIGTERM, SIGUSR1, SIGUSR2, SIGINT}) {
           raise(signal);
           if (stop_signal() != signal) _exit(1);
@@ -31,6 +32,16 @@ TEST(Stop, SignalsAreRememberedAndASecondInterruptEnds) {
       },
       testing::KilledBySignal(SIGINT), "");
   EXPECT_EQ(name_of_signal(SIGUSR1), "SIGUSR1");
+}
+
+TEST(Stop, BeforeThereIsAnythingToSaveTheProcessEnds) {
+  const auto stopped_by = [](int signal) {
+    catch_stop_signals();
+    raise(signal);
+    _exit(1);
+  };
+  for (const int signal : {SIGTERM, SIGINT}) EXPECT_EXIT(stopped_by(signal), testing::KilledBySignal(signal), "");
+  for (const int signal : {SIGUSR1, SIGUSR2}) EXPECT_EXIT(stopped_by(signal), testing::ExitedWithCode(75), "");
 }
 
 }  // namespace
