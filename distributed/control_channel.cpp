@@ -20,6 +20,7 @@ namespace {
 constexpr size_t kTokenBytes = 16;
 constexpr uint32_t kMostAddresses = 16;
 constexpr uint32_t kLongest = 1 << 20;    // of a message
+constexpr std::chrono::seconds kToNameItself{5};  // for a connection to say which rank it is
 constexpr size_t kLongestUnknown = 4096;  // bytes read from a connection that has not named its rank
 
 struct Address {
@@ -64,7 +65,7 @@ std::string ControlChannel::listen(bool loopback) {
   sockaddr_in address = socket_address(htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY), 0);
   socklen_t length = sizeof address;
   if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::listen(listener_, size_) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+      ::listen(listener_, SOMAXCONN) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
     return "";
   own.port = address.sin_port;
   if (loopback) {
@@ -104,7 +105,7 @@ bool ControlChannel::connect(const std::string& address) {
       continue;
     }
     send_without_delay(fd);
-    connections_.push_back({fd, 0, "", ""});
+    connections_.push_back({fd, 0, "", "", {}});
     send(0, Kind::kHello, std::string(theirs.token, kTokenBytes) + bytes_of(int32_t{rank_}));
     return true;
   }
@@ -126,15 +127,16 @@ void ControlChannel::accept_new() {
   while (listener_ >= 0) {
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    // Strangers that never name a rank must not use up this process's descriptors.
-    const auto unknown =
-        std::count_if(connections_.begin(), connections_.end(), [](const Connection& each) { return each.rank < 0; });
-    if (unknown > size_ + 16) {
-      ::close(fd);
-      continue;
+    // Strangers that never name a rank must use up neither this process's descriptors nor the places of ranks: the
+    // oldest of them gives way.
+    const auto is_unknown = [](const Connection& each) { return each.rank < 0; };
+    if (std::count_if(connections_.begin(), connections_.end(), is_unknown) > size_ + 16) {
+      const auto oldest = std::find_if(connections_.begin(), connections_.end(), is_unknown);
+      ::close(oldest->fd);
+      connections_.erase(oldest);
     }
     send_without_delay(fd);
-    connections_.push_back({fd, -1, "", ""});
+    connections_.push_back({fd, -1, "", "", std::chrono::steady_clock::now()});
   }
 }
 
@@ -143,7 +145,8 @@ std::vector<ControlChannel::Event> ControlChannel::receive() {
   std::vector<Event> events;
   for (size_t i = 0; i < connections_.size();) {
     write_some(connections_[i]);
-    if (read_some(connections_[i], events)) {
+    const bool in_time = connections_[i].rank >= 0 || std::chrono::steady_clock::now() - connections_[i].since < kToNameItself;
+    if (read_some(connections_[i], events) && (in_time || connections_[i].rank >= 0)) {
       ++i;
       continue;
     }

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -46,6 +47,7 @@ class ControlChannel {
     int fd;
     int rank;  // -1: not known yet
     std::string in, out;
+    std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
   };
   void accept_new();
   bool read_some(Connection& connection, std::vector<Event>& events);

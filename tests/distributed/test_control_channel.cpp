@@ -79,6 +79,29 @@ TEST(ControlChannel, StrangersAreTurnedAway) {
   EXPECT_EQ(until(zero, nullptr, [](const auto& all) { return !all.empty(); })[0].payload, "still here");
 }
 
+TEST(ControlChannel, SilentStrangersTakeNoRanksPlace) {
+  ControlChannel zero(0, 3), one(1, 3);
+  const std::string address = zero.listen(true);
+  uint16_t port;
+  std::memcpy(&port, address.data() + 20, sizeof port);  // after token and count
+  sockaddr_in there{};
+  there.sin_family = AF_INET;
+  there.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  there.sin_port = port;
+  std::vector<int> strangers;
+  for (int i = 0; i < 200; ++i) {
+    strangers.push_back(::socket(AF_INET, SOCK_STREAM, 0));
+    ASSERT_EQ(::connect(strangers.back(), reinterpret_cast<sockaddr*>(&there), sizeof there), 0);
+    if (i % 20 == 0) zero.receive();
+  }
+  ASSERT_TRUE(one.connect(address));
+  until(zero, nullptr, [&](const auto&) { return zero.reaches(1); });
+  std::vector<pollfd> waits;
+  zero.add_to(waits);
+  EXPECT_LT(waits.size(), 30u);  // the listener, rank 1, and a bounded number of strangers
+  for (const int fd : strangers) ::close(fd);
+}
+
 TEST(ControlChannel, NobodyListens) {
   ControlChannel one(1, 2);
   EXPECT_FALSE(one.connect(std::string(ControlChannel::kAddressBytes, '\0')));
