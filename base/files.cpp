@@ -24,8 +24,8 @@ namespace {
 
 constexpr int kNotOrdinary = -1;
 
-// Opens an ordinary file, or a pipe if `pipes` and somebody writes to it. Never waits: O_NONBLOCK. Returns the errno of a
-// failure, or kNotOrdinary.
+// Opens an ordinary file, or a pipe if `pipes` and somebody writes to it. Never waits: O_NONBLOCK. Returns the errno of
+// a failure, or kNotOrdinary.
 int try_open(const std::string& path, bool pipes, Descriptor& file) {
   file.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) return errno;
@@ -34,8 +34,8 @@ int try_open(const std::string& path, bool pipes, Descriptor& file) {
   return S_ISREG(status.st_mode) || (pipes && S_ISFIFO(status.st_mode)) ? 0 : kNotOrdinary;
 }
 
-// Returns the errno of a failure, or kNotOrdinary, or EFBIG when there are more than `limit` bytes, of which `bytes` are
-// the first then.
+// Returns the errno of a failure, or kNotOrdinary, or EFBIG when there are more than `limit` bytes, of which `bytes`
+// are the first then.
 int try_read_all(const std::string& path, uint64_t limit, std::string& bytes, bool pipes = false) {
   Descriptor file;
   if (const int error = try_open(path, pipes, file)) return error;

@@ -29,8 +29,8 @@ class Descriptor {
   int number_;
 };
 
-// All that reads files refuses what is not an ordinary file, and opens it without waiting: a pipe would be waited for until
-// somebody writes to it, a device has no end.
+// All that reads files refuses what is not an ordinary file, and opens it without waiting: a pipe would be waited for
+// until somebody writes to it, a device has no end.
 
 Descriptor open_to_read(const std::string& path);
 // All bytes of a file. Throws Error(kBadData) when there are more than `limit`.

@@ -28,8 +28,10 @@ nlohmann::json parse_json(std::string_view text) {
   bool in_string = false;
   for (size_t i = 0; i < text.size() && depth <= kDeepest; ++i) {
     if (in_string) {
-      if (text[i] == '\\') ++i;
-      else if (text[i] == '"') in_string = false;
+      if (text[i] == '\\')
+        ++i;
+      else if (text[i] == '"')
+        in_string = false;
     } else if (text[i] == '"') {
       in_string = true;
     } else if (text[i] == '{' || text[i] == '[') {
@@ -50,8 +52,8 @@ nlohmann::json read_json_object(const std::string& path) {
 nlohmann::json require_json_object(const std::string& path) {
   nlohmann::json value = parse_json(read_file(path, kLargestFile));
   if (value.is_object()) return value;
-  throw Error(ExitCode::kBadData, fmt::format("{}: is damaged: it is not a JSON object, or nests deeper than {}", path,
-                                              kDeepest));
+  throw Error(ExitCode::kBadData,
+              fmt::format("{}: is damaged: it is not a JSON object, or nests deeper than {}", path, kDeepest));
 }
 
 std::string require_text(const nlohmann::json& object, const std::string& name, const std::string& file) {

@@ -72,8 +72,9 @@ std::string plural(int64_t count, std::string_view noun) {
 
 std::string join_first(const std::vector<std::string>& items, size_t most, std::string_view separator) {
   if (items.size() <= most) return join(items, separator);
-  return fmt::format("{}{}and {} more", fmt::join(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(most), separator),
-                     separator, with_thousands(items.size() - most));
+  return fmt::format("{}{}and {} more",
+                     fmt::join(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(most), separator), separator,
+                     with_thousands(items.size() - most));
 }
 
 std::string printable(std::string_view text) { return escaped(text, "\t\n", text.size()); }
@@ -85,7 +86,8 @@ std::string first_lines(const std::string& text, size_t most) {
     if (next == text.npos) return text;
     end = next + 1;
   }
-  const auto more = static_cast<size_t>(std::count(text.begin() + static_cast<std::ptrdiff_t>(end), text.end(), '\n')) + 1;
+  const auto more =
+      static_cast<size_t>(std::count(text.begin() + static_cast<std::ptrdiff_t>(end), text.end(), '\n')) + 1;
   return fmt::format("{}... and {} more lines", text.substr(0, end), with_thousands(more));
 }
 

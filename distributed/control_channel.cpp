@@ -19,9 +19,9 @@ namespace {
 
 constexpr size_t kTokenBytes = 16;
 constexpr uint32_t kMostAddresses = 16;
-constexpr uint32_t kLongest = 1 << 20;    // of a message
+constexpr uint32_t kLongest = 1 << 20;            // of a message
 constexpr std::chrono::seconds kToNameItself{5};  // for a connection to say which rank it is
-constexpr size_t kLongestUnknown = 4096;  // bytes read from a connection that has not named its rank
+constexpr size_t kLongestUnknown = 4096;          // bytes read from a connection that has not named its rank
 
 struct Address {
   char token[kTokenBytes];
@@ -65,7 +65,8 @@ std::string ControlChannel::listen(bool loopback) {
   sockaddr_in address = socket_address(htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY), 0);
   socklen_t length = sizeof address;
   if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::listen(listener_, SOMAXCONN) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+      ::listen(listener_, SOMAXCONN) != 0 ||
+      ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
     return "";
   own.port = address.sin_port;
   if (loopback) {
@@ -145,7 +146,8 @@ std::vector<ControlChannel::Event> ControlChannel::receive() {
   std::vector<Event> events;
   for (size_t i = 0; i < connections_.size();) {
     write_some(connections_[i]);
-    const bool in_time = connections_[i].rank >= 0 || std::chrono::steady_clock::now() - connections_[i].since < kToNameItself;
+    const bool in_time =
+        connections_[i].rank >= 0 || std::chrono::steady_clock::now() - connections_[i].since < kToNameItself;
     if (read_some(connections_[i], events) && (in_time || connections_[i].rank >= 0)) {
       ++i;
       continue;

@@ -151,8 +151,8 @@ void Parameters::load(const std::map<std::string, at::Tensor>& state, const std:
     if (leaves_.count(name) == 0)
       problems.push_back(fmt::format("not in the model: {} {}", name, shape_text(tensor.sizes())));
   if (!problems.empty())
-    throw Error(ExitCode::kBadData, fmt::format("{}: the weights do not fit the model:\n  {}", source,
-                                                join_first(problems, 40, "\n  ")));
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: the weights do not fit the model:\n  {}", source, join_first(problems, 40, "\n  ")));
   const at::NoGradGuard no_gradient;
   for (auto& [name, leaf] : leaves_) leaf.copy_(state.at(name));
 }

@@ -228,8 +228,6 @@ void RunDirectory::remove(const std::string& name) {
   if (::unlink(file(name).c_str()) != 0 && errno != ENOENT) fail(file(name), "cannot be removed", std::strerror(errno));
 }
 
-nlohmann::json RunDirectory::environment() const {
-  return require_json_object(file("environment.json"));
-}
+nlohmann::json RunDirectory::environment() const { return require_json_object(file("environment.json")); }
 
 }  // namespace muster::run

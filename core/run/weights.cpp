@@ -25,8 +25,8 @@ void require_same_classes(const Weights& weights, const data::DatasetIndex& inde
                           source, found->second, here));
 }
 
-// The number of features of each modality that the weights were trained on, as far as the file says it: by its metadata,
-// else by its moments.
+// The number of features of each modality that the weights were trained on, as far as the file says it: by its
+// metadata, else by its moments.
 void require_same_features(const std::map<std::string, at::Tensor>& moments,
                            const std::map<std::string, std::string>& metadata, const std::string& source,
                            const models::DataShape& shape) {

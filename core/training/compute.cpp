@@ -120,10 +120,10 @@ Compute prepare_compute(const config::Training& training, distributed::Communica
   compute.ranks_on_gpu = binding.ranks_on_gpu;
   compute.affinity = distributed::bind_cores(communicator, binding);
   if (const int cores = usable_cores(); compute.threads > cores && !training.share_cores()) {
-    compute.note = fmt::format("{} is {}, but this rank may use {}: it computes on as many threads "
-                               "(training.share_cores=true for more)",
-                               training.threads() > 0 ? "training.threads" : "OMP_NUM_THREADS", compute.threads,
-                               plural(cores, "core"));
+    compute.note = fmt::format(
+        "{} is {}, but this rank may use {}: it computes on as many threads "
+        "(training.share_cores=true for more)",
+        training.threads() > 0 ? "training.threads" : "OMP_NUM_THREADS", compute.threads, plural(cores, "core"));
     compute.threads = cores;
   }
   at::set_num_threads(compute.threads);

@@ -63,8 +63,8 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(),
                                   experiment.seed(), options.needs_labels);
   if (options.needs_labels && options.data.empty())
-    inference.baseline = baseline_metrics(inference.source.index(),
-                                          split_data(experiment, inference.source, false).train, samples);
+    inference.baseline =
+        baseline_metrics(inference.source.index(), split_data(experiment, inference.source, false).train, samples);
   return inference;
 }
 

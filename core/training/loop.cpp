@@ -131,9 +131,10 @@ void TrainingLoop::validate(int64_t epoch) {
   const bool is_best = keep_if_best(evaluation, value, epoch);
   run_.progress.line(fmt::format("epoch {}  step {}  valid loss {:.4f}  {} {:.4f}{}", epoch, state_.steps_done(),
                                  evaluation.loss, run_.select_by, value,
-                                 std::isnan(value) ? "  (not defined on this split, so it cannot choose the best weights)"
-                                 : is_best         ? "  (best so far)"
-                                                   : ""));
+                                 std::isnan(value)
+                                     ? "  (not defined on this split, so it cannot choose the best weights)"
+                                 : is_best ? "  (best so far)"
+                                           : ""));
   auto row = metrics_row("valid", state_.steps_done(), epoch);
   row.update(run::to_json(evaluation));
   row["best"] = is_best;

@@ -65,8 +65,8 @@ nlohmann::json result_of(const TrainingRun& run, const std::string& last_fingerp
   return result;
 }
 
-// Where a result is not better than what needs no input. One metric may deceive: the median of the labels minimises MAE,
-// and a model that has learnt to rank samples may be worse by it.
+// Where a result is not better than what needs no input. One metric may deceive: the median of the labels minimises
+// MAE, and a model that has learnt to rank samples may be worse by it.
 std::string warning_of(const TrainingRun& run, const std::vector<run::ResultColumn>& columns) {
   const run::ResultColumn &result = columns[columns.size() - 2], &baseline = columns.back();
   const std::string& name = models::spec_of(run.config).default_metric(run.data.index().task);
@@ -76,11 +76,10 @@ std::string warning_of(const TrainingRun& run, const std::vector<run::ResultColu
     if (metrics::higher_is_better(metric) ? value > trivial : value < trivial) better.push_back(metric);
   }
   if (std::count(better.begin(), better.end(), name)) return "";
-  return fmt::format("NOT better than the baseline: {} on {} is {:.4f}, that of the trivial prediction {:.4f}. {}\n", name,
-                     result.title, metrics::metric_value(result.metrics, name),
-                     metrics::metric_value(baseline.metrics, name),
-                     better.empty() ? "Nothing was learnt that generalises."
-                                    : fmt::format("Better by: {}.", join(better)));
+  return fmt::format(
+      "NOT better than the baseline: {} on {} is {:.4f}, that of the trivial prediction {:.4f}. {}\n", name,
+      result.title, metrics::metric_value(result.metrics, name), metrics::metric_value(baseline.metrics, name),
+      better.empty() ? "Nothing was learnt that generalises." : fmt::format("Better by: {}.", join(better)));
 }
 
 // What a finished run tells a person, on standard output. checkpoints: as Checkpointing::summary().

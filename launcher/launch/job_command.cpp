@@ -168,9 +168,10 @@ class Builder {
     const auto own = here_.environment.find("OMP_NUM_THREADS");
     const bool is_own = request_.threads == 0 && own != here_.environment.end();
     if (job_.is_local && request_.threads > here_.cpus && !request_.oversubscribe)
-      fail(fmt::format("{} threads for each rank on {} would share cores, which is far slower. Leave --threads out for "
-                       "each rank's share of the cores, or add --oversubscribe: {}",
-                       request_.threads, plural(here_.cpus, "core"), with_flag("--oversubscribe")));
+      fail(
+          fmt::format("{} threads for each rank on {} would share cores, which is far slower. Leave --threads out for "
+                      "each rank's share of the cores, or add --oversubscribe: {}",
+                      request_.threads, plural(here_.cpus, "core"), with_flag("--oversubscribe")));
     job_.threads = std::max(1, is_own                 ? std::atoi(own->second.c_str())
                                : request_.threads > 0 ? request_.threads
                                                       : share);

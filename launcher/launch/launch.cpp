@@ -62,7 +62,7 @@ struct StartEnd {
   ProcessResult process;
   std::string trouble;  // why the backend could not start the ranks
   bool host_lost = false;
-  bool has_run = false;  // the run directory was taken
+  bool has_run = false;      // the run directory was taken
   bool has_started = false;  // the ranks were connected, or have written something
 };
 

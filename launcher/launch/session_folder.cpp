@@ -70,13 +70,14 @@ SessionFolder::SessionFolder(int ranks) {
     std::error_code ignored;
     fs::remove_all(path, ignored);
   }
-  throw Error(ExitCode::kIo,
-              full.empty()
-                  ? std::string("launch: no folder for the files of MPI can be made in /dev/shm or /tmp. Set TMPDIR to "
-                                "one that you may write to")
-                  : fmt::format("launch: {} need {} for the memory that they share, and {}. Set TMPDIR to a folder with "
-                                "more room, or start the container with a larger /dev/shm (--shm-size)",
-                                plural(ranks, "rank"), size_text(needed), full));
+  throw Error(
+      ExitCode::kIo,
+      full.empty()
+          ? std::string("launch: no folder for the files of MPI can be made in /dev/shm or /tmp. Set TMPDIR to "
+                        "one that you may write to")
+          : fmt::format("launch: {} need {} for the memory that they share, and {}. Set TMPDIR to a folder with "
+                        "more room, or start the container with a larger /dev/shm (--shm-size)",
+                        plural(ranks, "rank"), size_text(needed), full));
 }
 
 SessionFolder::~SessionFolder() {

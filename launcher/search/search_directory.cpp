@@ -107,12 +107,14 @@ bool SearchDirectory::recover(const std::string& run, const config::Experiment& 
   const auto there = config::load_stored_experiment(run + "/config.txtpb").experiment;
   std::string differences;
   for (const auto& difference : config::differences(there, experiment))
-    differences += fmt::format("\n  {}: {} there, {} in the journal", difference.path, difference.before, difference.after);
+    differences +=
+        fmt::format("\n  {}: {} there, {} in the journal", difference.path, difference.before, difference.after);
   if (!differences.empty())
-    throw Error(ExitCode::kIo,
-                fmt::format("{} was trained with other values than {} says:{}\nOne of the two was replaced. Restore it from "
-                            "a copy, or move {} away to have the trial trained again",
-                            run, storage(), differences, run));
+    throw Error(
+        ExitCode::kIo,
+        fmt::format("{} was trained with other values than {} says:{}\nOne of the two was replaced. Restore it from "
+                    "a copy, or move {} away to have the trial trained again",
+                    run, storage(), differences, run));
   if (fs::exists(run + "/result.json")) return true;
   if (!fs::exists(run + "/environment.json")) fs::remove_all(run);  // tidied, so it cannot be resumed
   return false;
@@ -126,10 +128,11 @@ void SearchDirectory::require_value(int64_t number, double value) const {
   }
   const double mean = sum / repeats();
   if (std::abs(mean - value) <= 1e-9 * std::max(std::abs(mean), std::abs(value))) return;
-  throw Error(ExitCode::kIo,
-              fmt::format("trial {}: {} says {:.9g}, but the result in {} is {:.9g}. One of the two was replaced: restore it "
-                          "from a copy, or start again in another --search-dir",
-                          number, storage(), value, trial(number), mean));
+  throw Error(
+      ExitCode::kIo,
+      fmt::format("trial {}: {} says {:.9g}, but the result in {} is {:.9g}. One of the two was replaced: restore it "
+                  "from a copy, or start again in another --search-dir",
+                  number, storage(), value, trial(number), mean));
 }
 
 void SearchDirectory::tidy(int64_t number, bool keep_weights) const {

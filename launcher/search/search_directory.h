@@ -34,11 +34,11 @@ class SearchDirectory {
   std::string run(int64_t number, uint32_t repeat) const;
   uint32_t repeats() const;
 
-  // The journal says which trials there are and how they ended; so do their directories. A record may be lost (a disk that
-  // was full, a machine that went down), a directory may be of another search. Nothing is judged twice:
+  // The journal says which trials there are and how they ended; so do their directories. A record may be lost (a disk
+  // that was full, a machine that went down), a directory may be of another search. Nothing is judged twice:
   //
-  // Before a run is trained: true if it has its result already, which counts. Throws Error(kIo) when it was trained with
-  // other values. What a finished trial has left without a result (it was pruned, or failed) is removed.
+  // Before a run is trained: true if it has its result already, which counts. Throws Error(kIo) when it was trained
+  // with other values. What a finished trial has left without a result (it was pruned, or failed) is removed.
   bool recover(const std::string& run, const config::Experiment& experiment) const;
   // Throws Error(kIo) when the results in the directory of a complete trial are not the value of the journal.
   void require_value(int64_t number, double value) const;

@@ -129,11 +129,13 @@ class SpecReader {
       problem(at, name + ": step must be above 0");
     else if (const double steps = (static_cast<double>(range.high()) - static_cast<double>(range.low())) /
                                   static_cast<double>(range.has_step() ? range.step() : least_step);
-             range.has_step() && std::isfinite(steps) && std::abs(steps - std::round(steps)) > 1e-9 * std::max(1.0, steps)) {
+             range.has_step() && std::isfinite(steps) &&
+             std::abs(steps - std::round(steps)) > 1e-9 * std::max(1.0, steps)) {
       const auto last = range.low() + static_cast<Number>(std::floor(steps)) * range.step();
-      problem(at, fmt::format("{}: step {} does not lead from low to high: the last value would be {}. Give that as high, "
-                              "or another step",
-                              name, range.step(), last));
+      problem(at,
+              fmt::format("{}: step {} does not lead from low to high: the last value would be {}. Give that as high, "
+                          "or another step",
+                          name, range.step(), last));
     }
   }
 

@@ -22,7 +22,8 @@ constexpr uint64_t kHead = 4096;  // bytes that are looked at
 bool is_of_kind(const std::string& path, OutputKind kind) {
   if (kind == OutputKind::kDataset) return data::is_container(path);
   const std::string head = head_of(path, kHead);
-  if (kind == OutputKind::kPredictions) return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
+  if (kind == OutputKind::kPredictions)
+    return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
   return head.find("# proto-message: muster.config.Experiment") != std::string::npos;
 }
 
@@ -55,10 +56,9 @@ void require_output(const std::string& path, OutputKind kind, const std::vector<
     refuse(path, "it is a symbolic link, and files are not written through links");
   require_place(path, own);
   if (fs::exists(path, ignored) && !(fs::is_regular_file(path, ignored) && is_of_kind(path, kind)))
-    refuse(path, fmt::format("something else is there, not {}",
-                             kind == OutputKind::kPredictions ? "predictions (CSV)"
-                             : kind == OutputKind::kDataset   ? "a dataset of muster"
-                                                              : "an experiment file"));
+    refuse(path, fmt::format("something else is there, not {}", kind == OutputKind::kPredictions ? "predictions (CSV)"
+                                                                : kind == OutputKind::kDataset   ? "a dataset of muster"
+                                                                                               : "an experiment file"));
 }
 
 void require_output_folder(const std::string& path, const std::string& own) {

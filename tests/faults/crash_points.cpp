@@ -413,7 +413,8 @@ int main(int argc, char** argv) {
                   undisturbed.size(), operation.name.c_str(), operation.path.c_str(), argv[1], setting.ranks, argv[4],
                   problem.c_str());
     }
-    for (const auto& name : leftovers(setting)) ++left[std::regex_replace(name, std::regex(R"((\.[a-z.]+)-[^/ ]*)"), "$1-")];
+    for (const auto& name : leftovers(setting))
+      ++left[std::regex_replace(name, std::regex(R"((\.[a-z.]+)-[^/ ]*)"), "$1-")];
     std::fflush(stdout);
   }
   std::printf("%s, %d ranks, %s: %zu operations, %zu points", argv[1], setting.ranks, argv[4], undisturbed.size(),
