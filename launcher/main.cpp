@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <malloc.h>
 #include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -9,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <string>
 
@@ -61,16 +61,23 @@ void require_written_output(const CLI::App& app) {
               fmt::format("standard output could not be written ({}): what was printed is incomplete", reason));
 }
 
+// A process whose working directory was deleted: MKL ends it with "Cannot load libtorch_cpu.so" while libraries are
+// initialised. So this runs before them, by the list of functions that the loader calls first.
+void require_working_directory(int, char**, char**) {
+  char path[4096];
+  if (syscall(SYS_getcwd, path, sizeof path) >= 0) return;
+  constexpr char text[] = "muster: the working directory cannot be used: was it deleted? Change to another one\n";
+  [[maybe_unused]] const long written = syscall(SYS_write, STDERR_FILENO, text, sizeof text - 1);
+  syscall(SYS_exit_group, static_cast<int>(ExitCode::kIo));
+}
+[[gnu::used, gnu::section(".preinit_array")]] void (*const before_libraries)(int, char**,
+                                                                             char**) = require_working_directory;
+
 int run(int argc, char** argv) {
   muster::open_missing_standard_streams();
   // What a command does is not undone because nobody reads its output any more. Programs that it starts get the
   // default.
   std::signal(SIGPIPE, SIG_IGN);
-  if (std::error_code gone; std::filesystem::current_path(gone), gone) {  // libraries would fail in odd ways
-    muster::print_error("muster: the working directory cannot be used ({}): was it deleted? Change to another one\n",
-                        gone.message());
-    return static_cast<int>(ExitCode::kIo);
-  }
   keep_freed_memory();
   // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);

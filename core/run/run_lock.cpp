@@ -95,7 +95,7 @@ std::optional<LockHolder> read_lock(const std::string& path) {
   };
   Descriptor file;
   for (int attempt = 0; attempt < 5 && file.get() < 0; ++attempt) {  // ESTALE: replaced between look-up and opening
-    file.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    file.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (file.get() < 0 && errno != ESTALE && errno != EINTR) break;
   }
   if (file.get() < 0 && (errno == ENOENT || errno == ESTALE)) return std::nullopt;

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/error.h"
+#include "base/input_file.h"
 #include "base/json.h"
 #include "checkpoints/checkpoint.h"
 #include "core/config/stored.h"
@@ -24,20 +24,19 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int64_t kTail = 1 << 18;    // bytes: hundreds of rows
+constexpr uint64_t kTail = 1 << 18;   // bytes: hundreds of rows
 constexpr size_t kRowsForSpeed = 20;  // single steps vary
 
-// The end of a file that may be long, from the start of a line.
-std::string tail(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return "";
-  const int64_t size = file.tellg(), begin = std::max<int64_t>(0, size - kTail);
-  file.seekg(begin);
-  std::string text(static_cast<size_t>(size - begin), '\0');
-  file.read(text.data(), size - begin);
-  text.resize(static_cast<size_t>(std::max<int64_t>(0, file.gcount())));
+// The end of a file that may be long, from the start of a line; "" when it cannot be read.
+std::string tail(const std::string& path) try {
+  InputFile file(path);
+  const uint64_t begin = file.size() - std::min(file.size(), kTail);
+  std::string text(file.size() - begin, '\0');
+  file.read(begin, text.data(), text.size());
   if (begin > 0) text.erase(0, text.find('\n') + 1);
   return text;
+} catch (const Error&) {
+  return "";
 }
 
 uint64_t count(const json& object, const char* name) {

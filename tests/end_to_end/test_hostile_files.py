@@ -79,7 +79,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(shared, tmp_path, words
     ended = subprocess.run([mp.built("muster"), *[word.replace("PIPE", str(pipe)) for word in words]], cwd=tmp_path, env=mp.environment(), stdin=subprocess.DEVNULL,
                            capture_output=True, text=True, timeout=60)
     assert ended.returncode in ((0, 2, 65, 74, 78) if words[0] == "status" else (2, 65, 74, 78)), ended
-    assert words[0] == "status" or ended.stderr.startswith("muster: "), ended
+    assert words[0] == "status" or "muster: " in ended.stderr, ended
 
 
 def test_an_experiment_may_be_a_command(shared):

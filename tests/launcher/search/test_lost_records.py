@@ -38,7 +38,7 @@ def end_of_trial(finished, state):
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
-@pytest.mark.parametrize("further", [0, 1, 4])
+@pytest.mark.parametrize("further", [0, 1])
 def test_a_lost_end_of_a_trial_is_found_in_its_directory(finished, tmp_path, state, further):
     before = ended(finished)
     assert {"COMPLETE", "PRUNED"} <= {row[1] for row in before}
@@ -48,6 +48,13 @@ def test_a_lost_end_of_a_trial_is_found_in_its_directory(finished, tmp_path, sta
     after = ended(directory)
     assert after[:5] == before and len(after) == 6 and after[5][1] in ("COMPLETE", "PRUNED")
     assert files == {number: (run_of(directory, number) / "result.json").stat().st_mtime_ns for number in files}, "a finished trial was trained again"
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
+def test_a_trial_whose_values_are_lost_is_not_judged_by_others(finished, tmp_path, state):
+    directory, spec = copy(finished, tmp_path, end_of_trial(finished, state) + 4)
+    error = search(spec, directory, code=74).stderr
+    assert "was trained with other values" in error and "move" in error and str(directory / "trials") in error
 
 
 def test_a_journal_that_was_replaced_is_refused(finished, tmp_path):
