@@ -15,6 +15,8 @@
 namespace muster::launcher {
 namespace {
 
+constexpr size_t kLongestHost = 55;  // characters of a host's name that mpirun (Open MPI 4.1) survives
+
 // What ranks on other hosts need of this process's environment. CUDA_VISIBLE_DEVICES is no such thing: it numbers this
 // machine's GPUs.
 const std::regex kForwarded("PATH|LD_LIBRARY_PATH|(OMP|MUSTER|MKL|NCCL|TORCH|MALLOC|HDF5|CUBLAS)_.*");
@@ -89,6 +91,11 @@ class Builder {
         fail(
             "there is no mpirun on the PATH; install Open MPI (Debian: apt-get install openmpi-bin), or load your "
             "cluster's module of it");
+      if (here_.host.size() > kLongestHost)
+        fail(fmt::format(
+            "this machine's name has {} characters, and Open MPI crashes on more than {}. Give it a shorter "
+            "one (hostname NAME; in containers: --hostname NAME)",
+            here_.host.size(), kLongestHost));
       return;
     }
     if (!hosts_.empty())

@@ -418,21 +418,27 @@ def test_a_small_shared_memory_is_left_alone(tmp_path):
 
 def test_a_job_of_this_machine_needs_no_ssh_no_home_and_no_short_name(tmp_path):
     config = mp.write_config(tmp_path / "e.txtpb", TEXT)
-    job = in_own_mounts(f"hostname {'long-' * 12}name; unset HOME; mkdir {tmp_path}/bin; ln -s $(command -v mpirun) $(command -v orted) {tmp_path}/bin; "
+    job = in_own_mounts("hostname " + 64 * "x", *LAUNCH, "train", config)
+    assert job.returncode == 2 and "name has 64 characters" in job.stderr and "core dumped" not in job.stderr, job
+    job = in_own_mounts(f"hostname {55 * 'x'}; unset HOME; mkdir {tmp_path}/bin; ln -s $(command -v mpirun) $(command -v orted) {tmp_path}/bin; "
                           f"export PATH={tmp_path}/bin", *LAUNCH, "train", config, "--run-dir", tmp_path / "run")
     assert job.returncode == 0, job
 
 
 def test_ranks_that_never_connect(tmp_path):
     fake = tmp_path / "mpirun"
-    fake.write_text("#!/bin/sh\ntrap '' USR2\nwhile :; do sleep 1; done\n")
+    fake.write_text(f"#!/bin/sh\ntrap '' USR2\n: >{tmp_path}/started\nwhile :; do sleep 1; done\n")
     fake.chmod(0o755)
     changes = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MUSTER_START_LIMIT": "2"}
     job = mp.muster(*LAUNCH, "train", mp.write_config(tmp_path / "e.txtpb", TEXT), cwd=tmp_path, changes=changes, code=74)
     assert "MPI did not connect 2 ranks within 2 s" in job.stderr and "muster doctor" in job.stderr
+    (tmp_path / "started").unlink()
     process = subprocess.Popen([mp.built("muster"), *map(str, LAUNCH), "train", "e.txtpb"], cwd=tmp_path, env=mp.environment({**changes, "MUSTER_START_LIMIT": "100"}),
                                stderr=subprocess.PIPE, text=True)
     assert "mpirun" in process.stderr.readline()
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     assert "nothing was trained or saved" in process.communicate(timeout=60)[1] and process.returncode == 143
