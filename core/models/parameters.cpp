@@ -152,7 +152,7 @@ void Parameters::load(const std::map<std::string, at::Tensor>& state, const std:
       problems.push_back(fmt::format("not in the model: {} {}", name, shape_text(tensor.sizes())));
   if (!problems.empty())
     throw Error(ExitCode::kBadData,
-                fmt::format("{}: the weights do not fit the model:\n  {}", source, join_first(problems, 40, "\n  ")));
+                fmt::format("{}: the weights do not fit the model:\n  {}", source, join_first(problems, 100, "\n  ")));
   const at::NoGradGuard no_gradient;
   for (auto& [name, leaf] : leaves_) leaf.copy_(state.at(name));
 }
