@@ -83,7 +83,7 @@ std::string first_lines(const std::string& text, size_t most) {
   size_t end = 0;
   for (size_t line = 0; line < most; ++line) {
     const size_t next = text.find('\n', end);
-    if (next == text.npos) return text;
+    if (next == text.npos || next + 1 == text.size()) return text;
     end = next + 1;
   }
   const auto more =
@@ -103,8 +103,12 @@ std::string shell_quoted(const std::string& word) {
 }
 
 std::string csv_field(const std::string& given) {
-  const bool runs = !given.empty() && std::string_view("=+-@").find(given[0]) != std::string_view::npos;
-  const std::string text = (runs && !parse_real(given[0] == '+' ? given.substr(1) : given) ? "'" : "") + given;
+  // Ids such as -3g5yACwYnA (a video's) stay as they are: without operators nothing is run.
+  const bool is_word =
+      given.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+.[]") == given.npos;
+  const bool runs =
+      !given.empty() && (given[0] == '=' || given[0] == '@' || ((given[0] == '+' || given[0] == '-') && !is_word));
+  const std::string text = (runs ? "'" : "") + given;
   if (text.find_first_of(",\"\r\n") == text.npos) return text;
   std::string quoted = "\"";
   for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);

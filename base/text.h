@@ -27,7 +27,7 @@ std::string first_lines(const std::string& text, size_t most);
 // As a POSIX shell takes it for one word; plain words stay as they are.
 std::string shell_quoted(const std::string& word);
 // As a field of a CSV file: in double quotes where necessary. Spreadsheets run text that begins with = + - or @ as a
-// formula; unless it is a number, such text gets a single quote before it.
+// formula; such text gets a single quote before it, except numbers and plain words after a sign (ids of videos).
 std::string csv_field(const std::string& text);
 
 // "1.5 GB", "64 KB", "12 bytes": powers of 1,000.

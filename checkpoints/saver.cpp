@@ -10,6 +10,7 @@
 #include <future>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <system_error>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -72,7 +73,12 @@ class Writer {
   void start(std::function<void()> job) {
     wait();
     const SignalsBlocked inherited;
-    job_ = std::async(std::launch::async, std::move(job));
+    try {
+      job_ = std::async(std::launch::async, job);
+    } catch (const std::system_error&) {  // the system allows no further thread: then at once, here
+      job_ = std::async(std::launch::deferred, job);
+      job_.wait();
+    }
   }
   // What the last job wrote may be read once this is true.
   bool idle() const { return !job_.valid() || job_.wait_for(std::chrono::seconds(0)) == std::future_status::ready; }

@@ -125,7 +125,8 @@ void ControlChannel::add_to(std::vector<pollfd>& waits) const {
 }
 
 void ControlChannel::accept_new() {
-  while (listener_ >= 0) {
+  // At most so many at a time: those that are there have been read before one of them must give way.
+  for (int taken = 0; listener_ >= 0 && taken <= size_ + 16; ++taken) {
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
     // Strangers that never name a rank must use up neither this process's descriptors nor the places of ranks: the

@@ -57,7 +57,7 @@ std::string ranks_of(const std::vector<int>& group, const std::vector<PeerView>&
 using namespace std::chrono_literals;
 
 constexpr auto kLastResort = 3s;
-constexpr int kReporting = 2000, kReportingElsewhere = 500;  // milliseconds for the rank that prints the message
+constexpr int kReporting = 2000, kReportingElsewhere = 1600;  // milliseconds for the rank that prints the message
 constexpr int kStaying = 1500, kRecording = 1400;
 
 void write_file(const std::string& path, const std::string& text) {

@@ -44,7 +44,7 @@ class Manifest:
 def read_manifest(path, problems):
     manifest = Manifest(path)
     try:
-        with open_regular(path, "r", encoding="utf-8-sig", newline="") as file:
+        with open_regular(path, "r", pipes=True, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for cells in reader:
                 if any("\0" in cell for cell in cells):

@@ -11,12 +11,15 @@ DONE, USAGE, BAD_DATA, INTERNAL, IO = 0, 2, 65, 70, 74
 LISTED = 50  # problems; a wrong option makes one per sample
 
 
-def open_regular(path, mode="rb", **options):
-    """open() for an ordinary file only: a pipe would be waited for, a device has no end."""
+def open_regular(path, mode="rb", pipes=False, **options):
+    """open() for an ordinary file only: a pipe would be waited for, a device has no end. pipes: also for the pipe of a shell's
+    <(command); one that nobody writes to is empty."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind) and not (pipes and stat.S_ISFIFO(kind)):
         os.close(descriptor)
         raise DataError(f"{path}: is not an ordinary file")
+    os.set_blocking(descriptor, True)
     return open(descriptor, mode, **options)
 
 

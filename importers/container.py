@@ -298,7 +298,8 @@ def refuse_other_files(path):
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, and files are not written through links: give the path of the file itself")
     for folder in path.resolve().parents:
-        if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (folder / "search.txtpb").exists():
+        if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (
+                folder / "search.txtpb").exists() and (folder / "base.txtpb").exists():
             raise OutputError(f"{path} lies in {folder}, the directory of a run or search: choose another place")
     if not path.exists():
         return

@@ -30,12 +30,15 @@ using muster::ExitCode;
 constexpr size_t kMostLines = 200;  // of a message
 
 // One message per job: an error that all ranks share is printed by the first. A command that runs on one process always
-// prints its own: schedulers leave variables that number ranks in shells too.
+// prints its own: schedulers leave variables that number ranks in shells too. The other ranks end a little later: mpirun
+// kills all when the first one ends.
 bool prints_errors(int argc, char** argv) {
-  if (argc < 2) return muster::distributed::expected_rank() == 0;
-  for (const char* name : {"train", "resume", "evaluate", "predict", "search", "study", "doctor"})
-    if (argc > 1 && std::strcmp(argv[1], name) == 0) return muster::distributed::expected_rank() == 0;
-  return true;
+  constexpr int kForTheFirst = 300;  // milliseconds
+  for (const char* name : {"config", "data", "checkpoints", "launch", "submit", "requeue", "status"})
+    if (argc > 1 && std::strcmp(argv[1], name) == 0) return true;
+  if (muster::distributed::expected_rank() == 0) return true;
+  poll(nullptr, 0, kForTheFirst);
+  return false;
 }
 
 // Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and

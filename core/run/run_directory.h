@@ -88,7 +88,8 @@ struct InitFrom {
   std::string path;
   std::string sha256;
 };
-// As environment.json of a run directory says; empty when it cannot be read.
+// As environment.json of a run directory says; empty when it cannot be read. Throws Error(kBadData) when it says
+// something else than text there.
 InitFrom recorded_init_from(const std::string& run_directory);
 
 }  // namespace muster::run

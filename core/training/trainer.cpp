@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "base/json.h"
+#include "base/text.h"
 #include "checkpoints/fingerprint.h"
 #include "core/run/weights.h"
 #include "core/training/loop.h"

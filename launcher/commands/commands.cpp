@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "base/print.h"
 #include "distributed/communicator.h"
 #include "distributed/watchdog.h"
 #include "launcher/launch/launch.h"
@@ -31,8 +32,8 @@ void run_job(const std::function<void(distributed::Communicator&)>& work) {
     const auto* known = dynamic_cast<const Error*>(&error);
     const auto code = known ? known->code() : ExitCode::kInternal;
     distributed::yield_to_watchdog(code);
-    std::fprintf(stderr, "muster: rank %d of %d: %s%s\n", communicator->rank(), communicator->size(),
-                 known ? "" : "internal error: ", error.what());
+    print_error("muster: rank {} of {}: {}{}\n", communicator->rank(), communicator->size(),
+                known ? "" : "internal error: ", error.what());
     communicator->abort(code);
   }
 }

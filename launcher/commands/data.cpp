@@ -37,7 +37,7 @@ void add_inspect(CLI::App& data) {
     // A path need not be UTF-8, JSON must be.
     constexpr auto replace = nlohmann::json::error_handler_t::replace;
     if (options->as_json)
-      print_out("{}\n", data::inspect_json(*dataset).dump(2, ' ', false, replace));
+      print_out("{}\n", data::inspect_json(*dataset).dump(2, ' ', true, replace));
     else
       print_out("{}", data::inspect(*dataset));
   });

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/atomic_file.h"
+#include "base/files.h"
 #include "base/json.h"
 #include "base/print.h"
 #include "core/config/load.h"
@@ -100,7 +101,7 @@ void add_predict_command(CLI::App& parent) {
   command->add_option("-o,--output", arguments->output, "CSV file to write")->required();
   command->callback([arguments] {
     require_output(arguments->output, OutputKind::kPredictions,
-                   {arguments->weights, arguments->config, arguments->data});
+                   {arguments->weights, arguments->config, arguments->data}, parent_of(arguments->config));
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
       distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_any_experiment(arguments->config); });

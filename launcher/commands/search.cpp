@@ -145,7 +145,7 @@ void print_status(const SearchArguments& arguments) {
                            {"running", standing["running"]},
                            {"best", standing["best"]},
                            {"budget", search.budget().trials()}};
-    print_out("{}\n", document.dump(2));
+    print_out("{}\n", document.dump(2, ' ', true));
     return;
   }
   print_out("{}: {} of the validation split, {}\n", arguments.directory, search.objective().metric(),

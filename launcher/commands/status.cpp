@@ -121,7 +121,7 @@ void add_status_command(CLI::App& parent) {
     }
     if (arguments->json && !all.empty())
       print_out("{}\n", (arguments->run_directories.size() == 1 ? all[0] : all)
-                            .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+                            .dump(2, ' ', true, nlohmann::json::error_handler_t::replace));
     if (!wrong.empty()) throw Error(ExitCode::kUsage, join(wrong, "\n"));
   });
 }

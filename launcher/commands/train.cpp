@@ -62,7 +62,8 @@ void run(const TrainArguments& arguments) {
     options.init_from =
         arguments.init_from.empty() ? "" : std::filesystem::absolute(arguments.init_from).lexically_normal().string();
     if (options.init_from.empty() && options.begin != training::Begin::kNew)
-      options.init_from = run::recorded_init_from(options.run_directory).path;
+      distributed::run_on_all_ranks(communicator,
+                                    [&] { options.init_from = run::recorded_init_from(options.run_directory).path; });
     options.dry_run = arguments.dry_run;
     options.command_line = command_line(arguments);
     training::require_same_job(communicator, config::resolved_text(loaded.experiment) + options.command_line +

@@ -197,7 +197,7 @@ int examine(const DoctorOptions& options) {
     if (caught_stops() == 0 && (start.alone || !reporter.has_failed("mpirun")))
       run_ranks(command, line, options.timeout, reporter);
   } catch (const Error& refusal) {
-    if (refusal.code() != ExitCode::kUsage) throw;
+    if (refusal.code() != ExitCode::kUsage && refusal.code() != ExitCode::kIo) throw;
     reporter.add(explain_refusal(refusal.what()));
   }
   return caught_stops() > 0 ? 130 : reporter.finish(document);  // 130: as shells report an interrupt

@@ -222,7 +222,8 @@ class Builder {
     if (request_.allow_run_as_root) arguments.push_back("--allow-run-as-root");
     if (job_.is_local) {
       // Otherwise mpirun looks for ssh, or for srun, although it has nothing to start elsewhere.
-      if (!environment.count("OMPI_MCA_plm")) job_.environment["OMPI_MCA_plm"] = "isolated";
+      // In an allocation of one node this may be another machine (salloc on a login node).
+      if (!environment.count("OMPI_MCA_plm") && !here_.slurm) job_.environment["OMPI_MCA_plm"] = "isolated";
       return;
     }
     environment.insert(job_.environment.begin(), job_.environment.end());

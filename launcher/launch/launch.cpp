@@ -69,7 +69,10 @@ struct StartEnd {
 // Seconds for the ranks of this machine to connect, which takes one or two.
 double start_limit(const LaunchEnvironment& here) {
   const auto own = here.environment.find("MUSTER_START_LIMIT");
-  return own == here.environment.end() ? 300 : std::max(1.0, std::atof(own->second.c_str()));
+  const auto seconds = own == here.environment.end() ? std::optional(300.0) : parse_real(own->second);
+  if (!seconds || !(*seconds >= 0))
+    throw Error(ExitCode::kUsage, "launch: MUSTER_START_LIMIT must be a number of seconds, 0 for no limit");
+  return *seconds;
 }
 
 StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::string& run_directory, bool has_run) {
@@ -99,7 +102,7 @@ StartEnd start(const JobCommand& job, const LaunchEnvironment& here, const std::
       options.start_limit = start_limit(here);
     }
     end.process = run_process(job.arguments, options);
-    end.has_started = has_started();
+    end.has_started = !folder || has_started();
   }
   output.finish();
   if (end.process.not_started)
@@ -148,7 +151,8 @@ void launch(const LaunchOptions& options) {
     // A process that was asked to stop before it had installed its handlers has not begun anything.
     const int stop_code = backend_code == 128 + SIGUSR2 ? static_cast<int>(ExitCode::kRequeue) : backend_code;
     const int failure = end.host_lost ? static_cast<int>(ExitCode::kPeerFailed) : job_exit_code(backend_code);
-    if (stopped && !end.has_started)
+    if (stopped && !end.has_started && backend_code != static_cast<int>(ExitCode::kRequeue) &&
+        backend_code != 128 + SIGUSR2)
       throw LaunchedJobFailed(128 + SIGTERM, "stopped before the ranks were connected; nothing was trained or saved");
     const int code = stopped ? stop_code : failure;
     if (restarts == options.max_restarts || stopped || !is_worth_a_restart(code))

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <pwd.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -95,7 +96,7 @@ std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const L
                                                   std::map<std::string, std::string>& environment) {
   if (job.backend != LaunchBackend::kMpirun || !job.is_local) return nullptr;
   // A user whose number has no name, as in some containers, has no home folder, which mpirun asks for.
-  if (!here.environment.count("HOME")) environment.emplace("HOME", "/");
+  if (!here.environment.count("HOME") && !getpwuid(geteuid())) environment.emplace("HOME", "/");
   auto folder = std::make_unique<SessionFolder>(job.ranks);
   for (const auto& [name, value] : folder->environment())
     if (!here.environment.count(name)) environment.emplace(name, value);

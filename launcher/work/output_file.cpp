@@ -20,6 +20,8 @@ constexpr uint64_t kHead = 4096;  // bytes that are looked at
 }
 
 bool is_of_kind(const std::string& path, OutputKind kind) {
+  std::error_code ignored;
+  if (fs::file_size(path, ignored) == 0) return true;  // as mktemp makes it
   if (kind == OutputKind::kDataset) return data::is_container(path);
   const std::string head = head_of(path, kHead);
   if (kind == OutputKind::kPredictions)
@@ -30,8 +32,9 @@ bool is_of_kind(const std::string& path, OutputKind kind) {
 // The directory of a run or search that the file would lie in; empty: none.
 fs::path owner_of(const fs::path& path) {
   std::error_code ignored;
-  for (fs::path folder = fs::weakly_canonical(fs::absolute(path)).parent_path(); folder != folder.parent_path();
-       folder = folder.parent_path())
+  // Where it cannot be known, writing says why.
+  for (fs::path folder = fs::weakly_canonical(fs::absolute(path, ignored), ignored).parent_path();
+       folder != folder.parent_path(); folder = folder.parent_path())
     if ((fs::exists(folder / "config.txtpb", ignored) && fs::exists(folder / "environment.json", ignored)) ||
         (fs::exists(folder / "search.txtpb", ignored) && fs::exists(folder / "base.txtpb", ignored)))
       return folder;

@@ -12,8 +12,8 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("SKIPPED: cluster/local-slurm needs root")
+    if reason := local_slurm.why_not():
+        pytest.skip(reason)
     planted = tmp_path / "slurm"
     (planted / "pids").mkdir(parents=True)
     for parent in [tmp_path, *tmp_path.parents][:3]:

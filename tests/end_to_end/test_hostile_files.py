@@ -161,7 +161,7 @@ def test_a_flood_of_foreign_tensors_is_capped(shared, tmp_path):
 
 
 def test_spreadsheets_run_no_cell(tmp_path):
-    ids = ["=1+1", "+2", "-cmd|x", "@SUM(A1)", "-3.5", "plain"] + [f"u{i}" for i in range(18)]
+    ids = ["=1+1", "+2", "-cmd|x", "@SUM(A1)", "-3.5", "-3g5yACwYnA[3]"] + [f"u{i}" for i in range(18)]
     from container import write_container
     generator = np.random.default_rng(1)
     write_container(tmp_path / "data.h5", "tiny", "classification", ids, {m: [generator.normal(size=(3, d)) for _ in ids] for m, d in (("audio", 8), ("vision", 4))},
@@ -169,7 +169,7 @@ def test_spreadsheets_run_no_cell(tmp_path):
     run = mp.train(tmp_path, f'data {{ path: "{tmp_path}/data.h5" }}\n' + TINY)
     mp.muster("evaluate", run, "--split", "all", "-o", tmp_path / "all.csv")
     rows = mp.predictions(tmp_path / "all.csv")
-    assert [row["id"] for row in rows][:6] == ["'=1+1", "+2", "'-cmd|x", "'@SUM(A1)", "-3.5", "plain"]
+    assert [row["id"] for row in rows][:6] == ["'=1+1", "+2", "'-cmd|x", "'@SUM(A1)", "-3.5", "-3g5yACwYnA[3]"]
     assert {row["label"] for row in rows} == {"calm", "'=glad", "sad"}
 
 

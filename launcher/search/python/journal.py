@@ -22,10 +22,6 @@ def born(pid):
         return None
 
 
-def private(path, flags):
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
 TELL_AFTER = 10  # seconds
 
 
@@ -94,20 +90,34 @@ class Lock:
         return f"a process of another machine ({os.path.basename(target)})" if target else "a program that does not say who it is"
 
     def free(self, state):
-        # One process of this machine at a time: a second one would take away the lock of whoever acquires it in between. A lock file
-        # that only this user may open: a lock that others can reach, such as an abstract socket, lets them stall the search.
-        with contextlib.suppress(OSError), open(self.link + ".free", "a", opener=private) as claim:
+        # One process at a time, where the file system has locks: a second one would take away the lock of whoever acquires it in
+        # between. (An abstract socket, which any user of the machine may hold, would let others stall the search.)
+        claim = None
+        try:
+            claim = os.open(self.link + ".free", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(claim.fileno()).st_ino != os.stat(claim.name).st_ino:
-                return  # whoever held it has removed it
-            try:
-                if self.state() == state:
-                    os.unlink(self.link)
-                    print(f"freed {self.link}, which {state[0]} had left", file=sys.stderr)
-                    if self.is_dead(state[0]):
-                        os.unlink(state[0])
-            finally:
-                os.unlink(claim.name)
+            if os.fstat(claim).st_ino != os.stat(self.link + ".free").st_ino:
+                return self.close(claim)  # whoever held it has removed it
+        except (BlockingIOError, FileNotFoundError):
+            return self.close(claim)
+        except OSError:
+            pass  # no such locks here, or another user's file: what is looked at next must do
+        try:
+            if self.state() == state:
+                os.unlink(self.link)
+                print(f"freed {self.link}, which {state[0]} had left", file=sys.stderr)
+                if self.is_dead(state[0]):
+                    os.unlink(state[0])
+            os.unlink(self.link + ".free")
+        except OSError:
+            pass
+        finally:
+            self.close(claim)
+
+    @staticmethod
+    def close(descriptor):
+        if descriptor is not None:
+            os.close(descriptor)
 
     def release(self):
         if self.state()[0] == self.me:  # unless this machine was suspended for so long that another one has freed it

@@ -43,7 +43,8 @@ def expected(rows):
         if kind == "skipped":
             put("train/skipped", 1)
             continue
-        put("epoch", row["epoch"])
+        if kind == "train":  # a validation is at the step of a row of training: no tag has two values there
+            put("epoch", row["epoch"])
         for name in ("loss", "learning_rate", "gradient_norm", "samples_per_second", "bytes_sent", "samples"):
             if name in row:
                 put(f"{kind}/{name}", row[name])

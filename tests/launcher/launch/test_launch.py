@@ -57,7 +57,7 @@ def test_launch_evaluates_on_ranks(trained):
 def test_dry_run_prints_the_command(config, tmp_path):
     words = ["train", config, "--run-dir", tmp_path / "it's mine"]
     line = mp.muster("launch", "-n", 3, "--oversubscribe", "--allow-run-as-root", "--threads", 2, "--dry-run", *words).stdout
-    assert shlex.split(line) == ["env", "MUSTER_BIND=numa", "OMP_NUM_THREADS=2", shutil.which("mpirun"), "-n", "3", "--use-hwthread-cpus", "--bind-to", "none",
+    assert shlex.split(line) == ["env", "MUSTER_BIND=numa", "OMPI_MCA_plm=isolated", "OMP_NUM_THREADS=2", shutil.which("mpirun"), "-n", "3", "--use-hwthread-cpus", "--bind-to", "none",
                                  "--tag-output", "--oversubscribe", "--allow-run-as-root", os.path.realpath(mp.built("muster")), *map(str, words)]
     assert list(tmp_path.iterdir()) == [config]
 
@@ -368,7 +368,7 @@ def test_cores_of_ranks_on_a_made_up_machine(starter, bind, config, tmp_path):
 
 def test_threads_are_the_share_of_the_cores(config, tmp_path):
     for name, words, changes, threads in (("share", [], TWO_SOCKETS, 2), ("asked", ["--threads", 3], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 3), ("own", [], {**TWO_SOCKETS, "OMP_NUM_THREADS": "1"}, 1)):
-        train = ["train", config, "--run-dir", tmp_path / name, "--set", "training.threads=0"]
+        train = ["train", config, "--run-dir", tmp_path / name, "--set", "training.threads=0", "--set", "training.share_cores=true"]
         line = mp.muster("launch", "-n", 2, *words, "--dry-run", *train, changes=changes).stdout
         assert f"OMP_NUM_THREADS={threads} " in line if name != "own" else "OMP_NUM_THREADS" not in line
         if name != "asked" and not FULL:
