@@ -30,8 +30,8 @@ using muster::ExitCode;
 constexpr size_t kMostLines = 200;  // of a message
 
 // One message per job: an error that all ranks share is printed by the first. A command that runs on one process always
-// prints its own: schedulers leave variables that number ranks in shells too. The other ranks end a little later: mpirun
-// kills all when the first one ends.
+// prints its own: schedulers leave variables that number ranks in shells too. The other ranks end a little later:
+// mpirun kills all when the first one ends.
 bool prints_errors(int argc, char** argv) {
   constexpr int kForTheFirst = 300;  // milliseconds
   for (const char* name : {"config", "data", "checkpoints", "launch", "submit", "requeue", "status"})

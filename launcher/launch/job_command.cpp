@@ -220,12 +220,7 @@ class Builder {
     if (!request_.hostfile.empty()) arguments.insert(arguments.end(), {"--hostfile", request_.hostfile});
     if (request_.oversubscribe) arguments.push_back("--oversubscribe");
     if (request_.allow_run_as_root) arguments.push_back("--allow-run-as-root");
-    if (job_.is_local) {
-      // Otherwise mpirun looks for ssh, or for srun, although it has nothing to start elsewhere.
-      // In an allocation of one node this may be another machine (salloc on a login node).
-      if (!environment.count("OMPI_MCA_plm") && !here_.slurm) job_.environment["OMPI_MCA_plm"] = "isolated";
-      return;
-    }
+    if (job_.is_local) return;
     environment.insert(job_.environment.begin(), job_.environment.end());
     for (const auto& [name, value] : environment)
       if (std::regex_match(name, kForwarded)) arguments.insert(arguments.end(), {"-x", name});

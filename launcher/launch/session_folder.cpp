@@ -95,6 +95,9 @@ std::map<std::string, std::string> SessionFolder::environment() const {
 std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment) {
   if (job.backend != LaunchBackend::kMpirun || !job.is_local) return nullptr;
+  // Otherwise mpirun looks for ssh although it has nothing to start elsewhere. In an allocation of one node that may be
+  // another machine (salloc on a login node).
+  if (!here.environment.count("OMPI_MCA_plm") && !here.slurm) environment.emplace("OMPI_MCA_plm", "isolated");
   // A user whose number has no name, as in some containers, has no home folder, which mpirun asks for.
   if (!here.environment.count("HOME") && !getpwuid(geteuid())) environment.emplace("HOME", "/");
   auto folder = std::make_unique<SessionFolder>(job.ranks);

@@ -38,7 +38,8 @@ class SessionFolder {
   int lock_ = -1;
 };
 
-// A folder for a job that mpirun starts on this machine alone, with its settings added to `environment` where `here`
+// A folder for a job that mpirun starts on this machine alone, with its settings, and what such a job needs otherwise,
+// added to `environment` where `here`
 // has none; null for other jobs, because mpirun and srun would pass the settings on to machines without such a folder.
 std::unique_ptr<SessionFolder> session_folder_for(const JobCommand& job, const LaunchEnvironment& here,
                                                   std::map<std::string, std::string>& environment);

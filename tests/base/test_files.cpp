@@ -49,9 +49,22 @@ TEST(ReadFile, WhatCannotBeRead) {
 TEST(ReadFile, PipesAndFilesOfTheKernel) {
   TemporaryFolder folder;
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
-  std::thread writer([&] { std::ofstream(folder / "pipe") << "through a pipe"; });
-  EXPECT_EQ(read_file(folder / "pipe", 100), "through a pipe");
+  // Not even for a moment: nobody may ever write to it.
+  for (const char* path : {"/dev/zero", "/dev/null"}) EXPECT_THROW(read_file(path, 100), Error) << path;
+  EXPECT_THROW(read_file(folder / "pipe", 100), Error);
+  EXPECT_THROW(open_to_read(folder / "pipe"), Error);
+  EXPECT_EQ(read_file_or_pipe(folder / "pipe", 100), "");
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  std::thread writer([&] {  // later, and in two pieces
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    write_all(ends[1], "through ", "pipe");
+    write_all(ends[1], "a pipe", "pipe");
+    ::close(ends[1]);
+  });
+  EXPECT_EQ(read_file_or_pipe("/dev/fd/" + std::to_string(ends[0]), 100), "through a pipe");
   writer.join();
+  ::close(ends[0]);
   EXPECT_THAT(read_file("/proc/self/status", 1 << 20), HasSubstr("State:"));
 }
 
