@@ -31,6 +31,7 @@ int try_open(const std::string& path, bool pipes, Descriptor& file) {
   if (file.get() < 0) return errno;
   struct stat status;
   if (::fstat(file.get(), &status) != 0) return errno;
+  if (S_ISDIR(status.st_mode)) return EISDIR;
   return S_ISREG(status.st_mode) || (pipes && S_ISFIFO(status.st_mode)) ? 0 : kNotOrdinary;
 }
 

@@ -36,7 +36,7 @@ fs::path owner_of(const fs::path& path) {
   for (fs::path folder = fs::weakly_canonical(fs::absolute(path, ignored), ignored).parent_path();
        folder != folder.parent_path(); folder = folder.parent_path())
     if ((fs::exists(folder / "config.txtpb", ignored) && fs::exists(folder / "environment.json", ignored)) ||
-        (fs::exists(folder / "search.txtpb", ignored) && fs::exists(folder / "base.txtpb", ignored)))
+        (fs::exists(folder / "search.txtpb", ignored) && fs::is_directory(folder / "trials", ignored)))
       return folder;
   return {};
 }

@@ -1,14 +1,11 @@
 """The number of ranks is not a hyperparameter: one rank and several train the same model."""
 import json
-import os
 import re
 
 import numpy as np
 import pytest
 
 import muster_program as mp
-
-FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"  # longer runs
 
 FOAL_NET = """
 foal_net { projection_dim: 16 adapter_dim: 8 layers: 1 heads: 2 feature_dropout: 0.1 projection_dropout: 0.3 fusion_dropout: 0.2
@@ -19,7 +16,7 @@ COMMON = "optimizer { learning_rate: 1e-3 weight_decay: 0.1 clip_norm: 20 } eval
 
 
 def training(fields=""):
-    return f"training {{ epochs: {4 if FULL else 3} precision: FP64 threads: 1 log_every_steps: 1 batch_size: 7 {fields} }}\n"
+    return f"training {{ epochs: 4 precision: FP64 threads: 1 log_every_steps: 1 batch_size: 7 {fields} }}\n"
 
 
 # Each case and what its config must show, so that a change of a default cannot hollow the test out.
