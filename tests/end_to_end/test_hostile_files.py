@@ -35,12 +35,15 @@ def predict(folder, output, **options):
 @pytest.mark.parametrize("output, why", [
     ("data.h5", "input of this command"), ("hard.h5", "input of this command"), ("./run/../data.h5", "input of this command"),
     ("link.h5", "input of this command"), ("run/weights/best.safetensors", "input of this command"), ("run/config.txtpb", "input of this command"),
-    ("dangling.csv", "symbolic link"), ("run/new.csv", "directory of a run"), ("run/weights/new.csv", "directory of a run"),
+    ("dangling.csv", "symbolic link"), ("other/new.csv", "directory of a run"), ("other/weights/new.csv", "directory of a run"),
     ("folder-link/new.csv", "directory of a run"), ("notes.txt", "something else is there"), ("other.csv", "something else is there"),
     ("run", "something else is there")])
 def test_an_output_never_replaces_something_else(shared, output, why):
+    (shared / "other/weights").mkdir(parents=True, exist_ok=True)  # another run
+    for name in ("config.txtpb", "environment.json"):
+        (shared / "other" / name).touch()
     for name, make in {"hard.h5": lambda p: os.link(shared / "data.h5", p), "link.h5": lambda p: p.symlink_to("data.h5"),
-                       "dangling.csv": lambda p: p.symlink_to("nowhere.csv"), "folder-link": lambda p: p.symlink_to("run/weights"),
+                       "dangling.csv": lambda p: p.symlink_to("nowhere.csv"), "folder-link": lambda p: p.symlink_to("other/weights"),
                        "notes.txt": lambda p: p.write_text("mine"), "other.csv": lambda p: p.write_text("name,age\nme,7\n")}.items():
         if not (shared / name).is_symlink() and not (shared / name).exists():
             make(shared / name)
@@ -59,6 +62,7 @@ def test_outputs_of_the_same_kind_are_replaced(shared, tmp_path):
         predict(tmp_path, "predictions.csv")
         mp.muster("data", "synth", "--kind", "regression", "--samples", 40, "-o", "made.h5", cwd=tmp_path)
         mp.muster("evaluate", shared / "run", "-o", shared / "run/test.csv")  # its own directory
+        predict(shared, "run/new.csv")
     mp.muster("evaluate", shared / "run", "-o", "elsewhere.csv", "--data", "data.h5", cwd=tmp_path)
     other = mp.write_config(tmp_path / "other.txtpb", f'data {{ path: "{shared}/data.h5" }}\n' + TINY)
     assert "symbolic link" in mp.muster("evaluate", shared / "run", "-o", "run", cwd=tmp_path, code=2).stderr
