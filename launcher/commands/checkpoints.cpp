@@ -1,12 +1,12 @@
 #include <fmt/format.h>
 
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "base/json.h"
 #include "base/print.h"
 #include "base/text.h"
 #include "checkpoints/checkpoint.h"
@@ -45,9 +45,7 @@ void list(const std::string& path, bool json) {
       const auto checkpoint = checkpoints::read_manifest(checkpoint_path);
       const auto& score = checkpoint.info.score;
       row.update({{"epoch", checkpoint.info.epoch}, {"ranks", checkpoint.world_size}, {"bytes", checkpoint.bytes}});
-      if (!score.name.empty())
-        row["score"] = {{"name", score.name},
-                        {"value", std::isfinite(score.value) ? nlohmann::json(score.value) : nlohmann::json()}};
+      if (!score.name.empty()) row["score"] = {{"name", score.name}, {"value", number_or_null(score.value)}};
       if (!json)
         print_out("{:<10} {:>6} {:>6} {:>12}  {}\n", step, checkpoint.info.epoch, checkpoint.world_size,
                   size_text(checkpoint.bytes),

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "base/json.h"
 #include "core/config/load.h"
 #include "core/run/results.h"
 #include "core/run/stop.h"
@@ -16,8 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-json finite_or_null(double value) { return std::isfinite(value) ? json(value) : json(); }
 
 // Thrown on every rank of a group when Optuna stops the trial early.
 struct Pruned {};
@@ -54,7 +53,7 @@ class Trials {
                                     {"state", failed   ? "FAIL"
                                               : pruned ? "PRUNED"
                                                        : "COMPLETE"},
-                                    {"value", finite_or_null(value)},
+                                    {"value", number_or_null(value)},
                                     {"reason", reason}});
     if (!group_.leads()) return;
     directory_.tidy(number, answer["keep_weights"]);
@@ -120,7 +119,7 @@ class Trials {
   void report(int64_t number, int64_t step, double value) {
     last_value_ = value;
     const json answer =
-        group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", finite_or_null(value)}});
+        group_.ask({{"op", "report"}, {"number", number}, {"step", step}, {"value", number_or_null(value)}});
     if (answer["prune"]) throw Pruned{};
     group_.stop_if_asked(answer);
   }

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
 #include "core/config/stored.h"
 #include "core/run/run_lock.h"
 #include "launcher/work/work_group.h"
@@ -69,7 +70,7 @@ void StudyDirectory::require_same_data() const {
   for (const auto& cell : spec_.cells) {
     if (!is_trained(cell)) continue;
     const std::string path = run(cell) + "/environment.json";
-    const json environment = json::parse(read_file_if_there(path, 64 << 20).value_or(""), nullptr, false);
+    const json environment = parse_json(read_file_if_there(path, 64 << 20).value_or(""));
     if (!environment.is_object())
       throw Error(ExitCode::kBadData,
                   path + ": cannot be read as JSON; remove that run's folder to have it trained again");

@@ -228,6 +228,12 @@ std::vector<std::string> leftovers(const Setting& setting) {
   return names;
 }
 
+// Of the names of hidden things the end is drawn.
+std::string without_drawn_ends(const std::string& names) {
+  static const std::regex drawn(R"((\.[a-z.]+)-[^/ ]*)");
+  return std::regex_replace(names, drawn, "$1");
+}
+
 // The step that the last job went on from, 0 for a beginning; nothing when it found the run finished.
 std::optional<uint64_t> resumed_from(const Setting& setting) {
   if (!setting.trains) return std::strtoull(contents(setting.report()).c_str(), nullptr, 10);
@@ -272,9 +278,9 @@ struct Point {
 // What is alike: a kind of fault at a kind of operation on a kind of file. The file says the phase: what is made ready,
 // a checkpoint's parts before and after its commit, what is removed, results.
 std::string stratum_of(const Point& point, const Operation& operation) {
-  static const std::regex drawn(R"((\.[a-z.]+)-[^/ ]*)"), number("[0-9]+");  // of hidden things the end is drawn
+  static const std::regex number("[0-9]+");
   const std::string names = fmt::format("{} {} {} {}", point.kind, operation.name, operation.path, operation.target);
-  return std::regex_replace(std::regex_replace(names, drawn, "$1"), number, "N");
+  return std::regex_replace(without_drawn_ends(names), number, "N");
 }
 
 // All faults that can be tried. thinned: of the kinds other than kill at every third operation of a training run.
@@ -413,8 +419,7 @@ int main(int argc, char** argv) {
                   undisturbed.size(), operation.name.c_str(), operation.path.c_str(), argv[1], setting.ranks, argv[4],
                   problem.c_str());
     }
-    for (const auto& name : leftovers(setting))
-      ++left[std::regex_replace(name, std::regex(R"((\.[a-z.]+)-[^/ ]*)"), "$1-")];
+    for (const auto& name : leftovers(setting)) ++left[without_drawn_ends(name)];
     std::fflush(stdout);
   }
   std::printf("%s, %d ranks, %s: %zu operations, %zu points", argv[1], setting.ranks, argv[4], undisturbed.size(),
