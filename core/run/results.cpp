@@ -1,12 +1,16 @@
 #include "core/run/results.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
+#include <set>
 
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
 
@@ -15,6 +19,27 @@ namespace {
 
 // Enough digits to read the same number back.
 std::string exact(double value) { return fmt::format("{:.17g}", value); }
+
+// Records of RFC 4180, as predictions_csv writes them.
+std::vector<std::vector<std::string>> read_csv(const std::string& text) {
+  std::vector<std::vector<std::string>> records(1, {""});
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted && c == '"' && i + 1 < text.size() && text[i + 1] == '"')
+      records.back().back() += text[++i];
+    else if (c == '"')
+      quoted = !quoted;
+    else if (!quoted && c == ',')
+      records.back().emplace_back();
+    else if (!quoted && c == '\n')
+      records.push_back({""});
+    else
+      records.back().back() += c;
+  }
+  records.pop_back();  // behind the last newline
+  return records;
+}
 
 }  // namespace
 
@@ -72,6 +97,57 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
   return csv;
 }
 
+PredictionScores scores_of_predictions(const std::vector<std::string>& files,
+                                       const std::vector<std::string>& constants) {
+  std::set<std::string> ids;
+  std::vector<std::string> header, labels, predictions;
+  for (size_t file = 0; file < files.size(); ++file) {
+    const std::string& path = files[file];
+    const auto records = read_csv(read_file(path, kLargestPredictions));
+    const auto wrong = [&](const std::string& what) {
+      return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
+    };
+    if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
+      throw wrong("these are no predictions with labels");
+    if (header.empty()) header = records[0];
+    if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
+    for (size_t i = 1; i < records.size(); ++i) {
+      if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
+      if (!ids.insert(records[i][0]).second)
+        throw wrong("sample " + records[i][0] + " is in the predictions of another file, or another line, too");
+      labels.push_back(records[i][1]);
+      predictions.push_back(constants.empty() ? records[i][2] : constants[file]);
+    }
+  }
+  PredictionScores scores;
+  scores.samples = static_cast<int64_t>(ids.size());
+  const auto all = [](const std::vector<std::string>& texts, const auto& value_of_text) {
+    std::vector<decltype(value_of_text(texts[0]))> values;
+    for (const auto& text : texts) values.push_back(value_of_text(text));
+    return values;
+  };
+  if (header.size() == 3) {
+    const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
+    scores.metrics = metrics::regression_metrics(all(predictions, number), all(labels, number));
+    return scores;
+  }
+  const std::string prefix = "probability_";
+  for (size_t column = 3; column < header.size(); ++column)
+    scores.class_names.push_back(header[column].substr(std::min(prefix.size(), header[column].size())));
+  const auto place = [&](const std::string& text) -> int64_t {
+    auto found = std::find(header.begin() + 3, header.end(), prefix + text);
+    if (found == header.end() && text[0] == '\'')  // csv_field has put it there
+      found = std::find(header.begin() + 3, header.end(), prefix + text.substr(1));
+    if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
+    return found - header.begin() - 3;
+  };
+  auto found = metrics::classification_metrics(all(predictions, place), all(labels, place),
+                                               static_cast<int64_t>(scores.class_names.size()));
+  scores.metrics = std::move(found.metrics);
+  scores.confusion = std::move(found.confusion);
+  return scores;
+}
+
 RunResult read_result(const std::string& run_directory) {
   using nlohmann::json;
   const std::string path = run_directory + "/result.json";
@@ -81,9 +157,19 @@ RunResult read_result(const std::string& run_directory) {
       return all.contains(split) ? all[split].at("metrics") : json::object();
     };
     const json& value = all.at("best").at("value");
-    return {metrics("valid"), metrics("test"), all["best"].at("selected_by"),
-            value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>(),
-            all.value("model_note", std::string())};
+    RunResult result;
+    result.validation = metrics("valid");
+    result.test = metrics("test");
+    result.selected_by = all["best"].at("selected_by");
+    result.best_value = value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
+    result.model_note = all.value("model_note", std::string());
+    result.test_samples = all.contains("test") ? all["test"].value("samples", int64_t{0}) : 0;
+    result.dropped_samples = all.value("dropped_samples", int64_t{-1});
+    const json baselines = all.value("trivial_baselines", json::object());
+    result.validation_baseline = baselines.value("valid", json::object());
+    result.test_baseline = baselines.value("test", json::object());
+    result.trivial_prediction = baselines.value("prediction", std::string());
+    return result;
   } catch (const json::exception&) {
     throw Error(ExitCode::kBadData, fmt::format("{}: is missing, or is not what a finished run leaves there", path));
   }

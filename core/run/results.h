@@ -42,12 +42,34 @@ nlohmann::json to_json(const Evaluation& evaluation);
 // predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
+constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes of such a file: some ten million samples
+
+// What predictions that were written as CSV score.
+struct PredictionScores {
+  int64_t samples = 0;
+  std::vector<std::string> class_names;  // classification only
+  metrics::Metrics metrics;
+  metrics::Confusion confusion;  // classification only
+};
+// Of several files of predictions_csv() together, as docs/metrics.md defines the metrics: of a cross-validation, every
+// sample predicted once, by the model that had not seen it. constants: one text per file that takes the place of all of
+// its predictions, as a trivial baseline does; empty: the files' own. Throws Error(kBadData), naming file and sample,
+// when a file cannot be understood, lacks labels or holds a sample of another one.
+PredictionScores scores_of_predictions(const std::vector<std::string>& files,
+                                       const std::vector<std::string>& constants = {});
+
 // What a finished run has left in result.json, which core/training/ writes.
 struct RunResult {
   nlohmann::json validation, test;  // metrics by name; null where not finite. Empty where the split has no such part
   std::string selected_by;          // what the best weights were chosen by: "valid/WA"
   double best_value = 0;            // its value for them; NaN where it is not finite, or nothing chose
   std::string model_note;           // to be printed wherever the result is; may be empty
+  int64_t test_samples = 0;
+  int64_t dropped_samples = -1;  // of the whole dataset, because they lack a modality; -1: an earlier version's run
+  // What the trivial prediction scores, as the metrics above, and that prediction as predictions_csv() would write it.
+  // Empty for runs of versions that did not note it.
+  nlohmann::json validation_baseline, test_baseline;
+  std::string trivial_prediction;
 };
 // Throws Error(kBadData) when the file is missing or cannot be understood.
 RunResult read_result(const std::string& run_directory);

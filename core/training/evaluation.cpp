@@ -76,6 +76,13 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
   return evaluation;
 }
 
+std::string trivial_prediction(const data::DatasetIndex& index, const std::vector<int64_t>& train) {
+  if (index.task == data::Task::kRegression)
+    return fmt::format("{:.17g}", metrics::median(labels_of<double>(index, train)));
+  const auto classes = static_cast<int64_t>(index.class_names.size());
+  return index.class_names[metrics::majority_class(labels_of<int64_t>(index, train), classes)];
+}
+
 metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::vector<int64_t>& train,
                                   const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)

@@ -26,8 +26,8 @@ namespace muster::training {
 struct RunPolicy {
   // Progress on standard error and the table of results on standard output.
   bool shows_progress = true;
-  // false: only the files that resuming and reading the result need: no TensorBoard events, weights/last,
-  // predictions-valid.csv or checkpoint at the end, and weights/best only at the end.
+  // false: only the files that resuming and reading the result need: no TensorBoard events, weights/last or
+  // checkpoint at the end, and weights/best only at the end.
   bool writes_all_files = true;
   // false: the test split is empty, and there must be a validation split.
   bool sees_test_split = true;

@@ -62,6 +62,7 @@ nlohmann::json result_of(const TrainingRun& run, const std::string& last_fingerp
   result["parameters"] = run.model->parameters().count();
   result["world_size"] = run.communicator.size();
   result["seed"] = run.config.seed();
+  result["dropped_samples"] = run.data.dropped;
   result.update(facts);
   return result;
 }
@@ -115,7 +116,6 @@ void print_report(const TrainingRun& run, const std::vector<run::ResultColumn>& 
 // facts: what else result.json is to say, "checkpoints" among it. Collective.
 void conclude(TrainingRun& run, const run::Evaluation* best_evaluation, const nlohmann::json& facts) {
   const auto& index = run.data.index();
-  const bool all_files = run.policy.writes_all_files;
   const std::string last_fingerprint = keep_weights(run);
   nlohmann::json result = result_of(run, last_fingerprint, facts);
   std::vector<run::ResultColumn> columns;  // per split: its result, then its trivial baseline
@@ -129,12 +129,13 @@ void conclude(TrainingRun& run, const run::Evaluation* best_evaluation, const nl
                                              run.config.evaluation().batch_size(), run.config.seed(), true);
     const auto baseline = baseline_metrics(index, run.split.train, samples);
     result[name] = run::to_json(evaluation);
+    result["trivial_baselines"]["prediction"] = trivial_prediction(index, run.split.train);
     result["trivial_baselines"][name] = run::to_json(baseline);
     columns.push_back({name, evaluation.metrics});
     columns.push_back({name + " baseline", baseline});
     confusion = evaluation.confusion;
     distributed::run_on_all_ranks(run.communicator, [&, &name = name] {
-      if (run.directory && (all_files || name == "test"))
+      if (run.directory)
         run.directory->write(fmt::format("predictions-{}.csv", name),
                              run::predictions_csv(index, evaluation.predictions));
     });

@@ -37,8 +37,8 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
            distributed::Communicator& communicator);
 
 // Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but
-// without the files that nobody reads in a trial: TensorBoard events, weights/last, predictions-valid.csv and the
-// checkpoint at the end. weights/best comes with the result.
+// without the files that nobody reads in a trial: TensorBoard events, weights/last and the checkpoint at the
+// end. weights/best comes with the result.
 class InProcessTrainer {
  public:
   // A trial of a search judges a configuration by the validation split alone, and never sees the test split.

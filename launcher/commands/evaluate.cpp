@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -37,6 +39,45 @@ void print_dropped(const training::DataSource& source) {
     print_error("left out {} samples that lack a modality the model needs: {}\n", source.dropped, source.dropped_ids);
 }
 
+// The table for people. baseline: empty where it is not known.
+void print_scores(const std::string& heading, const Arguments& arguments, const metrics::Metrics& metrics,
+                  const metrics::Metrics& baseline, const std::vector<std::string>& class_names,
+                  const metrics::Confusion& confusion, const std::string& note) {
+  std::vector<run::ResultColumn> columns{{arguments.split, metrics}};
+  if (!baseline.empty()) columns.push_back({arguments.split + " baseline", baseline});
+  print_out("{}\n\n{}", heading, run::results_table(columns));
+  if (!note.empty()) print_out("\n{}\n", note);
+  if (!confusion.empty()) print_out("\n{}", run::confusion_table(class_names, confusion));
+}
+
+// Trials of a search and cells of a study keep the predictions of their best weights, but not always the weights. The
+// file with these predictions; empty where the weights are there, or something else is asked for.
+std::string kept_predictions(const Arguments& arguments, const std::string& weights) {
+  const std::string path = fmt::format("{}/predictions-{}.csv", arguments.run_directory, arguments.split);
+  const bool are_wanted = arguments.weights == "best" && arguments.data.empty() && !std::filesystem::exists(weights);
+  return are_wanted && std::filesystem::exists(path) ? path : "";
+}
+
+void evaluate_predictions(const Arguments& arguments, const std::string& path) {
+  const run::RunResult result = run::read_result(arguments.run_directory);
+  const run::PredictionScores scores = run::scores_of_predictions({path});
+  if (!arguments.output.empty()) write_file_atomically(arguments.output, read_file(path, run::kLargestPredictions));
+  if (arguments.json) {
+    nlohmann::json all = {{"metrics", run::to_json(scores.metrics)}, {"samples", scores.samples}};
+    if (!scores.confusion.empty()) all["confusion"] = scores.confusion;
+    std::printf("%s\n", all.dump(2).c_str());
+    return;
+  }
+  const auto& stored = arguments.split == "valid" ? result.validation_baseline : result.test_baseline;
+  metrics::Metrics baseline;
+  for (const auto& [name, value] : scores.metrics)
+    if (stored.contains(name))
+      baseline.emplace_back(name, stored[name].is_number() ? stored[name].get<double>() : std::nan(""));
+  print_scores(fmt::format("{} ({} split, {} samples); the weights were not kept", path, arguments.split,
+                           scores.samples),
+               arguments, scores.metrics, baseline, scores.class_names, scores.confusion, result.model_note);
+}
+
 void run(const Arguments& arguments) {
   if (!arguments.output.empty())
     require_output(arguments.output, OutputKind::kPredictions, {arguments.data}, arguments.run_directory);
@@ -47,11 +88,18 @@ void run(const Arguments& arguments) {
     options.weights = fmt::format("{}/weights/{}.safetensors", directory, arguments.weights);
     options.data = arguments.data;
     options.split = arguments.split;
+    std::string predictions;
     distributed::run_on_all_ranks(communicator, [&] {
+      predictions = kept_predictions(arguments, options.weights);
+      if (!predictions.empty()) {
+        if (communicator.rank() == 0) evaluate_predictions(arguments, predictions);
+        return;
+      }
       experiment = config::load_stored_experiment(directory + "/config.txtpb").experiment;
       // Another file is another question; the run's own must be what it was.
       if (arguments.data.empty()) options.expected_hash = hash_of_run(directory);
     });
+    if (!predictions.empty()) return;
     const auto inference = training::infer(experiment, options, communicator);
     if (communicator.rank() != 0) return;
     print_dropped(inference.source);
@@ -62,13 +110,10 @@ void run(const Arguments& arguments) {
       std::printf("%s\n", run::to_json(evaluation).dump(2).c_str());
       return;
     }
-    std::vector<run::ResultColumn> columns{{arguments.split, evaluation.metrics}};
-    if (!inference.baseline.empty()) columns.push_back({arguments.split + " baseline", inference.baseline});
-    print_out("{} weights, {} split, {} samples, loss {:.6f}\n\n{}", arguments.weights, arguments.split,
-              evaluation.predictions.samples.size(), evaluation.loss, run::results_table(columns));
-    if (const std::string& note = models::spec_of(experiment).note; !note.empty()) print_out("\n{}\n", note);
-    if (!evaluation.confusion.empty())
-      print_out("\n{}", run::confusion_table(inference.source.index().class_names, evaluation.confusion));
+    print_scores(fmt::format("{} weights, {} split, {} samples, loss {:.6f}", arguments.weights, arguments.split,
+                             evaluation.predictions.samples.size(), evaluation.loss),
+                 arguments, evaluation.metrics, inference.baseline, inference.source.index().class_names,
+                 evaluation.confusion, models::spec_of(experiment).note);
   });
 }
 
@@ -77,7 +122,8 @@ void run(const Arguments& arguments) {
 void add_evaluate_command(CLI::App& parent) {
   auto arguments = std::make_shared<Arguments>();
   auto* command =
-      parent.add_subcommand("evaluate", "Metrics of a finished run's weights; ranks share the work under mpirun");
+      parent.add_subcommand("evaluate", "Metrics of a finished run's weights, or of the predictions that a trial or a study's run has kept; ranks share the "
+                            "work under mpirun");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
   command->add_option("--data", arguments->data, "Evaluate on this dataset file instead of the run's");
   command->add_option("--split", arguments->split, "train, valid, test (default) or all")

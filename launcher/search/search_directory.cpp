@@ -136,12 +136,16 @@ void SearchDirectory::require_value(int64_t number, double value) const {
 }
 
 void SearchDirectory::tidy(int64_t number, bool keep_weights) const {
-  const std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "result.json"};
   std::error_code ignored;
+  const auto tidy_one = [&](const std::string& run) {
+    std::set<std::string> kept{"config.txtpb", "metrics.jsonl", "predictions-valid.csv", "result.json"};
+    if (fs::exists(run + "/result.json", ignored)) kept.insert("environment.json");  // see recover()
+    tidy_run(run, kept, keep_weights);
+  };
   // A trial that is trained several times has a run for each.
   for (const auto& entry : fs::directory_iterator(trial(number), ignored))
-    if (entry.path().filename().string().rfind("repeat-", 0) == 0) tidy_run(entry.path(), kept, keep_weights);
-  if (fs::exists(trial(number) + "/config.txtpb", ignored)) tidy_run(trial(number), kept, keep_weights);
+    if (entry.path().filename().string().rfind("repeat-", 0) == 0) tidy_one(entry.path());
+  if (fs::exists(trial(number) + "/config.txtpb", ignored)) tidy_one(trial(number));
 }
 
 }  // namespace muster::launcher

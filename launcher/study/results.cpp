@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
-#include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -28,7 +27,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes: some ten million samples
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 double value_of(const json& metrics, const std::string& name) {
@@ -66,69 +64,6 @@ int best_variant(const StudyResults& results, bool by_test) {
   }
   return best;
 }
-
-// Records of RFC 4180, as predictions_csv writes them.
-std::vector<std::vector<std::string>> read_csv(const std::string& text) {
-  std::vector<std::vector<std::string>> records(1, {""});
-  bool quoted = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted && c == '"' && i + 1 < text.size() && text[i + 1] == '"')
-      records.back().back() += text[++i];
-    else if (c == '"')
-      quoted = !quoted;
-    else if (!quoted && c == ',')
-      records.back().emplace_back();
-    else if (!quoted && c == '\n')
-      records.push_back({""});
-    else
-      records.back().back() += c;
-  }
-  records.pop_back();  // behind the last newline
-  return records;
-}
-
-}  // namespace
-
-metrics::Metrics pooled_metrics(const std::vector<std::string>& files) {
-  std::set<std::string> ids;
-  std::vector<std::string> header, labels, predictions;
-  for (const auto& path : files) {
-    const auto records = read_csv(read_file(path, kLargestPredictions));
-    const auto wrong = [&](const std::string& what) {
-      return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
-    };
-    if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
-      throw wrong("these are no predictions with labels");
-    if (header.empty()) header = records[0];
-    if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
-    for (size_t i = 1; i < records.size(); ++i) {
-      if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
-      if (!ids.insert(records[i][0]).second)
-        throw wrong("sample " + records[i][0] + " is in the test split of an earlier fold too");
-      labels.push_back(records[i][1]);
-      predictions.push_back(records[i][2]);
-    }
-  }
-  const auto all = [](const std::vector<std::string>& texts, const auto& value_of_text) {
-    std::vector<decltype(value_of_text(texts[0]))> values;
-    for (const auto& text : texts) values.push_back(value_of_text(text));
-    return values;
-  };
-  if (header.size() == 3) {
-    const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
-    return metrics::regression_metrics(all(predictions, number), all(labels, number));
-  }
-  const auto place = [&](const std::string& text) -> int64_t {
-    const auto found = std::find(header.begin() + 3, header.end(), "probability_" + text);
-    if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
-    return found - header.begin() - 3;
-  };
-  const auto classes = static_cast<int64_t>(header.size()) - 3;
-  return metrics::classification_metrics(all(predictions, place), all(labels, place), classes).metrics;
-}
-
-namespace {
 
 // What is paired, in the same order for every variant. Of seeds that are averaged those that both have.
 Values units(const VariantResults& results, const VariantResults& partner, size_t metric, Study::Pairs pairs) {
@@ -236,7 +171,7 @@ StudyResults read_results(const StudyDirectory& directory) {
         one.validation[seed] = kNone;
         continue;
       }
-      const auto pooled = folds > 1 ? pooled_metrics(files[variant][seed]) : metrics::Metrics();
+      const auto pooled = folds > 1 ? run::scores_of_predictions(files[variant][seed]).metrics : metrics::Metrics();
       for (size_t metric = 0; metric < results.metrics.size(); ++metric)
         one.pooled[metric][seed] =
             folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];

@@ -38,11 +38,6 @@ struct StudyResults {
 // understood or files contradict each other, Error(kBadConfig) when a metric is not there or SciPy cannot run.
 StudyResults read_results(const StudyDirectory& directory);
 
-// The metrics over the samples of several predictions-test.csv together, as docs/metrics.md defines them: of a
-// cross-validation, every sample predicted once, by the model that had not seen it. Throws Error(kBadData), naming file
-// and sample, when a file cannot be understood, lacks labels or holds a sample of another one.
-metrics::Metrics pooled_metrics(const std::vector<std::string>& files);
-
 // Mean and standard deviation (n - 1) of the values that are there; std is NaN below two.
 struct Spread {
   int n;

@@ -57,7 +57,8 @@ void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const run::RunLock lock(run(cell));
     tidy_run(run(cell),
-             {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "result.json"},
+             {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "predictions-valid.csv",
+              "result.json"},
              spec_.study.keep_weights());
   } catch (const Error& held) {
     if (held.code() != ExitCode::kUsage)
