@@ -1,8 +1,6 @@
 #include "distributed/control_channel.h"
 
 #include <arpa/inet.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/tcp.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -26,8 +24,8 @@ constexpr size_t kLongestUnknown = 4096;          // bytes read from a connectio
 struct Address {
   char token[kTokenBytes];
   uint32_t count;
-  uint16_t port;  // network order, like the addresses
-  uint32_t hosts[kMostAddresses];
+  uint32_t hosts[kMostAddresses];  // in network order, like the ports
+  uint16_t ports[kMostAddresses];
 };
 static_assert(sizeof(Address) <= ControlChannel::kAddressBytes);
 
@@ -55,31 +53,29 @@ ControlChannel::ControlChannel(int rank, int size) : rank_(rank), size_(size) {}
 
 ControlChannel::~ControlChannel() {
   for (auto& connection : connections_) ::close(connection.fd);
-  if (listener_ >= 0) ::close(listener_);
+  for (const int listener : listeners_) ::close(listener);
 }
 
-std::string ControlChannel::listen(bool loopback) {
+const uint32_t ControlChannel::kLoopback = htonl(INADDR_LOOPBACK);
+
+std::string ControlChannel::listen(const std::vector<uint32_t>& addresses) {
   Address own{};
   if (::getrandom(own.token, kTokenBytes, 0) != static_cast<ssize_t>(kTokenBytes)) return "";
-  listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  sockaddr_in address = socket_address(htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY), 0);
-  socklen_t length = sizeof address;
-  if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::listen(listener_, SOMAXCONN) != 0 ||
-      ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length) != 0)
-    return "";
-  own.port = address.sin_port;
-  if (loopback) {
-    own.hosts[own.count++] = htonl(INADDR_LOOPBACK);
-  } else {
-    ifaddrs* interfaces = nullptr;
-    if (::getifaddrs(&interfaces) != 0) return "";
-    for (const ifaddrs* each = interfaces; each && own.count < kMostAddresses; each = each->ifa_next)
-      if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET && (each->ifa_flags & IFF_UP) &&
-          !(each->ifa_flags & IFF_LOOPBACK))
-        own.hosts[own.count++] = reinterpret_cast<const sockaddr_in*>(each->ifa_addr)->sin_addr.s_addr;
-    ::freeifaddrs(interfaces);
+  for (const uint32_t host : addresses) {
+    if (own.count == kMostAddresses) break;
+    const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (listener < 0) return "";
+    listeners_.push_back(listener);
+    sockaddr_in address = socket_address(host, 0);
+    socklen_t length = sizeof address;
+    if (::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+        ::listen(listener, SOMAXCONN) != 0 ||
+        ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+      return "";
+    own.hosts[own.count] = host;
+    own.ports[own.count++] = address.sin_port;
   }
+  if (own.count == 0) return "";
   token_.assign(own.token, kTokenBytes);
   std::string bytes = bytes_of(own);
   bytes.resize(kAddressBytes, '\0');
@@ -93,7 +89,7 @@ bool ControlChannel::connect(const std::string& address) {
   for (uint32_t i = 0; i < std::min(theirs.count, kMostAddresses); ++i) {
     const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return false;
-    const sockaddr_in target = socket_address(theirs.hosts[i], theirs.port);
+    const sockaddr_in target = socket_address(theirs.hosts[i], theirs.ports[i]);
     int error = ::connect(fd, reinterpret_cast<const sockaddr*>(&target), sizeof target) == 0 ? 0 : errno;
     if (error == EINPROGRESS) {
       pollfd wait{fd, POLLOUT, 0};
@@ -119,15 +115,15 @@ bool ControlChannel::reaches(int rank) const {
 }
 
 void ControlChannel::add_to(std::vector<pollfd>& waits) const {
-  if (listener_ >= 0) waits.push_back({listener_, POLLIN, 0});
+  for (const int listener : listeners_) waits.push_back({listener, POLLIN, 0});
   for (const auto& each : connections_)
     waits.push_back({each.fd, static_cast<short>(POLLIN | (each.out.empty() ? 0 : POLLOUT)), 0});
 }
 
-void ControlChannel::accept_new() {
+void ControlChannel::accept_new(int listener) {
   // At most so many at a time: those that are there have been read before one of them must give way.
-  for (int taken = 0; listener_ >= 0 && taken <= size_ + 16; ++taken) {
-    const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  for (int taken = 0; taken <= size_ + 16; ++taken) {
+    const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
     // Strangers that never name a rank must use up neither this process's descriptors nor the places of ranks: the
     // oldest of them gives way.
@@ -143,7 +139,7 @@ void ControlChannel::accept_new() {
 }
 
 std::vector<ControlChannel::Event> ControlChannel::receive() {
-  accept_new();
+  for (const int listener : listeners_) accept_new(listener);
   std::vector<Event> events;
   for (size_t i = 0; i < connections_.size();) {
     write_some(connections_[i]);

@@ -23,15 +23,17 @@ class ControlChannel {
     std::string payload;
   };
   static constexpr size_t kAddressBytes = 128;
+  static const uint32_t kLoopback;  // 127.0.0.1, in network byte order
 
   ControlChannel(int rank, int size);
   ~ControlChannel();
   ControlChannel(const ControlChannel&) = delete;
   ControlChannel& operator=(const ControlChannel&) = delete;
 
-  // Rank 0. loopback: all ranks share this machine, no other can connect. Returns what connect() needs, kAddressBytes
-  // long; empty when it cannot listen.
-  std::string listen(bool loopback);
+  // Rank 0. Listens where the other ranks are, and nowhere else: addresses_facing(their own_addresses()), or
+  // {kLoopback} where all ranks share this machine. Returns what connect() needs, kAddressBytes long; empty when it
+  // cannot listen.
+  std::string listen(const std::vector<uint32_t>& addresses);
   // Other ranks: tries rank 0's addresses in turn, at most 2 s each. False when none answers.
   bool connect(const std::string& address);
 
@@ -49,12 +51,12 @@ class ControlChannel {
     std::string in, out;
     std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
   };
-  void accept_new();
+  void accept_new(int listener);
   bool read_some(Connection& connection, std::vector<Event>& events);
   void write_some(Connection& connection);
 
   const int rank_, size_;
-  int listener_ = -1;
+  std::vector<int> listeners_;
   std::string token_;
   std::vector<Connection> connections_;
 };

@@ -35,6 +35,7 @@ struct Introduction {
   int32_t process;
   char machine[128];  // the same string exactly for processes that can see each other
   char host[64];
+  NetworkAddresses addresses;
 };
 
 int open_process(pid_t process) {
@@ -53,6 +54,7 @@ Introduction introduce_self() {
   // Processes of two containers on one machine do not know each other's numbers.
   std::snprintf(own.machine, sizeof own.machine, "%s %s", identity.boot_id.c_str(), identity.process_namespace.c_str());
   std::snprintf(own.host, sizeof own.host, "%s", identity.host.c_str());
+  own.addresses = own_addresses();
   return own;
 }
 
@@ -75,10 +77,12 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
   const Introduction own = introduce_self();
   const auto all = gather(bytes_of(own));
   bool one_machine = true;
+  std::vector<NetworkAddresses> addresses;
   for (int peer = 0; peer < size; ++peer) {
     Introduction theirs;
     std::memcpy(&theirs, all[peer].data(), sizeof theirs);
     views_[peer].host = theirs.host;
+    if (peer != rank) addresses.push_back(theirs.addresses);
     const bool here = std::strcmp(theirs.machine, own.machine) == 0;
     one_machine = one_machine && here;
     if (!here || peer == rank) continue;
@@ -86,7 +90,9 @@ Watchdog::Watchdog(int rank, int size, const std::function<std::vector<std::stri
     if (process_fds_[peer] < 0 && errno == ESRCH) died_[peer] = 1;
   }
   channel_.emplace(rank, size);
-  std::string address = rank == 0 ? channel_->listen(one_machine) : "";
+  std::string address;
+  if (rank == 0)
+    address = channel_->listen(one_machine ? std::vector{ControlChannel::kLoopback} : addresses_facing(addresses));
   address.resize(ControlChannel::kAddressBytes, '\0');
   address_ = gather(address)[0];
   starter_process_ = open_process(::getppid());

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "distributed/control_channel.h"
 #include "distributed/fault.h"
+#include "distributed/network.h"
 
 namespace muster::distributed {
 

@@ -13,6 +13,8 @@
 #include "base/text.h"
 #include "core/run/stop.h"
 #include "distributed/collective_call.h"
+#include "distributed/network.h"
+#include "distributed/packing.h"
 #include "distributed/watchdog.h"
 
 namespace muster::launcher {
@@ -44,9 +46,15 @@ WorkGroup::WorkGroup(distributed::Communicator& world, uint32_t ranks_per_group,
   trainer_ = std::make_unique<training::InProcessTrainer>(training, world, *ranks_);
   if (groups() == 1) return;
   std::string address;
+  std::vector<distributed::NetworkAddresses> others;
+  for (std::string& bytes : world.all_gather_bytes(distributed::bytes_of(distributed::own_addresses())))
+    distributed::take_value(bytes, others.emplace_back());
   distributed::run_on_all_ranks(world, [&] {
     if (world.rank() != 0) return;
-    auto server = std::make_unique<WorkServer>(*source, world.size(), world.local_size() == world.size());
+    const bool one_machine = world.local_size() == world.size();
+    auto server = std::make_unique<WorkServer>(
+        *source, world.size(),
+        one_machine ? std::vector{distributed::ControlChannel::kLoopback} : distributed::addresses_facing(others));
     address = server->address();
     connection_ = std::move(server);
   });

@@ -14,8 +14,8 @@ using nlohmann::json;
 
 std::string message_text(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-WorkServer::WorkServer(WorkSource& source, int ranks, bool loopback)
-    : source_(source), channel_(0, ranks), address_(channel_.listen(loopback)) {
+WorkServer::WorkServer(WorkSource& source, int ranks, const std::vector<uint32_t>& addresses)
+    : source_(source), channel_(0, ranks), address_(channel_.listen(addresses)) {
   if (address_.empty())
     throw Error(ExitCode::kPeerFailed, "rank 0 cannot listen (TCP) for the other ranks, which ask it for work");
   thread_ = std::thread([this] { serve(); });

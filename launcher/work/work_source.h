@@ -29,8 +29,8 @@ class WorkSource {
 class WorkServer final : public WorkSource {
  public:
   // Answers with what `source` says, which must outlive it and is called with one request at a time. ranks: of the job.
-  // Throws Error(kPeerFailed) when it cannot listen.
-  WorkServer(WorkSource& source, int ranks, bool loopback);
+  // addresses: as ControlChannel::listen. Throws Error(kPeerFailed) when it cannot listen.
+  WorkServer(WorkSource& source, int ranks, const std::vector<uint32_t>& addresses);
   ~WorkServer() override;
 
   // Where RemoteWorkSource finds it.

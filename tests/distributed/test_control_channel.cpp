@@ -31,7 +31,7 @@ std::vector<ControlChannel::Event> until(ControlChannel& end, ControlChannel* ot
 
 TEST(ControlChannel, CarriesMessagesBothWays) {
   ControlChannel zero(0, 3), one(1, 3), two(2, 3);
-  const std::string address = zero.listen(true);
+  const std::string address = zero.listen({ControlChannel::kLoopback});
   ASSERT_EQ(address.size(), ControlChannel::kAddressBytes);
   ASSERT_TRUE(one.connect(address) && two.connect(address));
   until(zero, nullptr, [&](const auto&) { return zero.reaches(1) && zero.reaches(2); });
@@ -48,7 +48,7 @@ TEST(ControlChannel, CarriesMessagesBothWays) {
 
 TEST(ControlChannel, AnEndIsSeenAfterTheLastWord) {
   ControlChannel zero(0, 2);
-  const std::string address = zero.listen(true);
+  const std::string address = zero.listen({ControlChannel::kLoopback});
   {
     ControlChannel one(1, 2);
     ASSERT_TRUE(one.connect(address));
@@ -62,7 +62,8 @@ TEST(ControlChannel, AnEndIsSeenAfterTheLastWord) {
 
 TEST(ControlChannel, StrangersAreTurnedAway) {
   ControlChannel zero(0, 3), other_job(0, 3);
-  const std::string address = zero.listen(true), theirs = other_job.listen(true);
+  const std::string address = zero.listen({ControlChannel::kLoopback}),
+                    theirs = other_job.listen({ControlChannel::kLoopback});
   // The right port with another job's token; a rank that does not exist; a rank that is there already; noise.
   std::string forged = address;
   std::memcpy(forged.data(), theirs.data(), 16);
@@ -81,9 +82,9 @@ TEST(ControlChannel, StrangersAreTurnedAway) {
 
 TEST(ControlChannel, SilentStrangersTakeNoRanksPlace) {
   ControlChannel zero(0, 3), one(1, 3);
-  const std::string address = zero.listen(true);
+  const std::string address = zero.listen({ControlChannel::kLoopback});
   uint16_t port;
-  std::memcpy(&port, address.data() + 20, sizeof port);  // after token and count
+  std::memcpy(&port, address.data() + 20 + 64, sizeof port);  // after token, count and addresses
   sockaddr_in there{};
   there.sin_family = AF_INET;
   there.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
