@@ -22,6 +22,11 @@ checkpoints::Retention retention_of(const config::Checkpoints& settings) {
   return {settings.keep_last(), settings.keep_best(), settings.keep_every_steps()};
 }
 
+checkpoints::Retention retention_when_finished(const config::Checkpoints& settings) {
+  if (settings.keep_when_finished() == config::Checkpoints::ALL) return retention_of(settings);
+  return {1, 0, settings.keep_every_steps()};
+}
+
 Checkpointing::Checkpointing(const Settings& settings, uint64_t newest, RunDirectory* directory,
                              distributed::Communicator& communicator, Progress& progress)
     : settings_(settings),

@@ -15,6 +15,7 @@ namespace muster::run {
 
 // What the experiment says is to be kept.
 checkpoints::Retention retention_of(const config::Checkpoints& settings);
+checkpoints::Retention retention_when_finished(const config::Checkpoints& settings);
 
 // When a run saves, when it stops, and what happens when saving fails. All ranks hold one and call alike; the decisions
 // are the same on all of them.

@@ -8,6 +8,8 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "checkpoints/fingerprint.h"
+#include "checkpoints/retention.h"
+#include "core/run/checkpointing.h"
 #include "core/run/weights.h"
 #include "core/training/loop.h"
 #include "core/training/setup.h"
@@ -110,6 +112,18 @@ void print_report(const TrainingRun& run, const std::vector<run::ResultColumn>& 
   std::printf("%srun directory: %s\n", text.c_str(), run.directory->path().c_str());
 }
 
+// Of a run that has left its result. On rank 0.
+void thin_out_checkpoints(TrainingRun& run) {
+  try {
+    const auto retention = run::retention_when_finished(run.config.checkpoints());
+    for (const auto& old :
+         checkpoints::superfluous(run.directory->file("checkpoints"), retention, run.state.steps_done()))
+      checkpoints::remove_checkpoint(old.path);
+  } catch (const Error& error) {
+    run.progress.line(fmt::format("warning: old checkpoints could not be removed: {}", error.what()));
+  }
+}
+
 // After the last step: puts the best weights (without validation: the last ones) into the model, evaluates it on
 // validation and test split, and writes weights, predictions, and at the very end result.json, by which a run is known
 // to be finished. Prints the table. best_evaluation: of the best weights on the validation split; nullptr: not known.
@@ -141,7 +155,9 @@ void conclude(TrainingRun& run, const run::Evaluation* best_evaluation, const nl
     });
   }
   distributed::run_on_all_ranks(run.communicator, [&] {
-    if (run.directory) run.directory->write("result.json", result.dump(2) + "\n");
+    if (!run.directory) return;
+    run.directory->write("result.json", result.dump(2) + "\n");
+    thin_out_checkpoints(run);
   });
   if (run.is_main() && run.policy.shows_progress) print_report(run, columns, confusion, facts.at("checkpoints"));
 }
