@@ -3,11 +3,20 @@
 namespace muster::batch {
 
 BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities,
-                         std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device)
-    : dataset_(dataset), modalities_(std::move(modalities)), dtype_(dtype), device_(device) {
-  for (const auto& moment : moments) {
-    means_.push_back(moment.mean.to(dtype).to(device));
-    inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype).to(device));
+                         std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device, bool in_float32)
+    : dataset_(dataset),
+      modalities_(std::move(modalities)),
+      moments_(std::move(moments)),
+      in_float32_(in_float32),
+      dtype_(dtype),
+      device_(device) {
+  for (auto& moment : moments_) {
+    if (in_float32) {
+      inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype).to(device));
+      moment.mean = moment.mean.to(dtype);
+    }
+    moment.mean = moment.mean.to(device);
+    moment.standard_deviation = moment.standard_deviation.to(device);
   }
 }
 
@@ -35,9 +44,11 @@ at::Tensor BatchReader::host_frames(int64_t rows, int64_t dim) const {
 }
 
 at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
-  at::Tensor values = host.to(device_, /*non_blocking=*/true).to(dtype_);
-  if (!means_.empty()) values.sub_(means_[position]).mul_(inverses_[position]);
-  return values;
+  const at::Tensor values = host.to(device_, /*non_blocking=*/true);
+  if (moments_.empty()) return values.to(dtype_);
+  const FeatureMoments& moments = moments_[position];
+  if (in_float32_) return values.to(dtype_).sub_(moments.mean).mul_(inverses_[position]);
+  return values.to(at::kDouble).sub_(moments.mean).div_(moments.standard_deviation).to(dtype_);
 }
 
 Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& samples) const {

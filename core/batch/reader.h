@@ -19,9 +19,10 @@ namespace muster::batch {
 class BatchReader {
  public:
   // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or
-  // empty for no standardization. `dtype`: float32 or float64. The dataset must outlive the reader.
+  // empty for no standardization, which is computed in double precision and then rounded to `dtype`, float32 or
+  // float64; in_float32: as data.standardize_in_float32 says. The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
-              at::ScalarType dtype, c10::Device device = c10::kCPU);
+              at::ScalarType dtype, c10::Device device = c10::kCPU, bool in_float32 = false);
 
   // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal
   // bit for bit. `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU
@@ -51,8 +52,9 @@ class BatchReader {
 
   const data::Dataset& dataset_;
   std::vector<int64_t> modalities_;
-  std::vector<at::Tensor> means_;     // compute dtype [dim], on the device
-  std::vector<at::Tensor> inverses_;  // 1 / standard deviation
+  std::vector<FeatureMoments> moments_;  // on the device; in_float32_: rounded to the compute dtype, and ...
+  std::vector<at::Tensor> inverses_;     // ... 1 / standard deviation
+  bool in_float32_;
   at::ScalarType dtype_;
   c10::Device device_;
   std::shared_ptr<const ResidentFrames> resident_;

@@ -41,7 +41,7 @@ void compare(const Experiment& before, const Experiment& after, const pb::Descri
 
 const std::vector<EarlierValue>& earlier_values() {
   static const std::vector<EarlierValue> all = {
-      // {2, "training.example", "true"},  // until version 1, example was always done
+      {2, "data.standardize_in_float32", "true"},
   };
   return all;
 }
@@ -107,6 +107,18 @@ std::vector<Difference> differences(const Experiment& before, const Experiment& 
   std::vector<Difference> found;
   compare(before, after, *Experiment::descriptor(), "", found);
   return found;
+}
+
+std::vector<Difference> earlier_choices(const Experiment& stored, const Experiment& asked) {
+  std::vector<Difference> choices;
+  const Experiment defaults = defaults_for(asked);
+  for (const auto& difference : differences(stored, asked)) {
+    const auto is_it = [&](const EarlierValue& earlier) { return earlier.path == difference.path; };
+    if (std::any_of(earlier_values().begin(), earlier_values().end(), is_it) &&
+        difference.after == value_text(defaults, difference.path, "(not set)"))
+      choices.push_back(difference);
+  }
+  return choices;
 }
 
 bool may_change_in_a_run(const std::string& path, const Experiment& experiment) {

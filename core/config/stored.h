@@ -18,7 +18,10 @@ namespace muster::config {
 // Increased whenever a change of the program changes what the same experiment gives, beyond rounding or, if
 // reproducible, at all. Every stored experiment names the version it was written by in a header line
 // "# muster-results-version: N"; a file without that line is of version 1.
-constexpr uint32_t kResultsVersion = 1;
+constexpr uint32_t kResultsVersion = 2;
+// The oldest version whose runs continue with the same results: everything that has changed since has a field in
+// earlier_values().
+constexpr uint32_t kOldestContinuedVersion = 1;
 constexpr char kResultsVersionKey[] = "muster-results-version:";
 
 // A field that did not exist, or had another default, in results versions before `since`: runs of those versions had
@@ -63,6 +66,10 @@ struct Difference {
 
 // All values that differ, in the order of the schema.
 std::vector<Difference> differences(const Experiment& before, const Experiment& after);
+
+// Of these the ones that only the program has changed: fields of earlier_values() that `stored` has from an earlier
+// version, and of which `asked` has today's default. What was begun with them continues with them.
+std::vector<Difference> earlier_choices(const Experiment& stored, const Experiment& asked);
 
 // Whether a run may continue with another value there: it changes only the number of steps, only rounding (as another
 // number of ranks does), or nothing. data.path is such a field because the content of the data is compared separately.

@@ -13,7 +13,7 @@
 
 namespace muster::run {
 
-// What the experiment says is to be kept.
+// What the experiment says is to be kept: while the run lasts, and of a finished one.
 checkpoints::Retention retention_of(const config::Checkpoints& settings);
 checkpoints::Retention retention_when_finished(const config::Checkpoints& settings);
 

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/print.h"
 #include "base/text.h"
@@ -21,6 +22,7 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
     first_step_ = step;
     start_ = now;
   }
+  advise(now, step, total_steps);
   if (!due()) return;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double per_step = step > first_step_ ? elapsed / static_cast<double>(step - first_step_) : 0;
@@ -38,6 +40,22 @@ void Progress::step(uint64_t step, uint64_t total_steps, int64_t epoch, int64_t 
     std::fputs((numbers + "\n").c_str(), stderr);
   }
   std::fflush(stderr);
+}
+
+void Progress::advise_if_long(int idle_cores, const std::string& text) {
+  idle_cores_ = idle_cores;
+  advice_ = text;
+}
+
+void Progress::advise(Clock::time_point now, uint64_t step, uint64_t total_steps) {
+  constexpr double kAWhile = 20, kMinutes = 180;  // seconds
+  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  if (advice_.empty() || elapsed < kAWhile || step == first_step_) return;
+  double load = 0;  // processes that ran or waited for a core, mean of the last minute; of this one less so far
+  const double left = elapsed / static_cast<double>(step - first_step_) * static_cast<double>(total_steps - step);
+  const bool is_idle = getloadavg(&load, 1) == 1 && load < idle_cores_;
+  if (left > kMinutes && is_idle) line(advice_);
+  advice_.clear();
 }
 
 bool Progress::due() {

@@ -192,8 +192,9 @@ void prepare(TrainingRun& run) {
                                 [&] { from_checkpoint ? restore_weights(run) : load_initial_weights(run); });
   auto& parameters = run.model->parameters();
   require_same_weights(parameters, run.moments, communicator);
-  run.reader = std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments,
-                                                    parameters.dtype(), run.compute.device);
+  run.reader =
+      std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments, parameters.dtype(),
+                                           run.compute.device, config.data().standardize_in_float32());
   parameters.move_to(run.compute.device);
   on_all_ranks([&] { run.reader->keep_on_device(config.training().data_on_device(), run.compute.ranks_on_gpu); });
   const auto& adamw = config.optimizer();
@@ -205,7 +206,7 @@ void prepare(TrainingRun& run) {
 }
 
 std::string summary(const TrainingRun& run) {
-  const int ranks = run.communicator.size(), threads = run.compute.threads, cores = usable_cores();
+  const int ranks = run.communicator.size(), threads = run.compute.threads;
   std::string text = fmt::format("{}: {}, {} parameters; {} train, {} valid, {} test samples", run.config.name(),
                                  models::spec_of(run.config).title, run.model->parameters().count(),
                                  run.split.train.size(), run.split.valid.size(), run.split.test.size());
@@ -215,10 +216,6 @@ std::string summary(const TrainingRun& run) {
   if (const uint64_t done = run.resume_point.state.steps_done(); run.resumes)
     text += done > 0 ? fmt::format("\ncontinues after step {}, epoch {}", done, run.plan->epoch_of(done))
                      : "\nno checkpoint was committed: starts again";
-  if (ranks == 1 && run.compute.device.is_cpu() && threads < cores)
-    text +=
-        fmt::format("\nthis run uses {} of {} cores; for all: muster launch -n {} train ... (the same model, sooner)",
-                    threads, cores, cores);
   if (run.compute.microbatches < ranks)
     text += fmt::format("\nnote: training.microbatches is {}: the other ranks of {} have nothing to do",
                         run.compute.microbatches, ranks);
@@ -241,6 +238,13 @@ bool is_concluded(TrainingRun& run) {
 }
 
 void open_for_writing(TrainingRun& run) {
+  if (const int cores = usable_cores(), threads = run.compute.threads;
+      run.communicator.size() == 1 && run.compute.device.is_cpu() && threads < cores)
+    run.progress.advise_if_long(cores - threads,
+                                fmt::format("this run uses {} of {} cores and will take minutes. With more ranks it "
+                                            "gives the same model, probably sooner: stop it (Ctrl-C saves), then "
+                                            "muster launch -n {} resume {}",
+                                            threads, cores, cores, run.options.run_directory));
   run::save_on_stop();
   nlohmann::json job = run::describe_environment(run.communicator, run.options.command_line, describe_rank(run.compute),
                                                  describe_job(run.compute));

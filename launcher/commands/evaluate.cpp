@@ -73,9 +73,9 @@ void evaluate_predictions(const Arguments& arguments, const std::string& path) {
   for (const auto& [name, value] : scores.metrics)
     if (stored.contains(name))
       baseline.emplace_back(name, stored[name].is_number() ? stored[name].get<double>() : std::nan(""));
-  print_scores(fmt::format("{} ({} split, {} samples); the weights were not kept", path, arguments.split,
-                           scores.samples),
-               arguments, scores.metrics, baseline, scores.class_names, scores.confusion, result.model_note);
+  print_scores(
+      fmt::format("{} ({} split, {} samples); the weights were not kept", path, arguments.split, scores.samples),
+      arguments, scores.metrics, baseline, scores.class_names, scores.confusion, result.model_note);
 }
 
 void run(const Arguments& arguments) {
@@ -121,9 +121,10 @@ void run(const Arguments& arguments) {
 
 void add_evaluate_command(CLI::App& parent) {
   auto arguments = std::make_shared<Arguments>();
-  auto* command =
-      parent.add_subcommand("evaluate", "Metrics of a finished run's weights, or of the predictions that a trial or a study's run has kept; ranks share the "
-                            "work under mpirun");
+  auto* command = parent.add_subcommand("evaluate",
+                                        "Metrics of a finished run's weights, or of the predictions that a trial or a "
+                                        "study's run has kept; ranks share the "
+                                        "work under mpirun");
   command->add_option("RUN_DIR", arguments->run_directory, "Run directory")->required();
   command->add_option("--data", arguments->data, "Evaluate on this dataset file instead of the run's");
   command->add_option("--split", arguments->split, "train, valid, test (default) or all")

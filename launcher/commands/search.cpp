@@ -11,6 +11,7 @@
 #include "base/print.h"
 #include "base/text.h"
 #include "core/config/resolved_text.h"
+#include "core/config/stored.h"
 #include "core/run/stop.h"
 #include "core/training/data_source.h"
 #include "core/training/same_job.h"
@@ -166,7 +167,7 @@ void print_best(const SearchArguments& arguments) {
   const auto& best = standing["best"][0];
   auto overrides = overrides_of(best["params"]);
   overrides.push_back(fmt::format("name={}-best", directory.spec().search.name()));
-  const auto loaded = config::load_experiment(directory.file("base.txtpb"), overrides);
+  const auto loaded = config::load_stored_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
   require_output(output, OutputKind::kExperiment, {directory.file("base.txtpb")}, arguments.directory);
   write_file_atomically(output, config::resolved_text(loaded.experiment));

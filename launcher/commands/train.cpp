@@ -33,6 +33,21 @@ double seconds_before() {
                            std::atof(started));
 }
 
+std::string run_directory_of(const TrainArguments& arguments, const config::LoadedExperiment& loaded) {
+  return arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
+}
+
+// A run that an earlier version has begun continues with what has changed in muster since.
+void continue_as_begun(const TrainArguments& arguments, config::LoadedExperiment& loaded) {
+  const std::string stored = run_directory_of(arguments, loaded) + "/config.txtpb";
+  if (!std::filesystem::exists(stored)) return;
+  auto overrides = overrides_of(arguments);
+  for (const auto& choice :
+       config::earlier_choices(config::load_stored_experiment(stored).experiment, loaded.experiment))
+    overrides.push_back(choice.path + "=" + choice.before);
+  loaded = config::load_experiment(arguments.config, overrides);
+}
+
 void run(const TrainArguments& arguments) {
   run::catch_stop_signals();
   run_job([&](distributed::Communicator& communicator) {
@@ -50,11 +65,11 @@ void run(const TrainArguments& arguments) {
       loaded = arguments.resumes
                    ? config::load_stored_experiment(arguments.run_directory + "/config.txtpb", overrides_of(arguments))
                    : config::load_experiment(arguments.config, overrides_of(arguments));
+      if (arguments.begin == "auto") continue_as_begun(arguments, loaded);
       if (!arguments.time_limit.empty())
         options.time_limit = std::max(1e-3, parse_duration(arguments.time_limit).value() - seconds_before());
     });
-    options.run_directory =
-        arguments.run_directory.empty() ? "runs/" + loaded.experiment.name() : arguments.run_directory;
+    options.run_directory = run_directory_of(arguments, loaded);
     options.begin = arguments.resumes           ? training::Begin::kResume
                     : arguments.begin == "auto" ? training::Begin::kAuto
                                                 : training::Begin::kNew;

@@ -63,8 +63,13 @@ void SearchDirectory::join(const SearchSpec& spec) {
   comparison.ReportDifferencesToString(&lines);
   if (!comparison.Compare(comparable(spec_.search), comparable(spec.search)))
     for (std::istringstream text(lines); std::getline(text, lines);) differences += "\n  " + lines;
-  for (const auto& difference : config::differences(spec_.base, spec.base))
+  // An earlier version's search continues as it began: its base experiment is the one that is stored.
+  const auto kept = config::earlier_choices(spec_.base, spec.base);
+  for (const auto& difference : config::differences(spec_.base, spec.base)) {
+    const auto is_kept = [&](const auto& choice) { return choice.path == difference.path; };
+    if (std::any_of(kept.begin(), kept.end(), is_kept)) continue;
     differences += fmt::format("\n  {}: {} -> {}", difference.path, difference.before, difference.after);
+  }
   if (!differences.empty())
     throw Error(ExitCode::kBadConfig,
                 fmt::format("{} holds another search; its trials could not be compared with these:{}\n"

@@ -8,7 +8,7 @@
 #include <filesystem>
 
 #include "base/json.h"
-#include "core/config/load.h"
+#include "core/config/stored.h"
 #include "core/run/results.h"
 #include "core/run/stop.h"
 
@@ -80,7 +80,7 @@ class Trials {
           overrides.push_back(fmt::format("data.split.fold={}", repeat));
         else if (repeat > 0)
           overrides.push_back(fmt::format("seed={}", directory_.spec().base.seed() + repeat));
-        loaded = config::load_experiment(directory_.file("base.txtpb"), overrides);
+        loaded = config::load_stored_experiment(directory_.file("base.txtpb"), overrides);
         if (group_.leads()) is_known = directory_.recover(run, loaded.experiment);
       });
       training::TrainOptions options;

@@ -23,8 +23,11 @@ StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(
   for (const auto& cell : spec_.cells) {
     const std::string config = run(cell) + "/config.txtpb";
     if (!fs::exists(config)) continue;
-    const auto differences =
-        config::differences(config::load_stored_experiment(config).experiment, spec_.experiment(cell).experiment);
+    const auto stored = config::load_stored_experiment(config).experiment;
+    // All cells of a study that an earlier version has begun are trained as the first one was.
+    for (const auto& choice : config::earlier_choices(stored, spec_.experiment(cell).experiment))
+      spec_.study.add_set(choice.path + "=" + choice.before);
+    const auto differences = config::differences(stored, spec_.experiment(cell).experiment);
     if (differences.empty()) continue;
     std::string changes;
     for (const auto& difference : differences)
@@ -57,8 +60,8 @@ void StudyDirectory::tidy(const Cell& cell) const {
   try {
     const run::RunLock lock(run(cell));
     tidy_run(run(cell),
-             {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv", "predictions-valid.csv",
-              "result.json"},
+             {"config.txtpb", "environment.json", "lock", "metrics.jsonl", "predictions-test.csv",
+              "predictions-valid.csv", "result.json"},
              spec_.study.keep_weights());
   } catch (const Error& held) {
     if (held.code() != ExitCode::kUsage)

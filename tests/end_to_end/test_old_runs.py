@@ -70,7 +70,8 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(tmp_path):
         assert mp.muster("checkpoints", "fingerprint", run).stdout.split()[0] == expected["best"]["fingerprint"]
     assert_same_scores(result["test"], expected["test"], 1e-4 if same_processor else 0.05)
     assert_same_scores(evaluated(run), result["test"])
-    assert (run / "config.txtpb").read_text().count("# muster-results-version: 1\n") == 1
+    config = (run / "config.txtpb").read_text()
+    assert config.count("# muster-results-version: 2\n") == 1 and "standardize_in_float32: true\n" in config
 
 
 def test_the_states_are_told(tmp_path):

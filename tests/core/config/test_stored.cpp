@@ -121,6 +121,19 @@ TEST_F(Stored, TheTableNamesFieldsAndValuesThatExist) {
       testing::ThrowsMessage<Error>(HasSubstr("unknown field miar.depth")));
 }
 
+TEST_F(Stored, WhatOnlyTheProgramHasChangedIsContinuedWith) {
+  Experiment asked = small(), stored = small();
+  stored.mutable_data()->set_standardize_in_float32(true);
+  stored.set_seed(8);  // the user's own change
+  const auto choices = earlier_choices(stored, asked);
+  ASSERT_EQ(choices.size(), 1u);
+  EXPECT_EQ(choices[0].path + "=" + choices[0].before, "data.standardize_in_float32=true");
+  // Asked for, and not the default: the user's own change too.
+  asked.mutable_data()->set_standardize_in_float32(true);
+  stored.mutable_data()->set_standardize_in_float32(false);
+  EXPECT_TRUE(earlier_choices(stored, asked).empty());
+}
+
 TEST_F(Stored, AnUnknownFieldIsRefusedByName) {
   std::string text = with_version(resolved_text(small()), "7");
   text.insert(text.find("  dropout: 0.1"), "  gate_width: 3\n");
