@@ -44,7 +44,7 @@ TEST_F(Resolved, TextHasTheHeaderAndShortDoubles) {
   const std::string text = resolved_text(load(kTexts[2]).experiment);
   EXPECT_THAT(text, testing::StartsWith(
                         "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n"
-                        "# muster-results-version: 1\nname: "));
+                        "# muster-results-version: 2\nname: "));
   EXPECT_THAT(text, HasSubstr("noise: 0.30000000000000004\n"));
   EXPECT_THAT(text, HasSubstr("dropout: 0.1\n"));
   EXPECT_THAT(text, HasSubstr("epsilon: 1e-8\n"));
@@ -82,7 +82,7 @@ TEST_F(Resolved, IsCheckedLikeAnyFile) {
   Experiment e = load(kTexts[0]).experiment;
   e.mutable_optimizer()->set_beta1(2);
   EXPECT_THAT(parse_problems(resolved_text(e)),
-              HasSubstr("config.txtpb:33: optimizer.beta1 must be at least 0 and less than 1, not 2"));
+              HasSubstr("config.txtpb:34: optimizer.beta1 must be at least 0 and less than 1, not 2"));
   EXPECT_THAT(parse_problems("sed: 3"), HasSubstr("config.txtpb:1: unknown field sed; did you mean seed?"));
   EXPECT_THAT(parse_problems(""), HasSubstr("config.txtpb is empty"));
   EXPECT_THAT(parse_problems("# proto-message: muster.x.Y\n"), HasSubstr("muster.x.Y"));

@@ -123,6 +123,7 @@ TEST_F(Stored, TheTableNamesFieldsAndValuesThatExist) {
 
 TEST_F(Stored, WhatOnlyTheProgramHasChangedIsContinuedWith) {
   Experiment asked = small(), stored = small();
+  asked.mutable_data()->set_standardize_in_float32(false);
   stored.mutable_data()->set_standardize_in_float32(true);
   stored.set_seed(8);  // the user's own change
   const auto choices = earlier_choices(stored, asked);
