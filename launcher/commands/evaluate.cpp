@@ -53,9 +53,17 @@ void print_scores(const std::string& heading, const Arguments& arguments, const 
 // Trials of a search and cells of a study keep the predictions of their best weights, but not always the weights. The
 // file with these predictions; empty where the weights are there, or something else is asked for.
 std::string kept_predictions(const Arguments& arguments, const std::string& weights) {
-  const std::string path = fmt::format("{}/predictions-{}.csv", arguments.run_directory, arguments.split);
-  const bool are_wanted = arguments.weights == "best" && arguments.data.empty() && !std::filesystem::exists(weights);
-  return are_wanted && std::filesystem::exists(path) ? path : "";
+  const auto of = [&](const std::string& split) {
+    return fmt::format("{}/predictions-{}.csv", arguments.run_directory, split);
+  };
+  const auto exists = [](const std::string& path) { return std::filesystem::exists(path); };
+  if (exists(weights) || !(exists(of("valid")) || exists(of("test")))) return "";
+  if (arguments.weights == "best" && arguments.data.empty() && exists(of(arguments.split))) return of(arguments.split);
+  std::string there;
+  for (const char* split : {"valid", "test"})
+    if (exists(of(split))) there += fmt::format(" --split {}", split);
+  throw Error(ExitCode::kUsage,
+              fmt::format("{}: the weights were not kept, only the predictions of the best ones:{}", weights, there));
 }
 
 void evaluate_predictions(const Arguments& arguments, const std::string& path) {

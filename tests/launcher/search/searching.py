@@ -24,7 +24,8 @@ parameters {
 }
 objective { metric: "loss" }
 """
-SMALL_FILES = {"config.txtpb", "metrics.jsonl", "result.json"}
+OF_A_RESULT = {"environment.json", "predictions-valid.csv", "result.json"}
+SMALL_FILES = {"config.txtpb", "metrics.jsonl"} | OF_A_RESULT
 
 
 def write_search(folder, trials=8, epochs=2, more="", base=BASE, spec=SPEC, budget=""):

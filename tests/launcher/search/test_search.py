@@ -50,7 +50,22 @@ def test_the_best_trial_can_be_trained_again(finished, tmp_path):
     # Of the others nothing is left but a few small files.
     for number in range(8):
         names = {str(path.relative_to(run_of(directory, number))) for path in run_of(directory, number).rglob("*") if path.is_file()}
-        assert names == {"config.txtpb", "metrics.jsonl", "result.json"} | ({"weights/best.safetensors"} if number == best else set())
+        assert names == s.SMALL_FILES | ({"weights/best.safetensors"} if number == best else set())
+
+
+def test_every_number_can_be_computed_again(finished, tmp_path):
+    """By the weights where they are kept, otherwise by the predictions."""
+    directory, _ = finished[2]
+    best = study(directory).best_trial.number
+    for number in (best, (best + 1) % 8):
+        run, valid = run_of(directory, number), result_of(directory, number)["valid"]
+        again = json.loads(mp.muster("evaluate", run, "--split", "valid", "--json", "-o", tmp_path / f"{number}.csv").stdout)
+        assert again["metrics"] == pytest.approx(valid["metrics"], nan_ok=True) and again["samples"] == valid["samples"] and again["confusion"] == valid["confusion"]
+        assert (tmp_path / f"{number}.csv").read_bytes() == (run / "predictions-valid.csv").read_bytes()
+        shown = mp.muster("evaluate", run, "--split", "valid").stdout
+        assert ("the weights were not kept" in shown) == (number != best) and "valid baseline" in shown
+    refused = mp.muster("evaluate", run_of(directory, (best + 1) % 8), code=2).stderr
+    assert "the weights were not kept, only the predictions of the best ones: --split valid" in refused
 
 
 def test_a_trial_does_not_depend_on_where_it_ran(finished):
@@ -169,7 +184,7 @@ def test_what_is_kept_of_trials(tmp_path):
         assert {"COMPLETE", "PRUNED", "FAIL"} == {trial.state.name for trial in trials} and len(trials) == 9
         best = sorted((trial.value, trial.number) for trial in trials if trial.state == TrialState.COMPLETE)[:keep]
         for trial in trials:
-            files = {TrialState.COMPLETE: s.SMALL_FILES, TrialState.PRUNED: s.SMALL_FILES - {"result.json"}, TrialState.FAIL: set()}[trial.state]
+            files = {TrialState.COMPLETE: s.SMALL_FILES, TrialState.PRUNED: s.SMALL_FILES - s.OF_A_RESULT, TrialState.FAIL: set()}[trial.state]
             kept = {"weights", "weights/best.safetensors"} if trial.number in {number for _, number in best} else set()
             assert s.files_of(directory, trial.number) == files | kept, trial
     assert {path.name for path in directory.iterdir()} == {"search.txtpb", "base.txtpb", "journal.log", "trials", "jobs", "logs"}
