@@ -14,7 +14,7 @@ import muster_program as mp
 # Dropout, all losses, a learnt temperature, batches that no number of ranks divides, best weights that are not the last ones.
 TEXT = ("name: 'resumed'\n" + mp.SMALL_FOAL_NET + mp.CLASSIFICATION + "optimizer { learning_rate: 0.003 schedule: COSINE warmup_steps: 5 clip_norm: 1 }\n"
         "training { epochs: 9 batch_size: 7 log_every_steps: 1 threads: 1 reproducible: true sampling: CLASS_BALANCED }\n"
-        "evaluation { every_steps: 4 }\ncheckpoints { every_epochs: 0 every_steps: 5 }\n")
+        "evaluation { every_steps: 4 }\ncheckpoints { every_epochs: 0 every_steps: 5 keep_when_finished: ALL }\n")
 MEASURED = ("samples_per_second", "microbatches", "bytes_sent")
 
 
@@ -158,9 +158,10 @@ def test_resume_is_a_resume(reference, tmp_path):
 
 
 def test_more_epochs_are_what_they_would_have_been(tmp_path):
-    text = TEXT.replace("schedule: COSINE warmup_steps: 5", "").replace("every_steps: 4", "every_epochs: 1")
+    text = TEXT.replace("schedule: COSINE warmup_steps: 5", "").replace("every_steps: 4", "every_epochs: 1").replace("keep_when_finished: ALL", "keep_every_steps: 10")
     whole = mp.train(tmp_path, text.replace("epochs: 9", "epochs: 5"), "whole")
     run = mp.train(tmp_path, text.replace("epochs: 9", "epochs: 2"), "run", ranks=2)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000010", "step-00000014"]  # what was asked for, and the last
     mp.muster("resume", run, "--set", "training.epochs=5")
     assert_same_run(run, whole)
     assert mp.read_json(run / "environment.json")["resumes"][0]["changes"] == ["training.epochs: 2 -> 5"]
