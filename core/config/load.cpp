@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <sstream>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/problems.h"
+#include "base/text.h"
 #include "core/config/check.h"
 #include "core/config/fields.h"
 #include "core/config/parse.h"
@@ -178,10 +181,19 @@ void with_places(const LoadedExperiment& loaded, const std::function<void()>& wo
   try {
     work();
   } catch (const Error& error) {
-    const std::string text = error.what();
-    const std::string place = where(loaded, text.substr(0, text.find(':')));
-    if (error.code() != ExitCode::kBadConfig || place == "default") throw;
-    throw Error(error.code(), place + ": " + text);
+    if (error.code() != ExitCode::kBadConfig) throw;
+    std::vector<std::string> lines;
+    std::istringstream text(error.what());
+    bool found = false;
+    for (std::string line; std::getline(text, line); lines.push_back(line)) {
+      const size_t start = std::min(line.find_first_not_of(' '), line.size());
+      const std::string place = where(loaded, line.substr(start, line.find(':') - start));
+      if (place == "default") continue;
+      line.insert(start, place + ": ");
+      found = true;
+    }
+    if (!found) throw;
+    throw Error(error.code(), join(lines, "\n"));
   }
 }
 

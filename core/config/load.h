@@ -54,8 +54,8 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
 // "--set path=value", "preset NAME" or "default". For errors that are found later, when the data is at hand.
 std::string where(const LoadedExperiment& loaded, const std::string& field_path);
 
-// Runs `work`, which judges values by what is found later. An Error(kBadConfig) from it that starts with a field's path
-// ("training.threads: ...") is thrown again with the place of that value in front, unless it is a default.
+// Runs `work`, which judges values by what is found later. An Error(kBadConfig) from it is thrown again: a line that
+// starts with a field's path ("training.threads: ...") has the place of that value in front, unless it is a default.
 void with_places(const LoadedExperiment& loaded, const std::function<void()>& work);
 
 }  // namespace muster::config

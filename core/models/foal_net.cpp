@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <numeric>
 
-#include "base/error.h"
+#include "base/problems.h"
+#include "base/text.h"
 #include "core/config/check.h"
+#include "core/config/fields.h"
 #include "core/kernels/attention.h"
 #include "core/models/layers.h"
 #include "core/models/make_model.h"
@@ -85,6 +88,20 @@ void check_foal_net(const config::Checker& block) {
   block.not_negative("mem_weight");
 }
 
+void check_foal_net_data(const config::Experiment& experiment, const DataShape& shape, Problems& problems) {
+  const int64_t heads = experiment.foal_net().heads();
+  std::vector<std::string> uneven, shared;
+  for (size_t m = 0; m < shape.dims.size(); ++m)
+    if (shape.dims[m] % heads != 0) uneven.push_back(fmt::format("{} ({})", shape.dims[m], shape.modalities[m]));
+  if (uneven.empty()) return;
+  const int64_t divisor = std::accumulate(shape.dims.begin(), shape.dims.end(), int64_t{0}, std::gcd<int64_t, int64_t>);
+  for (int64_t few = 1; few <= 16; ++few)
+    if (divisor % few == 0) shared.push_back(fmt::format("{}", few));
+  problems.add(fmt::format(
+      "foal_net.heads: {} heads cannot share features of width {} evenly; set heads to {}, which divide{} {}", heads,
+      join(uneven, " and "), config::either(shared), shared.size() == 1 ? "s" : "", fmt::join(shape.dims, " and ")));
+}
+
 std::string foal_net_objection(const std::vector<std::string>& names) {
   if (names[0] != "vision" && names[1] != "audio") return "";
   return fmt::format("lists \"{}\" before \"{}\", but foal_net takes the audio modality first, then the visual one",
@@ -98,6 +115,7 @@ ModelSpec foal_net_spec() {
   spec.tasks = {data::Task::kClassification};
   spec.modalities = {{"audio", "vision"}, 2, 2, /*every_sample_needs_all=*/true, foal_net_objection};
   spec.check = check_foal_net;
+  spec.check_data = check_foal_net_data;
   spec.conditional_fields = {{"fixed_temperature", "temperature_mode", "FIXED_TEMPERATURE"}};
   spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
     return std::make_unique<FoalNet>(experiment.foal_net(), FoalNet::Sizes{shape.dims[0], shape.dims[1], shape.outputs},
@@ -118,14 +136,7 @@ FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope d
                  uint64_t seed)
     : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed), sizes.classes, foal_net_row_terms(config),
             foal_net_batch_terms(config)),
-      config_(config) {
-  for (const int64_t width : {sizes.audio_dim, sizes.video_dim})
-    if (width % config.heads() != 0)
-      throw Error(ExitCode::kBadConfig,
-                  fmt::format("foal_net.heads: {} heads cannot share features of width {} evenly; choose a number that "
-                              "divides {} and {}",
-                              config.heads(), width, sizes.audio_dim, sizes.video_dim));
-}
+      config_(config) {}
 
 int64_t FoalNet::embedding_dim() const {
   const bool compared = config_.avel_weight() > 0 || config_.mem_weight() > 0;

@@ -16,7 +16,7 @@ class FoalNet final : public Model {
     int64_t video_dim;
     int64_t classes;
   };
-  // Throws Error(kBadConfig) when the heads do not divide a modality's width.
+  // The heads must divide both widths: make_model() sees to it.
   FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 
   int64_t embedding_dim() const override;

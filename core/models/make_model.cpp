@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "base/error.h"
+#include "base/problems.h"
 
 namespace muster::models {
 
@@ -13,6 +13,9 @@ std::unique_ptr<Model> make_model(const config::Experiment& experiment, const Da
   if (shape.outputs < 2 && !spec.learns(data::Task::kRegression))
     throw Error(ExitCode::kBadConfig,
                 fmt::format("{}: classification needs data with at least two classes", spec.name));
+  Problems problems(spec.name);
+  if (spec.check_data != nullptr) spec.check_data(experiment, shape, problems);
+  problems.throw_if_any(ExitCode::kBadConfig);
   return spec.build(experiment, shape);
 }
 

@@ -10,6 +10,9 @@
 #include "core/config/experiment.pb.h"
 #include "core/data/dataset.h"
 
+namespace muster {
+class Problems;
+}
 namespace muster::config {
 class Checker;
 }
@@ -51,6 +54,9 @@ struct ModelSpec {
   // Adds a problem for each value of the block that no data could make right; paths are relative to the block. Types,
   // and `classes` if the block has it, are checked already.
   void (*check)(const config::Checker& block) = nullptr;
+  // Adds a problem, which begins with a field's path and a colon, for each value of the block that is wrong for data of
+  // this shape. Modalities that the data lacks are a problem already, and not part of `shape`.
+  void (*check_data)(const config::Experiment& experiment, const DataShape& shape, Problems& problems) = nullptr;
   std::vector<ConditionalField> conditional_fields;
   // The model with its starting weights. `shape` agrees with `tasks` and `modalities`.
   std::unique_ptr<Model> (*build)(const config::Experiment& experiment, const DataShape& shape) = nullptr;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "base/problems.h"
 #include "base/text.h"
 #include "core/config/fields.h"
 #include "core/data/container.h"
@@ -33,7 +34,9 @@ std::string quoted_list(const std::vector<std::string>& names) {
   return names.empty() ? "" : fmt::format("\"{}\"", fmt::join(names, "\", \""));
 }
 
-std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset) {
+// Those of the used modalities that the data has.
+std::vector<std::string> choose_modalities(const config::Experiment& experiment, const data::Dataset& dataset,
+                                           Problems& problems) {
   const auto& index = dataset.index();
   const models::ModelSpec& model = models::spec_of(experiment);
   const models::ModalityPolicy& policy = model.modalities;
@@ -43,16 +46,17 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
   if (chosen.empty())
     for (const auto& name : policy.defaults)
       if (policy.fewest == policy.most || index.find_modality(name) >= 0) chosen.push_back(name);
-  std::vector<std::string> missing;
-  for (const auto& name : chosen)
-    if (index.find_modality(name) < 0) missing.push_back(name);
-  if (!missing.empty())
-    throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {} has no modality {}; it has {}", dataset.source(),
-                                                  quoted_list(missing), quoted_list(present)));
   if (chosen.size() < policy.fewest)
-    throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {} needs at least {}; {} has {}: list those to use",
-                                                  model.title, plural(static_cast<int64_t>(policy.fewest), "modality"),
-                                                  dataset.source(), quoted_list(present)));
+    problems.add(fmt::format("data.modalities: {} needs at least {}; {} has {}: list those to use", model.title,
+                             plural(static_cast<int64_t>(policy.fewest), "modality"), dataset.source(),
+                             quoted_list(present)));
+  std::vector<std::string> missing;
+  const auto is_missing = [&](const std::string& name) { return index.find_modality(name) < 0; };
+  std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(missing), is_missing);
+  chosen.erase(std::remove_if(chosen.begin(), chosen.end(), is_missing), chosen.end());
+  if (!missing.empty())
+    problems.add(fmt::format("data.modalities: {} has no modality {}; it has {}", dataset.source(),
+                             quoted_list(missing), quoted_list(present)));
   return chosen;
 }
 
@@ -62,45 +66,40 @@ int64_t classes_of(const config::Experiment& experiment, const std::string& mode
   return at.field == nullptr ? 0 : at.message->GetReflection()->GetUInt32(*at.message, at.field);
 }
 
-int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset) {
+int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset& dataset, Problems& problems) {
   const auto& index = dataset.index();
   const models::ModelSpec& model = models::spec_of(experiment);
+  const bool regression = index.task == data::Task::kRegression;
   if (!model.learns(index.task)) {
     std::vector<std::string> others;
     for (const auto* other : models::all_models())
       if (other->learns(index.task)) others.push_back(other->name);
-    const bool regression = index.task == data::Task::kRegression;
-    throw Error(ExitCode::kBadConfig, fmt::format("{}: it {}, but {} is for {}; use {}, or choose {} with data.target",
-                                                  model.name, regression ? "classifies" : "does regression",
-                                                  dataset.source(), regression ? "regression" : "classification",
-                                                  config::either(others), regression ? "class labels" : "a number"));
+    problems.add(fmt::format("{}: it {}, but {} is for {}; use {}, or choose {} with data.target", model.name,
+                             regression ? "classifies" : "does regression", dataset.source(),
+                             regression ? "regression" : "classification", config::either(others),
+                             regression ? "class labels" : "a number"));
   }
-  if (index.task == data::Task::kRegression) {
+  if (regression) {
     if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
-      throw Error(ExitCode::kBadConfig,
-                  fmt::format("training.sampling: CLASS_BALANCED needs classes, but {} is for regression; use SHUFFLE",
-                              dataset.source()));
+      problems.add(fmt::format("training.sampling: CLASS_BALANCED needs classes, but {} is for regression; use SHUFFLE",
+                               dataset.source()));
     return 1;
   }
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
   const int64_t wanted = classes_of(experiment, model.name);
   if (wanted != 0 && wanted != in_file)
-    throw Error(
-        ExitCode::kBadConfig,
+    problems.add(
         fmt::format("{0}.classes: it is {1}, but {2} has {3} classes: {4}; leave the field out or set it to {3}",
                     model.name, wanted, dataset.source(), in_file, quoted_list(index.class_names)));
-  if (in_file < 2)
-    throw Error(ExitCode::kBadData, fmt::format("{}: classification needs at least two classes", dataset.source()));
   return in_file;
 }
 
-void require_known_metric(const config::Experiment& experiment, data::Task task) {
+void check_metric(const config::Experiment& experiment, data::Task task, Problems& problems) {
   const std::string& name = experiment.evaluation().select_by();
   const auto names = metrics::selectable_names(task);
   if (name.empty() || std::find(names.begin(), names.end(), name) != names.end()) return;
-  throw Error(ExitCode::kBadConfig,
-              fmt::format("evaluation.select_by: \"{}\" is not a metric of this data's task; use one of {}", name,
-                          quoted_list(names)));
+  problems.add(fmt::format("evaluation.select_by: \"{}\" is not a metric of this data's task; use one of {}", name,
+                           quoted_list(names)));
 }
 
 void find_usable(const config::Experiment& experiment, DataSource& source) {
@@ -131,10 +130,8 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
                 fmt::format("{}: no sample has the modalities that the model needs", source.dataset->source()));
 }
 
-}  // namespace
-
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required,
-                     DatasetCache* cache) {
+DataSource open_source(const config::Experiment& experiment, const std::string& path, bool labels_required,
+                       bool for_training, DatasetCache* cache) {
   DataSource source;
   const auto& data = experiment.data();
   const std::string key = fmt::format("{}|{}|{}|{}|{}", path, data.path(), data.synthetic().SerializeAsString(),
@@ -144,15 +141,33 @@ DataSource open_data(const config::Experiment& experiment, const std::string& pa
   if (cache && !cached) *cache = {};
   source.dataset = cached ? cache->dataset : open_dataset(data, path, labels_required);
   if (cache && !cached) *cache = {key, source.dataset, {}, {}};
-  for (const auto& name : choose_modalities(experiment, *source.dataset)) {
+  Problems problems(fmt::format("the experiment does not fit {}", source.dataset->source()));
+  for (const auto& name : choose_modalities(experiment, *source.dataset, problems)) {
     source.modalities.push_back(source.index().find_modality(name));
     source.shape.modalities.push_back(name);
     source.shape.dims.push_back(source.index().modalities[source.modalities.back()].dim);
   }
-  source.shape.outputs = choose_outputs(experiment, *source.dataset);
-  require_known_metric(experiment, source.index().task);
+  source.shape.outputs = choose_outputs(experiment, *source.dataset, problems);
+  check_metric(experiment, source.index().task, problems);
+  const models::ModelSpec& model = models::spec_of(experiment);
+  if (for_training && model.check_data != nullptr) model.check_data(experiment, source.shape, problems);
+  if (const auto lines = problems.lines(); lines.size() == 1) throw Error(ExitCode::kBadConfig, lines[0]);
+  problems.throw_if_any(ExitCode::kBadConfig);
+  if (source.index().task == data::Task::kClassification && source.shape.outputs < 2)
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: classification needs at least two classes", source.dataset->source()));
   find_usable(experiment, source);
   return source;
+}
+
+}  // namespace
+
+DataSource open_training_data(const config::Experiment& experiment, DatasetCache* cache) {
+  return open_source(experiment, "", /*labels_required=*/true, /*for_training=*/true, cache);
+}
+
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required) {
+  return open_source(experiment, path, labels_required, /*for_training=*/false, nullptr);
 }
 
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training) {

@@ -35,12 +35,14 @@ struct DataSource {
   const data::DatasetIndex& index() const { return dataset->index(); }
 };
 
-// Opens the experiment's data (or, if `path` is not empty, that file in its place), or takes it from `cache`. Every
-// rank opens its own. Throws Error(kBadConfig) when the experiment does not fit the data (unknown modality, class
-// count, task), its message beginning with the field's path and a colon; Error(kBadData) when the file is not valid or
-// a sample lacks a modality that the model needs and data.missing_modality is ERROR.
-DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required,
-                     DatasetCache* cache = nullptr);
+// Opens the experiment's data for training, or takes it from `cache`. Every rank opens its own. Throws one
+// Error(kBadConfig) that names everything in which the experiment does not fit the data (modalities, task, classes,
+// metric, what the model says of their widths), each beginning with the field's path and a colon; Error(kBadData) when
+// the file is not valid or a sample lacks a modality that the model needs and data.missing_modality is ERROR.
+DataSource open_training_data(const config::Experiment& experiment, DatasetCache* cache = nullptr);
+// The same for a model that is trained already: if `path` is not empty, that file in place of the experiment's, and
+// without what the model says of widths. They must be those of its weights, which is for run::read_weights to say.
+DataSource open_data(const config::Experiment& experiment, const std::string& path, bool labels_required);
 
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);

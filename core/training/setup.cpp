@@ -168,7 +168,7 @@ void prepare(TrainingRun& run) {
   };
   find_run_directory(run);
   on_all_ranks([&] {
-    run.data = open_data(config, "", true, &run.datasets);
+    run.data = open_training_data(config, &run.datasets);
     run.split = split_data(config, run.data, true);
     if (!run.policy.sees_test_split) {
       run.split.test.clear();

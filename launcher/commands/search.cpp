@@ -55,7 +55,7 @@ void refuse_without_validation(const SearchSpec& spec) {
   training::DataSource data;
   data::Split split;
   try {
-    data = training::open_data(spec.base, "", true);
+    data = training::open_training_data(spec.base);
     split = training::split_data(spec.base, data, true);
   } catch (const Error&) {
     return;  // a trial's values may fix it; otherwise this is why trials fail

@@ -112,7 +112,7 @@ config::LoadedExperiment checked(const TrainArguments& train, const std::string&
   const int nodes = most_nodes(job.nodes);
   config::with_places(loaded, [&] {
     training::microbatches_of(loaded.experiment.training(), int64_t{nodes} * job.ranks_per_node);
-    const auto data = training::open_data(loaded.experiment, "", true);
+    const auto data = training::open_training_data(loaded.experiment);
     batch::TrainingPlan(loaded, data.index(), training::split_data(loaded.experiment, data, true).train);
   });
   const auto& settings = loaded.experiment.training();

@@ -38,7 +38,7 @@ def check_refused(folder, config, ranks, code, parts, *arguments):
 
 # Every case runs on one rank. On two, where one message must come out of two ranks that fail alike, a case of each kind does: what the parser, the
 # checks of values, those beside the data and the reader of files find, early and late; with MUSTER_FULL_TESTS=1 every case does.
-ON_TWO_RANKS = {"unknown-key", "unknown-modality", "batch-0", "unknown-group", "too-few-samples",
+ON_TWO_RANKS = {"unknown-key", "unknown-modality", "batch-0", "unknown-group", "misfits", "too-few-samples",
                 "nan-feature", "nan-label", "duplicate-id", "offsets-too-far", "class-not-in-training", "lacks-modality", "truncated", "absent"}
 
 
@@ -65,6 +65,15 @@ def both(*cases):
     ("no-data", FOAL + SHORT, ["no data: give data.path"]),
     ("unknown-metric", FOAL + DATA + 'evaluation { select_by: "MAE" }\n', ["experiment.txtpb:5: ", "evaluation.select_by", "weighted_F1"]),
     ("heads", FOAL.replace("}", "heads: 3 }") + DATA + SHORT, ["experiment.txtpb:3: ", "foal_net.heads", "8 and 4"]),
+    ("misfits", FOAL.replace("}", "classes: 5 heads: 3 }") + 'data { path: "data.h5" modalities: "audio" modalities: "video" }\n' + SHORT,
+     ["data.h5: 3 problems:", "experiment.txtpb:4: data.modalities: ", "experiment.txtpb:3: foal_net.classes: it is 5",
+      "experiment.txtpb:3: foal_net.heads: 3 heads cannot share features of width 8 (audio)"]),
+    ("misfits-of-a-regression", MIAR + 'data { path: "data.h5" modalities: "text" modalities: "face" }\ntraining { sampling: CLASS_BALANCED }\n'
+     'evaluation { select_by: "WA" }\n',
+     ["data.h5: 3 problems:", "experiment.txtpb:4: data.modalities: ", "experiment.txtpb:5: training.sampling: CLASS_BALANCED",
+      'experiment.txtpb:6: evaluation.select_by: "WA"']),
+    ("foal-net-and-metric-on-regression", FOAL + DATA + 'evaluation { select_by: "UA" }\n',
+     ["data.h5: 2 problems:", "experiment.txtpb:3: foal_net: it classifies", 'experiment.txtpb:5: evaluation.select_by: "UA"']),
     ("too-few-samples", FOAL + DATA + "training { batch_size: 100 drop_last: true }\n", ["experiment.txtpb:5: ", "leaves no batch"]),
 )
 def test_wrong_config(case, ranks, tmp_path):

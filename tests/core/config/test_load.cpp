@@ -157,6 +157,23 @@ TEST_F(Load, NotesWhatHasNoEffect) {
   EXPECT_THAT(load(text, {"optimizer.schedule=COSINE", "data.split.kind=K_FOLD"}).notes, testing::IsEmpty());
 }
 
+TEST_F(Load, LaterErrorsGetThePlaceOfEachFieldThatTheyName) {
+  const auto loaded = load("data { path: 'x' }\nfoal_net {\nheads: 3 }", {"seed=4"});
+  const auto placed = [&](ExitCode code, const std::string& text) -> std::string {
+    try {
+      with_places(loaded, [&] { throw Error(code, text); });
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code);
+      return without_folder(error.what());
+    }
+    return "";
+  };
+  EXPECT_EQ(placed(ExitCode::kBadConfig, "foal_net.heads: too many"), "e.txtpb:3: foal_net.heads: too many");
+  EXPECT_EQ(placed(ExitCode::kBadConfig, "x: 3 problems:\n  seed: odd\n  foal_net.layers: few\n  foal_net.heads: 3"),
+            "x: 3 problems:\n  --set seed=4: seed: odd\n  foal_net.layers: few\n  e.txtpb:3: foal_net.heads: 3");
+  EXPECT_EQ(placed(ExitCode::kBadData, "seed: odd"), "seed: odd");
+}
+
 TEST_F(Load, PresetGivenOnTheCommandLineReplacesTheFiles) {
   const std::string text = "preset: 'foal_net_official'\ndata { path: 'x' }";
   EXPECT_EQ(load(text, {"preset=foal_net_recommended"}).experiment.foal_net().adapter_dim(), 128u);

@@ -1,11 +1,13 @@
 // Names, shapes, counts and starting values of both models against tables written from the equations, not from the
 // code.
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "core/models/foal_net.h"
+#include "core/models/make_model.h"
 #include "core/models/miar.h"
 #include "tests/core/models/defaults.h"
 #include "tests/helpers/parameters.h"
@@ -136,7 +138,25 @@ TEST(FoalNetStart, IsThatOfTheAuthors) {
 }
 
 TEST(FoalNetStart, HeadsMustDivideWidths) {
-  EXPECT_THROW(foal_net("heads: 3", at::kFloat, 1, {12, 8, 4}), std::exception);
+  const auto message = [](const std::string& fields, const std::vector<int64_t>& dims) -> std::string {
+    try {
+      make_model(defaults("foal_net {" + fields + "}"), {{"audio", "vision"}, dims, 4});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kBadConfig);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(message("heads: 3", {12, 8}),
+              testing::HasSubstr("\n  foal_net.heads: 3 heads cannot share features of width 8 (vision) evenly; set "
+                                 "heads to 1, 2 or 4, which divide 12 and 8"));
+  EXPECT_THAT(message("", {74, 36}),
+              testing::HasSubstr("4 heads cannot share features of width 74 (audio) evenly; set heads to 1 or 2, which "
+                                 "divide 74 and 36"));
+  EXPECT_THAT(message("", {74, 35}),
+              testing::HasSubstr("width 74 (audio) and 35 (vision) evenly; set heads to 1, which "
+                                 "divides 74 and 35"));
+  EXPECT_EQ(message("projection_dim: 8 heads: 1", {74, 35}), "");
 }
 
 TEST(MiarShapes, HaveTheStatedCounts) {
