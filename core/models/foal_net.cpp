@@ -31,11 +31,17 @@ uint32_t layer_number(int pass_kind, uint32_t layer) {
 
 std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const FoalNet::Sizes& sizes) {
   const Initial weight = Initial::normal(0.02);  // measured on the authors' class
-  const int64_t widths[] = {sizes.audio_dim, sizes.video_dim};
+  const int64_t data_widths[] = {sizes.audio_dim, sizes.video_dim};
+  const int64_t common = config.adapter_output_dim();
+  const int64_t widths[] = {common > 0 ? common : sizes.audio_dim, common > 0 ? common : sizes.video_dim};
   const int64_t projection = config.projection_dim();
   std::vector<ParameterSpec> specs;
   for (const int64_t m : {kAudio, kVideo}) {
     const std::string adapter = fmt::format("adapter.{}", kRole[m]), avel = fmt::format("avel.{}", kRole[m]);
+    // Not 0.02, with which a few features would start far below the scale that they have in the data.
+    if (common > 0)
+      add_linear(specs, adapter + ".projection", common, data_widths[m],
+                 Initial::xavier_uniform(data_widths[m], common));
     if (config.adapter_dim() > 0) {
       add_linear(specs, adapter + ".input", config.adapter_dim(), widths[m], weight);
       add_linear(specs, adapter + ".output", widths[m], config.adapter_dim(), Initial::constant(0));
@@ -79,8 +85,13 @@ at::Tensor cross_entropy_sum(const at::Tensor& logits, const at::Tensor& labels)
 void check_foal_net(const config::Checker& block) {
   for (const char* const width : {"projection_dim", "heads"}) block.count(width);
   block.count("layers", config::kDeepest);
-  block.require(block.number("adapter_dim") <= config::kWidest, "adapter_dim",
-                fmt::format("from 0 (none) to {}", config::kWidest));
+  for (const char* const width : {"adapter_dim", "adapter_output_dim"})
+    block.require(block.number(width) <= config::kWidest, width, fmt::format("from 0 (none) to {}", config::kWidest));
+  const config::FoalNet& config = block.experiment().foal_net();
+  if (config.heads() > 0 && config.adapter_output_dim() % config.heads() != 0)
+    block.fail({"heads", "adapter_output_dim"},
+               fmt::format("foal_net.heads ({}) must divide foal_net.adapter_output_dim ({})", config.heads(),
+                           config.adapter_output_dim()));
   for (const char* const rate : {"feature_dropout", "projection_dropout", "fusion_dropout", "classifier_dropout"})
     block.share(rate);
   block.positive("fixed_temperature");
@@ -89,17 +100,20 @@ void check_foal_net(const config::Checker& block) {
 }
 
 void check_foal_net_data(const config::Experiment& experiment, const DataShape& shape, Problems& problems) {
-  const int64_t heads = experiment.foal_net().heads();
+  const config::FoalNet& config = experiment.foal_net();
+  const int64_t heads = config.heads();
   std::vector<std::string> uneven, shared;
   for (size_t m = 0; m < shape.dims.size(); ++m)
     if (shape.dims[m] % heads != 0) uneven.push_back(fmt::format("{} ({})", shape.dims[m], shape.modalities[m]));
-  if (uneven.empty()) return;
+  if (config.adapter_output_dim() > 0 || uneven.empty()) return;
   const int64_t divisor = std::accumulate(shape.dims.begin(), shape.dims.end(), int64_t{0}, std::gcd<int64_t, int64_t>);
   for (int64_t few = 1; few <= 16; ++few)
     if (divisor % few == 0) shared.push_back(fmt::format("{}", few));
   problems.add(fmt::format(
-      "foal_net.heads: {} heads cannot share features of width {} evenly; set heads to {}, which divide{} {}", heads,
-      join(uneven, " and "), config::either(shared), shared.size() == 1 ? "s" : "", fmt::join(shape.dims, " and ")));
+      "foal_net.heads: {} heads cannot share features of width {} evenly; set heads to {}, which divide{} {}, or set "
+      "foal_net.adapter_output_dim to a multiple of {}, e.g. {}",
+      heads, join(uneven, " and "), config::either(shared), shared.size() == 1 ? "s" : "",
+      fmt::join(shape.dims, " and "), heads, (127 + heads) / heads * heads));
 }
 
 std::string foal_net_objection(const std::vector<std::string>& names) {
@@ -171,9 +185,10 @@ std::optional<double> FoalNet::temperature() const {
 // Adapter, then feature dropout: what both branches see.
 at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& batch_index,
                             Kind kind, const StepContext& step) const {
+  const std::string name = fmt::format("adapter.{}", kRole[modality]);
   at::Tensor x = frames.values;
+  if (config_.adapter_output_dim() > 0) x = linear(parameters_, name + ".projection", x).to(parameters_.dtype());
   if (config_.adapter_dim() > 0) {
-    const std::string name = fmt::format("adapter.{}", kRole[modality]);
     x = layer_norm(parameters_, name + ".norm",
                    x + linear(parameters_, name + ".output", at::gelu(linear(parameters_, name + ".input", x))));
   }

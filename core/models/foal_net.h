@@ -16,7 +16,7 @@ class FoalNet final : public Model {
     int64_t video_dim;
     int64_t classes;
   };
-  // The heads must divide both widths: make_model() sees to it.
+  // The heads must divide adapter_output_dim or, where that is 0, both widths of `sizes`: make_model() sees to it.
   FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 
   int64_t embedding_dim() const override;

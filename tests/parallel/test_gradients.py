@@ -19,7 +19,7 @@ EXACT = 1e-12       # of the first step, relative to the largest element
 AFTER_STEPS = 1e-9  # AdamW divides by the gradient's size: rounding grows with the steps
 
 CASES = {param.id: param.values[0] for param in FOAL_NET + MIAR}
-CHOSEN = [("foal_net-adapter-three-microbatches", 2), ("foal_net-adapter-recompute", 4), ("foal_net-EXP_SCALE-ROW_MEAN", 3),
+CHOSEN = [("foal_net-adapter-three-microbatches", 2), ("foal_net-adapter-recompute", 4), ("foal_net-output-dim-adapter-recompute", 3), ("foal_net-EXP_SCALE-ROW_MEAN", 3),
           ("foal_net-CLAMPED_DIVISOR-ROW_SUM", 4), ("foal_net-RAW_DIVISOR-ROW_SUM", 2), ("foal_net-two-samples", 4), ("foal_net-one-label", 3),
           ("miar-missing-layers-2-tokens", 4), ("miar-missing-layers-1-frames", 2), ("miar-one-sample", 3),
           ("miar-classification-three-microbatches", 4)]

@@ -129,6 +129,23 @@ def test_same_model_on_any_number_of_ranks(name, tmp_path):
         same_run(one, other)
 
 
+def test_widths_that_heads_do_not_divide(tmp_path):
+    """74 and 36 features, as COVAREP and FACET have, mapped to a width of the model's own."""
+    data = mp.tiny_data(tmp_path / "data.h5", n=48, dims={"audio": 74, "vision": 36})
+    text = FOAL_NET.replace("heads: 2", "heads: 4 adapter_output_dim: 16") + f'data {{ path: "{data}" standardize: true }}\n' + COMMON + training()
+    one, two = (mp.train(tmp_path, text, f"ranks{ranks}", ranks) for ranks in (1, 2))
+    same_run(one, two)
+    best = one / "weights/best.safetensors"
+    assert mp.weights(best)["adapter.audio.projection.weight"].shape == (16, 74)
+    assert json.loads(mp.muster("evaluate", one, "--json").stdout) == mp.result(one)["test"]
+
+    def check(*arguments, code=0):
+        return mp.muster("train", tmp_path / "ranks1.txtpb", "--dry-run", *arguments, code=code).stderr
+    check("--init-from", best)
+    assert "adapter.audio" in check("--init-from", best, "--set", "foal_net.adapter_output_dim=8", code=65)
+    assert "set foal_net.adapter_output_dim to a multiple of 4, e.g. 128" in check("--set", "foal_net.adapter_output_dim=0", code=78)
+
+
 @pytest.mark.parametrize("name", ["foal_net", "miar_missing"])
 def test_microbatches_change_nothing(name, tmp_path):
     text = cases(tmp_path)[name][0].replace("microbatches: 3", "")

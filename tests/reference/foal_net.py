@@ -12,7 +12,7 @@ import philox
 from layers import attention, cross_entropy, gelu, layer_norm, linear, no_dropout, unit
 
 DEFAULTS = {
-    "projection_dim": 512, "layers": 2, "heads": 4, "adapter_dim": 0, "feature_dropout": 0.0, "projection_dropout": 0.0,
+    "projection_dim": 512, "layers": 2, "heads": 4, "adapter_dim": 0, "adapter_output_dim": 0, "feature_dropout": 0.0, "projection_dropout": 0.0,
     "fusion_dropout": 0.0, "classifier_dropout": 0.0, "temperature_mode": "EXP_SCALE", "fixed_temperature": 0.07,
     "avel_targets": "ROW_MEAN", "avel_weight": 1.0, "mem_positive": "REUSE", "mem_weight": 0.1, "classes": 4,
 }
@@ -21,7 +21,9 @@ DIRECTIONS = (("audio", "video"), ("video", "audio"))
 
 def parameter_shapes(config):
     p, classes, h = config["projection_dim"], config["classes"], config["adapter_dim"]
-    dims = {"audio": config["audio_dim"], "video": config["video_dim"]}
+    inputs = {"audio": config["audio_dim"], "video": config["video_dim"]}
+    common = config["adapter_output_dim"]
+    dims = {m: common or d for m, d in inputs.items()}
     shapes = {}
 
     def affine(name, out, inputs):
@@ -33,6 +35,8 @@ def parameter_shapes(config):
         shapes[name + ".bias"] = (width,)
 
     for m, d in dims.items():
+        if common > 0:
+            affine(f"adapter.{m}.projection", d, inputs[m])
         if h > 0:
             affine(f"adapter.{m}.input", h, d)
             affine(f"adapter.{m}.output", d, h)
@@ -59,6 +63,8 @@ def initial_parameters(config, generator):
     for name, shape in parameter_shapes(config).items():
         if name == "avel.temperature":
             value = torch.tensor(0.07 if config["temperature_mode"] == "CLAMPED_DIVISOR" else math.log(1 / 0.07))
+        elif name.endswith(".projection.weight"):  # Xavier uniform
+            value = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(6 / sum(shape))
         elif len(shape) == 2 and not (name.startswith("adapter.") and name.endswith("output.weight")):
             value = 0.02 * torch.randn(shape, generator=generator, dtype=torch.float64)
         elif name.endswith("norm.weight"):
@@ -70,6 +76,8 @@ def initial_parameters(config, generator):
 
 
 def adapt(frames, parameters, config, m):
+    if config["adapter_output_dim"] > 0:
+        frames = linear(frames, parameters, f"adapter.{m}.projection")
     if config["adapter_dim"] == 0:
         return frames
     hidden = gelu(linear(frames, parameters, f"adapter.{m}.input"))

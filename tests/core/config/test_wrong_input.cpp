@@ -103,6 +103,10 @@ const Wrong kWrong[] = {
     {"heads", "data { path: 'x' }\nmiar {\nheads: 3 }", "e.txtpb:3: miar.heads (3) must divide miar.dim (128)"},
     {"no_heads", "data { path: 'x' }\nfoal_net { heads: 0 }",
      "e.txtpb:2: foal_net.heads must be from 1 to 65536, not 0"},
+    {"heads_of_own_width", "data { path: 'x' }\nfoal_net {\nadapter_output_dim: 74 }",
+     "e.txtpb:3: foal_net.heads (4) must divide foal_net.adapter_output_dim (74)"},
+    {"own_width", "data { path: 'x' }\nfoal_net { adapter_output_dim: 65540 }",
+     "e.txtpb:2: foal_net.adapter_output_dim must be from 0 (none) to 65536, not 65540"},
     {"odd_dim", "data { path: 'x' }\nmiar { heads: 1 dim: 63 }",
      "e.txtpb:2: miar.dim must be even (positions are pairs of sine and cosine), not 63"},
     {"temperature", "data { path: 'x' }\nfoal_net { fixed_temperature: 0 }",
@@ -257,14 +261,15 @@ TEST_F(WrongFile, HeaderOfAnotherMessageIsTheOnlyProblem) {
 }
 
 TEST_F(WrongFile, OfTwoModelsBothAreChecked) {
-  EXPECT_EQ(problems("data { path: 'x' }\nmiar {\n dropout: 2 }\nfoal_net {\n layers: 0\n bogus: 1 }\n"),
-            "e.txtpb: 4 problems:\n"
-            "  e.txtpb:2: foal_net (e.txtpb:4) and miar (e.txtpb:2) are both given; keep one of them\n"
-            "  e.txtpb:3: miar.dropout must be at least 0 and less than 1, not 2\n"
-            "  e.txtpb:5: foal_net.layers must be from 1 to 1024, not 0\n"
-            "  e.txtpb:6: unknown field foal_net.bogus; foal_net has projection_dim, layers, heads, adapter_dim, "
-            "feature_dropout, projection_dropout, fusion_dropout, classifier_dropout, temperature_mode, "
-            "fixed_temperature, avel_targets, avel_weight, mem_positive, mem_weight and classes");
+  EXPECT_EQ(
+      problems("data { path: 'x' }\nmiar {\n dropout: 2 }\nfoal_net {\n layers: 0\n bogus: 1 }\n"),
+      "e.txtpb: 4 problems:\n"
+      "  e.txtpb:2: foal_net (e.txtpb:4) and miar (e.txtpb:2) are both given; keep one of them\n"
+      "  e.txtpb:3: miar.dropout must be at least 0 and less than 1, not 2\n"
+      "  e.txtpb:5: foal_net.layers must be from 1 to 1024, not 0\n"
+      "  e.txtpb:6: unknown field foal_net.bogus; foal_net has projection_dim, layers, heads, adapter_dim, "
+      "adapter_output_dim, feature_dropout, projection_dropout, fusion_dropout, classifier_dropout, temperature_mode, "
+      "fixed_temperature, avel_targets, avel_weight, mem_positive, mem_weight and classes");
 }
 
 TEST_F(WrongFile, NestingWithoutEndIsNotFollowed) {

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import golden
 from dropout import FIRST_SITE, kept, philox_dropout
 from probe_program import probe, program
-from test_models import DISJOINT, MISSING, PAIR, build, compare, foal, late_fusion_case, miar_case
+from test_models import DISJOINT, MISSING, PAIR, UNEVEN, build, compare, foal, late_fusion_case, miar_case
 
 STEPS = 6
 ALL = dict(feature_dropout=0.2, projection_dropout=0.5, fusion_dropout=0.3, classifier_dropout=0.4)
@@ -25,6 +25,7 @@ CASES = [
     foal("all-recompute-three-microbatches", mem_positive="RECOMPUTE", microbatches=3, **ALL),
     foal("all-adapter-three-microbatches", adapter_dim=6, microbatches=3, **ALL),
     foal("all-adapter-recompute", adapter_dim=6, mem_positive="RECOMPUTE", microbatches=2, **ALL),
+    foal("all-output-dim", adapter_output_dim=10, dims=UNEVEN, mem_positive="RECOMPUTE", microbatches=2, **ALL),
     foal("all-uneven-lengths", lengths=LENGTHS, microbatches=3, layers=3, seed=(1 << 40) + 7, **ALL),
     foal("all-one-label", labels=[2] * 7, mem_positive="RECOMPUTE", microbatches=3, **ALL),
     foal("all-no-avel-no-mem", avel_weight=0.0, mem_weight=0.0, microbatches=3, **ALL),

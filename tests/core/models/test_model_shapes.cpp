@@ -116,6 +116,17 @@ TEST(FoalNetShapes, OfTheAdapter) {
   EXPECT_LT(normal_distance(model.parameters()["adapter.audio.input.weight"].detach(), 0.02), 1);
 }
 
+TEST(FoalNetShapes, OfAWidthOfItsOwn) {
+  const std::string fields = "projection_dim: 8 layers: 1 adapter_dim: 5";
+  auto expected = shapes_of(foal_net(fields, at::kFloat, 1, {12, 12, 3}).parameters());
+  add_affine(expected, "adapter.audio.projection", 12, 74);
+  add_affine(expected, "adapter.video.projection", 12, 36);
+  const auto model = foal_net(fields + " adapter_output_dim: 12", at::kFloat, 1, {74, 36, 3});
+  EXPECT_EQ(shapes_of(model.parameters()), expected);
+  EXPECT_LT(uniform_distance(model.parameters()["adapter.audio.projection.weight"].detach(), std::sqrt(6.0 / 86)), 1);
+  EXPECT_TRUE(model.parameters()["adapter.audio.projection.bias"].eq(0).all().item<bool>());
+}
+
 TEST(FoalNetStart, IsThatOfTheAuthors) {
   const auto model = foal_net();
   for (const auto& [name, value] : copies_of(model.parameters())) {
@@ -149,14 +160,15 @@ TEST(FoalNetStart, HeadsMustDivideWidths) {
   };
   EXPECT_THAT(message("heads: 3", {12, 8}),
               testing::HasSubstr("\n  foal_net.heads: 3 heads cannot share features of width 8 (vision) evenly; set "
-                                 "heads to 1, 2 or 4, which divide 12 and 8"));
+                                 "heads to 1, 2 or 4, which divide 12 and 8, or set foal_net.adapter_output_dim to a "
+                                 "multiple of 3, e.g. 129"));
   EXPECT_THAT(message("", {74, 36}),
               testing::HasSubstr("4 heads cannot share features of width 74 (audio) evenly; set heads to 1 or 2, which "
-                                 "divide 74 and 36"));
+                                 "divide 74 and 36, or set foal_net.adapter_output_dim to a multiple of 4, e.g. 128"));
   EXPECT_THAT(message("", {74, 35}),
               testing::HasSubstr("width 74 (audio) and 35 (vision) evenly; set heads to 1, which "
-                                 "divides 74 and 35"));
-  EXPECT_EQ(message("projection_dim: 8 heads: 1", {74, 35}), "");
+                                 "divides 74 and 35, or"));
+  EXPECT_EQ(message("projection_dim: 8 adapter_output_dim: 8", {74, 35}), "");
 }
 
 TEST(MiarShapes, HaveTheStatedCounts) {

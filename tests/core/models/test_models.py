@@ -45,6 +45,7 @@ def late_fusion_case(name, **options):
 
 
 LN100 = math.log(100.0)
+UNEVEN = {"audio": 7, "vision": 5}  # widths that two heads cannot share
 FOAL_NET = [
     *(foal(f"{mode}-{targets}", temperature_mode=mode, avel_targets=targets)
       for mode in ("EXP_SCALE", "RAW_DIVISOR", "CLAMPED_DIVISOR", "FIXED_TEMPERATURE") for targets in ("ROW_MEAN", "ROW_SUM")),
@@ -64,6 +65,9 @@ FOAL_NET = [
     foal("adapter-one-label", adapter_dim=6, labels=[3] * 7),
     foal("adapter-no-mem", adapter_dim=6, mem_weight=0.0, microbatches=3),
     foal("adapter-no-avel", adapter_dim=6, avel_weight=0.0),
+    foal("output-dim", adapter_output_dim=10, dims=UNEVEN, microbatches=3),
+    foal("output-dim-adapter-recompute", adapter_output_dim=10, adapter_dim=6, dims=UNEVEN, mem_positive="RECOMPUTE", microbatches=2),
+    foal("output-dim-no-mem-no-avel", adapter_output_dim=4, avel_weight=0.0, mem_weight=0.0),
     foal("recompute", mem_positive="RECOMPUTE"),
     foal("no-mem", mem_weight=0.0),
     foal("no-avel", avel_weight=0.0, microbatches=3),
@@ -144,8 +148,9 @@ def build(spec):
     generator = torch.Generator().manual_seed(sum(map(ord, spec["name"])))
     n, classes = spec["n"], spec["classes"]
     if spec["model"] == "foal_net":
-        dims = {"audio": 12, "vision": 8}
-        config = golden.full_config("foal_net", spec["optimizer"], audio_dim=12, video_dim=8, classes=classes, **spec["fields"])
+        dims = spec["dims"] or {"audio": 12, "vision": 8}
+        config = golden.full_config("foal_net", spec["optimizer"], audio_dim=dims["audio"], video_dim=dims["vision"], classes=classes,
+                                    **spec["fields"])
     else:
         dims = spec["dims"] or {"text": 5, "audio": 3, "vision": 4}
         config = golden.full_config(spec["model"], spec["optimizer"], modalities=list(dims.items()), classes=classes, **spec["fields"])

@@ -230,6 +230,7 @@ def test_miar_dropout_sites():
 
 @pytest.mark.parametrize("model, fields, count", [
     ("foal_net", dict(audio_dim=1024, video_dim=768), 14_321_161),
+    ("foal_net", dict(audio_dim=74, video_dim=36, adapter_output_dim=128), 938_505),
     ("miar", dict(modalities=[("text", 768), ("audio", 5), ("vision", 20)]), 1_872_513),
     ("miar", dict(modalities=[("text", 768), ("audio", 74), ("vision", 35)]), 1_883_265),
     ("miar", dict(modalities=[("text", 768), ("audio", 33), ("vision", 709)]), 1_964_289),
