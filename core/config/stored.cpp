@@ -99,8 +99,8 @@ bool is_stored_experiment(const std::string& path) {
   return !header_values(read_file_if_there(path, kLargestFile).value_or(""), kResultsVersionKey).empty();
 }
 
-LoadedExperiment load_any_experiment(const std::string& path) {
-  return is_stored_experiment(path) ? load_stored_experiment(path) : load_experiment(path, {});
+LoadedExperiment load_any_experiment(const std::string& path, const std::vector<std::string>& overrides) {
+  return is_stored_experiment(path) ? load_stored_experiment(path, overrides) : load_experiment(path, overrides);
 }
 
 std::vector<Difference> differences(const Experiment& before, const Experiment& after) {

@@ -55,7 +55,7 @@ Experiment parse_stored_experiment(const std::string& text, const std::string& p
 bool is_stored_experiment(const std::string& path);
 
 // `experiment` as load_experiment reads it or, if muster wrote the file itself, as load_stored_experiment does.
-LoadedExperiment load_any_experiment(const std::string& path);
+LoadedExperiment load_any_experiment(const std::string& path, const std::vector<std::string>& overrides = {});
 
 // A value that is not the same in two experiments, in text format; "(not set)" where it is absent.
 struct Difference {

@@ -107,7 +107,9 @@ void run(const StudyArguments& arguments) {
     std::optional<Grid> grid;
     distributed::run_on_all_ranks(world, [&] {
       if (!is_main) return;
-      progress.note(fmt::format("{}: {} variants and the base, {} seeds{}", directory->path(), spec.variants.size() - 1,
+      const size_t variants = spec.variants.size() - 1;
+      progress.note(fmt::format("{}: {}, {} seeds{}", directory->path(),
+                                variants ? fmt::format("{} variants and the base", variants) : "the base alone",
                                 spec.study.seeds(),
                                 spec.study.folds() ? fmt::format(", {} folds", spec.study.folds()) : ""));
       grid.emplace(*directory, progress);

@@ -13,6 +13,8 @@
 namespace muster::launcher {
 namespace {
 
+constexpr size_t kTextColumns = 6;  // at most, in a terminal
+
 std::string fixed(double value) { return std::isfinite(value) ? fmt::format("{:.4f}", value) : "–"; }
 std::string with_sign(double value) { return std::isfinite(value) ? fmt::format("{:+.4f}", value) : "–"; }
 std::string exact(double value) { return std::isfinite(value) ? fmt::format("{:.17g}", value) : ""; }
@@ -30,6 +32,67 @@ Values fold_means(const VariantResults& results, size_t metric) {
   return means;
 }
 
+// Test samples, e.g. "601 (85 dropped)"; with another number for each seed "598–601".
+std::string samples_text(const VariantResults& results) {
+  Values counts = pooled_samples(results);
+  counts.erase(std::remove_if(counts.begin(), counts.end(), [](double count) { return !std::isfinite(count); }),
+               counts.end());
+  if (counts.empty()) return "–";
+  const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
+  std::string text = fmt::format("{:.0f}", *least);
+  if (*most > *least) text += fmt::format("–{:.0f}", *most);
+  return text + (results.dropped > 0 ? fmt::format(" ({} dropped)", results.dropped) : "");
+}
+
+std::string trivial_prediction(const StudyResults& results) {
+  const auto names = metrics::metric_names(data::Task::kRegression);
+  return std::count(names.begin(), names.end(), results.metrics[0]) ? "training median" : "majority class";
+}
+
+std::string trivial_label(const StudyResults& results) { return "trivial: " + trivial_prediction(results); }
+
+// By the first metric that is defined for the trivial prediction; empty: the best variant beats it, or it is not known.
+std::string not_better_than_trivial(const StudySpec& spec, const StudyResults& results) {
+  if (results.best < 0 || results.trivial.trained == 0) return "";
+  std::vector<std::string> better;
+  std::string warning;
+  for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
+    const std::string& name = results.metrics[metric];
+    const double trivial = spread(results.trivial.pooled[metric]).mean;
+    const double value = spread(results.variants[static_cast<size_t>(results.best)].pooled[metric]).mean;
+    if (!std::isfinite(trivial)) continue;
+    if (metrics::higher_is_better(name) ? value > trivial : value < trivial) {
+      if (warning.empty()) return "";
+      better.push_back(name);
+    } else if (warning.empty()) {
+      warning = fmt::format("NOT BETTER THAN TRIVIAL: {} of {} on the test split is {}, that of the {} {}.", name,
+                            spec.variants[static_cast<size_t>(results.best)].label(), fixed(value),
+                            trivial_prediction(results), fixed(trivial));
+    }
+  }
+  if (warning.empty()) return "";
+  return warning +
+         (better.empty() ? " Nothing was learnt that generalises." : fmt::format(" Better by: {}.", join(better)));
+}
+
+std::string different_samples(const StudySpec& spec, const StudyResults& results) {
+  const Values own = pooled_samples(results.variants[0]);
+  std::vector<std::string> others;
+  for (size_t variant = 1; variant < results.variants.size(); ++variant) {
+    const Values counts = pooled_samples(results.variants[variant]);
+    for (size_t seed = 0; seed < counts.size(); ++seed)
+      if (std::isfinite(counts[seed]) && std::isfinite(own[seed]) && counts[seed] != own[seed]) {
+        others.push_back(fmt::format("{} {}", spec.variants[variant].label(), samples_text(results.variants[variant])));
+        break;
+      }
+  }
+  if (others.empty()) return "";
+  return fmt::format(
+      "DIFFERENT SAMPLES: the test samples of {} are {}, of {}. These numbers are not of the same samples{}.",
+      spec.study.base_label(), samples_text(results.variants[0]), join(others),
+      results.trivial.trained > 0 ? ", and the trivial baseline is that of " + spec.study.base_label() : "");
+}
+
 std::string what_is_paired(const Study& study) {
   switch (study.pairs()) {
     case Study::FOLDS:
@@ -43,76 +106,104 @@ std::string what_is_paired(const Study& study) {
 
 std::vector<std::string> warnings_of(const StudySpec& spec, const StudyResults& results) {
   std::vector<std::string> warnings;
-  if (spec.study.select_on() == Study::TEST)
+  if (spec.study.select_on() == Study::TEST && spec.variants.size() > 1)
     warnings.push_back(
         "SELECTED ON THE TEST SPLIT: the best variant was chosen by the very numbers shown for it, which are therefore "
         "too good. Choose on the validation split (select_on: VALIDATION) to report them.");
   int trained = 0;
   for (const auto& one : results.variants) trained += one.trained;
   if (const int all = static_cast<int>(spec.cells.size()); trained < all)
-    warnings.push_back(
-        fmt::format("NOT COMPLETE: {} of {} runs are done; compared is what both sides have.", trained, all));
+    warnings.push_back(fmt::format("NOT COMPLETE: {} of {} runs are done{}.", trained, all,
+                                   spec.variants.size() > 1 ? "; compared is what both sides have" : ""));
+  for (const auto& warning : {not_better_than_trivial(spec, results), different_samples(spec, results)})
+    if (!warning.empty()) warnings.push_back(warning);
   return warnings;
 }
 
-Table comparison_table(const StudySpec& spec, const StudyResults& results) {
-  const Study& study = spec.study;
-  Table table;
-  table.caption =
-      fmt::format("{}: test split, {}{}, mean ± std over seeds", study.name(), plural(study.seeds(), "seed"),
-                  results.folds ? fmt::format(", test samples of all {} pooled", plural(results.folds, "fold")) : "");
-  table.warnings = warnings_of(spec, results);
-  const std::string& first = results.metrics[0];
-  table.header = {"variant"};
-  table.header.insert(table.header.end(), results.metrics.begin(), results.metrics.end());
-  const double confidence = 100 * (1 - study.significance_level());
-  table.header.insert(table.header.end(), {fmt::format("Δ{} [{:g} % interval]", first, confidence), "p", "p (Holm)"});
-  int tested = 0, most_pairs = 0;
-  for (size_t variant = 0; variant < results.variants.size(); ++variant) {
-    const auto& one = results.variants[variant];
-    std::vector<std::string> row{spec.variants[variant].label() +
-                                 (static_cast<int>(variant) == results.best ? " (best)" : "")};
-    for (const auto& values : one.pooled) {
-      const Spread all = spread(values);
-      row.push_back(spread_text(all) +
-                    (all.n > 0 && all.n < static_cast<int>(values.size()) ? fmt::format(" (n={})", all.n) : ""));
-    }
-    if (variant == 0) {
-      row.insert(row.end(), {"", "", ""});
-    } else {
-      const Comparison& found = results.comparisons[0][variant - 1];
-      const bool marked = found.p_holm < study.significance_level();
-      const std::string interval =
-          std::isfinite(found.low) ? fmt::format(" [{}, {}]", with_sign(found.low), with_sign(found.high)) : "";
-      row.push_back(with_sign(found.difference) + interval);
-      row.push_back(p_text(found.p));
-      row.push_back(p_text(found.p_holm) + (marked ? " *" : ""));
-      if (std::isfinite(found.p)) tested += 1, most_pairs = std::max(most_pairs, found.n);
-    }
-    table.rows.push_back(std::move(row));
+// A label, and mean ± std of each metric.
+std::vector<std::string> scores_row(const std::string& label, const VariantResults& results) {
+  std::vector<std::string> row{label};
+  for (const auto& values : results.pooled) {
+    const Spread all = spread(values);
+    row.push_back(spread_text(all) +
+                  (all.n > 0 && all.n < static_cast<int>(values.size()) ? fmt::format(" (n={})", all.n) : ""));
   }
-  table.notes.push_back(fmt::format(
-      "p: Wilcoxon signed-rank test against {}, two-sided, on {}, paired by {}; Holm: corrected for {}; * "
-      "below {:g}.",
-      study.base_label(), first, what_is_paired(study), plural(tested, "comparison"), study.significance_level()));
+  row.push_back(samples_text(results));
+  return row;
+}
+
+// What the comparisons of a table mean.
+std::vector<std::string> notes_on_p(const Study& study, const StudyResults& results) {
+  int tested = 0, most_pairs = 0;
+  for (const Comparison& found : results.comparisons[0])
+    if (std::isfinite(found.p)) tested += 1, most_pairs = std::max(most_pairs, found.n);
+  std::vector<std::string> notes{
+      fmt::format("p: Wilcoxon signed-rank test against {}, two-sided, on {}, paired by {}; Holm: corrected for {}; * "
+                  "below {:g}.",
+                  study.base_label(), results.metrics[0], what_is_paired(study), plural(tested, "comparison"),
+                  study.significance_level())};
   // What the corrected test can give, if every pair differs in the same direction.
   if (const double least_p = std::min(1.0, std::pow(2, 1 - most_pairs) * tested);
       tested > 0 && least_p >= study.significance_level())
-    table.notes.push_back(
+    notes.push_back(
         fmt::format("With so few pairs p (Holm) cannot come below {} whatever the numbers are (n "
                     "pairs: 2 / 2^n for one comparison); more {} are needed to show anything.",
                     fixed(least_p), study.pairs() == Study::FOLDS ? "folds" : "seeds"));
   if (study.pairs() == Study::SEEDS_AND_FOLDS)
-    table.notes.push_back(
+    notes.push_back(
         "Folds of one seed share most of their training samples, so these pairs are not independent and p is too "
         "small.");
+  return notes;
+}
+
+Table comparison_table(const StudySpec& spec, const StudyResults& results) {
+  const Study& study = spec.study;
+  const bool compares = spec.variants.size() > 1;
+  Table table;
+  table.caption =
+      fmt::format("{}: test split, {}{}{}", study.name(), plural(study.seeds(), "seed"),
+                  results.folds ? fmt::format(", test samples of all {} pooled", plural(results.folds, "fold")) : "",
+                  study.seeds() > 1 ? ", mean ± std over seeds" : "");
+  table.warnings = warnings_of(spec, results);
+  const std::string& first = results.metrics[0];
+  table.header = {"variant"};
+  table.header.insert(table.header.end(), results.metrics.begin(), results.metrics.end());
+  table.header.push_back("samples");
+  const double confidence = 100 * (1 - study.significance_level());
+  if (compares)
+    table.header.insert(table.header.end(), {fmt::format("Δ{} [{:g} % interval]", first, confidence), "p", "p (Holm)"});
+  for (size_t variant = 0; variant < results.variants.size(); ++variant) {
+    const bool is_best = compares && static_cast<int>(variant) == results.best;
+    auto row = scores_row(spec.variants[variant].label() + (is_best ? " (best)" : ""), results.variants[variant]);
+    if (variant > 0) {
+      const Comparison& found = results.comparisons[0][variant - 1];
+      const bool marked = found.p_holm < study.significance_level();
+      const std::string interval =
+          std::isfinite(found.low) ? fmt::format(" [{}, {}]", with_sign(found.low), with_sign(found.high)) : "";
+      row.insert(row.end(), {with_sign(found.difference) + interval, p_text(found.p),
+                             p_text(found.p_holm) + (marked ? " *" : "")});
+    }
+    row.resize(table.header.size());
+    table.rows.push_back(std::move(row));
+  }
+  if (results.trivial.trained > 0) {
+    table.rows.push_back(scores_row(trivial_label(results), results.trivial));
+    table.rows.back().resize(table.header.size());
+    table.notes.push_back(fmt::format("trivial: what predicting the {} for every test sample of {} scores.",
+                                      trivial_prediction(results), study.base_label()));
+  }
+  if (compares) {
+    const auto notes = notes_on_p(study, results);
+    table.notes.insert(table.notes.end(), notes.begin(), notes.end());
+  }
   if (results.best >= 0) {
     const auto best = static_cast<size_t>(results.best);
-    table.notes.push_back(fmt::format(
-        "best: {}, by {} on the {}. Weights of every run: by its validation split.", spec.variants[best].label(), first,
-        study.select_on() == Study::TEST
-            ? "TEST split"
-            : "validation split, " + spread_text(spread(results.variants[best].validation))));
+    const std::string named =
+        fmt::format("best: {}, by {} on the {}. ", spec.variants[best].label(), first,
+                    study.select_on() == Study::TEST
+                        ? "TEST split"
+                        : "validation split, " + spread_text(spread(results.variants[best].validation)));
+    table.notes.push_back((compares ? named : "") + "Weights of every run: by its validation split.");
   }
   table.notes.insert(table.notes.end(), results.model_notes.begin(), results.model_notes.end());
   return table;
@@ -126,13 +217,15 @@ Table fold_table(const StudySpec& spec, const StudyResults& results) {
   table.header = {"variant"};
   for (int fold = 0; fold < results.folds; ++fold) table.header.push_back(fmt::format("fold {}", fold));
   table.header.push_back("mean of folds ± std over folds");
-  for (size_t variant = 0; variant < results.variants.size(); ++variant) {
-    const auto& one = results.variants[variant];
-    std::vector<std::string> row{spec.variants[variant].label()};
+  const auto add = [&](const std::string& label, const VariantResults& one) {
+    std::vector<std::string> row{label};
     for (const auto& fold : one.folds[0]) row.push_back(spread_text(spread(fold)));
     row.push_back(spread_text(spread(fold_means(one, 0))));
     table.rows.push_back(std::move(row));
-  }
+  };
+  for (size_t variant = 0; variant < results.variants.size(); ++variant)
+    add(spec.variants[variant].label(), results.variants[variant]);
+  if (results.trivial.trained > 0) add(trivial_label(results), results.trivial);
   return table;
 }
 
@@ -183,28 +276,31 @@ std::vector<Table> study_tables(const StudySpec& spec, const StudyResults& resul
 std::string table_csv(const StudySpec& spec, const StudyResults& results) {
   std::string csv;
   for (const auto& warning : warnings_of(spec, results)) csv += "# " + warning + "\n";
-  csv += "variant,label,metric,fold,n,mean,std,pairs,difference,low,high,p,p_holm\n";
+  csv += "variant,label,metric,fold,n,mean,std,pairs,difference,low,high,p,p_holm,samples,dropped\n";
+  const auto add = [&](const std::string& name, const std::string& label, const VariantResults& one, size_t metric,
+                       const Comparison* found) {
+    const auto add_row = [&](const std::string& fold, const Spread& values, const std::string& compared,
+                             const Values& samples) {
+      csv += fmt::format("{},{},{},{},{},{},{},{},{},{}\n", csv_field(name), csv_field(label),
+                         csv_field(results.metrics[metric]), fold, values.n, exact(values.mean), exact(values.std),
+                         compared, exact(spread(samples).mean), one.dropped < 0 ? "" : fmt::to_string(one.dropped));
+    };
+    add_row("pooled", spread(one.pooled[metric]),
+            found ? fmt::format("{},{},{},{},{},{}", found->n, exact(found->difference), exact(found->low),
+                                exact(found->high), exact(found->p), exact(found->p_holm))
+                  : ",,,,,",
+            pooled_samples(one));
+    if (results.folds < 2) return;
+    add_row("mean of folds", spread(fold_means(one, metric)), ",,,,,", {});
+    for (size_t fold = 0; fold < one.samples.size(); ++fold)
+      add_row(fmt::to_string(fold), spread(one.folds[metric][fold]), ",,,,,", one.samples[fold]);
+  };
   for (size_t variant = 0; variant < results.variants.size(); ++variant)
-    for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
-      const auto& one = results.variants[variant];
-      const Variant& named = spec.variants[variant];
-      const auto row = [&](const std::string& fold, const Spread& values) {
-        return fmt::format("{},{},{},{},{},{},{},", csv_field(named.name()), csv_field(named.label()),
-                           csv_field(results.metrics[metric]), fold, values.n, exact(values.mean), exact(values.std));
-      };
-      csv += row("pooled", spread(one.pooled[metric]));
-      if (variant == 0) {
-        csv += ",,,,,\n";
-      } else {
-        const Comparison& found = results.comparisons[metric][variant - 1];
-        csv += fmt::format("{},{},{},{},{},{}\n", found.n, exact(found.difference), exact(found.low), exact(found.high),
-                           exact(found.p), exact(found.p_holm));
-      }
-      if (results.folds < 2) continue;
-      csv += row("mean of folds", spread(fold_means(one, metric))) + ",,,,,\n";
-      for (int fold = 0; fold < results.folds; ++fold)
-        csv += row(fmt::to_string(fold), spread(one.folds[metric][static_cast<size_t>(fold)])) + ",,,,,\n";
-    }
+    for (size_t metric = 0; metric < results.metrics.size(); ++metric)
+      add(spec.variants[variant].name(), spec.variants[variant].label(), results.variants[variant], metric,
+          variant ? &results.comparisons[metric][variant - 1] : nullptr);
+  for (size_t metric = 0; metric < results.metrics.size() && results.trivial.trained > 0; ++metric)
+    add("trivial baseline", trivial_label(results), results.trivial, metric, nullptr);  // the blank: no variant's name
   return csv;
 }
 
@@ -231,14 +327,21 @@ std::string as_text(const Table& table) {
   std::string text;
   for (const auto& warning : table.warnings) text += "!!! " + warning + "\n";
   text += table.caption + "\n";
-  const auto line = [&](const std::vector<std::string>& row) {
-    std::string cells = " ";
-    for (size_t i = 0; i < row.size(); ++i) cells += " " + row[i] + std::string(widths[i] - width_of(row[i]) + 1, ' ');
-    cells.erase(cells.find_last_not_of(' ') + 1);
-    return cells + "\n";
-  };
-  text += line(table.header);
-  for (const auto& row : table.rows) text += line(row);
+  // Blocks of about as many columns each, after the first column, which every block has.
+  const size_t columns = table.header.size() - 1, blocks = (columns + kTextColumns - 2) / (kTextColumns - 1);
+  for (size_t block = 0; block < blocks; ++block) {
+    const size_t begin = 1 + block * columns / blocks, end = 1 + (block + 1) * columns / blocks;
+    const auto line = [&](const std::vector<std::string>& row) {
+      std::string cells = " ";
+      for (size_t i = 0; i < end; i = i == 0 ? begin : i + 1)
+        cells += " " + row[i] + std::string(widths[i] - width_of(row[i]) + 1, ' ');
+      cells.erase(cells.find_last_not_of(' ') + 1);
+      return cells + "\n";
+    };
+    if (block > 0) text += "\n";
+    text += line(table.header);
+    for (const auto& row : table.rows) text += line(row);
+  }
   for (const auto& note : table.notes) text += note + "\n";
   return text;
 }

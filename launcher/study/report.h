@@ -26,7 +26,8 @@ std::string as_latex(const Table& table);
 std::vector<Table> study_tables(const StudySpec& spec, const StudyResults& results);
 
 // Every number of them, unrounded, in columns variant, metric, fold ("pooled", "mean of folds" or a number), n, mean,
-// std, and for "pooled" the comparison with the base.
+// std, for "pooled" the comparison with the base, then the test samples and how many of the dataset were dropped. The
+// variant "trivial baseline" comes last.
 std::string table_csv(const StudySpec& spec, const StudyResults& results);
 
 // Every run's own: variant, seed, fold, split, metric, value.

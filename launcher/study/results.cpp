@@ -132,51 +132,71 @@ Spread spread(const Values& values) {
   return result;
 }
 
+Values pooled_samples(const VariantResults& results) {
+  Values sums(results.samples[0].size(), 0);
+  for (const auto& fold : results.samples)
+    for (size_t seed = 0; seed < sums.size(); ++seed) sums[seed] += fold[seed];
+  return sums;
+}
+
 StudyResults read_results(const StudyDirectory& directory) {
   directory.require_same_data();
   const StudySpec& spec = directory.spec();
   StudyResults results;
   results.folds = static_cast<int>(spec.study.folds());
   const size_t folds = std::max(1, results.folds), seeds = spec.study.seeds(), variants = spec.variants.size();
-  results.variants.resize(variants);
 
   std::vector<std::vector<std::vector<std::string>>> files(variants, std::vector<std::vector<std::string>>(seeds));
+  std::vector<std::vector<std::string>> trivial_predictions(seeds);  // of the base's folds
   for (size_t i = 0; i < spec.cells.size(); ++i) {
     const Cell& cell = spec.cells[i];
     if (!directory.is_trained(cell)) continue;
     const run::RunResult result = directory.result(cell);
     if (results.metrics.empty()) {
       results.metrics = shown_metrics(spec.study, result);
-      for (auto& one : results.variants) {
-        one.pooled.assign(results.metrics.size(), Values(seeds, kNone));
-        one.folds.assign(results.metrics.size(), std::vector<Values>(folds, Values(seeds, kNone)));
-        one.validation.assign(seeds, 0);
-      }
+      results.trivial.pooled.assign(results.metrics.size(), Values(seeds, kNone));
+      results.trivial.folds.assign(results.metrics.size(), std::vector<Values>(folds, Values(seeds, kNone)));
+      results.trivial.validation.assign(seeds, 0);
+      results.trivial.samples.assign(folds, Values(seeds, kNone));
+      results.variants.assign(variants, results.trivial);
     }
     if (!result.model_note.empty()) results.model_notes.insert(result.model_note);
     auto& one = results.variants[static_cast<size_t>(cell.variant)];
     const size_t seed = i / variants / folds, fold = i / variants % folds;
-    for (size_t metric = 0; metric < results.metrics.size(); ++metric)
-      one.folds[metric][fold][seed] = value_of(result.test, results.metrics[metric]);
+    const auto add = [&](VariantResults& scored, const json& scores) {
+      for (size_t metric = 0; metric < results.metrics.size(); ++metric)
+        scored.folds[metric][fold][seed] = value_of(scores, results.metrics[metric]);
+      scored.samples[fold][seed] = static_cast<double>(result.test_samples);
+      scored.dropped = std::max(scored.dropped, result.dropped_samples);
+      ++scored.trained;
+    };
+    add(one, result.test);
+    if (cell.variant == 0 && !result.test_baseline.empty()) {
+      add(results.trivial, result.test_baseline);
+      if (!result.trivial_prediction.empty()) trivial_predictions[seed].push_back(result.trivial_prediction);
+    }
     one.validation[seed] += value_of(result.validation, results.metrics[0]) / static_cast<double>(folds);
-    ++one.trained;
     files[static_cast<size_t>(cell.variant)][seed].push_back(directory.run(cell) + "/predictions-test.csv");
   }
   if (results.metrics.empty()) return results;
 
-  for (size_t variant = 0; variant < variants; ++variant)
-    for (size_t seed = 0; seed < seeds; ++seed) {
-      auto& one = results.variants[variant];
-      if (files[variant][seed].size() < folds) {
-        one.validation[seed] = kNone;
-        continue;
-      }
-      const auto pooled = folds > 1 ? run::scores_of_predictions(files[variant][seed]).metrics : metrics::Metrics();
-      for (size_t metric = 0; metric < results.metrics.size(); ++metric)
-        one.pooled[metric][seed] =
-            folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];
-    }
-  results.comparisons = compare_with_base(results, spec.study);
+  const auto pool = [&](VariantResults& one, size_t variant, size_t seed, const std::vector<std::string>& constants) {
+    const auto pooled =
+        folds > 1 ? run::scores_of_predictions(files[variant][seed], constants).metrics : metrics::Metrics();
+    for (size_t metric = 0; metric < results.metrics.size(); ++metric)
+      one.pooled[metric][seed] =
+          folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];
+  };
+  for (size_t seed = 0; seed < seeds; ++seed) {
+    for (size_t variant = 0; variant < variants; ++variant)
+      if (files[variant][seed].size() == folds)
+        pool(results.variants[variant], variant, seed, {});
+      else
+        results.variants[variant].validation[seed] = kNone;
+    if (folds == 1 || trivial_predictions[seed].size() == folds)
+      pool(results.trivial, 0, seed, trivial_predictions[seed]);
+  }
+  if (variants > 1) results.comparisons = compare_with_base(results, spec.study);
   results.best = best_variant(results, spec.study.select_on() == Study::TEST);
   return results;
 }

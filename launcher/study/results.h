@@ -16,6 +16,8 @@ struct VariantResults {
   std::vector<Values> pooled;              // [metric][seed]: over the test samples of all folds together
   std::vector<std::vector<Values>> folds;  // [metric][fold][seed]; one fold where the study has none
   Values validation;                       // [seed]: of the first metric, mean over folds
+  std::vector<Values> samples;             // [fold][seed]: of the test split
+  int64_t dropped = -1;                    // samples of the dataset that lack a modality; -1: not known
   int trained = 0;                         // runs
 };
 
@@ -29,8 +31,9 @@ struct StudyResults {
   std::vector<std::string> metrics;
   int folds = 0;                                     // 0: the study has none
   std::vector<VariantResults> variants;              // as StudySpec::variants
+  VariantResults trivial;                            // the base's trivial predictions; trained 0: they are not known
   std::vector<std::vector<Comparison>> comparisons;  // [metric][variant - 1]
-  int best = -1;                                     // the variant that is best by select_on; -1: nothing is trained
+  int best = -1;                                     // the variant that is best by select_on; -1: no whole seed
   std::set<std::string> model_notes;                 // to be printed with the tables
 };
 
@@ -44,5 +47,8 @@ struct Spread {
   double mean, std;
 };
 Spread spread(const Values& values);
+
+// [seed]: test samples of all folds together; NaN where a fold is missing.
+Values pooled_samples(const VariantResults& results);
 
 }  // namespace muster::launcher

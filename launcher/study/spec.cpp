@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "core/config/stored.h"
 #include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
@@ -23,10 +24,6 @@ class StudyReader {
   StudySpec read() {
     file_.read_base(*study_.mutable_base(), study_.set());
     for (int i = 0; i < study_.set_size(); ++i) check_override(study_.set(i), fmt::format("set[{}]", i), false);
-    if (study_.variants_size() == 0 && file_.is_whole())
-      file_.problem("variants",
-                    "there are no variants to compare with the base, e.g. variants { name: \"no_avel\" set: "
-                    "\"foal_net.avel_weight=0\" }");
     for (int i = 0; i < study_.variants_size(); ++i) check_variant(study_.variants(i), fmt::format("variants[{}]", i));
     check_numbers();
     for (int i = 0; i < study_.metrics_size(); ++i) check_metric(study_.metrics(i), fmt::format("metrics[{}]", i));
@@ -140,7 +137,7 @@ config::LoadedExperiment StudySpec::experiment(const Cell& cell) const {
   overrides.push_back(fmt::format("seed={}", cell.seed));
   if (cell.fold >= 0) overrides.push_back(fmt::format("data.split.fold={}", cell.fold));
   overrides.push_back("name=" + study.name() + "-" + variant.name());
-  return config::load_experiment(study.base(), overrides);
+  return config::load_any_experiment(study.base(), overrides);
 }
 
 StudySpec load_study(const std::string& path, const std::vector<std::string>& overrides) {

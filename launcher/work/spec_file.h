@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "base/problems.h"
-#include "core/config/load.h"
 #include "core/config/parse.h"
+#include "core/config/stored.h"
 
 namespace muster::launcher {
 
@@ -45,9 +45,9 @@ class SpecFile {
   // The base experiment must have as many folds as the number in `field`, and leave the choice of the fold open.
   void require_folds(const std::string& field, uint32_t folds);
 
-  // The base experiment with these overrides alone. Throws as load_experiment.
+  // The base experiment with these overrides alone. Throws as load_any_experiment.
   config::Experiment varied(const std::vector<std::string>& overrides) const {
-    return config::load_experiment(base_path_, overrides).experiment;
+    return config::load_any_experiment(base_path_, overrides).experiment;
   }
   // What is wrong with the base experiment with these overrides, in one line; empty: nothing.
   std::string refusal(const std::vector<std::string>& overrides) const;

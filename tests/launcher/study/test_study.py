@@ -170,6 +170,7 @@ def test_a_planted_effect_is_found_and_none_where_there_is_none(tmp_path):
         found[name] = float(row["p_holm"]), float(row["difference"])
         if name == "vision":  # a low error is a good one
             assert "best: base, by MAE" in result.stdout
+        assert "trivial: training median" in result.stdout and "!!!" not in result.stdout  # something is learnt
         assert (" *" in result.stdout.split("p:")[0]) == (name == "vision")
     assert found["vision"][0] < 0.01 and found["vision"][1] > 0.1
     assert found["nothing"][0] > 0.05
