@@ -20,7 +20,9 @@
 #include "launcher/search/search_directory.h"
 #include "launcher/search/spec.h"
 #include "launcher/search/trials.h"
+#include "launcher/study/study.pb.h"
 #include "launcher/work/output_file.h"
+#include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
 namespace {
@@ -46,21 +48,28 @@ json opening_of(const SearchDirectory& directory) {
           {"space", optuna_space(search)}};
 }
 
+constexpr size_t kFewSamples = 100;
+
 // Says before anything is trained what every trial would fail for. Where trials choose their data, each says it for
-// itself.
-void refuse_without_validation(const SearchSpec& spec) {
-  if (spec.search.repeats().seeds() > 1) return;
+// itself. Returns a note, perhaps empty, on a validation split that is too small to choose by.
+std::string refuse_without_validation(const SearchSpec& spec) {
+  if (spec.search.repeats().seeds() > 1) return "";
   for (const auto& parameter : spec.search.parameters())
-    if (parameter.path() == "seed" || parameter.path().rfind("data.", 0) == 0) return;
+    if (parameter.path() == "seed" || parameter.path().rfind("data.", 0) == 0) return "";
   training::DataSource data;
   data::Split split;
   try {
     data = training::open_training_data(spec.base);
     split = training::split_data(spec.base, data, true);
   } catch (const Error&) {
-    return;  // a trial's values may fix it; otherwise this is why trials fail
+    return "";  // a trial's values may fix it; otherwise this is why trials fail
   }
   training::require_validation_split(spec.base, data, split);
+  if (split.valid.size() >= kFewSamples || spec.search.repeats().folds() > 0) return "";
+  return fmt::format(
+      "note: the validation split has {}, so the best trial may owe its score to chance. `repeats` judges each trial "
+      "by several seeds or folds",
+      plural(static_cast<int64_t>(split.valid.size()), "sample"));
 }
 
 // "trial 7, accuracy 0.81"
@@ -93,12 +102,12 @@ void run(const SearchArguments& arguments) {
     const bool is_main = world.rank() == 0;
     std::string command_line = fmt::format("muster search run {}", shell_quoted(arguments.spec));
     if (!arguments.directory.empty()) command_line += " --search-dir " + shell_quoted(arguments.directory);
-    std::string path;
+    std::string path, note;
     distributed::run_on_all_ranks(world, [&] {
       const SearchSpec spec = load_search(arguments.spec);
       path = arguments.directory.empty() ? "runs/" + spec.search.name() : arguments.directory;
       require_whole_groups(world.size(), spec.search.ranks_per_trial(), "ranks_per_trial");
-      if (is_main) refuse_without_validation(spec);
+      if (is_main) note = refuse_without_validation(spec);
       run::save_on_stop();
       if (!is_main) return;
       directory.emplace(path, spec);
@@ -116,6 +125,7 @@ void run(const SearchArguments& arguments) {
     });
     const uint32_t per_trial = spec.search.ranks_per_trial();
     WorkGroup group(world, per_trial, spec.base.training(), is_main ? &*scheduler : nullptr);
+    if (!note.empty()) progress.note(note);
     if (is_main)
       progress.note(fmt::format("{}: {} of {}, {} trials of {} epochs in all", path, plural(group.groups(), "group"),
                                 plural(per_trial, "rank"), spec.search.budget().trials(),
@@ -159,6 +169,17 @@ void print_status(const SearchArguments& arguments) {
               join(overrides_of(best["params"]), "  "));
 }
 
+// The study file that repeats the best trial, an experiment file beside it.
+std::string study_of_best(const Search& search, const std::string& experiment) {
+  Study study;
+  study.set_name(search.name() + "-best-study");
+  study.set_base(experiment);
+  study.set_base_label(search.name() + "-best");
+  study.set_seeds(5);
+  if (search.repeats().folds() > 0) study.set_folds(search.repeats().folds());
+  return spec_text(study, "launcher/study/study.proto");
+}
+
 void print_best(const SearchArguments& arguments) {
   const SearchDirectory directory(arguments.directory);
   const json standing = open_study(directory).request({{"op", "counts"}, {"best", 1}});
@@ -169,11 +190,16 @@ void print_best(const SearchArguments& arguments) {
   overrides.push_back(fmt::format("name={}-best", directory.spec().search.name()));
   const auto loaded = config::load_stored_experiment(directory.file("base.txtpb"), overrides);
   const std::string output = arguments.output.empty() ? directory.file("best.txtpb") : arguments.output;
+  const std::filesystem::path path(output);
+  const std::string study_output = path.parent_path() / (path.stem().string() + "-study.txtpb");
   require_output(output, OutputKind::kExperiment, {directory.file("base.txtpb")}, arguments.directory);
+  require_output(study_output, OutputKind::kStudy, {output}, arguments.directory);
   write_file_atomically(output, config::resolved_text(loaded.experiment));
+  write_file_atomically(study_output, study_of_best(directory.spec().search, path.filename().string()));
   print_out("{}\n", trial_text(best, directory.spec().search, ": "));
   for (const auto& text : overrides_of(best["params"])) print_out("  {}\n", text);
-  print_out("train it with: muster train {}\n", output);
+  print_out("train it with: muster train {}\n", shell_quoted(output));
+  print_out("repeat it over seeds with: muster study {}\n", shell_quoted(study_output));
 }
 
 // A field of CSV.
@@ -235,8 +261,11 @@ void add_search_command(CLI::App& parent) {
   };
   reader("status", "Show how far it is and its best trials; also while it runs", print_status)
       ->add_flag("--json", arguments->json, "For programs");
-  reader("best", "Show the best trial, and write an experiment file to train it", print_best)
-      ->add_option("-o,--output", arguments->output, "That file (default: best.txtpb in the search's directory)");
+  reader("best", "Show the best trial, and write an experiment file to train it and a study file to repeat it",
+         print_best)
+      ->add_option(
+          "-o,--output", arguments->output,
+          "The experiment file (default: best.txtpb in the search's directory); the study file lies beside it");
   reader("export", "Write all trials as CSV, the importance of the parameters, and plots", export_all)
       ->add_option("-o,--output", arguments->output,
                    "Folder for the files (default: export in the search's directory)");

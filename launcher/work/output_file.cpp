@@ -26,7 +26,21 @@ bool is_of_kind(const std::string& path, OutputKind kind) {
   const std::string head = head_of(path, kHead);
   if (kind == OutputKind::kPredictions)
     return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
-  return head.find("# proto-message: muster.config.Experiment") != std::string::npos;
+  const char* message = kind == OutputKind::kStudy ? "launcher.Study" : "config.Experiment";
+  return head.find(fmt::format("# proto-message: muster.{}", message)) != std::string::npos;
+}
+
+const char* name_of(OutputKind kind) {
+  switch (kind) {
+    case OutputKind::kPredictions:
+      return "predictions (CSV)";
+    case OutputKind::kDataset:
+      return "a dataset of muster";
+    case OutputKind::kExperiment:
+      return "an experiment file";
+    default:
+      return "a study file";
+  }
 }
 
 // The directory of a run or search that the file would lie in; empty: none.
@@ -59,9 +73,7 @@ void require_output(const std::string& path, OutputKind kind, const std::vector<
     refuse(path, "it is a symbolic link, and files are not written through links");
   require_place(path, own);
   if (fs::exists(path, ignored) && !(fs::is_regular_file(path, ignored) && is_of_kind(path, kind)))
-    refuse(path, fmt::format("something else is there, not {}", kind == OutputKind::kPredictions ? "predictions (CSV)"
-                                                                : kind == OutputKind::kDataset   ? "a dataset of muster"
-                                                                                               : "an experiment file"));
+    refuse(path, fmt::format("something else is there, not {}", name_of(kind)));
 }
 
 void require_output_folder(const std::string& path, const std::string& own) {

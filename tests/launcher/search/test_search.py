@@ -2,6 +2,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,17 @@ def test_every_trial_is_in_the_journal_once(ranks, finished):
 def test_the_best_trial_can_be_trained_again(finished, tmp_path):
     directory, _ = finished[2]
     best = study(directory).best_trial.number
-    mp.muster("search", "best", directory, "-o", tmp_path / "best.txtpb")
+    (tmp_path / "best-study.txtpb").write_text("mine")
+    assert "not a study file" in mp.muster("search", "best", directory, "-o", tmp_path / "best.txtpb", code=2).stderr
+    assert not (tmp_path / "best.txtpb").exists()
+    (tmp_path / "best-study.txtpb").unlink()
+    for _ in range(2):  # the second time its own files are there
+        said = mp.muster("search", "best", directory, "-o", tmp_path / "best.txtpb").stdout
+    study_command = re.search("repeat it over seeds with: muster (.*)", said)[1].split()
+    said = mp.muster(*study_command, "--study-dir", tmp_path / "study").stdout
+    assert "small-best-study: test split, 5 seeds" in said and "trivial: majority class" in said
+    seeds = [mp.result(tmp_path / f"study/cells/base/seed-{seed}")["best"]["fingerprint"] for seed in range(1, 6)]
+    assert seeds[0] == result_of(directory, best)["best"]["fingerprint"] and len(set(seeds)) == 5
     mp.muster("train", tmp_path / "best.txtpb", "--run-dir", tmp_path / "again")
     assert fingerprint(tmp_path / "again" / "weights/best.safetensors") == result_of(directory, best)["best"]["fingerprint"]
     # Of the others nothing is left but a few small files.
@@ -174,7 +185,7 @@ def test_status_and_export(finished, tmp_path):
 
 
 def test_what_is_kept_of_trials(tmp_path):
-    """Three files of each; the weights of the best. Of those given up, those that failed, and when fewer are to be kept than before."""
+    """A few small files of each; the weights of the best. Of those given up, those that failed, and when fewer are to be kept than before."""
     directory = tmp_path / "search"
     spec = s.space(s.RATE, s.choices("late_fusion.classes", 0, 4, 7))
     more = "pruner { kind: ASHA reduction: 2 } sampler { kind: RANDOM } ranks_per_trial: 2 keep_weights: %d\n"
@@ -191,7 +202,9 @@ def test_what_is_kept_of_trials(tmp_path):
 
 
 def test_the_progress_of_a_search(finished, tmp_path):
-    said = finished[1][1].stderr.splitlines()
+    note, *said = finished[1][1].stderr.splitlines()
+    valid = sum(1 for _ in open(run_of(finished[1][0], 0) / "predictions-valid.csv")) - 1
+    assert note.startswith(f"note: the validation split has {valid} samples") and "repeats" in note
     assert 2 <= len(said) <= 9 and "\r" not in "".join(said) and said[-1].startswith("[8/8] best loss "), said
     spec = write_search(tmp_path, trials=6, epochs=1)
     ours, theirs = pty.openpty()
@@ -205,7 +218,7 @@ def test_the_progress_of_a_search(finished, tmp_path):
             pass
         assert process.wait() == 0
     os.close(ours)
-    first, rest = text.decode().split("\r\n", 1)
-    assert "6 trials of 1 epochs" in first and rest.count("\n") == 1 and rest.count("\r\033[K") == 0
+    note, first, rest = text.decode().split("\r\n", 2)
+    assert note.startswith("note: the validation split") and "6 trials of 1 epochs" in first and rest.count("\n") == 1 and rest.count("\r\033[K") == 0
     shown = rest.rstrip().split("\r")
     assert all(len(line) <= 80 + len("\033[K") for line in shown) and "[6/6] best loss " in shown[-1] and "0 running, 0 failed" in shown[-1]
