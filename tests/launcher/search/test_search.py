@@ -222,3 +222,16 @@ def test_the_progress_of_a_search(finished, tmp_path):
     assert note.startswith("note: the validation split") and "6 trials of 1 epochs" in first and rest.count("\n") == 1 and rest.count("\r\033[K") == 0
     shown = rest.rstrip().split("\r")
     assert all(len(line) <= 80 + len("\033[K") for line in shown) and "[6/6] best loss " in shown[-1] and "0 running, 0 failed" in shown[-1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (mp.ROOT / "experiments/searches").glob("*.txtpb")))
+def test_the_shipped_searches_begin(name, tmp_path):
+    """As they are, but for their size."""
+    shutil.copytree(mp.ROOT / "experiments", tmp_path / "experiments")
+    spec = tmp_path / f"experiments/searches/{name}.txtpb"
+    text, changed = re.subn(r"budget \{ trials: \d+ epochs: \d+ \}", "budget { trials: 1 epochs: 1 }", spec.read_text())
+    assert changed == 1
+    spec.write_text(text + 'set: "data.synthetic.samples=60"\n')
+    search(spec, tmp_path / "search")
+    trial, = study(tmp_path / "search", f"{name}-search").trials
+    assert trial.state == TrialState.COMPLETE
