@@ -45,7 +45,7 @@ void continue_as_begun(const TrainArguments& arguments, config::LoadedExperiment
   for (const auto& choice :
        config::earlier_choices(config::load_stored_experiment(stored).experiment, loaded.experiment))
     overrides.push_back(choice.path + "=" + choice.before);
-  loaded = config::load_experiment(arguments.config, overrides);
+  loaded = config::load_any_experiment(arguments.config, overrides);
 }
 
 void run(const TrainArguments& arguments) {
@@ -64,7 +64,7 @@ void run(const TrainArguments& arguments) {
                                 arguments.run_directory));
       loaded = arguments.resumes
                    ? config::load_stored_experiment(arguments.run_directory + "/config.txtpb", overrides_of(arguments))
-                   : config::load_experiment(arguments.config, overrides_of(arguments));
+                   : config::load_any_experiment(arguments.config, overrides_of(arguments));
       if (arguments.begin == "auto") continue_as_begun(arguments, loaded);
       if (!arguments.time_limit.empty())
         options.time_limit = std::max(1e-3, parse_duration(arguments.time_limit).value() - seconds_before());
