@@ -13,7 +13,7 @@ from test_world_sizes import COMMON, EVERY_LOSS_OF_FOAL_NET, EVERY_LOSS_OF_MIAR,
 FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
 # At least three epochs of each case: every uneven batch comes three times, and a difference of one bit in any step is one in all weights after it. Fifty
 # epochs (what only a long run could show: schedules, moments of Adam that have settled) in the full run.
-STEPS = 200 if FULL else 20
+STEPS = 200 if FULL else 10
 # What may differ: how fast it was, who did what, what was sent.
 OF_THE_JOB = {"samples_per_second", "microbatches", "bytes_sent"}
 

@@ -88,6 +88,7 @@ TEST(Contrastive, EqualsThePlainLossAndItsGradients) {
     for (const auto kind : {PairTargets::kOwn, PairTargets::kClassMean, PairTargets::kClassSum})
       for (const double scale : {0.37, 14.3, -2.0}) {
         if (rows > 300 && scale != 14.3) continue;
+        if (rows > 2000 && kind != PairTargets::kClassMean) continue;
         const Inputs in(rows, 24, 5, at::kFloat);  // exact in both precisions
         const auto plain = [&](const auto& u, const auto& v, const auto& s) {
           return plain_loss(u, v, s, in.labels, kind);
@@ -261,7 +262,7 @@ TEST(ContrastiveSharing, AnyNumberOfPartsGivesTheSameBits) {
     for (const int64_t rows : {501, 1101, 2303}) {
       const Inputs in(rows, 40, 4, dtype);
       for (const auto kind : {PairTargets::kOwn, PairTargets::kClassMean}) {
-        if (rows > 2000 && kind == PairTargets::kOwn) continue;
+        if (rows > 2000 && (kind == PairTargets::kOwn || dtype == at::kDouble)) continue;
         expect_same_bits_for_any_parts(
             [&](const auto& u, const auto& v, const auto& s, const Partition& share) {
               return contrastive_loss(u, v, s, in.labels, kind, share);
