@@ -288,6 +288,15 @@ def test_early_stopping_and_steps(tmp_path):
     assert [row["step"] for row in mp.metrics_rows(some, "valid")] == [2, 4, 5] and not mp.result(some)["stopped_early"]
 
 
+def test_a_metric_that_is_never_defined_chooses_nothing(tmp_path):
+    labels = np.where(np.arange(24) % 6 == 4, 1.0, np.arange(24) % 5)  # the same for all validation samples: Corr is not defined
+    mp.tiny_data(tmp_path / "data.h5", "regression", labels=labels)
+    config = mp.write_config(tmp_path / "x.txtpb", mp.SMALL_MIAR + 'data { path: "data.h5" } evaluation { select_by: "Corr" }\n' + SHORT)
+    shown = mp.muster("train", config, "--run-dir", tmp_path / "run")
+    assert shown.stderr.count("not defined on this split, so it cannot choose the best weights") == 2 and "best so far" not in shown.stderr
+    assert mp.result(tmp_path / "run")["best"]["value"] is None
+
+
 def test_dry_run_writes_nothing(tmp_path):
     config = mp.write_config(tmp_path / "experiment.txtpb", MIAR)
     for ranks in (1, 2):
