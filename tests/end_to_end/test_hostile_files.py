@@ -177,6 +177,18 @@ def test_spreadsheets_run_no_cell(tmp_path):
     assert {row["label"] for row in rows} == {"calm", "'=glad", "sad"}
 
 
+def test_no_module_of_the_working_directory_is_executed(tmp_path):
+    for name in ("glob", "json", "numpy", "optuna", "scipy", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'a').write(__name__)\n")
+    mp.write_config(tmp_path / "base.txtpb", mp.SMALL_LATE_FUSION + mp.CLASSIFICATION + "training { epochs: 1 batch_size: 20 }\n")
+    (tmp_path / "search.txtpb").write_text("# proto-message: muster.launcher.Search\nbase: 'base.txtpb' budget { trials: 1 } objective { metric: 'loss' }\n"
+                                           "parameters { path: 'late_fusion.dropout' real { low: 0 high: 0.5 } }\n")
+    (tmp_path / "study.txtpb").write_text("# proto-message: muster.launcher.Study\nbase: 'base.txtpb' seeds: 2 variants { name: 'x' set: 'late_fusion.dropout=0' }\n")
+    for words in (["search", "run", "search.txtpb"], ["search", "export", "runs/search"], ["study", "study.txtpb"]):
+        mp.muster(*words, cwd=tmp_path, changes={"PYTHONPATH": str(tmp_path)})
+    assert (tmp_path / "runs/study/table.txt").exists() and not list(tmp_path.rglob("executed"))
+
+
 def test_threads_are_bounded_by_the_cores(shared, tmp_path):
     cores = len(os.sched_getaffinity(0))
     for words, changes in ((["--set", "training.threads=4096"], {}), ([], {"OMP_NUM_THREADS": "4096"})):
