@@ -47,6 +47,10 @@ at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
   const at::Tensor values = host.to(device_, /*non_blocking=*/true);
   if (moments_.empty()) return values.to(dtype_);
   const FeatureMoments& moments = moments_[position];
+  if (values.is_cpu() && dtype_ == at::kFloat && !in_float32_) {
+    standardize_rows(values, moments);
+    return values;
+  }
   if (in_float32_) return values.to(dtype_).sub_(moments.mean).mul_(inverses_[position]);
   return values.to(at::kDouble).sub_(moments.mean).div_(moments.standard_deviation).to(dtype_);
 }

@@ -49,4 +49,14 @@ FeatureMoments finish_moments(const MomentSums& total, const at::Tensor& pivot) 
   return {pivot + centred_mean, at::where(deviation > floor, deviation, at::ones_like(deviation))};
 }
 
+void standardize_rows(const at::Tensor& values, const FeatureMoments& moments) {
+  const int64_t rows = values.size(0), dim = values.size(1);
+  const double* const mean = moments.mean.const_data_ptr<double>();
+  const double* const deviation = moments.standard_deviation.const_data_ptr<double>();
+  float* row = values.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < rows; ++i, row += dim)
+    for (int64_t d = 0; d < dim; ++d)
+      row[d] = static_cast<float>((static_cast<double>(row[d]) - mean[d]) / deviation[d]);
+}
+
 }  // namespace muster::batch

@@ -32,4 +32,8 @@ MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std
 
 FeatureMoments finish_moments(const MomentSums& total, const at::Tensor& pivot);
 
+// (value - mean) / standard deviation in double precision, rounded to float32, in place: the bits of the same
+// operations one after another on whole tensors, without their copies. values: float32 [frames, dim] on the CPU.
+void standardize_rows(const at::Tensor& values, const FeatureMoments& moments);
+
 }  // namespace muster::batch

@@ -42,8 +42,8 @@ class SearchDirectory {
   bool recover(const std::string& run, const config::Experiment& experiment) const;
   // Throws Error(kIo) when the results in the directory of a complete trial are not the value of the journal.
   void require_value(int64_t number, double value) const;
-  // Removes from a trial that has ended what was needed to resume it: all but settings, metrics, result, predictions and,
-  // where they are to be kept, weights/best.safetensors.
+  // Removes from a trial that has ended what was needed to resume it: all but settings, metrics, result, predictions
+  // and, where they are to be kept, weights/best.safetensors.
   void tidy(int64_t number, bool keep_weights) const;
 
  private:
