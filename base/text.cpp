@@ -106,8 +106,8 @@ std::string csv_field(const std::string& given) {
   // Ids such as -3g5yACwYnA (a video's) stay as they are: without operators nothing is run.
   const bool is_word =
       given.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+.[]") == given.npos;
-  const bool runs =
-      !given.empty() && (given[0] == '=' || given[0] == '@' || ((given[0] == '+' || given[0] == '-') && !is_word));
+  const bool runs = !given.empty() && (given[0] == '=' || given[0] == '@' || given[0] == '\'' ||
+                                       ((given[0] == '+' || given[0] == '-') && !is_word));
   const std::string text = (runs ? "'" : "") + given;
   if (text.find_first_of(",\"\r\n") == text.npos) return text;
   std::string quoted = "\"";

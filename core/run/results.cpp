@@ -37,8 +37,14 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
     else
       records.back().back() += c;
   }
-  records.pop_back();  // behind the last newline
+  // Behind the last newline nothing is left; otherwise the last record is torn, and keeps what shows it.
+  if (!quoted && records.back() == std::vector<std::string>{""}) records.pop_back();
   return records;
+}
+
+bool is_finite_number(const std::string& text) {
+  char* end = nullptr;
+  return std::isfinite(std::strtod(text.c_str(), &end)) && end != text.c_str() && *end == '\0';
 }
 
 }  // namespace
@@ -97,13 +103,14 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
   return csv;
 }
 
-PredictionScores scores_of_predictions(const std::vector<std::string>& files,
+PredictionScores scores_of_predictions(const std::vector<std::string>& files, const std::vector<int64_t>& rows,
                                        const std::vector<std::string>& constants) {
   std::set<std::string> ids;
   std::vector<std::string> header, labels, predictions;
   for (size_t file = 0; file < files.size(); ++file) {
     const std::string& path = files[file];
-    const auto records = read_csv(read_file(path, kLargestPredictions));
+    const std::string text = read_file(path, kLargestPredictions);
+    const auto records = read_csv(text);
     const auto wrong = [&](const std::string& what) {
       return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
     };
@@ -113,11 +120,16 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files,
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
+      if (header.size() == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
+        throw wrong(fmt::format("line {}: label and prediction must be finite numbers", i + 1));
       if (!ids.insert(records[i][0]).second)
         throw wrong("sample " + records[i][0] + " is in the predictions of another file, or another line, too");
       labels.push_back(records[i][1]);
       predictions.push_back(constants.empty() ? records[i][2] : constants[file]);
     }
+    if (text.back() != '\n') throw wrong(fmt::format("line {} is not whole", records.size()));
+    if (const auto there = static_cast<int64_t>(records.size()) - 1; !rows.empty() && rows[file] != there)
+      throw wrong(fmt::format("it has {}, but the run's result.json says {}", plural(there, "sample"), rows[file]));
   }
   PredictionScores scores;
   scores.samples = static_cast<int64_t>(ids.size());
@@ -135,9 +147,9 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files,
   for (size_t column = 3; column < header.size(); ++column)
     scores.class_names.push_back(header[column].substr(std::min(prefix.size(), header[column].size())));
   const auto place = [&](const std::string& text) -> int64_t {
-    auto found = std::find(header.begin() + 3, header.end(), prefix + text);
-    if (found == header.end() && text[0] == '\'')  // csv_field has put it there
-      found = std::find(header.begin() + 3, header.end(), prefix + text.substr(1));
+    // csv_field() puts a quote before a name, but not before the column's, which begins with the prefix.
+    auto found = std::find(header.begin() + 3, header.end(), prefix + text.substr(text[0] == '\''));
+    if (found == header.end()) found = std::find(header.begin() + 3, header.end(), prefix + text);
     if (found == header.end()) throw Error(ExitCode::kBadData, files[0] + ": class " + text + " has no column");
     return found - header.begin() - 3;
   };
@@ -163,8 +175,14 @@ RunResult read_result(const std::string& run_directory) {
     result.selected_by = all["best"].at("selected_by");
     result.best_value = value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
     result.model_note = all.value("model_note", std::string());
-    result.test_samples = all.contains("test") ? all["test"].value("samples", int64_t{0}) : 0;
+    const auto samples = [&](const char* split) {
+      return all.contains(split) ? all[split].value("samples", int64_t{0}) : 0;
+    };
+    result.validation_samples = samples("valid");
+    result.test_samples = samples("test");
     result.dropped_samples = all.value("dropped_samples", int64_t{-1});
+    if (std::min({result.validation_samples, result.test_samples, result.dropped_samples + 1}) < 0)
+      throw Error(ExitCode::kBadData, fmt::format("{}: a number of samples is negative", path));
     const json baselines = all.value("trivial_baselines", json::object());
     result.validation_baseline = baselines.value("valid", json::object());
     result.test_baseline = baselines.value("test", json::object());

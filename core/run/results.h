@@ -52,10 +52,11 @@ struct PredictionScores {
   metrics::Confusion confusion;  // classification only
 };
 // Of several files of predictions_csv() together, as docs/metrics.md defines the metrics: of a cross-validation, every
-// sample predicted once, by the model that had not seen it. constants: one text per file that takes the place of all of
-// its predictions, as a trivial baseline does; empty: the files' own. Throws Error(kBadData), naming file and sample,
-// when a file cannot be understood, lacks labels or holds a sample of another one.
-PredictionScores scores_of_predictions(const std::vector<std::string>& files,
+// sample predicted once, by the model that had not seen it. rows: how many samples each file must have; empty: any.
+// constants: one text per file that takes the place of all of its predictions, as a trivial baseline does; empty: the
+// files' own. Throws Error(kBadData), naming file and sample, when a file cannot be understood, is not whole, lacks
+// labels or holds a sample of another one.
+PredictionScores scores_of_predictions(const std::vector<std::string>& files, const std::vector<int64_t>& rows = {},
                                        const std::vector<std::string>& constants = {});
 
 // What a finished run has left in result.json, which core/training/ writes.
@@ -64,7 +65,7 @@ struct RunResult {
   std::string selected_by;          // what the best weights were chosen by: "valid/WA"
   double best_value = 0;            // its value for them; NaN where it is not finite, or nothing chose
   std::string model_note;           // to be printed wherever the result is; may be empty
-  int64_t test_samples = 0;
+  int64_t validation_samples = 0, test_samples = 0;
   int64_t dropped_samples = -1;  // of the whole dataset, because they lack a modality; -1: an earlier version's run
   // What the trivial prediction scores, as the metrics above, and that prediction as predictions_csv() would write it.
   // Empty for runs of versions that did not note it.

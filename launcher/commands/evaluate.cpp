@@ -62,13 +62,17 @@ std::string kept_predictions(const Arguments& arguments, const std::string& weig
   std::string there;
   for (const char* split : {"valid", "test"})
     if (exists(of(split))) there += fmt::format(" --split {}", split);
-  throw Error(ExitCode::kUsage,
-              fmt::format("{}: the weights were not kept, only the predictions of the best ones:{}", weights, there));
+  throw Error(
+      ExitCode::kUsage,
+      fmt::format("{}: the weights were not kept, so no other data or split can be evaluated, only what the best ones "
+                  "have predicted:{}",
+                  weights, there));
 }
 
 void evaluate_predictions(const Arguments& arguments, const std::string& path) {
   const run::RunResult result = run::read_result(arguments.run_directory);
-  const run::PredictionScores scores = run::scores_of_predictions({path});
+  const run::PredictionScores scores = run::scores_of_predictions(
+      {path}, {arguments.split == "valid" ? result.validation_samples : result.test_samples});
   if (!arguments.output.empty()) write_file_atomically(arguments.output, read_file(path, run::kLargestPredictions));
   if (arguments.json) {
     nlohmann::json all = {{"metrics", run::to_json(scores.metrics)}, {"samples", scores.samples}};

@@ -147,7 +147,9 @@ StudyResults read_results(const StudyDirectory& directory) {
   const size_t folds = std::max(1, results.folds), seeds = spec.study.seeds(), variants = spec.variants.size();
 
   std::vector<std::vector<std::vector<std::string>>> files(variants, std::vector<std::vector<std::string>>(seeds));
-  std::vector<std::vector<std::string>> trivial_predictions(seeds);  // of the base's folds
+  std::vector<std::vector<std::vector<int64_t>>> rows(variants,
+                                                      std::vector<std::vector<int64_t>>(seeds));  // of the files
+  std::vector<std::vector<std::string>> trivial_predictions(seeds);                               // of the base's folds
   for (size_t i = 0; i < spec.cells.size(); ++i) {
     const Cell& cell = spec.cells[i];
     if (!directory.is_trained(cell)) continue;
@@ -177,12 +179,14 @@ StudyResults read_results(const StudyDirectory& directory) {
     }
     one.validation[seed] += value_of(result.validation, results.metrics[0]) / static_cast<double>(folds);
     files[static_cast<size_t>(cell.variant)][seed].push_back(directory.run(cell) + "/predictions-test.csv");
+    rows[static_cast<size_t>(cell.variant)][seed].push_back(result.test_samples);
   }
   if (results.metrics.empty()) return results;
 
   const auto pool = [&](VariantResults& one, size_t variant, size_t seed, const std::vector<std::string>& constants) {
-    const auto pooled =
-        folds > 1 ? run::scores_of_predictions(files[variant][seed], constants).metrics : metrics::Metrics();
+    const auto pooled = folds > 1
+                            ? run::scores_of_predictions(files[variant][seed], rows[variant][seed], constants).metrics
+                            : metrics::Metrics();
     for (size_t metric = 0; metric < results.metrics.size(); ++metric)
       one.pooled[metric][seed] =
           folds > 1 ? metrics::metric_value(pooled, results.metrics[metric]) : one.folds[metric][0][seed];

@@ -36,6 +36,8 @@ TEST(Text, Quoting) {
   EXPECT_EQ(shell_quoted("it's $HOME"), "'it'\\''s $HOME'");
   EXPECT_EQ(csv_field("plain text"), "plain text");
   EXPECT_EQ(csv_field("a,\"b\""), "\"a,\"\"b\"\"\"");
+  EXPECT_EQ(csv_field("=1"), "'=1");
+  EXPECT_EQ(csv_field("'=1"), "''=1");
 }
 
 TEST(Text, SizesAndTimes) {
