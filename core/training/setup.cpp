@@ -225,16 +225,25 @@ std::string summary(const TrainingRun& run) {
 }
 
 bool is_concluded(TrainingRun& run) {
-  // Without a checkpoint at the end the result alone says that there is one, if it is of this experiment.
-  const bool by_result = !run.policy.writes_all_files;
+  // Without a checkpoint to continue from the result alone says that there is one, if it is of this experiment.
+  const bool is_lost = run.state.steps_done() == 0, by_result = is_lost || !run.policy.writes_all_files;
   if (!run.resumes || !(run.is_finished() || by_result)) return false;
-  const auto is_of_this_experiment = [&] {
+  std::string verdict;
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    if (!run.is_main() || !std::filesystem::exists(run.directory->file("result.json"))) return;
     const auto stored = config::load_stored_experiment(run.directory->file("config.txtpb")).experiment;
-    return config::differences(stored, run.config).empty();
-  };
-  const bool concluded = run.is_main() && std::filesystem::exists(run.directory->file("result.json")) &&
-                         (run.is_finished() || is_of_this_experiment());
-  return run.communicator.all_gather_bytes(concluded ? "concluded" : "")[0] == "concluded";
+    if (run.is_finished() || config::differences(stored, run.config).empty()) {
+      verdict = "concluded";
+    } else if (is_lost) {
+      throw Error(
+          ExitCode::kUsage,
+          fmt::format("{0}: the run is finished, and no checkpoint is left from which it could be continued with "
+                      "other settings (trials of a search and runs of a study keep none). Begin another one: "
+                      "muster train {0}/config.txtpb --run-dir NEW --set ...",
+                      run.options.run_directory));
+    }
+  });
+  return run.communicator.all_gather_bytes(verdict)[0] == "concluded";
 }
 
 void open_for_writing(TrainingRun& run) {

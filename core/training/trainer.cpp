@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "base/json.h"
+#include "base/print.h"
 #include "base/text.h"
 #include "checkpoints/fingerprint.h"
 #include "checkpoints/retention.h"
@@ -175,8 +176,8 @@ void train_one(const config::LoadedExperiment& loaded, const TrainOptions& optio
   }
   if (is_concluded(run)) {
     if (run.is_main() && policy.shows_progress)
-      std::printf("%s is finished already, after %lu steps: see its result.json\n", options.run_directory.c_str(),
-                  run.state.steps_done());
+      print_out("{} is finished already{}: see its result.json\n", options.run_directory,
+                run.state.steps_done() > 0 ? fmt::format(", after {} steps", run.state.steps_done()) : "");
     return;
   }
   open_for_writing(run);

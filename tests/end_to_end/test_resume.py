@@ -167,6 +167,17 @@ def test_more_epochs_are_what_they_would_have_been(tmp_path):
     assert mp.read_json(run / "environment.json")["resumes"][0]["changes"] == ["training.epochs: 2 -> 5"]
 
 
+def test_a_finished_run_without_checkpoints_is_left_alone(reference, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run, ignore=shutil.ignore_patterns("checkpoints"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for ranks in (1, 2):
+        assert mp.muster("resume", run, ranks=ranks).stdout.count("is finished already") == 1
+        error = mp.muster("resume", run, "--set", "training.epochs=10", ranks=ranks, code=2).stderr
+        assert error.count("no checkpoint is left from which it could be continued") == 1
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def test_early_stopping_and_skipped_steps_go_on(tmp_path):
     """Patience counts on over an interruption, and so do steps that were left out as non-finite."""
     text = TEXT.replace("evaluation {", "evaluation { patience: 4 min_improvement: 0.02 select_by: 'loss'").replace("epochs: 9", "epochs: 40 non_finite: SKIP_STEP")
