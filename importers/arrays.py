@@ -356,6 +356,8 @@ def parse_arguments(arguments):
                         help="what to do with NaN and infinite features; zero: write 0 and count them")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the features in the file")
     options = parser.parse_args(arguments)
+    if not options.output:
+        parser.error("-o: the output has no name")
     for argument in ("modality", "target"):
         pairs = getattr(options, argument)
         if len(dict(pairs)) != len(pairs):

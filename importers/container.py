@@ -299,8 +299,8 @@ def refuse_other_files(path):
         raise OutputError(f"{path} is a symbolic link, and files are not written through links: give the path of the file itself")
     for folder in path.resolve().parents:
         if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (
-                folder / "search.txtpb").exists() and (folder / "trials").is_dir():
-            raise OutputError(f"{path} lies in {folder}, the directory of a run or search: choose another place")
+                folder / "search.txtpb").exists() and (folder / "trials").is_dir() or (folder / "cells" / "base").is_dir():
+            raise OutputError(f"{path} lies in {folder}, the directory of a run, search or study: choose another place")
     if not path.exists():
         return
     ours = False

@@ -163,7 +163,7 @@ void add_checkpoints_command(CLI::App& parent) {
   auto* pruning =
       checkpoints->add_subcommand("prune", "Remove the checkpoints that no rule keeps; by default the run's own rules");
   pruning->add_option("RUN_DIR", pruned->path, "Run directory")->required();
-  pruning->add_option("--keep-last", pruned->keep_last, "Keep this many of the newest")->check(CLI::PositiveNumber);
+  pruning->add_option("--keep-last", pruned->keep_last, "Keep this many of the newest")->check(CLI::Range(1, 1000000));
   pruning->add_option("--keep-best", pruned->keep_best, "Keep this many of the best")->check(CLI::NonNegativeNumber);
   pruning
       ->add_option("--keep-every", pruned->keep_every,

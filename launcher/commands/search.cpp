@@ -213,6 +213,9 @@ void export_all(const SearchArguments& arguments) {
   OptunaProcess process = open_study(directory);
   const std::string folder = arguments.output.empty() ? directory.file("export") : arguments.output;
   require_output_folder(folder, arguments.directory);
+  for (const char* name : {"trials.csv", "importance.csv", "history.svg", "slices.svg", "parallel.svg",
+                           "intermediate.svg", "importance.svg"})
+    require_output(fmt::format("{}/{}", folder, name), OutputKind::kExport, {}, arguments.directory);
   make_folders(folder);
   const Search& search = directory.spec().search;
   std::vector<std::string> header{"trial", "state", "value", "seconds", "start", "end", "reason"};

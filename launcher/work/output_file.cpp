@@ -26,6 +26,9 @@ bool is_of_kind(const std::string& path, OutputKind kind) {
   const std::string head = head_of(path, kHead);
   if (kind == OutputKind::kPredictions)
     return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
+  if (kind == OutputKind::kExport)
+    return head.rfind("trial,state,value", 0) == 0 || head.rfind("parameter,importance", 0) == 0 ||
+           (head.rfind("<?xml", 0) == 0 && head.find("Matplotlib") != std::string::npos);
   const char* message = kind == OutputKind::kStudy ? "launcher.Study" : "config.Experiment";
   return head.find(fmt::format("# proto-message: muster.{}", message)) != std::string::npos;
 }
@@ -38,19 +41,22 @@ const char* name_of(OutputKind kind) {
       return "a dataset of muster";
     case OutputKind::kExperiment:
       return "an experiment file";
+    case OutputKind::kExport:
+      return "what `muster search export` writes";
     default:
       return "a study file";
   }
 }
 
-// The directory of a run or search that the file would lie in; empty: none.
+// The directory of a run, search or study that the file would lie in; empty: none.
 fs::path owner_of(const fs::path& path) {
   std::error_code ignored;
   // Where it cannot be known, writing says why.
   for (fs::path folder = fs::weakly_canonical(fs::absolute(path, ignored), ignored).parent_path();
        folder != folder.parent_path(); folder = folder.parent_path())
     if ((fs::exists(folder / "config.txtpb", ignored) && fs::exists(folder / "environment.json", ignored)) ||
-        (fs::exists(folder / "search.txtpb", ignored) && fs::is_directory(folder / "trials", ignored)))
+        (fs::exists(folder / "search.txtpb", ignored) && fs::is_directory(folder / "trials", ignored)) ||
+        fs::is_directory(folder / "cells" / "base", ignored))
       return folder;
   return {};
 }
@@ -59,7 +65,10 @@ void require_place(const std::string& path, const std::string& own) {
   std::error_code ignored;
   const fs::path owner = owner_of(path);
   if (!owner.empty() && (own.empty() || !fs::equivalent(owner, own, ignored)))
-    refuse(path, fmt::format("it lies in {}, the directory of a run or search", owner.string()));
+    refuse(path, fmt::format("it lies in {}, the directory of a run, search or study", owner.string()));
+  const std::string name = fs::path(path).filename();
+  if (!owner.empty() && (name == "predictions-valid.csv" || name == "predictions-test.csv"))
+    refuse(path, "it is what the run itself has left or will leave");
 }
 
 }  // namespace
@@ -67,6 +76,7 @@ void require_place(const std::string& path, const std::string& own) {
 void require_output(const std::string& path, OutputKind kind, const std::vector<std::string>& inputs,
                     const std::string& own) {
   std::error_code ignored;
+  if (path.empty()) throw Error(ExitCode::kUsage, "the output (-o) has no name");
   for (const auto& input : inputs)
     if (!input.empty() && fs::equivalent(path, input, ignored)) refuse(path, "it is an input of this command");
   if (fs::is_symlink(fs::symlink_status(path, ignored)))

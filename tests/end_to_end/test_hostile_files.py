@@ -36,10 +36,11 @@ def predict(folder, output, **options):
     ("data.h5", "input of this command"), ("hard.h5", "input of this command"), ("./run/../data.h5", "input of this command"),
     ("link.h5", "input of this command"), ("run/weights/best.safetensors", "input of this command"), ("run/config.txtpb", "input of this command"),
     ("dangling.csv", "symbolic link"), ("other/new.csv", "directory of a run"), ("other/weights/new.csv", "directory of a run"),
-    ("folder-link/new.csv", "directory of a run"), ("notes.txt", "something else is there"), ("other.csv", "something else is there"),
+    ("folder-link/new.csv", "directory of a run"), ("run/predictions-valid.csv", "the run itself"), ("study/new.csv", "search or study"), ("notes.txt", "something else is there"), ("other.csv", "something else is there"),
     ("run", "something else is there")])
 def test_an_output_never_replaces_something_else(shared, output, why):
     (shared / "other/weights").mkdir(parents=True, exist_ok=True)  # another run
+    (shared / "study/cells/base").mkdir(parents=True, exist_ok=True)
     for name in ("config.txtpb", "environment.json"):
         (shared / "other" / name).touch()
     for name, make in {"hard.h5": lambda p: os.link(shared / "data.h5", p), "link.h5": lambda p: p.symlink_to("data.h5"),
@@ -49,7 +50,8 @@ def test_an_output_never_replaces_something_else(shared, output, why):
             make(shared / name)
     before = contents(shared)
     for command in (lambda: predict(shared, output, code=2),
-                    lambda: mp.muster("data", "synth", "--kind", "regression", "-o", output, cwd=shared, code=2) if why != "input of this command" else None):
+                    lambda: mp.muster("data", "synth", "--kind", "regression", "-o", output, cwd=shared, code=2)
+                    if why not in ("input of this command", "the run itself") else None):
         ended = command()
         assert ended is None or (why in ended.stderr and output.split("/")[-1] in ended.stderr), ended.stderr
     assert contents(shared) == before and not (shared / "nowhere.csv").exists()

@@ -216,6 +216,8 @@ def test_usage_errors(data, arguments):
 def test_missing_manifest_folder_and_output_folder(data):
     assert "no such folder" in refused(data, modalities=["audio=nowhere"])[0]
     assert arrays(data, output="nowhere/out.h5").returncode == 74
+    nameless = arrays(data, output="")
+    assert nameless.returncode == 2 and "-o: the output has no name" in nameless.stderr
     (data / "manifest.csv").unlink()
     assert arrays(data).returncode == 74
 

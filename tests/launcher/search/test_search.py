@@ -76,7 +76,7 @@ def test_every_number_can_be_computed_again(finished, tmp_path):
         shown = mp.muster("evaluate", run, "--split", "valid").stdout
         assert ("the weights were not kept" in shown) == (number != best) and "valid baseline" in shown
     refused = mp.muster("evaluate", run_of(directory, (best + 1) % 8), code=2).stderr
-    assert "the weights were not kept, only the predictions of the best ones: --split valid" in refused
+    assert "the weights were not kept, so no other data or split can be evaluated, only what the best ones have predicted: --split valid" in refused
 
 
 def test_a_trial_does_not_depend_on_where_it_ran(finished):
@@ -178,7 +178,13 @@ def test_status_and_export(finished, tmp_path):
     directory, _ = finished[1]
     seen = json.loads(mp.muster("search", "status", directory, "--json").stdout)
     assert seen["counts"]["COMPLETE"] == 8 and seen["best"][0]["value"] == study(directory).best_value
-    mp.muster("search", "export", directory, "-o", tmp_path / "export")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/trials.csv").write_text("mine\n")
+    assert "something else is there" in mp.muster("search", "export", directory, "-o", tmp_path / "export", code=2).stderr
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["trials.csv"] and (tmp_path / "export/trials.csv").read_text() == "mine\n"
+    (tmp_path / "export/trials.csv").unlink()
+    for _ in range(2):  # its own files are replaced
+        mp.muster("search", "export", directory, "-o", tmp_path / "export")
     rows = (tmp_path / "export/trials.csv").read_text().splitlines()
     assert len(rows) == 9 and rows[0].startswith("trial,state,value") and "optimizer.learning_rate" in rows[0]
     assert (tmp_path / "export/history.svg").read_text().lstrip().startswith("<?xml")
