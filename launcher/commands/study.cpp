@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "core/config/resolved_text.h"
 #include "core/run/stop.h"
+#include "core/training/data_source.h"
 #include "core/training/same_job.h"
 #include "launcher/commands/commands.h"
 #include "launcher/study/grid.h"
@@ -74,6 +75,26 @@ void train_cell(const StudyDirectory& directory, WorkGroup& group, const std::st
   group.ask({{"op", "ended"}, {"cell", index}, {"state", states[ending.kind]}, {"reason", ending.reason}});
 }
 
+// Says before anything is trained what no table could be made without. Where a variant chooses its data, its runs say
+// it.
+void refuse_without_test(const StudySpec& spec) {
+  data::Split split;
+  std::string source;
+  try {
+    const config::Experiment base = spec.experiment(spec.cells[0]).experiment;
+    const training::DataSource data = training::open_training_data(base);
+    source = data.dataset->source();
+    split = training::split_data(base, data, true);
+  } catch (const Error&) {
+    return;  // a run says it in its own words
+  }
+  if (split.test.empty())
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: there is no test split, by which a study compares: mark samples in "
+                            "/samples/split, or set data.split (docs/data.md)",
+                            source));
+}
+
 std::string path_of(const StudyArguments& arguments, const StudySpec& spec) {
   return arguments.directory.empty() ? "runs/" + spec.study.name() : arguments.directory;
 }
@@ -96,6 +117,7 @@ void run(const StudyArguments& arguments) {
       StudySpec spec = load_study(arguments.spec, arguments.set);
       require_whole_groups(world.size(), spec.study.ranks_per_run(), "ranks_per_run");
       const std::string path = path_of(arguments, spec);
+      if (is_main) refuse_without_test(spec);
       run::save_on_stop();
       directory.emplace(path, std::move(spec));
     });

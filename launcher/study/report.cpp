@@ -51,28 +51,42 @@ std::string trivial_prediction(const StudyResults& results) {
 
 std::string trivial_label(const StudyResults& results) { return "trivial: " + trivial_prediction(results); }
 
-// By the first metric that is defined for the trivial prediction; empty: the best variant beats it, or it is not known.
-std::string not_better_than_trivial(const StudySpec& spec, const StudyResults& results) {
-  if (results.best < 0 || results.trivial.trained == 0) return "";
-  std::vector<std::string> better;
-  std::string warning;
+// Whether the best variant beats the trivial prediction, by every metric that is defined for both.
+struct AgainstTrivial {
+  std::vector<std::string> better, others;
+  std::string first;  // the first of the others, with both numbers
+};
+AgainstTrivial against_trivial(const StudySpec& spec, const StudyResults& results) {
+  AgainstTrivial found;
+  if (results.best < 0 || results.trivial.trained == 0) return found;
+  const auto best = static_cast<size_t>(results.best);
   for (size_t metric = 0; metric < results.metrics.size(); ++metric) {
     const std::string& name = results.metrics[metric];
     const double trivial = spread(results.trivial.pooled[metric]).mean;
-    const double value = spread(results.variants[static_cast<size_t>(results.best)].pooled[metric]).mean;
+    const double value = spread(results.variants[best].pooled[metric]).mean;
     if (!std::isfinite(trivial)) continue;
     if (metrics::higher_is_better(name) ? value > trivial : value < trivial) {
-      if (warning.empty()) return "";
-      better.push_back(name);
-    } else if (warning.empty()) {
-      warning = fmt::format("NOT BETTER THAN TRIVIAL: {} of {} on the test split is {}, that of the {} {}.", name,
-                            spec.variants[static_cast<size_t>(results.best)].label(), fixed(value),
-                            trivial_prediction(results), fixed(trivial));
+      found.better.push_back(name);
+      continue;
     }
+    if (found.others.empty())
+      found.first = fmt::format("{} of {} on the test split is {}, that of the {} {}.", name,
+                                spec.variants[best].label(), fixed(value), trivial_prediction(results), fixed(trivial));
+    found.others.push_back(name);
   }
-  if (warning.empty()) return "";
-  return warning +
-         (better.empty() ? " Nothing was learnt that generalises." : fmt::format(" Better by: {}.", join(better)));
+  return found;
+}
+
+// By the first metric that is defined for the trivial prediction; empty: the best variant beats it, or it is not known.
+std::string not_better_than_trivial(const StudySpec& spec, const StudyResults& results) {
+  const AgainstTrivial found = against_trivial(spec, results);
+  const auto place = [&](const std::string& name) {
+    return std::find(results.metrics.begin(), results.metrics.end(), name);
+  };
+  if (found.others.empty() || (!found.better.empty() && place(found.better[0]) < place(found.others[0]))) return "";
+  return "NOT BETTER THAN TRIVIAL: " + found.first +
+         (found.better.empty() ? " Nothing was learnt that generalises."
+                               : fmt::format(" Better by: {}.", join(found.better)));
 }
 
 std::string different_samples(const StudySpec& spec, const StudyResults& results) {
@@ -137,6 +151,7 @@ std::vector<std::string> notes_on_p(const Study& study, const StudyResults& resu
   int tested = 0, most_pairs = 0;
   for (const Comparison& found : results.comparisons[0])
     if (std::isfinite(found.p)) tested += 1, most_pairs = std::max(most_pairs, found.n);
+  if (tested == 0) return {};  // one pair, or none
   std::vector<std::string> notes{
       fmt::format("p: Wilcoxon signed-rank test against {}, two-sided, on {}, paired by {}; Holm: corrected for {}; * "
                   "below {:g}.",
@@ -192,6 +207,8 @@ Table comparison_table(const StudySpec& spec, const StudyResults& results) {
     table.notes.push_back(fmt::format("trivial: what predicting the {} for every test sample of {} scores.",
                                       trivial_prediction(results), study.base_label()));
   }
+  if (const auto found = against_trivial(spec, results); !found.others.empty() && !found.better.empty())
+    table.notes.push_back(fmt::format("Not better than trivial by: {}.", join(found.others)));
   if (compares) {
     const auto notes = notes_on_p(study, results);
     table.notes.insert(table.notes.end(), notes.begin(), notes.end());

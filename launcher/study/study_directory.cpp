@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,12 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(path), spec_(std::move(spec)) {
+  for (const char* other : {"config.txtpb", "search.txtpb"})
+    if (fs::exists(file(other)))
+      throw Error(ExitCode::kUsage,
+                  fmt::format("{} is the directory of a run or search (it has {}), not of a study: give another "
+                              "--study-dir",
+                              path_, other));
   make_folders(path_);
   for (const auto& cell : spec_.cells) {
     const std::string config = run(cell) + "/config.txtpb";
@@ -27,7 +34,10 @@ StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(
     // All cells of a study that an earlier version has begun are trained as the first one was.
     for (const auto& choice : config::earlier_choices(stored, spec_.experiment(cell).experiment))
       spec_.study.add_set(choice.path + "=" + choice.before);
-    const auto differences = config::differences(stored, spec_.experiment(cell).experiment);
+    auto differences = config::differences(stored, spec_.experiment(cell).experiment);
+    differences.erase(std::remove_if(differences.begin(), differences.end(),
+                                     [](const auto& difference) { return difference.path == "name"; }),
+                      differences.end());
     if (differences.empty()) continue;
     std::string changes;
     for (const auto& difference : differences)
