@@ -16,7 +16,7 @@ COMMON = "optimizer { learning_rate: 1e-3 weight_decay: 0.1 clip_norm: 20 } eval
 
 
 def training(fields=""):
-    return f"training {{ epochs: 2 precision: FP64 threads: 1 log_every_steps: 1 batch_size: 7 {fields} }}\n"
+    return f"training {{ epochs: 4 precision: FP64 threads: 1 log_every_steps: 1 batch_size: 7 {fields} }}\n"
 
 
 # Each case and what its config must show, so that a change of a default cannot hollow the test out.
