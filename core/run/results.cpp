@@ -32,6 +32,8 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
       quoted = !quoted;
     else if (!quoted && c == ',')
       records.back().emplace_back();
+    else if (!quoted && c == '\r' && text[i + 1] == '\n')
+      continue;  // as an editor has left it; a name with that character is quoted
     else if (!quoted && c == '\n')
       records.push_back({""});
     else

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <set>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -66,9 +67,11 @@ void require_place(const std::string& path, const std::string& own) {
   const fs::path owner = owner_of(path);
   if (!owner.empty() && (own.empty() || !fs::equivalent(owner, own, ignored)))
     refuse(path, fmt::format("it lies in {}, the directory of a run, search or study", owner.string()));
-  const std::string name = fs::path(path).filename();
-  if (!owner.empty() && (name == "predictions-valid.csv" || name == "predictions-test.csv"))
-    refuse(path, "it is what the run itself has left or will leave");
+  if (owner.empty()) return;
+  static const std::set<std::string> kept{
+      "cells", "checkpoints", "jobs", "logs", "predictions-test.csv", "predictions-valid.csv", "trials", "weights"};
+  const fs::path inside = fs::weakly_canonical(fs::absolute(path, ignored), ignored).lexically_relative(owner);
+  if (kept.count(inside.begin()->string())) refuse(path, "it lies among what the run itself keeps there");
 }
 
 }  // namespace

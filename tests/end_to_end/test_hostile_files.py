@@ -36,7 +36,8 @@ def predict(folder, output, **options):
     ("data.h5", "input of this command"), ("hard.h5", "input of this command"), ("./run/../data.h5", "input of this command"),
     ("link.h5", "input of this command"), ("run/weights/best.safetensors", "input of this command"), ("run/config.txtpb", "input of this command"),
     ("dangling.csv", "symbolic link"), ("other/new.csv", "directory of a run"), ("other/weights/new.csv", "directory of a run"),
-    ("folder-link/new.csv", "directory of a run"), ("run/predictions-valid.csv", "the run itself"), ("study/new.csv", "search or study"), ("notes.txt", "something else is there"), ("other.csv", "something else is there"),
+    ("folder-link/new.csv", "directory of a run"), ("run/predictions-valid.csv", "the run itself"), ("run/weights/new.csv", "the run itself"),
+    ("study/new.csv", "search or study"), ("notes.txt", "something else is there"), ("other.csv", "something else is there"),
     ("run", "something else is there")])
 def test_an_output_never_replaces_something_else(shared, output, why):
     (shared / "other/weights").mkdir(parents=True, exist_ok=True)  # another run

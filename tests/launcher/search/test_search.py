@@ -183,6 +183,7 @@ def test_status_and_export(finished, tmp_path):
     assert "something else is there" in mp.muster("search", "export", directory, "-o", tmp_path / "export", code=2).stderr
     assert [path.name for path in (tmp_path / "export").iterdir()] == ["trials.csv"] and (tmp_path / "export/trials.csv").read_text() == "mine\n"
     (tmp_path / "export/trials.csv").unlink()
+    assert "the run itself" in mp.muster("search", "export", directory, "-o", directory / "trials", code=2).stderr
     for _ in range(2):  # its own files are replaced
         mp.muster("search", "export", directory, "-o", tmp_path / "export")
     rows = (tmp_path / "export/trials.csv").read_text().splitlines()
