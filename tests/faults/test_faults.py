@@ -170,7 +170,7 @@ def test_a_slow_disk_does_not_slow_steps(ranks, folder):
         for condition in (lambda: steps(run) > 0, lambda: any(run.glob("checkpoints/.tmp-*")), lambda: saved(run) > 0):
             job.wait_until(condition)
             marks.append((time.monotonic(), steps(run)))
-        job.wait_until(lambda: (run / "logs/checkpoints.jsonl").exists())
+        job.wait_until(lambda: (run / "logs/checkpoints.jsonl").exists() and (run / "logs/checkpoints.jsonl").read_text().endswith("\n"))
         (begin, first), (saves, middle), (commits, last) = marks
         for pid in job.ranks() or [job.process.pid]:
             os.kill(pid, signal.SIGKILL)
