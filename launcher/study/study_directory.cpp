@@ -32,9 +32,11 @@ StudyDirectory::StudyDirectory(const std::string& path, StudySpec spec) : path_(
     if (!fs::exists(config)) continue;
     const auto stored = config::load_stored_experiment(config).experiment;
     // All cells of a study that an earlier version has begun are trained as the first one was.
-    for (const auto& choice : config::earlier_choices(stored, spec_.experiment(cell).experiment))
-      spec_.study.add_set(choice.path + "=" + choice.before);
-    auto differences = config::differences(stored, spec_.experiment(cell).experiment);
+    auto asked = spec_.experiment(cell).experiment;
+    const auto choices = config::earlier_choices(stored, asked);
+    for (const auto& choice : choices) spec_.study.add_set(choice.path + "=" + choice.before);
+    if (!choices.empty()) asked = spec_.experiment(cell).experiment;
+    auto differences = config::differences(stored, asked);
     differences.erase(std::remove_if(differences.begin(), differences.end(),
                                      [](const auto& difference) { return difference.path == "name"; }),
                       differences.end());
