@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 #include <malloc.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -41,17 +43,6 @@ bool prints_errors(int argc, char** argv) {
   return false;
 }
 
-// Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and
-// returns it: a tenth of a step's time. So freed memory stays with the process for the next step. The user's own
-// settings take precedence.
-void keep_freed_memory() {
-#if defined(__GLIBC__)
-  if (std::getenv("MALLOC_MMAP_THRESHOLD_") || std::getenv("MALLOC_TRIM_THRESHOLD_")) return;
-  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-#endif
-}
-
 // What a command prints is its result, except for those whose result is the run directory: a finished run must not look
 // like a failed one. Whoever closes a pipe (head, less) has seen what they wanted.
 void require_written_output(const CLI::App& app) {
@@ -64,24 +55,52 @@ void require_written_output(const CLI::App& app) {
               fmt::format("standard output could not be written ({}): what was printed is incomplete", reason));
 }
 
+// Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and
+// returns it: a tenth of a step's time. So freed memory stays with the process for the next step. LibTorch registers
+// thousands of operators while it is loaded: in huge pages a command starts in two thirds of the time. The user's own
+// settings take precedence.
+void prepare_the_heap(char** environment) {
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  for (char** variable = environment; *variable; ++variable)
+    if (std::strncmp(*variable, "MALLOC_", 7) == 0 || std::strncmp(*variable, "GLIBC_TUNABLES=", 15) == 0) return;
+  constexpr size_t kAtFirst = size_t{64} << 20, kHugePage = size_t{2} << 20, kTopPadByDefault = size_t{128} << 10;
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TOP_PAD, kAtFirst);
+  char* const first = static_cast<char*>(std::malloc(kHugePage));
+  mallopt(M_TOP_PAD, kTopPadByDefault);
+  if (!first) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(sbrk(0)) / kHugePage * kHugePage;
+  // Where the heap could not grow there, malloc took the memory elsewhere.
+  if (end > begin && end - begin <= kAtFirst + 2 * kHugePage)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
+  std::free(first);
+#endif
+}
+
 // A process whose working directory was deleted: MKL ends it with "Cannot load libtorch_cpu.so" while libraries are
-// initialised. So this runs before them, by the list of functions that the loader calls first.
-void require_working_directory(int, char**, char**) {
+// initialised.
+void require_working_directory() {
   char path[4096];
   if (syscall(SYS_getcwd, path, sizeof path) >= 0) return;
   constexpr char text[] = "muster: the working directory cannot be used: was it deleted? Change to another one\n";
   [[maybe_unused]] const long written = syscall(SYS_write, STDERR_FILENO, text, sizeof text - 1);
   syscall(SYS_exit_group, static_cast<int>(ExitCode::kIo));
 }
-[[gnu::used, gnu::section(".preinit_array")]] void (*const before_libraries)(int, char**,
-                                                                             char**) = require_working_directory;
+
+// What must come before the libraries' own initialisation: the loader calls the functions of this list first.
+void prepare(int, char**, char** environment) {
+  require_working_directory();
+  prepare_the_heap(environment);
+}
+[[gnu::used, gnu::section(".preinit_array")]] void (*const before_libraries)(int, char**, char**) = prepare;
 
 int run(int argc, char** argv) {
   muster::open_missing_standard_streams();
   // What a command does is not undone because nobody reads its output any more. Programs that it starts get the
   // default.
   std::signal(SIGPIPE, SIG_IGN);
-  keep_freed_memory();
   // Dataset files are on network file systems where locking hangs or is refused; they are only ever read here.
   setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
   muster::run::set_job_identity(muster::launcher::this_job());
