@@ -350,35 +350,42 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   file.commit();
 }
 
-SafetensorsFile read_safetensors(const std::string& path) {
-  InputFile input(path);
-  const auto refuse = [&](const std::string& problem) {
-    throw Error(ExitCode::kBadData, fmt::format("{} is not a valid safetensors file: {}.", path, problem));
-  };
-  uint64_t header_size = 0;
-  if (input.size() < 8) refuse(fmt::format("it has {} bytes, not even a header length", input.size()));
-  input.read(0, &header_size, 8);
-  if (header_size > kLongestSafetensorsHeader) {
-    refuse(fmt::format("its header would have {} bytes; the format allows 100,000,000", header_size));
-  }
-  if (header_size > input.size() - 8) {
-    refuse(fmt::format("its header should have {} bytes, but the file has only {}: is it cut short?", header_size,
-                       input.size()));
-  }
-  std::string json(header_size, '\0');
-  input.read(8, json.data(), header_size);
-  const uint64_t data_begin = 8 + header_size;
-  SafetensorsHeader header = parse_safetensors_header(json, input.size() - data_begin, path);
+namespace {
 
+[[noreturn]] void refuse_file(const std::string& path, const std::string& problem) {
+  throw Error(ExitCode::kBadData, fmt::format("{} is not a valid safetensors file: {}.", path, problem));
+}
+
+}  // namespace
+
+SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), file_(path) {
+  uint64_t header_size = 0;
+  if (file_.size() < 8) refuse_file(path, fmt::format("it has {} bytes, not even a header length", file_.size()));
+  file_.read(0, &header_size, 8);
+  if (header_size > kLongestSafetensorsHeader)
+    refuse_file(path, fmt::format("its header would have {} bytes; the format allows 100,000,000", header_size));
+  if (header_size > file_.size() - 8)
+    refuse_file(path, fmt::format("its header should have {} bytes, but the file has only {}: is it cut short?",
+                                  header_size, file_.size()));
+  std::string json(header_size, '\0');
+  file_.read(8, json.data(), header_size);
+  data_begin_ = 8 + header_size;
+  header_ = parse_safetensors_header(json, file_.size() - data_begin_, path);
+}
+
+void SafetensorsReader::read(const SafetensorsHeader::Entry& entry, uint64_t from, void* out, uint64_t count) {
+  if (count > 0) file_.read(data_begin_ + entry.begin + from, out, count);
+}
+
+SafetensorsFile read_safetensors(const std::string& path) {
+  SafetensorsReader reader(path);
   SafetensorsFile file;
-  file.metadata = std::move(header.metadata);
-  for (const auto& [name, entry] : header.tensors) {
+  file.metadata = reader.header().metadata;
+  for (const auto& [name, entry] : reader.header().tensors) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.dtype));
-    if (entry.end > entry.begin)
-      input.read(data_begin + entry.begin, tensor.mutable_data_ptr(), entry.end - entry.begin);
-    if (entry.dtype == at::kBool && !holds_booleans(tensor.const_data_ptr(), entry.end - entry.begin)) {
-      refuse(fmt::format("tensor {}: a BOOL byte is neither 0 nor 1", in_quotes(name)));
-    }
+    reader.read(entry, 0, tensor.mutable_data_ptr(), entry.end - entry.begin);
+    if (entry.dtype == at::kBool && !holds_booleans(tensor.const_data_ptr(), entry.end - entry.begin))
+      refuse_file(path, fmt::format("tensor {}: a BOOL byte is neither 0 nor 1", in_quotes(name)));
     file.tensors.emplace(name, std::move(tensor));
   }
   return file;

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/input_file.h"
+
 // Reading and writing the safetensors format (https://huggingface.co/docs/safetensors): an 8-byte little-endian header
 // length, a JSON header, the tensors' bytes without gaps.
 namespace muster::checkpoints {
@@ -83,9 +85,28 @@ void serialize_safetensors(const std::vector<NamedTensor>& tensors, const std::m
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 
-// Reads a whole file. Trusts nothing in it: throws Error(kBadData) naming file and tensor for anything that is not a
-// legal safetensors file of the dtypes above, before allocating more than the file's size; Error(kIo) if it cannot be
-// read.
+// An open file whose header has been read and checked. Trusts nothing in it: throws Error(kBadData) naming file and
+// tensor for anything that is not a legal safetensors file of the dtypes above, before allocating more than the file's
+// size; Error(kIo) if it cannot be read. Keeps the file open: one of the same name that appears later is not read.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const SafetensorsHeader& header() const { return header_; }
+  // `count` bytes of a tensor's data from its byte `from` on.
+  void read(const SafetensorsHeader::Entry& entry, uint64_t from, void* out, uint64_t count);
+  // All bytes, header included.
+  InputFile& file() { return file_; }
+
+ private:
+  std::string path_;
+  InputFile file_;
+  uint64_t data_begin_ = 0;
+  SafetensorsHeader header_;
+};
+
+// Reads a whole file; throws as SafetensorsReader does.
 SafetensorsFile read_safetensors(const std::string& path);
 
 // Whether all bytes are 0 or 1. A C++ bool that holds another one is undefined behaviour, so such a file must not
