@@ -29,6 +29,7 @@ constexpr auto kRollCall = 300ms;      // for the thread that waits in a collect
 constexpr auto kSignOfLife = 1300ms;   // a rank that has sent nothing for so long since a deadline passed does not run
 constexpr auto kLongSilence = 5s;      // such a rank does not run, whatever else has happened
 constexpr auto kRankZeroDecides = 1s;  // more than rank 0 takes to inform all
+constexpr auto kOthersReport = 700ms;  // where rank 0 does not run: for a lower rank that waits too to report and end
 constexpr auto kAborting = 3s;         // for mpirun to end this process when another rank ends the job
 
 struct Introduction {
@@ -300,8 +301,19 @@ bool Watchdog::is_ready(const Fault& fault) const {
   }
   if (deaths || fault.orphaned)
     return age >= kOtherDeaths + kRankZeroDecides || Clock::now() - heard_[0] > kLongSilence;
-  if (heard_[0] < fault.found) return age >= kSignOfLife;
+  // Ranks hear of each other from rank 0. In an exchange of two that has nothing for rank 0 some get ahead, and then
+  // wait for the others as well.
+  if (heard_[0] < fault.found)
+    return age >= (unheard_suspects(fault).empty() ? kSignOfLife : kSignOfLife + kOthersReport);
   return age >= kRollCall + kSignOfLife + kRankZeroDecides;
+}
+
+// Ranks below this one that it waits for and knows nothing about.
+std::vector<int> Watchdog::unheard_suspects(const Fault& fault) const {
+  std::vector<int> unheard;
+  for (const int rank : fault.suspects)
+    if (rank != 0 && rank < rank_ && !views_[rank].heard) unheard.push_back(rank);
+  return unheard;
 }
 
 void Watchdog::advance_fault() {
@@ -328,6 +340,12 @@ void Watchdog::advance_fault() {
 }
 
 void Watchdog::conclude(const Fault& fault) {
+  if (rank_ != 0 && !died_[0] && heard_[0] < fault.found && fault.no_progress > 0)
+    for (const int rank : unheard_suspects(fault))
+      if (died_[rank]) {  // it ran, waited for rank 0 like this one, has said so and ended
+        views_[0].silent = true;
+        return leave({0}, describe_fault({0}, views_, fault.waiting, fault.no_progress), rank);
+      }
   std::vector<int> missing;
   views_[rank_].heard = true;
   views_[rank_].status = own_status();

@@ -70,6 +70,7 @@ class Watchdog {
   void check_deadline();
   void advance_fault();
   bool is_ready(const Fault& fault) const;
+  std::vector<int> unheard_suspects(const Fault& fault) const;
   [[noreturn]] void conclude(const Fault& fault);
   // Rank 0, in a job that ends at its very beginning: waits at most 1 s for ranks that are still connecting. They must
   // be told the reason, or they would report a lost rank.
