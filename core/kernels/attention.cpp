@@ -6,70 +6,14 @@
 
 #include <cmath>
 
+#include "core/kernels/attention_groups.h"
 #include "core/kernels/cuda.h"
 #include "core/kernels/fused_attention.h"
 #include "core/kernels/token_attention.h"
 #include "core/kernels/upload.h"
 
-// Why not a slice per sample under autograd: each slice's backward writes a zero tensor of the full size, so a batch
-// would cost its square. Inside one node the per-sample views are free.
 namespace muster::kernels {
 namespace {
-
-constexpr int64_t kMostScores = 1 << 18;  // at once: 1 MB of float32, which stays in a core's cache
-
-// Consecutive samples of equal lengths, whose products are computed by one call: beginning it takes longer than a short
-// sample's product.
-struct Group {
-  size_t first;                    // sample
-  int64_t samples, queries, rows;  // queries and rows: of each
-};
-
-std::vector<Group> groups_of(const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
-                             int64_t heads) {
-  std::vector<Group> groups;
-  for (size_t sample = 0; sample + 1 < query_offsets.size(); ++sample) {
-    const int64_t queries = query_offsets[sample + 1] - query_offsets[sample],
-                  rows = context_offsets[sample + 1] - context_offsets[sample];
-    if (queries == 0 || rows == 0) continue;
-    if (!groups.empty()) {
-      auto& last = groups.back();
-      const bool follows =
-          last.first + static_cast<size_t>(last.samples) == sample && last.queries == queries && last.rows == rows;
-      if (follows && (last.samples + 1) * heads * queries * rows <= kMostScores) {
-        ++last.samples;
-        continue;
-      }
-    }
-    groups.push_back({sample, 1, queries, rows});
-  }
-  return groups;
-}
-
-// Columns [column, column + dim) of rows [begin, begin + samples * rows) as [samples, heads, rows, dim/heads], a
-// strided view made at once.
-struct Heads {
-  int64_t dim, heads;
-  at::Tensor operator()(const at::Tensor& table, int64_t begin, int64_t samples, int64_t rows, int64_t column) const {
-    const int64_t row = table.stride(0), element = table.stride(1), width = dim / heads;
-    return table.as_strided({samples, heads, rows, width}, {rows * row, width * element, row, element},
-                            table.storage_offset() + begin * row + column * element);
-  }
-};
-
-// [samples, heads, rows, width] as [samples * heads, rows, width]: a view of one sample, a copy of several.
-at::Tensor merged(const at::Tensor& x) { return x.size(0) == 1 ? x.squeeze(0) : x.flatten(0, 1); }
-
-// [samples * heads, rows, width] into such a view.
-void write(const at::Tensor& view, const at::Tensor& value) { view.copy_(value.view(view.sizes())); }
-
-// Rows of softmax(scale a b^T), in `wide`.
-at::Tensor weights_of(const at::Tensor& a, const at::Tensor& b, double scale, at::ScalarType wide) {
-  const at::Tensor b_t = b.transpose(1, 2);
-  if (a.scalar_type() != wide) return at::_softmax(at::bmm(a, b_t).to(wide).mul_(scale), -1, false);
-  at::Tensor scores = at::empty({a.size(0), a.size(1), b.size(1)}, a.options());
-  return at::_softmax(scores.baddbmm_(a, b_t, /*beta=*/0, /*alpha=*/scale), -1, false);
-}
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& query,
@@ -78,19 +22,19 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const at::AutoDispatchBelowADInplaceOrView
         below_autograd;  // whose care for each of the many views costs more than the view
     const int64_t dim = query.size(1);
-    const Heads heads_of{dim, heads};
+    const HeadViews heads_of{dim, heads};
     const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
     // Autocast has done its work when it chose the inputs' dtype; in here it would make forward and backward differ.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::ScalarType wide = at::toOpMathType(query.scalar_type());  // softmax of bfloat16 scores runs in float32
     at::Tensor output = at::zeros_like(query, at::MemoryFormat::Contiguous);
     std::vector<at::Tensor> probabilities;
-    for (const auto& [first, samples, queries, rows] : groups_of(query_offsets, context_offsets, heads)) {
-      const at::Tensor q = merged(heads_of(query, query_offsets[first], samples, queries, 0));
-      const at::Tensor k = merged(heads_of(key_value, context_offsets[first], samples, rows, 0));
-      const at::Tensor v = merged(heads_of(key_value, context_offsets[first], samples, rows, dim));
-      at::Tensor p = weights_of(q, k, scale, wide);
-      write(heads_of(output, query_offsets[first], samples, queries, 0), at::bmm(p.to(v.scalar_type()), v));
+    for (const auto& [first, samples, queries, rows] : attention_groups(query_offsets, context_offsets, heads)) {
+      const at::Tensor q = merged_heads(heads_of(query, query_offsets[first], samples, queries, 0));
+      const at::Tensor k = merged_heads(heads_of(key_value, context_offsets[first], samples, rows, 0));
+      const at::Tensor v = merged_heads(heads_of(key_value, context_offsets[first], samples, rows, dim));
+      at::Tensor p = at::_softmax(attention_scores(q, k, scale, wide), -1, false);
+      write_heads(heads_of(output, query_offsets[first], samples, queries, 0), at::bmm(p.to(v.scalar_type()), v));
       probabilities.push_back(std::move(p));
     }
     context->save_for_backward({query, key_value});
@@ -111,26 +55,26 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const auto context_offsets = context->saved_data["context_offsets"].toIntVector();
     const int64_t heads = context->saved_data["heads"].toInt();
     const int64_t dim = query.size(1);
-    const Heads heads_of{dim, heads};
+    const HeadViews heads_of{dim, heads};
     const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
     const at::Tensor output_gradient = gradients[0].contiguous();
     at::Tensor query_gradient = at::zeros_like(query, at::MemoryFormat::Contiguous);
     at::Tensor key_value_gradient = at::zeros_like(key_value, at::MemoryFormat::Contiguous);
     size_t group = 0;
-    for (const auto& [first, samples, queries, rows] : groups_of(query_offsets, context_offsets, heads)) {
+    for (const auto& [first, samples, queries, rows] : attention_groups(query_offsets, context_offsets, heads)) {
       const int64_t q0 = query_offsets[first], c0 = context_offsets[first];
-      const at::Tensor q = merged(heads_of(query, q0, samples, queries, 0));
-      const at::Tensor k = merged(heads_of(key_value, c0, samples, rows, 0));
-      const at::Tensor v = merged(heads_of(key_value, c0, samples, rows, dim));
-      const at::Tensor d_output = merged(heads_of(output_gradient, q0, samples, queries, 0));
+      const at::Tensor q = merged_heads(heads_of(query, q0, samples, queries, 0));
+      const at::Tensor k = merged_heads(heads_of(key_value, c0, samples, rows, 0));
+      const at::Tensor v = merged_heads(heads_of(key_value, c0, samples, rows, dim));
+      const at::Tensor d_output = merged_heads(heads_of(output_gradient, q0, samples, queries, 0));
       const at::Tensor& p = probabilities[group++];
-      write(heads_of(key_value_gradient, c0, samples, rows, dim),
-            at::bmm(p.transpose(1, 2).to(v.scalar_type()), d_output));
+      write_heads(heads_of(key_value_gradient, c0, samples, rows, dim),
+                  at::bmm(p.transpose(1, 2).to(v.scalar_type()), d_output));
       const at::Tensor d_p = at::bmm(d_output, v.transpose(1, 2)).to(p.scalar_type());
       const at::Tensor d_scores =
           at::_softmax_backward_data(d_p, p, -1, p.scalar_type()).mul_(scale).to(query.scalar_type());
-      write(heads_of(query_gradient, q0, samples, queries, 0), at::bmm(d_scores, k));
-      write(heads_of(key_value_gradient, c0, samples, rows, 0), at::bmm(d_scores.transpose(1, 2), q));
+      write_heads(heads_of(query_gradient, q0, samples, queries, 0), at::bmm(d_scores, k));
+      write_heads(heads_of(key_value_gradient, c0, samples, rows, 0), at::bmm(d_scores.transpose(1, 2), q));
     }
     return {query_gradient, key_value_gradient, {}, {}, {}};
   }

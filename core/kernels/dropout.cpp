@@ -103,6 +103,11 @@ at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& of
                                 int64_t{key.site});
 }
 
+at::Tensor dropout_pass(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                        const std::vector<int64_t>& batch_index, const DropoutKey& key) {
+  return p == 0 ? x : masked(x, p, offsets, batch_index, key);
+}
+
 at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& batch_index, const DropoutKey& key) {
   std::vector<int64_t> offsets(batch_index.size() + 1);
   std::iota(offsets.begin(), offsets.end(), 0);

@@ -27,6 +27,11 @@ inline uint32_t keep_threshold(double p) { return static_cast<uint32_t>(std::cei
 at::Tensor dropout(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
                    const std::vector<int64_t>& batch_index, const DropoutKey& key);
 
+// The same without a graph, for nodes that have a backward pass of their own: dropout is linear, and the gradient goes
+// through the same mask.
+at::Tensor dropout_pass(const at::Tensor& x, double p, const std::vector<int64_t>& offsets,
+                        const std::vector<int64_t>& batch_index, const DropoutKey& key);
+
 // The same for x [samples, dim], one row per sample.
 at::Tensor dropout_rows(const at::Tensor& x, double p, const std::vector<int64_t>& batch_index, const DropoutKey& key);
 

@@ -44,7 +44,7 @@ void for_blocks(int64_t rows, int64_t work_per_row, const Block& block) {
 }
 
 // x [rows, in], weight [out, in] -> [rows, out].
-at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor blocked_product(const at::Tensor& x, const at::Tensor& weight) {
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
   for_blocks(x.size(0), weight.numel(), [&](int64_t begin, int64_t rows, bool large) {
     at::Tensor part = y.narrow(0, begin, rows);
@@ -57,7 +57,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
 }
 
 // a [rows, m], b [rows, n] -> a^T b [m, n].
-at::Tensor product_over_rows(const at::Tensor& a, const at::Tensor& b) {
+at::Tensor blocked_product_over_rows(const at::Tensor& a, const at::Tensor& b) {
   at::Tensor sum;
   for_blocks(a.size(0), a.size(1) * b.size(1), [&](int64_t begin, int64_t rows, bool large) {
     const at::Tensor left = a.narrow(0, begin, rows), right = b.narrow(0, begin, rows);
@@ -79,7 +79,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({x, weight});
     context->saved_data["has_bias"] = bias.has_value();
-    at::Tensor y = product(x, weight);
+    at::Tensor y = blocked_product(x, weight);
     return bias ? y.add_(*bias) : y;
   }
 
@@ -89,22 +89,37 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const auto saved = context->get_saved_variables();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const at::Tensor &x = saved[0], &weight = saved[1], gradient = gradients[0].contiguous();
-    return {context->needs_input_grad(0) ? product(gradient, weight.t()) : at::Tensor(),
-            context->needs_input_grad(1) ? product_over_rows(gradient, x) : at::Tensor(),
+    return {context->needs_input_grad(0) ? blocked_product(gradient, weight.t()) : at::Tensor(),
+            context->needs_input_grad(1) ? blocked_product_over_rows(gradient, x) : at::Tensor(),
             context->saved_data["has_bias"].toBool() && context->needs_input_grad(2) ? gradient.sum(0) : at::Tensor()};
   }
 };
 
-bool gains_from_one_dnn(const at::Tensor& x, const at::Tensor& weight) {
-  return x.is_cpu() && x.dim() == 2 && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
-         x.size(0) >= *std::rbegin(kBlocks) && x.size(0) * weight.numel() >= kLeastWork &&
+// For a matrix with gaps between its rows oneDNN has only its reference code, which takes a hundred times as long.
+at::Tensor dense_matrix(const at::Tensor& x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
+
+// rows: those that blocks are made of.
+bool gains_from_one_dnn(const at::Tensor& a, const at::Tensor& b, int64_t rows, int64_t multiplications) {
+  return a.is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
+         rows >= *std::rbegin(kBlocks) && multiplications >= kLeastWork &&
          !at::autocast::is_autocast_enabled(at::kCPU) && !at::globalContext().deterministicAlgorithms() && one_dnn();
 }
 
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return gains_from_one_dnn(x, weight) ? LinearFunction::apply(x, weight, bias) : at::linear(x, weight, bias);
+  const bool gains = x.dim() == 2 && gains_from_one_dnn(x, weight, x.size(0), x.size(0) * weight.numel());
+  return gains ? LinearFunction::apply(x, weight, bias) : at::linear(x, weight, bias);
+}
+
+at::Tensor product_of_rows(const at::Tensor& x, const at::Tensor& weight) {
+  const bool gains = gains_from_one_dnn(x, weight, x.size(0), x.size(0) * weight.numel());
+  return gains ? blocked_product(x, dense_matrix(weight)) : at::mm(x, weight.t());
+}
+
+at::Tensor product_over_rows(const at::Tensor& a, const at::Tensor& b) {
+  const bool gains = gains_from_one_dnn(a, b, a.size(0), a.numel() * b.size(1));
+  return gains ? blocked_product_over_rows(dense_matrix(a), dense_matrix(b)) : at::mm(a.t(), b);
 }
 
 }  // namespace muster::kernels

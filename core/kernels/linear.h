@@ -12,4 +12,10 @@ namespace muster::kernels {
 // wherever arrays lie in memory. No second derivatives of the former.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
 
+// The products that it is made of, without a graph, for nodes that have a backward pass of their own.
+// x [rows, in], weight [out, in] -> x W^T [rows, out].
+at::Tensor product_of_rows(const at::Tensor& x, const at::Tensor& weight);
+// a [rows, m], b [rows, n] -> a^T b [m, n].
+at::Tensor product_over_rows(const at::Tensor& a, const at::Tensor& b);
+
 }  // namespace muster::kernels

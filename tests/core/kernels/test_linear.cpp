@@ -8,7 +8,7 @@
 namespace muster::kernels {
 namespace {
 
-at::Tensor leaf(const at::Tensor& x, at::ScalarType dtype) { return x.to(dtype).clone().requires_grad_(); }
+at::Tensor leaf_as(const at::Tensor& x, at::ScalarType dtype) { return x.to(dtype).clone().requires_grad_(); }
 
 struct Results {
   at::Tensor y, x_gradient, weight_gradient, bias_gradient;
@@ -17,8 +17,8 @@ struct Results {
 template <class Linear>
 Results results_of(const Linear& linear, const at::Tensor& x, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias, const at::Tensor& cotangent, at::ScalarType dtype) {
-  const at::Tensor a = leaf(x, dtype), w = leaf(weight, dtype);
-  const auto b = bias ? std::optional<at::Tensor>(leaf(*bias, dtype)) : std::nullopt;
+  const at::Tensor a = leaf_as(x, dtype), w = leaf_as(weight, dtype);
+  const auto b = bias ? std::optional<at::Tensor>(leaf_as(*bias, dtype)) : std::nullopt;
   const at::Tensor y = linear(a, w, b);
   (y * cotangent.to(dtype)).sum().backward();
   return {y.detach(), a.grad(), w.grad(), b ? b->grad() : at::Tensor()};
