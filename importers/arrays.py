@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Imports one .npy file per utterance and modality, listed in a CSV manifest, into a muster dataset container.
+"""Imports one file per utterance and modality, listed in a CSV manifest, into a muster dataset container: features (.npy),
+recordings (.wav, .flac) or texts (.txt, or a column of the manifest).
 
     manifest.csv       id,label,session          audio/utt_1.npy    [frames, features]; [features] counts as one frame
                        utt_1,happy,1             video/utt_1.npy
 
     python importers/arrays.py --manifest manifest.csv --modality audio=audio/ --modality vision=video/ -o out.h5
+    python importers/arrays.py --manifest manifest.csv --modality audio=wav/ --text text=transcript --tokenizer bert/ -o out.h5
 
 Folders of --modality are relative to the working directory. Everything is checked, and all problems are reported at once.
 Exit codes: 0 done, 2 usage, 65 bad data, 74 cannot read or write.
@@ -12,6 +14,7 @@ Exit codes: 0 done, 2 usage, 65 bad data, 74 cannot read or write.
 import argparse
 import csv
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -20,9 +23,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from command_line import open_regular, run_importer
-from container import DTYPES, SPLITS, ContainerWriter, DataError, class_names_problem, finite_frames, is_name, split_problem
+from container import DTYPES, SAMPLE_RATES, SPLITS, ContainerWriter, DataError, class_names_problem, finite_frames, is_name, split_problem
 from npy import read_frames, read_header
+from recordings import Recordings
+from texts import Texts, read_text
 
+KINDS = {".npy": "array of features", ".wav": "recording", ".flac": "recording", ".txt": "text"}  # by the end of a file's name
 DEFAULT_COLUMNS = {"label": "label", "group": "session", "split": "split"}  # used when the manifest has them
 
 
@@ -173,12 +179,15 @@ def parse_target(manifest, target, column, problems):
     return parse_labels(manifest, column, "classification", names, problems), names
 
 
-class Modality:
+class Features:
     """The files <id>.npy of one folder. Its first look reads only their headers: of each the number of frames, -1 where
     there is a problem, and the number of features that they have in common."""
 
-    def __init__(self, name, folder, manifest, ids, missing, problems):
-        self.name, self.manifest, self.ids, self.dim = name, manifest, ids, 1
+    sample_rate = None
+
+    def __init__(self, name, folder, manifest, ids, options, problems):
+        self.name, self.manifest, self.ids, self.dim, self.dtype = name, manifest, ids, 1, options.dtype
+        missing = options.missing
         self.paths = [folder / f"{sample}.npy" for sample in ids]
         self.lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
         for row, path in enumerate(self.paths):
@@ -195,8 +204,6 @@ class Modality:
                 problems.append(f"{error} ({manifest.where(row)})")
             except ValueError as error:
                 problems.append(f"{path}: {error} ({manifest.where(row)})")
-        if missing == "empty" and not dims.any() and not self.lengths.any():
-            problems.append(f'{folder}: not one sample has the modality "{name}"')
         if dims.any():
             (self.dim, count), = Counter(dims[dims > 0].tolist()).most_common(1)
             for row in np.flatnonzero((dims > 0) & (dims != self.dim)):
@@ -225,6 +232,55 @@ class Modality:
             if out:
                 out.append(self.name, frames)
 
+    def describe(self, present, missing, replaced):
+        return (f"{self.dim} features, {present.sum()} frames, {present.min()} to {present.max()} per sample, missing for {missing}, "
+                f"{replaced} non-finite values set to 0")
+
+
+def open_files(name, folder, suffix, manifest, ids, options, problems):
+    """The modality in the files <id><suffix> of a folder; suffix None: whichever of KINDS they have. None where that is no use."""
+    if not folder.is_dir():
+        problems.append(f'{folder}: no such folder (modality "{name}")')
+        return None
+    suffixes = [suffix] if suffix else list(KINDS)
+    found = [[s for s in suffixes if os.path.exists(folder / f"{sample}{s}")] for sample in ids]
+    kinds = Counter(kind for row in found for kind in {KINDS[s] for s in row})
+    kind = kinds.most_common(1)[0][0] if kinds else KINDS[suffixes[0]]
+    for row, (sample, present) in enumerate(zip(ids, found)):
+        where = manifest.where(row)
+        if len(present) > 1:
+            problems.append(f"{folder / sample}: there are {' and '.join(present)} ({where}); --modality '{name}={folder}/*{present[0]}' "
+                            f"takes only the first")
+        elif present and KINDS[present[0]] != kind:
+            problems.append(f"{folder / sample}{present[0]}: is no {kind}, but {kinds[kind]} of the other files are ({where})")
+        elif not present and kind != KINDS[".npy"] and options.missing == "error":
+            files = " or ".join(f"{folder / sample}{s}" for s in suffixes if KINDS[s] == kind)
+            problems.append(f'{where}: {files} does not exist; --missing empty takes it as "has no {name}"')
+    if any(len({KINDS[s] for s in row} | {kind}) > 1 for row in found):
+        return None
+    if kind == KINDS[".npy"]:
+        return Features(name, folder, manifest, ids, options, problems)
+    paths = [folder / f"{sample}{present[0]}" if present else None for sample, present in zip(ids, found)]
+    if kind == KINDS[".wav"]:
+        return Recordings(name, paths, manifest, ids, options, problems)
+    if options.tokenizer is None:
+        problems.append(f'{folder}: its files are texts (modality "{name}"); say with which --tokenizer they become tokens')
+        return None
+    missing = [path is None for path in paths]
+    return Texts(name, lambda row: paths[row], lambda row: "" if missing[row] else read_text(paths[row]), manifest, ids, options, problems)
+
+
+def open_modalities(options, manifest, ids, problems):
+    modalities = [open_files(name, folder, suffix, manifest, ids, options, problems) for name, (folder, suffix) in options.modality.items()]
+    for name, column in options.text.items():
+        texts = manifest.column(column)
+        modalities.append(Texts(name, lambda row, column=column: f'column "{column}"', lambda row, texts=texts: texts[row], manifest, ids,
+                                options, problems))
+    for modality in filter(None, modalities):
+        if options.missing == "empty" and not modality.lengths.any():
+            problems.append(f'{manifest.path}: not one sample has the modality "{modality.name}"')
+    return modalities
+
 
 class Progress:
     """A line on stderr every few seconds, so that nothing is said about small data."""
@@ -245,7 +301,7 @@ def choose_columns(options, manifest, problems):
     chosen = {"id": options.id_column}
     for role, usual in DEFAULT_COLUMNS.items():
         chosen[role] = getattr(options, f"{role}_column") or (usual if usual in manifest.columns else None)
-    wanted = dict.fromkeys(column for column in [*chosen.values(), *options.target.values()] if column)
+    wanted = dict.fromkeys(column for column in [*chosen.values(), *options.target.values(), *options.text.values()] if column)
     missing = [f'{manifest.path}:1: there is no column "{column}"; the columns are {", ".join(manifest.columns)}'
                for column in wanted if column not in manifest.columns]
     if missing:
@@ -274,16 +330,12 @@ def run(options):
         if split not in SPLITS:
             problems.append(f'{manifest.where(row)}: {split_problem(split)}')
 
-    modalities = []
-    for name, folder in options.modality.items():
-        if folder.is_dir():
-            modalities.append(Modality(name, folder, manifest, ids, options.missing, problems))
-        else:
-            problems.append(f'{folder}: no such folder (modality "{name}")')
+    modalities = open_modalities(options, manifest, ids, problems)
     for row, sample in enumerate(ids):
-        if len(modalities) == len(options.modality) and all(modality.lengths[row] == 0 for modality in modalities):
+        if all(modalities) and all(modality.lengths[row] == 0 for modality in modalities):
             problems.append(f'{manifest.where(row)}: the id "{sample}" has not one modality')
 
+    modalities = [modality for modality in modalities if modality]
     progress = Progress(sum(int((modality.lengths > 0).sum()) for modality in modalities))
     if problems:
         for modality in modalities:
@@ -292,7 +344,7 @@ def run(options):
     with ContainerWriter(options.output, options.name or Path(options.manifest).stem, task, names, options.nonfinite) as out:
         out.samples(ids, labels, groups, splits, targets)
         for modality in modalities:
-            out.modality(modality.name, modality.dim, modality.lengths, options.dtype)
+            out.modality(modality.name, modality.dim, modality.lengths, modality.dtype, modality.sample_rate)
         for modality in modalities:
             modality.copy(options, out, progress, problems)
         if problems:
@@ -319,8 +371,7 @@ def summary(options, task, names, labels, columns, groups, splits, modalities, r
             lines.append(f'  {role} (column "{column}"): {shown}')
     for modality in modalities:
         present = modality.lengths[modality.lengths > 0]
-        lines.append(f"  {modality.name}: {modality.dim} features, {present.sum()} frames, {present.min()} to {present.max()} per sample, "
-                     f"missing for {count - len(present)}, {replaced[modality.name]} non-finite values set to 0")
+        lines.append(f"  {modality.name}: {modality.describe(present, count - len(present), replaced[modality.name])}")
     return lines
 
 
@@ -331,12 +382,44 @@ def name_and_value(text):
     return name, value
 
 
+def name_and_number(kind):
+    def parse(text):
+        name, value = name_and_value(text)
+        try:
+            number = kind(value)
+        except ValueError:
+            number = 0
+        if not 0 < number < 1e9:
+            raise argparse.ArgumentTypeError(f'"{value}" is no {"whole " if kind is int else ""}number above 0')
+        return name, number
+    return parse
+
+
+def folder_and_suffix(value):
+    """FOLDER or FOLDER/*.wav -> (folder, suffix or None)."""
+    path = Path(value)
+    if path.name.startswith("*") and path.name[1:] in KINDS:
+        return path.parent, path.name[1:]
+    return path, None
+
+
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
-        prog="arrays.py", description="CSV manifest and one .npy file per utterance and modality -> muster dataset container.")
+        prog="arrays.py", description="CSV manifest and one file per utterance and modality (features, recording or text) -> muster "
+                                      "dataset container.")
     parser.add_argument("--manifest", required=True, help="CSV file with a header line; one line per sample")
-    parser.add_argument("--modality", required=True, action="append", type=name_and_value, metavar="NAME=FOLDER",
-                        help="the folder's <id>.npy hold this modality; audio, vision and text are the usual names")
+    parser.add_argument("--modality", action="append", default=[], type=name_and_value, metavar="NAME=FOLDER",
+                        help="the folder's <id>.npy (features), <id>.wav or <id>.flac (waveforms) or <id>.txt (tokens) hold this modality; "
+                             "audio, vision and text are the usual names. FOLDER/*.wav: only files that end so")
+    parser.add_argument("--text", action="append", default=[], type=name_and_value, metavar="NAME=COLUMN",
+                        help="the texts in this column of the manifest, as tokens, are this modality")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="makes tokens of texts: the folder's tokenizer.json")
+    parser.add_argument("--max-tokens", action="append", default=[], type=name_and_number(int), metavar="NAME=N",
+                        help="crop the modality's texts to their first tokens, so many with those that the tokenizer adds")
+    parser.add_argument("--max-seconds", action="append", default=[], type=name_and_number(float), metavar="NAME=SECONDS",
+                        help="crop the modality's recordings to their first seconds")
+    parser.add_argument("--resample", type=int, metavar="HZ", help="resample recordings that have another sample rate")
+    parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
     parser.add_argument("-o", "--output", required=True, help="the container to write (HDF5)")
     parser.add_argument("--id-column", default="id")
     parser.add_argument("--label-column", help='default: "label", if there is such a column')
@@ -358,12 +441,13 @@ def parse_arguments(arguments):
     options = parser.parse_args(arguments)
     if not options.output:
         parser.error("-o: the output has no name")
-    for argument in ("modality", "target"):
+    for argument in ("modality", "text", "target", "max_seconds", "max_tokens"):
         pairs = getattr(options, argument)
         if len(dict(pairs)) != len(pairs):
-            parser.error(f"--{argument}: a name is used twice")
+            parser.error(f"--{argument.replace('_', '-')}: a name is used twice")
         setattr(options, argument, dict(pairs))
-    options.modality = {name: Path(folder) for name, folder in options.modality.items()}
+    check_modalities(parser, options)
+    options.modality = {name: folder_and_suffix(value) for name, value in options.modality.items()}
     if options.class_names and class_names_problem(options.class_names):
         parser.error(f"--class-names: {class_names_problem(options.class_names)}")
     if options.class_names and len(set(map(class_name, options.class_names))) != len(options.class_names):
@@ -371,6 +455,22 @@ def parse_arguments(arguments):
     if options.class_names and options.task == "regression":
         parser.error("--class-names do not go with --task regression")
     return options
+
+
+def check_modalities(parser, options):
+    names = {**options.modality, **options.text}
+    if not names:
+        parser.error("give at least one --modality or --text")
+    if len(names) < len(options.modality) + len(options.text):
+        parser.error("--text: the name is used by --modality")
+    if options.text and options.tokenizer is None:
+        parser.error("--text needs a --tokenizer")
+    for argument in ("max_seconds", "max_tokens"):
+        for name in getattr(options, argument):
+            if name not in names:
+                parser.error(f'--{argument.replace("_", "-")}: there is no modality "{name}"')
+    if options.resample is not None and not SAMPLE_RATES[0] <= options.resample <= SAMPLE_RATES[1]:
+        parser.error(f"--resample: a sample rate is from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
 
 
 def main(arguments=None):

@@ -8,6 +8,12 @@
         out.append("audio", frames_of_a)                    # [31, 20]; sample by sample, in the order of the ids
         out.append("audio", frames_of_b)                    # [44, 20]
 
+A modality may also be raw, for pretrained encoders: a waveform (mono, [samples, 1]) or tokens (ids [tokens, 1], or ids and
+segment ids [tokens, 2]):
+
+        out.modality("audio", dim=1, lengths=[16000, 12345], dtype="int16", sample_rate=16000)
+        out.modality("text", dim=1, lengths=[7, 5], dtype="int32")
+
 Only the frames given to `append` are in memory. The file appears at the end of the `with` block, whole or not at all: it is
 written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind.
 When all frames fit into memory, `write_container` does the same in one call.
@@ -24,6 +30,10 @@ FORMAT = "muster-dataset"
 VERSION = 1
 SPLITS = ("train", "valid", "test", "")
 DTYPES = ("float32", "float16")
+WAVEFORM_DTYPES = ("float32", "float16", "int16")
+TOKENS_DTYPE = "int32"
+SAMPLE_RATES = (1000, 1000000)  # Hz, the lowest and the highest
+ID_LIMIT = 1 << 24  # ids are below it: muster passes them through float32
 MAX_CLASSES = 4000  # their names are an attribute, which HDF5 limits to 64 KB of 16 bytes each
 
 
@@ -134,8 +144,9 @@ class ContainerWriter:
                     dataset.attrs.create("class_names", class_names[name], dtype=h5py.string_dtype())
         self._ids = ids
 
-    def modality(self, name, dim, lengths, dtype="float32"):
-        """lengths: frames of each sample, 0 where it has none. dtype: of the file, "float32" or "float16"."""
+    def modality(self, name, dim, lengths, dtype="float32", sample_rate=None):
+        """lengths: frames of each sample, 0 where it has none. dtype: of the file, "float32" or "float16"; "int32" says that the
+        frames are tokens. sample_rate (Hz) says that they are a waveform, which may also be "int16" (value / 32768)."""
         problems = []
         lengths = np.asarray(lengths)
         if self._ids is None:
@@ -146,8 +157,7 @@ class ContainerWriter:
             problems.append(f'the modality "{name}" is there already')
         if int(dim) < 1:
             problems.append(f'modality "{name}": the number of features is {dim}')
-        if dtype not in DTYPES:
-            problems.append(f'modality "{name}": dtype is one of {", ".join(DTYPES)}, not "{dtype}"')
+        problems += [f'modality "{name}": {problem}' for problem in kind_problems(dim, dtype, sample_rate)]
         if lengths.shape != (len(self._ids),):
             problems.append(f'modality "{name}": lengths of shape {list(lengths.shape)} for {len(self._ids)} samples')
         elif lengths.dtype.kind not in "iu" or (lengths < 0).any():
@@ -156,6 +166,8 @@ class ContainerWriter:
             raise DataError(problems)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         group = self._file["modalities"].create_group(name)
+        if sample_rate is not None:
+            group.attrs["sample_rate"] = int(sample_rate)
         group.create_dataset("offsets", data=offsets)
         group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
         self._offsets[name] = offsets
@@ -175,7 +187,10 @@ class ContainerWriter:
         where = f'modality "{modality}", sample "{self._ids[position]}"'
         if frames.shape != (last - first, values.shape[1]):
             raise DataError(f"{where}: frames of shape {list(frames.shape)}, announced were {[last - first, values.shape[1]]}")
-        stored, replaced, problem = finite_frames(frames, values.dtype, self._nonfinite)
+        if values.dtype.kind == "i":
+            stored, replaced, problem = frames, 0, whole_numbers_problem(frames, values.dtype)
+        else:
+            stored, replaced, problem = finite_frames(frames, values.dtype, self._nonfinite)
         if problem:
             raise DataError(f"{where}: {problem}")
         self.replaced[modality] += replaced
@@ -292,6 +307,38 @@ def finite_frames(frames, dtype, nonfinite):
     return np.where(bad, 0, stored).astype(dtype), count, None
 
 
+def kind_problems(dim, dtype, sample_rate):
+    """What is wrong with a modality of these: features, a waveform where there is a sample rate, or tokens."""
+    if sample_rate is not None:
+        if dtype not in WAVEFORM_DTYPES:
+            yield f'dtype of a waveform is one of {", ".join(WAVEFORM_DTYPES)}, not "{dtype}"'
+        if int(dim) != 1:
+            yield f"a waveform has one value per frame, not {dim}"
+        if sample_rate != int(sample_rate) or not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
+            yield f"the sample rate is a whole number of Hz from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}, not {sample_rate}"
+    elif dtype == TOKENS_DTYPE:
+        if int(dim) not in (1, 2):
+            yield f"tokens have one number per frame (id) or two (id and segment id), not {dim}"
+    elif dtype not in DTYPES:
+        yield (f'dtype is one of {", ".join(DTYPES)}; {TOKENS_DTYPE} for tokens, int16 for a waveform, which needs a sample_rate; '
+               f'not "{dtype}"')
+
+
+def whole_numbers_problem(frames, dtype):
+    """Why they cannot be stored as int16 of a waveform or int32 of tokens, or None."""
+    if frames.size == 0:
+        return None
+    if frames.dtype.kind not in "iu":
+        return f"values must be whole numbers ({np.dtype(dtype)}), not {frames.dtype}"
+    what, low, high = ("ids", 0, ID_LIMIT - 1) if dtype == TOKENS_DTYPE else ("values", -32768, 32767)
+    bad = (frames < low) | (frames > high)
+    if not bad.any():
+        return None
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    return (f"{int(bad.sum())} of {frames.size} {what} are not from {low} to {high}, the first is {frames[index]} in frame {index[0]}, "
+            f"column {index[1]}")
+
+
 def refuse_other_files(path):
     """A container may be replaced by a new one; any other file is not ours to overwrite. Nor is anything written through a link,
     which somebody else may have put into a shared folder, or into the directory of a run, a search or a study."""
@@ -320,9 +367,10 @@ def synchronise(path):
 
 
 def write_container(path, name, task, ids, modalities, labels=None, class_names=None, groups=None, splits=None, targets=None,
-                    nonfinite="error", dtype="float32"):
-    """modalities: {name: list of [T, dim] arrays, one per sample; [0, dim] where a sample has none}. The rest: see
-    ContainerWriter. Returns {modality: number of non-finite values replaced by 0}."""
+                    nonfinite="error", dtype="float32", sample_rates=None):
+    """modalities: {name: list of [T, dim] arrays, one per sample; [0, dim] where a sample has none}. dtype: of all, or
+    {modality: dtype}. sample_rates: {modality: Hz} of those that are waveforms. The rest: see ContainerWriter. Returns
+    {modality: number of non-finite values replaced by 0}."""
     with ContainerWriter(path, name, task, class_names, nonfinite) as out:
         out.samples(ids, labels, groups, splits, targets)
         for modality, sequences in modalities.items():
@@ -330,7 +378,8 @@ def write_container(path, name, task, ids, modalities, labels=None, class_names=
             if len(dims) != 1 or len(next(iter(dims))) != 1:
                 raise DataError(f'modality "{modality}": every sample needs an array [frames, dim] with the same dim, '
                                 f"found frames of shapes {sorted(map(list, dims))}")
-            out.modality(modality, next(iter(dims))[0], [len(frames) for frames in sequences], dtype)
+            out.modality(modality, next(iter(dims))[0], [len(frames) for frames in sequences],
+                         dtype.get(modality, "float32") if isinstance(dtype, dict) else dtype, (sample_rates or {}).get(modality))
             for frames in sequences:
                 out.append(modality, frames)
     return out.replaced

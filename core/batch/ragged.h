@@ -9,7 +9,7 @@ namespace muster::batch {
 
 // Sequences of different lengths, one after another, without padding. Rows of sample i: [offsets[i], offsets[i+1]).
 struct Ragged {
-  at::Tensor values;             // [rows, dim]
+  at::Tensor values;             // [rows, dim] in the compute dtype; of tokens int64
   std::vector<int64_t> offsets;  // samples + 1, offsets[0] == 0, offsets.back() == rows
 
   int64_t samples() const { return static_cast<int64_t>(offsets.size()) - 1; }

@@ -1,15 +1,19 @@
 #include "core/batch/reader.h"
 
+#include <algorithm>
+
 namespace muster::batch {
 
 BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities,
-                         std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device, bool in_float32)
+                         std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device, bool in_float32,
+                         std::vector<RowLimits> limits)
     : dataset_(dataset),
       modalities_(std::move(modalities)),
       moments_(std::move(moments)),
       in_float32_(in_float32),
       dtype_(dtype),
-      device_(device) {
+      device_(device),
+      limits_(std::move(limits)) {
   for (auto& moment : moments_) {
     if (in_float32) {
       inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype).to(device));
@@ -24,14 +28,14 @@ bool BatchReader::keep_on_device(Residency wanted, int ranks) {
   if (device_.is_cpu() || wanted == config::Training::NEVER) return false;
   std::vector<ResidentFrames::Table> tables;
   int64_t bytes = 0;
-  for (const int64_t modality : modalities_) {
-    const auto& info = dataset_.index().modalities[modality];
-    tables.push_back({info.offsets.back(), info.dim});
-    bytes += info.offsets.back() * info.dim * static_cast<int64_t>(c10::elementSize(dtype_));
+  for (int64_t position = 0; position < static_cast<int64_t>(modalities_.size()); ++position) {
+    const int64_t frames = modality(position).offsets.back();
+    tables.push_back({frames, dim(position), dtype_of(position)});
+    bytes += frames * dim(position) * static_cast<int64_t>(c10::elementSize(dtype_of(position)));
   }
   if (!keep_resident(wanted, bytes, free_device_memory(device_), ranks)) return false;
   resident_ = std::make_shared<const ResidentFrames>(
-      tables, at::TensorOptions().dtype(dtype_).device(device_), [&](int64_t position, int64_t first, int64_t count) {
+      tables, at::TensorOptions().device(device_), [&](int64_t position, int64_t first, int64_t count) {
         const at::Tensor host = host_frames(count, dim(position));
         dataset_.read_frames(modalities_[position], first, count, host.mutable_data_ptr<float>());
         return ready(host, position);
@@ -45,7 +49,7 @@ at::Tensor BatchReader::host_frames(int64_t rows, int64_t dim) const {
 
 at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
   const at::Tensor values = host.to(device_, /*non_blocking=*/true);
-  if (moments_.empty()) return values.to(dtype_);
+  if (moments_.empty() || kind(position) != data::ModalityKind::kFeatures) return values.to(dtype_of(position));
   const FeatureMoments& moments = moments_[position];
   if (values.is_cpu() && dtype_ == at::kFloat && !in_float32_) {
     standardize_rows(values, moments);
@@ -55,13 +59,17 @@ at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
   return values.to(at::kDouble).sub_(moments.mean).div_(moments.standard_deviation).to(dtype_);
 }
 
+int64_t BatchReader::length(int64_t position, int64_t sample) const {
+  const int64_t rows = modality(position).length(sample);
+  return limits_.empty() ? rows : limits_[position].of(rows);
+}
+
 Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& samples) const {
-  const int64_t modality = modalities_[position];
-  const auto& info = dataset_.index().modalities[modality];
+  const data::Modality& info = modality(position);
   Ragged ragged;
   ragged.offsets.reserve(samples.size() + 1);
   ragged.offsets.push_back(0);
-  for (const int64_t sample : samples) ragged.offsets.push_back(ragged.offsets.back() + info.length(sample));
+  for (const int64_t sample : samples) ragged.offsets.push_back(ragged.offsets.back() + length(position, sample));
   if (resident_) {
     std::vector<int64_t> first_rows;
     for (const int64_t sample : samples) first_rows.push_back(info.offsets[sample]);
@@ -72,7 +80,8 @@ Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& 
   float* out = host.mutable_data_ptr<float>();
   for (size_t i = 0; i < samples.size(); ++i)
     if (ragged.length(i) > 0)
-      dataset_.read_frames(modality, info.offsets[samples[i]], ragged.length(i), out + ragged.offsets[i] * info.dim);
+      dataset_.read_frames(modalities_[position], info.offsets[samples[i]], ragged.length(i),
+                           out + ragged.offsets[i] * info.dim);
   ragged.values = ready(host, position);
   return ragged;
 }
@@ -101,7 +110,7 @@ at::Tensor BatchReader::presence(const std::vector<int64_t>& samples) const {
       at::empty({static_cast<int64_t>(samples.size()), static_cast<int64_t>(modalities_.size())}, at::kBool);
   bool* out = presence.mutable_data_ptr<bool>();
   for (const int64_t sample : samples)
-    for (const int64_t modality : modalities_) *out++ = dataset_.index().modalities[modality].length(sample) > 0;
+    for (size_t m = 0; m < modalities_.size(); ++m) *out++ = length(static_cast<int64_t>(m), sample) > 0;
   return presence;
 }
 

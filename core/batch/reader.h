@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,17 +13,30 @@
 
 namespace muster::batch {
 
-// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes, converts to the compute
-// dtype. Batches and frames are on `device`, everything else on the CPU. On a GPU, frames are uploaded as float32 from
-// page-locked memory and made ready there, on the current stream, without making the host wait. Const functions may be
-// called from several threads.
+// Which rows of a sample count.
+struct RowLimits {
+  int64_t most = 0;   // the first so many; 0: all
+  int64_t least = 1;  // a sample with fewer counts as one without the modality
+
+  int64_t of(int64_t rows) const {
+    const int64_t taken = most > 0 ? std::min(rows, most) : rows;
+    return taken < least ? 0 : taken;
+  }
+};
+
+// Makes batches of tensors from a dataset: reads only the frames asked for, standardizes features, converts to the
+// compute dtype, ids of tokens to int64. Batches and frames are on `device`, everything else on the CPU. On a GPU,
+// frames are uploaded as float32 from page-locked memory and made ready there, on the current stream, without making
+// the host wait. Const functions may be called from several threads.
 class BatchReader {
  public:
-  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or
-  // empty for no standardization, which is computed in double precision and then rounded to `dtype`, float32 or
-  // float64; in_float32: as data.standardize_in_float32 says. The dataset must outlive the reader.
+  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality (of
+  // waveforms and tokens without elements), or empty for no standardization, which is computed in double precision and
+  // then rounded to `dtype`, float32 or float64; in_float32: as data.standardize_in_float32 says. `limits`: one per
+  // modality, or empty for none. The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
-              at::ScalarType dtype, c10::Device device = c10::kCPU, bool in_float32 = false);
+              at::ScalarType dtype, c10::Device device = c10::kCPU, bool in_float32 = false,
+              std::vector<RowLimits> limits = {});
 
   // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal
   // bit for bit. `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU
@@ -44,9 +58,17 @@ class BatchReader {
   at::ScalarType dtype() const { return dtype_; }
   c10::Device device() const { return device_; }
   const data::Dataset& dataset() const { return dataset_; }
-  int64_t dim(int64_t position) const { return dataset_.index().modalities[modalities_[position]].dim; }
+  int64_t dim(int64_t position) const { return modality(position).dim; }
+  data::ModalityKind kind(int64_t position) const { return modality(position).kind; }
+  // Rows of a sample that read_modality() gives.
+  int64_t length(int64_t position, int64_t sample) const;
 
  private:
+  const data::Modality& modality(int64_t position) const { return dataset_.index().modalities[modalities_[position]]; }
+  // What the values of its batches are.
+  at::ScalarType dtype_of(int64_t position) const {
+    return kind(position) == data::ModalityKind::kTokens ? at::kLong : dtype_;
+  }
   at::Tensor host_frames(int64_t rows, int64_t dim) const;
   at::Tensor ready(const at::Tensor& host, int64_t position) const;
 
@@ -57,6 +79,7 @@ class BatchReader {
   bool in_float32_;
   at::ScalarType dtype_;
   c10::Device device_;
+  std::vector<RowLimits> limits_;
   std::shared_ptr<const ResidentFrames> resident_;
 };
 

@@ -38,8 +38,8 @@ bool keep_resident(Residency wanted, int64_t bytes, int64_t free_bytes, int rank
 ResidentFrames::ResidentFrames(const std::vector<Table>& tables, at::TensorOptions options,
                                const std::function<at::Tensor(int64_t, int64_t, int64_t)>& read) {
   for (size_t position = 0; position < tables.size(); ++position) {
-    const auto [frames, dim] = tables[position];
-    tables_.push_back(at::empty({frames, dim}, options));
+    const auto [frames, dim, dtype] = tables[position];
+    tables_.push_back(at::empty({frames, dim}, options.dtype(dtype)));
     const int64_t chunk =
         std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, dim * static_cast<int64_t>(sizeof(float))));
     for (int64_t first = 0; first < frames; first += chunk) {

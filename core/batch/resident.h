@@ -27,6 +27,7 @@ class ResidentFrames {
   struct Table {
     int64_t frames;
     int64_t dim;
+    at::ScalarType dtype;
   };
   // `read(position, first, count)` returns frames [first, first + count) of the modality at `position`, ready for
   // batches, on the device. Returns when everything is there, so that any stream may read it.

@@ -26,6 +26,11 @@ at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const st
                           dataset.index().modalities[modality].name));
 }
 
+FeatureMoments no_moments() {
+  const at::Tensor none = at::empty({0}, at::kDouble);
+  return {none, none};
+}
+
 MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples,
                        const at::Tensor& pivot) {
   MomentSums total{at::zeros({2, pivot.size(0)}, at::kDouble), 0};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "core/config/fields.h"
 #include "core/config/resolved_text.h"
@@ -47,6 +48,7 @@ void check_signal(const Checker& check, const Synthetic& synthetic) {
   if (!classification) names.push_back("text");
   if (!classification && synthetic.text_encoders() > 1) names.push_back("text_b");
   if (!classification && synthetic.text_encoders() > 2) names.push_back("text_c");
+  if (classification && synthetic.raw()) names = {"audio", "text"};
   for (int i = 0; i < synthetic.without_signal_size(); ++i) {
     const std::string& name = synthetic.without_signal(i);
     if (check.is_unusable("data.synthetic.without_signal")) break;
@@ -58,6 +60,13 @@ void check_signal(const Checker& check, const Synthetic& synthetic) {
     check.fail({"data.synthetic.agreement", "data.synthetic.kind"},
                fmt::format("data.synthetic.agreement is {}, but data.synthetic.kind is REGRESSION; it is for "
                            "CLASSIFICATION",
+                           check.value("data.synthetic.agreement")));
+  if (!classification && synthetic.raw())
+    check.fail({"data.synthetic.raw", "data.synthetic.kind"},
+               "data.synthetic.raw is true, but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION");
+  if (classification && synthetic.raw() && synthetic.agreement() != 0)
+    check.fail({"data.synthetic.agreement", "data.synthetic.raw"},
+               fmt::format("data.synthetic.agreement is {}, but raw data (data.synthetic.raw) has none; leave it at 0",
                            check.value("data.synthetic.agreement")));
   if (classification && synthetic.text_encoders() != 1)
     check.fail(
@@ -207,6 +216,37 @@ void check_evaluation(const Checker& check, const models::ModelSpec* model) {
   check_select_by(check, model);
 }
 
+void check_encoders(const Checker& check) {
+  std::map<std::string, std::string> first;  // of each modality
+  for (int i = 0; i < check.experiment().encoders_size(); ++i) {
+    const Encoder& encoder = check.experiment().encoders(i);
+    const std::string block = fmt::format("encoders[{}]", i);
+    const Checker here = check.in(block);
+    if (encoder.modality().empty())
+      check.fail_absent(block + ".modality", fmt::format("{}.modality: name the modality that it encodes", block));
+    else if (encoder.modality() == "." || encoder.modality() == ".." ||
+             encoder.modality().find('/') != std::string::npos)
+      here.fail({"modality"}, fmt::format("{}.modality: a run keeps a folder of this name, which \"{}\" cannot be",
+                                          block, encoder.modality()));
+    else if (const auto [other, is_first] = first.emplace(encoder.modality(), block); !is_first)
+      here.fail({"modality"}, fmt::format("{}.modality: \"{}\" has an encoder already, {}; keep one of them", block,
+                                          encoder.modality(), other->second));
+    if (encoder.path().empty())
+      check.fail_absent(block + ".path",
+                        fmt::format("{}.path: name the encoder's folder (config.json and model.safetensors)", block));
+    here.positive("learning_rate_scale");
+    here.require(encoder.layer_decay() > 0 && encoder.layer_decay() <= 1, "layer_decay", "more than 0 and at most 1");
+    here.not_negative("max_seconds");
+    for (const char* const rate :
+         {"hidden_dropout", "attention_dropout", "activation_dropout", "feature_projection_dropout", "layerdrop"})
+      here.share(rate);
+    if (encoder.layer() > 0 && encoder.weighted_layers())
+      here.fail(
+          {"layer", "weighted_layers"},
+          fmt::format("{0}: either layer, one layer's output, or weighted_layers, a sum of all; not both", block));
+  }
+}
+
 void check_checkpoints_and_deadlines(const Checker& check) {
   check.not_negative("checkpoints.every_minutes");
   check.require(check.experiment().checkpoints().keep_last() >= 1, "checkpoints.keep_last", "at least 1");
@@ -304,6 +344,7 @@ void check_experiment(const LoadedExperiment& loaded, const std::set<std::string
     for (const std::string& block : models::model_blocks()) blocks.push_back(block + " {}");
     check.fail_absent(models::model_blocks()[0], fmt::format("no model: add {}, or name a preset", either(blocks)));
   }
+  check_encoders(check);
   check_optimizer(check);
   check_training(check);
   check_evaluation(check, model);
@@ -331,6 +372,9 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
     for (const auto& [field, other, value] : model->conditional_fields)
       unless(value_text(experiment, join_path(model->name, other)) == value, join_path(model->name, field),
              fmt::format("{}.{}: {}", model->name, other, value));
+  for (int i = 0; i < experiment.encoders_size(); ++i)
+    unless(experiment.encoders(i).train() == Encoder::TRANSFORMER, fmt::format("encoders[{}].top_layers", i),
+           "train: TRANSFORMER");
   const Optimizer& optimizer = experiment.optimizer();
   unless(optimizer.schedule() == Optimizer::COSINE, "optimizer.final_lr_ratio", "optimizer.schedule: COSINE");
   unless(optimizer.schedule() == Optimizer::STEP, "optimizer.step_factor", "optimizer.schedule: STEP");

@@ -166,28 +166,51 @@ void merge_over(pb::Message& base, const pb::Message& over) {
 }
 
 std::vector<std::string> set_paths(const pb::Message& message, const std::string& prefix) {
+  const pb::Reflection& reflection = *message.GetReflection();
   std::vector<const Field*> set;
-  message.GetReflection()->ListFields(message, &set);
+  reflection.ListFields(message, &set);
   std::vector<std::string> paths;
-  for (const Field* field : set) {
-    paths.push_back(join_path(prefix, field->name()));
-    if (field->message_type() == nullptr || field->is_repeated()) continue;
-    const auto inner = set_paths(message.GetReflection()->GetMessage(message, field), paths.back());
+  const auto add = [&](const pb::Message& block, const std::string& path) {
+    paths.push_back(path);
+    const auto inner = set_paths(block, path);
     paths.insert(paths.end(), inner.begin(), inner.end());
+  };
+  for (const Field* field : set) {
+    const std::string path = join_path(prefix, field->name());
+    if (field->message_type() == nullptr) {
+      paths.push_back(path);
+    } else if (!field->is_repeated()) {
+      add(reflection.GetMessage(message, field), path);
+    } else {
+      for (int i = 0; i < reflection.FieldSize(message, field); ++i)
+        add(reflection.GetRepeatedMessage(message, field, i), fmt::format("{}[{}]", path, i));
+    }
   }
   return paths;
 }
 
+std::pair<std::string, int> split_index(const std::string& component) {
+  const size_t bracket = component.find('[');
+  if (bracket == std::string::npos || component.back() != ']') return {component, -1};
+  const auto index = parse_integer(component.substr(bracket + 1, component.size() - bracket - 2));
+  if (!index || *index < 0 || *index > 1000) return {component, -1};
+  return {component.substr(0, bracket), static_cast<int>(*index)};
+}
+
 FieldAt find_field(const pb::Message& message, const std::string& path) {
   const size_t dot = path.find('.');
-  const Field* field = message.GetDescriptor()->FindFieldByName(path.substr(0, dot));
+  const auto [name, index] = split_index(path.substr(0, dot));
+  const Field* field = message.GetDescriptor()->FindFieldByName(name);
   if (field == nullptr) return {};
   const pb::Reflection& reflection = *message.GetReflection();
-  if (field->is_repeated() ? reflection.FieldSize(message, field) == 0 : !reflection.HasField(message, field))
+  if (field->is_repeated() ? reflection.FieldSize(message, field) <= std::max(index, 0)
+                           : !reflection.HasField(message, field) || index >= 0)
     return {};
   if (dot == std::string::npos) return {&message, field};
-  if (field->message_type() == nullptr || field->is_repeated()) return {};
-  return find_field(reflection.GetMessage(message, field), path.substr(dot + 1));
+  if (field->message_type() == nullptr || field->is_repeated() != (index >= 0)) return {};
+  return find_field(
+      index < 0 ? reflection.GetMessage(message, field) : reflection.GetRepeatedMessage(message, field, index),
+      path.substr(dot + 1));
 }
 
 std::vector<std::string> nearest(const std::string& given, const std::vector<std::string>& candidates) {

@@ -3,6 +3,7 @@
 #include <google/protobuf/message.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 // The schema's fields: their names, their values as text, and what somebody may have meant who got one wrong.
@@ -26,8 +27,11 @@ void merge_over(google::protobuf::Message& base, const google::protobuf::Message
 // The dotted paths of all fields that are set, blocks before what is in them.
 std::vector<std::string> set_paths(const google::protobuf::Message& message, const std::string& prefix = "");
 
+// Splits the index from a component of a path: "encoders[1]" -> {"encoders", 1}, "seed" -> {"seed", -1}.
+std::pair<std::string, int> split_index(const std::string& component);
+
 // Whether the field at a dotted path is set, and in which message; {nullptr, nullptr} when it or a block around it is
-// not set.
+// not set. One of several blocks is "encoders[0]"; its field is `encoders` then.
 struct FieldAt {
   const google::protobuf::Message* message = nullptr;
   const google::protobuf::FieldDescriptor* field = nullptr;

@@ -91,12 +91,17 @@ void choose_model(Parsed& parsed, const std::string& path, Problems& problems) {
   parsed.unusable.insert("model");
 }
 
-void make_path_absolute(Parsed& parsed, const std::string& config_path) {
-  if (!parsed.experiment.data().has_path()) return;
-  const bool from_override = parsed.origins["data.path"].rfind("--set ", 0) == 0;
-  const fs::path folder = from_override ? fs::path() : fs::path(config_path).parent_path();
-  const fs::path absolute = fs::absolute(folder / parsed.experiment.data().path()).lexically_normal();
-  parsed.experiment.mutable_data()->set_path(absolute.string());
+void make_paths_absolute(Parsed& parsed, const std::string& config_path) {
+  const auto absolute = [&](const std::string& path, const std::string& field) {
+    const bool from_override = parsed.origins[field].rfind("--set ", 0) == 0;
+    const fs::path folder = from_override ? fs::path() : fs::path(config_path).parent_path();
+    return fs::absolute(folder / path).lexically_normal().string();
+  };
+  if (parsed.experiment.data().has_path())
+    parsed.experiment.mutable_data()->set_path(absolute(parsed.experiment.data().path(), "data.path"));
+  for (int i = 0; i < parsed.experiment.encoders_size(); ++i)
+    if (auto& encoder = *parsed.experiment.mutable_encoders(i); !encoder.path().empty())
+      encoder.set_path(absolute(encoder.path(), fmt::format("encoders[{}].path", i)));
 }
 
 }  // namespace
@@ -115,14 +120,32 @@ std::string preset_text(const std::string& name) {
               fmt::format("there is no preset \"{}\"; {}Presets: {}", name, did_you_mean(name, names), either(names)));
 }
 
-Experiment default_experiment(const std::string& model) {
+namespace {
+
+const Parsed& all_defaults() {
   static const Parsed defaults = [] {
     Problems problems("defaults.txtpb");
     Parsed parsed = parse_text(std::string(embedded::defaults_txtpb), problems);
     problems.throw_if_any(ExitCode::kInternal);
     return parsed;
   }();
+  return defaults;
+}
+
+void complete_encoders(Experiment& experiment) {
+  for (Encoder& encoder : *experiment.mutable_encoders()) {
+    const Encoder given = encoder;
+    encoder = all_defaults().experiment.encoders(0);
+    merge_over(encoder, given);
+  }
+}
+
+}  // namespace
+
+Experiment default_experiment(const std::string& model) {
+  const Parsed& defaults = all_defaults();
   Experiment experiment = defaults.experiment;
+  experiment.clear_encoders();  // there are those that an experiment names
   if (const auto block = defaults.models.find(model); block != defaults.models.end())
     experiment.MergeFrom(block->second);
   return experiment;
@@ -146,7 +169,7 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
   Parsed parsed = parse_text(text, problems, earlier != nullptr);
   for (const std::string& override_text : overrides) apply_override(override_text, parsed, problems);
   clear_empty_texts(parsed);
-  make_path_absolute(parsed, path);
+  make_paths_absolute(parsed, path);
 
   const Experiment preset = earlier ? Experiment() : preset_of(parsed, problems);
   choose_model(parsed, path, problems);
@@ -160,6 +183,7 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
   loaded.source_path = path;
   loaded.experiment = defaults;
   merge_over(loaded.experiment, stated);
+  complete_encoders(loaded.experiment);
   loaded.origins = parsed.origins;
   for (const std::string& set : set_paths(preset)) loaded.origins.emplace(set, "preset " + parsed.experiment.preset());
 

@@ -166,25 +166,35 @@ class Override {
       : parsed_(parsed), problems_(problems), place_(std::move(place)) {}
 
   void apply(const std::string& path, const std::string& value) {
-    std::vector<const Field*> fields;
-    if (!resolve(path, fields)) return;
+    std::vector<Step> steps;
+    if (!resolve(path, steps)) return;
     forget(parsed_, path);
-    const Field& field = *fields.back();
+    const Field& field = *steps.back().field;
     const bool removes = value.empty() && (field.is_repeated() || field.message_type() != nullptr);
-    Experiment& home = parsed_.home(*fields.front());
+    Experiment& home = parsed_.home(*steps.front().field);
     if (removes && find_field(home, path).field == nullptr) return;
     pb::Message* message = &home;
     std::string block;
-    for (size_t i = 0; i + 1 < fields.size(); ++i) {
-      block = join_path(block, fields[i]->name());
+    for (size_t i = 0; i + 1 < steps.size(); ++i) {
+      block = join_path(block, steps[i].name);
+      message = enter(*message, steps[i], block);
+      if (message == nullptr) return;
       parsed_.origins.emplace(block, place_);
-      message = message->GetReflection()->MutableMessage(message, fields[i]);
+    }
+    if (field.message_type() != nullptr && field.is_repeated()) {
+      if (removes && steps.back().index < 0) return message->GetReflection()->ClearField(message, &field);
+      if (removes) return remove_element(*message, field, path, steps.back().index);
+      pb::Message* const element = enter(*message, steps.back(), path);
+      if (element == nullptr) return;
+      element->Clear();
+      parsed_.origins[path] = place_;
+      return set_block(*element, field, path, value);
     }
     message->GetReflection()->ClearField(message, &field);
     if (removes) return;
     parsed_.origins[path] = place_;
     if (field.message_type() != nullptr) {
-      set_block(*message, field, path, value);
+      set_block(*message->GetReflection()->MutableMessage(message, &field), field, path, value);
     } else if (field.is_repeated()) {
       const std::vector<std::string> elements = list_elements(value);
       for (size_t i = 0; i < elements.size(); ++i) {
@@ -197,13 +207,53 @@ class Override {
   }
 
  private:
+  struct Step {
+    std::string name;  // with its index
+    const Field* field;
+    int index;  // -1: none
+  };
+
+  // Takes one of several blocks away; those behind it move up.
+  void remove_element(pb::Message& message, const Field& field, const std::string& path, int index) {
+    const pb::Reflection& reflection = *message.GetReflection();
+    const int last = reflection.FieldSize(message, &field) - 1;
+    for (int i = index; i < last; ++i) reflection.SwapElements(&message, &field, i, i + 1);
+    reflection.RemoveLast(&message, &field);
+    const std::string list = path.substr(0, path.rfind('['));
+    std::map<std::string, std::string> moved;
+    for (const auto& [place, origin] : parsed_.origins) {
+      const auto [name, place_index] = split_index(place.substr(0, place.find(']') + 1));
+      if (name != list || place_index < index)
+        moved.emplace(place, origin);
+      else if (place_index > index)
+        moved.emplace(fmt::format("{}[{}]{}", list, place_index - 1, place.substr(place.find(']') + 1)), origin);
+    }
+    parsed_.origins = std::move(moved);
+  }
+
+  // The block within `message`; nullptr, with a problem, where there is no such one. One behind the last is added.
+  pb::Message* enter(pb::Message& message, const Step& step, const std::string& path) {
+    const pb::Reflection& reflection = *message.GetReflection();
+    if (!step.field->is_repeated()) return reflection.MutableMessage(&message, step.field);
+    const int size = reflection.FieldSize(message, step.field);
+    if (step.index >= 0 && step.index < size)
+      return reflection.MutableRepeatedMessage(&message, step.field, step.index);
+    if (step.index == size) return reflection.AddMessage(&message, step.field);
+    problems_.at(place_, fmt::format("{}: there {} {} {}; name one as {}[0]{}", path, size == 1 ? "is" : "are", size,
+                                     step.field->name(), step.field->name(),
+                                     size > 1 ? fmt::format(" to {}[{}]", step.field->name(), size - 1) : ""));
+    parsed_.complete = false;
+    return nullptr;
+  }
+
   // The fields along a dotted path; false, with a problem, when the schema has no such path.
-  bool resolve(const std::string& path, std::vector<const Field*>& fields) {
+  bool resolve(const std::string& path, std::vector<Step>& steps) {
     const pb::Descriptor* type = Experiment::descriptor();
     std::string prefix;
     for (size_t start = 0; start <= path.size();) {
       const size_t end = std::min(path.find('.', start), path.size());
-      const std::string name = path.substr(start, end - start);
+      const std::string component = path.substr(start, end - start);
+      const auto [name, index] = split_index(component);
       if (type == nullptr) {
         problems_.at(place_, fmt::format("{} is a single value and has no field {}", prefix, name));
         return false;
@@ -215,9 +265,13 @@ class Override {
         parsed_.complete = false;
         return false;
       }
-      fields.push_back(field);
+      if (index >= 0 && (!field->is_repeated() || field->message_type() == nullptr)) {
+        problems_.at(place_, fmt::format("{} has no elements that could be set one by one", join_path(prefix, name)));
+        return false;
+      }
+      steps.push_back({component, field, index});
       type = field->message_type();
-      prefix = join_path(prefix, name);
+      prefix = join_path(prefix, component);
       start = end + 1;
     }
     return true;
@@ -240,7 +294,7 @@ class Override {
     parsed_.unusable.insert(path);
   }
 
-  void set_block(pb::Message& message, const Field& field, const std::string& path, const std::string& value) {
+  void set_block(pb::Message& block, const Field& field, const std::string& path, const std::string& value) {
     if (value.front() != '{' || value.back() != '}') {
       problems_.at(place_, fmt::format("{0} is a block; set a field in it, as {0}.{1}=..., or write {0}={{...}}", path,
                                        field.message_type()->field(0)->name()));
@@ -250,7 +304,7 @@ class Override {
     // The value is parsed as the block's inside, where a stray brace is a syntax error rather than a way out.
     StatementReader(parsed_, problems_, [this](int) {
       return place_;
-    }).read(value.substr(1, value.size() - 2), *message.GetReflection()->MutableMessage(&message, &field), path);
+    }).read(value.substr(1, value.size() - 2), block, path);
   }
 
   Parsed& parsed_;

@@ -135,9 +135,15 @@ class DocumentWriter {
     if (find_field(message, field.name()).field == nullptr) {
       line(fmt::format("# {} is not set.", field.name()), depth);
     } else if (field.message_type() != nullptr) {
-      line(field.name() + " {", depth);
-      fields(message.GetReflection()->GetMessage(message, &field), depth + 1);
-      line("}", depth);
+      const auto& reflection = *message.GetReflection();
+      const int blocks = field.is_repeated() ? reflection.FieldSize(message, &field) : 1;
+      for (int i = 0; i < blocks; ++i) {
+        line(field.name() + " {", depth);
+        fields(field.is_repeated() ? reflection.GetRepeatedMessage(message, &field, i)
+                                   : reflection.GetMessage(message, &field),
+               depth + 1);
+        line("}", depth);
+      }
     } else {
       line(fmt::format("{}: {}", field.name(), text_of(message, field)), depth);
     }

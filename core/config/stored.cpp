@@ -28,10 +28,23 @@ void compare(const Experiment& before, const Experiment& after, const pb::Descri
   for (int i = 0; i < block.field_count(); ++i) {
     const auto& field = *block.field(i);
     const std::string path = join_path(prefix, field.name());
+    if (field.message_type() != nullptr && field.is_repeated()) {
+      for (int element = 0;; ++element) {
+        const std::string place = fmt::format("{}[{}]", path, element);
+        const std::string old_text = value_text(before, place, ""), new_text = value_text(after, place, "");
+        if (old_text.empty() && new_text.empty()) break;
+        if (old_text != new_text)
+          found.push_back(
+              {place, old_text.empty() ? "(not set)" : old_text, new_text.empty() ? "(not set)" : new_text});
+        else
+          compare(before, after, *field.message_type(), place, found);
+      }
+      continue;
+    }
     const std::string old_text = value_text(before, path, "(not set)"), new_text = value_text(after, path, "(not set)");
     if (old_text != new_text) {
       found.push_back({path, old_text, new_text});
-    } else if (field.message_type() != nullptr && !field.is_repeated() && old_text == "(set)") {
+    } else if (field.message_type() != nullptr && old_text == "(set)") {
       compare(before, after, *field.message_type(), path, found);
     }
   }
@@ -133,12 +146,17 @@ bool may_change_in_a_run(const std::string& path, const Experiment& experiment) 
                                           "training.share_device",
                                           "training.share_cores",
                                           "training.data_on_device",
+                                          "training.recompute",
+                                          "encoders.path",
                                           "evaluation.patience",
                                           "checkpoints",
                                           "deadlines"};
   // It changes bits, which matter only where runs must be reproducible.
   if (path == "training.microbatches") return !experiment.training().reproducible();
-  return free.count(path) != 0 || free.count(path.substr(0, path.find('.'))) != 0;
+  const size_t bracket = path.find('[');
+  const std::string name =
+      bracket == std::string::npos ? path : path.substr(0, bracket) + path.substr(path.find(']') + 1);
+  return free.count(name) != 0 || free.count(name.substr(0, name.find('.'))) != 0;
 }
 
 }  // namespace muster::config

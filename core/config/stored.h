@@ -18,9 +18,9 @@ namespace muster::config {
 // Increased whenever a change of the program changes what the same experiment gives, beyond rounding or, if
 // reproducible, at all. Every stored experiment names the version it was written by in a header line
 // "# muster-results-version: N"; a file without that line is of version 1.
-constexpr uint32_t kResultsVersion = 2;
-// The oldest version whose runs continue with the same results: everything that has changed since has a field in
-// earlier_values().
+constexpr uint32_t kResultsVersion = 3;
+// The oldest version whose runs continue with the same results: what has changed since has a field in earlier_values(),
+// or is for the model to tell (ModelSpec::changed_since).
 constexpr uint32_t kOldestContinuedVersion = 1;
 constexpr char kResultsVersionKey[] = "muster-results-version:";
 

@@ -27,18 +27,60 @@ hdf5::Handle half_type() {
   return type;
 }
 
-// Contiguous little-endian floats of 2, 4 or 8 bytes.
+// Values that read_direct() converts; kOther is left to HDF5.
+enum class StoredType { kOther, kHalf, kFloat, kDouble, kInt16, kInt32, kInt64 };
+
+StoredType stored_type(const hdf5::StoredDataset& values) {
+  const auto is = [&](hid_t type) { return H5Tequal(values.type.get(), type) > 0; };
+  if (is(H5T_IEEE_F32LE)) return StoredType::kFloat;
+  if (is(H5T_IEEE_F64LE)) return StoredType::kDouble;
+  if (is(H5T_STD_I16LE)) return StoredType::kInt16;
+  if (is(H5T_STD_I32LE)) return StoredType::kInt32;
+  if (is(H5T_STD_I64LE)) return StoredType::kInt64;
+  return is(half_type().get()) ? StoredType::kHalf : StoredType::kOther;
+}
+
+// Contiguous little-endian values.
 bool is_direct(const hdf5::StoredDataset& values) {
-  const hid_t type = values.type.get();
-  return values.layout == H5D_CONTIGUOUS && values.filters.empty() &&
-         (H5Tequal(type, H5T_IEEE_F32LE) > 0 || H5Tequal(type, H5T_IEEE_F64LE) > 0 ||
-          H5Tequal(type, half_type().get()) > 0);
+  return values.layout == H5D_CONTIGUOUS && values.filters.empty() && stored_type(values) != StoredType::kOther;
+}
+
+// int16 of a waveform is a fraction of this.
+constexpr float full_scale = 32768;
+
+template <typename Stored, typename Convert>
+void convert_values(const char* bytes, int64_t count, float* out, Convert&& convert) {
+  for (int64_t i = 0; i < count; ++i) {
+    Stored value;
+    std::memcpy(&value, bytes + i * static_cast<int64_t>(sizeof(value)), sizeof(value));
+    out[i] = convert(value);
+  }
+}
+
+// Values of type `type` to float32.
+void convert_values(StoredType type, const char* bytes, int64_t count, float* out) {
+  const auto rounded = [](auto value) { return static_cast<float>(value); };
+  switch (type) {
+    case StoredType::kHalf:
+      return convert_values<uint16_t>(bytes, count, out, half_to_float);
+    case StoredType::kInt16:
+      return convert_values<int16_t>(bytes, count, out, [](int16_t value) { return value / full_scale; });
+    case StoredType::kInt32:
+      return convert_values<int32_t>(bytes, count, out, rounded);
+    case StoredType::kInt64:
+      return convert_values<int64_t>(bytes, count, out, rounded);
+    case StoredType::kDouble:
+      return convert_values<double>(bytes, count, out, rounded);
+    case StoredType::kFloat:
+    case StoredType::kOther:
+      throw std::logic_error("convert_values: nothing to convert");
+  }
 }
 
 FrameStorage describe_storage(const hdf5::StoredDataset& values) {
   FrameStorage storage;
   storage.direct = is_direct(values);
-  storage.type = fmt::format("float{}{}", 8 * values.type_bytes,
+  storage.type = fmt::format("{}{}{}", values.type_class() == H5T_INTEGER ? "int" : "float", 8 * values.type_bytes,
                              H5Tget_order(values.type.get()) == H5T_ORDER_BE ? " big-endian" : "");
   storage.layout = values.layout == H5D_CHUNKED ? "chunked" : values.layout == H5D_COMPACT ? "compact" : "contiguous";
   if (!values.filters.empty()) storage.layout += ", " + values.filters;
@@ -53,7 +95,10 @@ class FileContainer : public Container {
     index_ = std::move(contents.index);
     targets_ = std::move(contents.targets);
     file_bytes_ = file_.bytes;
-    for (const hdf5::StoredDataset& values : tables_) storage_.push_back(describe_storage(values));
+    for (const hdf5::StoredDataset& values : tables_) {
+      storage_.push_back(describe_storage(values));
+      types_.push_back(stored_type(values));
+    }
   }
 
   ~FileContainer() override {
@@ -69,7 +114,7 @@ class FileContainer : public Container {
       throw std::out_of_range("read_frames: no such frames");
     if (count == 0) return;
     if (storage_[static_cast<size_t>(modality)].direct) {
-      read_direct(table, first, count, out);
+      read_direct(table, types_[static_cast<size_t>(modality)], first, count, out);
     } else {
       read_through_hdf5(table, first, count, out);
     }
@@ -95,27 +140,17 @@ class FileContainer : public Container {
     if (error < 0) throw Error(ExitCode::kBadData, fmt::format("{} became shorter while it was being read.", path_));
   }
 
-  void read_direct(const hdf5::StoredDataset& table, int64_t first, int64_t count, float* out) const {
+  void read_direct(const hdf5::StoredDataset& table, StoredType type, int64_t first, int64_t count, float* out) const {
     const int64_t dim = table.shape[1];
     const int64_t element_bytes = table.type_bytes;
     int64_t position = table.address + first * dim * element_bytes;
     const int64_t elements = count * dim;
-    if (element_bytes == 4) return read_bytes(position, elements * element_bytes, out);
+    if (type == StoredType::kFloat) return read_bytes(position, elements * element_bytes, out);
     std::vector<char> block(static_cast<size_t>(std::min(elements, convert_block) * element_bytes));
     for (int64_t done = 0; done < elements; done += convert_block) {
       const int64_t now = std::min(convert_block, elements - done);
       read_bytes(position, now * element_bytes, block.data());
-      for (int64_t i = 0; i < now; ++i) {
-        if (element_bytes == 2) {
-          uint16_t half;
-          std::memcpy(&half, block.data() + 2 * i, 2);
-          out[done + i] = half_to_float(half);
-        } else {
-          double value;
-          std::memcpy(&value, block.data() + 8 * i, 8);
-          out[done + i] = static_cast<float>(value);
-        }
-      }
+      convert_values(type, block.data(), now, out + done);
       position += now * element_bytes;
     }
   }
@@ -131,11 +166,14 @@ class FileContainer : public Container {
         H5Dread(table.handle.get(), H5T_NATIVE_FLOAT, memory_space.get(), file_space.get(), H5P_DEFAULT, out) < 0)
       throw Error(ExitCode::kBadData, fmt::format("{}: {}: frames {} to {} cannot be read; the file is damaged{}.",
                                                   path_, table.path, first, first + count, hdf5::reason()));
+    if (table.type_class() != H5T_INTEGER || table.type_bytes != 2) return;
+    for (int64_t i = 0; i < count * table.shape[1]; ++i) out[i] /= full_scale;
   }
 
   const std::string path_;
   hdf5::File file_;
   std::vector<hdf5::StoredDataset> tables_;
+  std::vector<StoredType> types_;  // as tables_
 };
 
 // What is wrong with the file. Call with hdf5::library_mutex() held.

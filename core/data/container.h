@@ -14,7 +14,7 @@ struct OpenOptions {
 
 // How the frames of one modality lie in the file.
 struct FrameStorage {
-  std::string type;          // "float32", "float16" or "float64", followed by " big-endian" where that is so
+  std::string type;          // "float32", "int16" ..., followed by " big-endian" where that is so
   bool direct = false;       // contiguous and little-endian: read with pread(2), no HDF5 involved
   std::string layout;        // "contiguous", "compact", "chunked" or "chunked, gzip+shuffle" ...
   int64_t stored_bytes = 0;  // what it takes up in the file

@@ -12,6 +12,9 @@
 namespace muster::data {
 namespace {
 
+// Outside of these a rate is no rate in Hz, but one in kHz or a number of samples.
+constexpr int64_t lowest_sample_rate = 1000, highest_sample_rate = 1000000;
+
 using hdf5::fail;
 using hdf5::Handle;
 using hdf5::StoredDataset;
@@ -191,7 +194,10 @@ class Reader {
         Modality modality;
         modality.name = name;
         StoredDataset values;
-        const bool readable = problems_.attempt([&] { values = open_values(group, path + "/values"); });
+        const bool readable = problems_.attempt([&] {
+          values = open_values(group, path + "/values");
+          check_kind(group, values, path, modality);
+        });
         modality.offsets = hdf5::read_integers(hdf5::open_dataset(file_, group, "offsets", path + "/offsets"));
         check_offsets(modality.offsets, readable ? values.shape[0] : -1, path + "/offsets");
         if (!readable) return;
@@ -206,11 +212,53 @@ class Reader {
     StoredDataset values = hdf5::open_dataset(file_, group, "values", path);
     if (values.shape.size() != 2)
       fail(path, "must have two dimensions [frames, dim], but its shape is {}", values.shape_text());
-    if (values.type_class() != H5T_FLOAT ||
-        (values.type_bytes != 2 && values.type_bytes != 4 && values.type_bytes != 8))
-      fail(path, "must be float32 (float16 and float64 are read too), but is {}", hdf5::type_name(values.type.get()));
+    const bool known_size = values.type_bytes == 2 || values.type_bytes == 4 || values.type_bytes == 8;
+    if (!known_size || (values.type_class() != H5T_FLOAT &&
+                        (values.type_class() != H5T_INTEGER || H5Tget_sign(values.type.get()) != H5T_SGN_2)))
+      fail(
+          path,
+          "must be float32 (float16 and float64 are read too), int16 for a waveform or int32 for tokens (int64 is read "
+          "too), but is {}",
+          hdf5::type_name(values.type.get()));
     if (values.shape[1] == 0) fail(path, "has no columns; its shape is {}", values.shape_text());
     return values;
+  }
+
+  // What the rows are, which the type and the attribute sample_rate of the group say together. `path`: the group's.
+  static void check_kind(const Handle& group, const StoredDataset& values, const std::string& path,
+                         Modality& modality) {
+    const bool integer = values.type_class() == H5T_INTEGER;
+    const std::string type = hdf5::type_name(values.type.get());
+    if (hdf5::has_attribute(values.handle, "sample_rate"))
+      fail(values.path, "has an attribute 'sample_rate', which belongs to the group {}", path);
+    const bool has_rate = hdf5::has_attribute(group, "sample_rate");
+    if (has_rate && integer && values.type_bytes != 2)
+      fail(path,
+           "attribute 'sample_rate' makes it a waveform, but its values are {}; they must be float32 or int16, or, for "
+           "tokens, without the attribute",
+           type);
+    if (has_rate && values.shape[1] != 1)
+      fail(path, "attribute 'sample_rate' makes it a waveform, whose values have the shape [samples, 1], not {}",
+           values.shape_text());
+    if (!has_rate && integer && values.type_bytes == 2)
+      fail(path,
+           "its values are int16, which only those of a waveform may be: it needs an attribute 'sample_rate' (Hz); "
+           "features must be float32, tokens int32");
+    if (has_rate) {
+      modality.kind = ModalityKind::kWaveform;
+      modality.sample_rate = hdf5::read_integer_attribute(group, "sample_rate", path);
+      if (modality.sample_rate < lowest_sample_rate || modality.sample_rate > highest_sample_rate)
+        fail(path, "attribute 'sample_rate' is {}; it must be a rate in Hz, from {} to {}", modality.sample_rate,
+             lowest_sample_rate, highest_sample_rate);
+    } else if (integer) {
+      modality.kind = ModalityKind::kTokens;
+      if (values.shape[1] > 2)
+        fail(
+            values.path,
+            "is {}, so its rows are tokens, which have one column (ids) or two (ids and segment ids), but its shape is "
+            "{}; features must be float32",
+            type, values.shape_text());
+    }
   }
 
   // frames: rows of the values, or -1 when these are not known.

@@ -10,12 +10,28 @@ namespace muster::data {
 enum class Task { kRegression, kClassification };
 inline const char* name_of(Task task) { return task == Task::kClassification ? "classification" : "regression"; }
 
+// What the rows of a modality are: features, made beforehand, or what an encoder makes features of.
+enum class ModalityKind {
+  kFeatures,
+  kWaveform,  // mono audio, one value per row, in [-1, 1]
+  kTokens     // ids of a vocabulary, one per row, and, where dim is 2, the segment (token type) id
+};
+
+inline const char* name_of(ModalityKind kind) {
+  return kind == ModalityKind::kWaveform ? "waveform" : kind == ModalityKind::kTokens ? "tokens" : "features";
+}
+
+// Ids of tokens and segments are below this, so that float32 holds each exactly.
+constexpr int64_t id_limit = int64_t{1} << 24;
+
 // One modality of all samples. Frames of sample i are rows [offsets[i], offsets[i+1]) of one long [frames, dim] table;
 // an empty range means that the modality is missing for that sample.
 struct Modality {
   std::string name;
   int64_t dim = 0;
   std::vector<int64_t> offsets;  // samples + 1, starts at 0, never falls
+  ModalityKind kind = ModalityKind::kFeatures;
+  int64_t sample_rate = 0;  // of a waveform, in Hz
 
   int64_t length(int64_t sample) const { return offsets[sample + 1] - offsets[sample]; }
 };
@@ -52,7 +68,8 @@ class Dataset {
   const DatasetIndex& index() const { return index_; }
 
   // Copies frames [first, first + count) of modality `modality` (position in index().modalities) to `out`
-  // ([count, dim] row-major, float32; float16 and float64 data are converted). Safe to call from several threads.
+  // ([count, dim] row-major, float32; other types are converted, int16 of a waveform divided by 32768, ids of tokens as
+  // they are). Ids are checked by scan_values() only. Safe to call from several threads.
   // Throws Error(kIo) when the file cannot be read, Error(kBadData) when it ends early.
   virtual void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const = 0;
 

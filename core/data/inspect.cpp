@@ -32,7 +32,7 @@ ScanReport scan_everything(const Dataset& dataset) {
   return scan_values(dataset, modalities, 0, dataset.index().size());
 }
 
-json modality_json(const Dataset& dataset, size_t position) {
+json modality_json(const Dataset& dataset, size_t position, const ScanReport& scan) {
   const Modality& modality = dataset.index().modalities[position];
   const int64_t samples = dataset.index().size();
   std::vector<double> lengths;  // of samples that have the modality
@@ -41,6 +41,7 @@ json modality_json(const Dataset& dataset, size_t position) {
   }
   std::sort(lengths.begin(), lengths.end());
   json result{{"name", modality.name},
+              {"kind", name_of(modality.kind)},
               {"dim", modality.dim},
               {"frames", modality.offsets.back()},
               {"missing", samples - static_cast<int64_t>(lengths.size())}};
@@ -51,6 +52,14 @@ json modality_json(const Dataset& dataset, size_t position) {
         {"mean", std::accumulate(lengths.begin(), lengths.end(), 0.0) / static_cast<double>(lengths.size())},
         {"max", lengths.back()}};
   }
+  if (modality.kind == ModalityKind::kWaveform) {
+    const auto rate = static_cast<double>(modality.sample_rate);
+    result["sample_rate"] = modality.sample_rate;
+    result["seconds"] = {{"total", static_cast<double>(modality.offsets.back()) / rate},
+                         {"longest", lengths.empty() ? 0.0 : lengths.back() / rate}};
+  }
+  if (const auto largest = scan.largest_id.find(modality.name); largest != scan.largest_id.end())
+    result["largest_id"] = largest->second;
   if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
     const FrameStorage& storage = container->storage()[position];
     result["storage"] = {{"type", storage.type},
@@ -132,9 +141,9 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 
 std::string modalities_text(const json& modalities) {
   std::vector<std::vector<std::string>> rows{
-      {"modality", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
+      {"modality", "kind", "dim", "frames", "min", "median", "mean", "max", "missing", "stored as"}};
   for (const json& modality : modalities) {
-    std::vector<std::string> row{modality["name"], modality["dim"].dump(), modality["frames"].dump()};
+    std::vector<std::string> row{modality["name"], modality["kind"], modality["dim"].dump(), modality["frames"].dump()};
     for (const char* key : {"min", "median", "mean", "max"})
       row.push_back(modality.contains("length") ? number(modality["length"][key]) : "-");
     row.push_back(modality["missing"].dump());
@@ -145,7 +154,18 @@ std::string modalities_text(const json& modalities) {
                                     storage["direct"].get<bool>() ? "" : " (read through HDF5: slower)"));
     rows.push_back(row);
   }
-  return table(rows);
+  std::string text = table(rows);
+  for (const json& modality : modalities) {
+    const auto name = modality["name"].get<std::string>();
+    if (modality.contains("seconds"))
+      text += fmt::format("  {}: {} Hz, {:.2f} s in all, the longest {:.2f} s\n", name, modality["sample_rate"].dump(),
+                          modality["seconds"]["total"].get<double>(), modality["seconds"]["longest"].get<double>());
+    if (modality.contains("largest_id"))
+      text += fmt::format("  {}: the longest has {} tokens, the largest id is {}\n", name,
+                          modality.contains("length") ? number(modality["length"]["max"]) : "0",
+                          modality["largest_id"].dump());
+  }
+  return text;
 }
 
 std::string labels_text(const json& labels, int64_t samples) {
@@ -198,9 +218,10 @@ json inspect_json(const Dataset& dataset) {
               {"task", name_of(index.task)},  {"samples", index.size()},
               {"labels", labels_json(index)}, {"splits", splits_json(index)},
               {"groups", groups_json(index)}, {"non_finite", scan.non_finite},
-              {"values", scan.values},        {"content_hash", dataset.content_hash()}};
+              {"values", scan.values},        {"content_hash", dataset.content_hash()},
+              {"bad_ids", scan.bad_ids}};
   result["modalities"] = json::array();
-  for (size_t m = 0; m < index.modalities.size(); ++m) result["modalities"].push_back(modality_json(dataset, m));
+  for (size_t m = 0; m < index.modalities.size(); ++m) result["modalities"].push_back(modality_json(dataset, m, scan));
   if (const auto* container = dynamic_cast<const Container*>(&dataset)) {
     result["file_bytes"] = container->file_bytes();
     result["targets"] = container->targets();
@@ -221,6 +242,8 @@ std::string inspect(const Dataset& dataset) {
   text += groups_text(facts["groups"]);
   text += fmt::format("non-finite  {} of {} values{}\n", facts["non_finite"].dump(), facts["values"].dump(),
                       facts["non_finite"] > 0 ? " (`muster data verify` lists them)" : "");
+  if (facts["bad_ids"] > 0)
+    text += fmt::format("bad ids     {} (`muster data verify` lists them)\n", facts["bad_ids"].dump());
   return fmt::format("{}\n{}\n{}\n{}", text, modalities_text(facts["modalities"]),
                      labels_text(facts["labels"], index.size()), splits_text(facts["splits"], index));
 }

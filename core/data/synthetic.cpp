@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/sha256.h"
 #include "base/text.h"
+#include "core/data/synthetic_raw.h"
 #include "core/random/philox.h"
 
 namespace muster::data {
@@ -18,7 +19,7 @@ namespace {
 constexpr int64_t max_samples = 10000000;
 constexpr double max_noise = 1000;
 
-// What a draw is for: third counter word. kSynthetic .. kSynthetic + 9 are ours.
+// What a draw is for: third counter word. kSynthetic .. kSynthetic + 6 are ours, the next three synthetic_raw.cpp's.
 enum Draw : uint32_t {
   kFrameNoise = random::kSynthetic,  // first word: block of columns, second: sample, fourth: modality and frame
   kSampleDraws,                      // lengths, places of the signal
@@ -317,12 +318,17 @@ std::unique_ptr<Dataset> make_synthetic(SyntheticKind kind, int64_t samples, dou
           fmt::format("text_encoders is {}; it must be from 1 to 3", signal.text_encoders));
   require(!classification || signal.text_encoders == 1,
           "text_encoders is for regression; classification has no text, so it must be 1");
+  require(classification || !signal.raw, "raw is for classification");
+  require(!signal.raw || signal.agreement == 0, "raw data has no agreement; it must be 0");
   std::vector<std::string> names;
   for (const ModalityShape& shape : shapes_of(kind, signal.text_encoders)) names.push_back(shape.name);
+  if (signal.raw) names = {"audio", "text"};
   for (const std::string& name : signal.without)
     require(std::find(names.begin(), names.end(), name) != names.end(),
             fmt::format("without_signal names \"{}\", which is not among its modalities: \"{}\"", name,
                         join(names, "\", \"")));
+  if (signal.raw)
+    return make_raw_synthetic(Synthetic(kind, samples, noise, seed, {}).index(), noise, seed, signal.without);
   return std::make_unique<Synthetic>(kind, samples, noise, seed, signal);
 }
 

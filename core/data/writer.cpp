@@ -72,7 +72,9 @@ class StructureWriter {
       const Handle folder = group(modalities, modality.name);
       write_values(folder, "offsets", H5T_STD_I64LE, H5T_NATIVE_INT64, modality.offsets.data(),
                    modality.offsets.size());
-      addresses.push_back(reserve(folder, modality.offsets.back(), modality.dim));
+      if (modality.kind == ModalityKind::kWaveform)
+        write_attribute(folder, "sample_rate", H5T_STD_I64LE, H5T_NATIVE_INT64, scalar_space(), &modality.sample_rate);
+      addresses.push_back(reserve(folder, modality));
     }
     check(H5Fflush(file_.get(), H5F_SCOPE_GLOBAL));
     check(H5Fclose(file_.release()));
@@ -90,19 +92,31 @@ class StructureWriter {
   Handle group(const Handle& parent, const std::string& name) const {
     return checked(Handle(H5Gcreate2(parent.get(), name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Gclose));
   }
+  // Of datasets. Without times: the same data is the same bytes.
+  Handle creation() const {
+    Handle properties = checked(Handle(H5Pcreate(H5P_DATASET_CREATE), &H5Pclose));
+    check(H5Pset_obj_track_times(properties.get(), false));
+    return properties;
+  }
   Handle vector_space(size_t count) const {
     const hsize_t extent = count;
     return checked(Handle(H5Screate_simple(1, &extent, nullptr), &H5Sclose));
   }
 
-  void write_attribute(const char* name, hid_t type, const Handle& space, const void* value) const {
+  Handle scalar_space() const { return checked(Handle(H5Screate(H5S_SCALAR), &H5Sclose)); }
+
+  void write_attribute(const Handle& object, const char* name, hid_t file_type, hid_t memory_type, const Handle& space,
+                       const void* value) const {
     const Handle attribute =
-        checked(Handle(H5Acreate2(file_.get(), name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT), &H5Aclose));
-    check(H5Awrite(attribute.get(), type, value));
+        checked(Handle(H5Acreate2(object.get(), name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT), &H5Aclose));
+    check(H5Awrite(attribute.get(), memory_type, value));
+  }
+  void write_attribute(const char* name, hid_t type, const Handle& space, const void* value) const {
+    write_attribute(file_, name, type, type, space, value);
   }
 
   void write_attributes(const DatasetIndex& index) const {
-    const Handle scalar = checked(Handle(H5Screate(H5S_SCALAR), &H5Sclose));
+    const Handle scalar = scalar_space();
     const int64_t version = 1;
     const char* format = "muster-dataset";
     const char* name = index.name.c_str();
@@ -130,20 +144,21 @@ class StructureWriter {
                     size_t count) const {
     const Handle space = vector_space(count);
     const Handle dataset = checked(Handle(
-        H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), &H5Dclose));
+        H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, creation().get(), H5P_DEFAULT), &H5Dclose));
     check(H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values));
   }
 
-  int64_t reserve(const Handle& parent, int64_t frames, int64_t dim) const {
-    const hsize_t extents[2] = {static_cast<hsize_t>(frames), static_cast<hsize_t>(dim)};
+  int64_t reserve(const Handle& parent, const Modality& modality) const {
+    const int64_t frames = modality.offsets.back();
+    const hid_t type = modality.kind == ModalityKind::kTokens ? H5T_STD_I32LE : H5T_IEEE_F32LE;
+    const hsize_t extents[2] = {static_cast<hsize_t>(frames), static_cast<hsize_t>(modality.dim)};
     const Handle space = checked(Handle(H5Screate_simple(2, extents, nullptr), &H5Sclose));
-    const Handle properties = checked(Handle(H5Pcreate(H5P_DATASET_CREATE), &H5Pclose));
+    const Handle properties = creation();
     check(H5Pset_layout(properties.get(), H5D_CONTIGUOUS));
     check(H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY));
     check(H5Pset_fill_time(properties.get(), H5D_FILL_TIME_NEVER));
     const Handle dataset = checked(Handle(
-        H5Dcreate2(parent.get(), "values", H5T_IEEE_F32LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
-        &H5Dclose));
+        H5Dcreate2(parent.get(), "values", type, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT), &H5Dclose));
     const haddr_t address = H5Dget_offset(dataset.get());
     if (frames == 0) return -1;
     check(address == HADDR_UNDEF ? -1 : 0);
@@ -170,6 +185,7 @@ void write_container(const std::string& path, const Dataset& dataset) {
   }
   // Frames go past HDF5, which recovers badly from a full disk.
   std::vector<float> block;
+  std::vector<int32_t> ids;
   for (size_t m = 0; m < index.modalities.size(); ++m) {
     const Modality& modality = index.modalities[m];
     const int64_t rows = std::max<int64_t>(1, block_elements / modality.dim);
@@ -177,8 +193,12 @@ void write_container(const std::string& path, const Dataset& dataset) {
       const int64_t count = std::min(rows, modality.offsets.back() - first);
       block.resize(static_cast<size_t>(count * modality.dim));
       dataset.read_frames(static_cast<int64_t>(m), first, count, block.data());
-      file.write_at(static_cast<uint64_t>(addresses[m] + first * modality.dim * 4),
-                    {reinterpret_cast<const char*>(block.data()), block.size() * sizeof(float)});
+      const char* bytes = reinterpret_cast<const char*>(block.data());
+      if (modality.kind == ModalityKind::kTokens) {
+        ids.assign(block.begin(), block.end());
+        bytes = reinterpret_cast<const char*>(ids.data());
+      }
+      file.write_at(static_cast<uint64_t>(addresses[m] + first * modality.dim * 4), {bytes, block.size() * 4});
     }
   }
   file.commit();

@@ -14,10 +14,16 @@ namespace muster {
 class TensorDataset final : public data::Dataset {
  public:
   // values[m]: float32 [frames, dim]; lengths[m]: frames per sample.
-  TensorDataset(std::vector<at::Tensor> values, const std::vector<std::vector<int64_t>>& lengths)
+  // kinds: of all modalities, or empty for features.
+  TensorDataset(std::vector<at::Tensor> values, const std::vector<std::vector<int64_t>>& lengths,
+                const std::vector<data::ModalityKind>& kinds = {})
       : values_(std::move(values)) {
     for (size_t m = 0; m < values_.size(); ++m) {
-      data::Modality modality{"m" + std::to_string(m), values_[m].size(1), {0}};
+      data::Modality modality;
+      modality.name = "m" + std::to_string(m);
+      modality.dim = values_[m].size(1);
+      if (!kinds.empty()) modality.kind = kinds[m];
+      modality.offsets.push_back(0);
       for (const int64_t length : lengths[m]) modality.offsets.push_back(modality.offsets.back() + length);
       index_.modalities.push_back(modality);
     }

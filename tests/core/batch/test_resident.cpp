@@ -34,7 +34,7 @@ TEST(ResidentFrames, GathersRowsAsIndexingDoes) {
   const auto read = [&](int64_t position, int64_t first, int64_t count) {
     return tables[position].narrow(0, first, count).to(at::kDouble);
   };
-  const ResidentFrames resident({{9000, 2500}, {10, 3}, {0, 4}}, at::kDouble, read);
+  const ResidentFrames resident({{9000, 2500, at::kDouble}, {10, 3, at::kDouble}, {0, 4, at::kDouble}}, {}, read);
   const auto expect = [&](int64_t position, const std::vector<int64_t>& first_rows,
                           const std::vector<int64_t>& lengths) {
     std::vector<int64_t> offsets{0};

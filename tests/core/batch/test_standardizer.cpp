@@ -115,6 +115,23 @@ TEST(Standardizer, FitOverRanksEqualsTheFit) {
   }
 }
 
+TEST(Standardizer, WaveformsAndTokensHaveNothingToFit) {
+  const at::Tensor values = hard_features(20);
+  DataSource source;
+  source.dataset = std::make_unique<TensorDataset>(
+      std::vector<at::Tensor>{at::zeros({5, 1}), values, at::zeros({3, 2})},
+      std::vector<std::vector<int64_t>>{{5, 0}, {10, 10}, {0, 3}},
+      std::vector<data::ModalityKind>{data::ModalityKind::kWaveform, data::ModalityKind::kFeatures,
+                                      data::ModalityKind::kTokens});
+  source.modalities = {0, 1, 2};
+  const auto solo = distributed::make_single_process_communicator();
+  const auto moments = fit_moments(source, {0, 1}, *solo);
+  ASSERT_EQ(moments.size(), 3u);
+  EXPECT_EQ(moments[0].mean.numel(), 0);
+  EXPECT_EQ(moments[2].standard_deviation.numel(), 0);
+  EXPECT_LT((moments[1].mean - values.to(at::kDouble).mean(0)).abs().max().item<double>(), 1e-6);
+}
+
 TEST(Standardizer, NeedsTheModality) {
   const TensorDataset dataset({at::zeros({3, 2})}, {{0, 3, 0}});
   try {

@@ -44,7 +44,7 @@ TEST_F(Resolved, TextHasTheHeaderAndShortDoubles) {
   const std::string text = resolved_text(load(kTexts[2]).experiment);
   EXPECT_THAT(text, testing::StartsWith(
                         "# proto-file: core/config/experiment.proto\n# proto-message: muster.config.Experiment\n"
-                        "# muster-results-version: 2\nname: "));
+                        "# muster-results-version: 3\nname: "));
   EXPECT_THAT(text, HasSubstr("noise: 0.30000000000000004\n"));
   EXPECT_THAT(text, HasSubstr("dropout: 0.1\n"));
   EXPECT_THAT(text, HasSubstr("epsilon: 1e-8\n"));

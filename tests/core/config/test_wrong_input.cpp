@@ -22,7 +22,7 @@ const Wrong kWrong[] = {
     {"unknown_block", "data { path: 'x' }\nmiar {}\nzzz {\n a: 1 b { c: 2 }\n}\n",
      "e.txtpb:3: unknown field zzz; an experiment has name, preset, seed, data, foal_net, miar, late_fusion, "
      "optimizer, training, "
-     "evaluation, checkpoints and deadlines"},
+     "evaluation, checkpoints, deadlines and encoders"},
     {"text_for_number", "data { path: 'x' }\nmiar { dim: 'wide' }\n",
      "e.txtpb:2: miar.dim wants a whole number from 0 to 4294967295, not 'wide'"},
     {"negative_count", "data { path: 'x' }\nmiar {\n\n\ndim: -4 }\n",
@@ -159,6 +159,12 @@ const Wrong kWrong[] = {
      "e.txtpb:3: data.synthetic.agreement is 0.5, but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION"},
     {"text_encoders", "miar {}\ndata { synthetic { kind: REGRESSION\n text_encoders: 0 } }",
      "e.txtpb:3: data.synthetic.text_encoders must be from 1 to 3, not 0"},
+    {"raw_regression", "miar {}\ndata { synthetic { kind: REGRESSION\n raw: true } }",
+     "e.txtpb:3: data.synthetic.raw is true, but data.synthetic.kind is REGRESSION; it is for CLASSIFICATION"},
+    {"raw_agreement", "miar {}\ndata { synthetic { kind: CLASSIFICATION raw: true\n agreement: 0.5 } }",
+     "e.txtpb:3: data.synthetic.agreement is 0.5, but raw data (data.synthetic.raw) has none; leave it at 0"},
+    {"raw_without_signal", "miar {}\ndata { synthetic { kind: CLASSIFICATION raw: true\n without_signal: 'vision' } }",
+     "e.txtpb:3: data.synthetic.without_signal names \"vision\", but this data has audio or text"},
     {"text_encoders_of_classes", "foal_net {}\ndata { synthetic { kind: CLASSIFICATION\n text_encoders: 2 } }",
      "e.txtpb:3: data.synthetic.text_encoders is 2, but data.synthetic.kind is CLASSIFICATION, which has no text; it "
      "is for REGRESSION"},

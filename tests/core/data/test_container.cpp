@@ -71,6 +71,25 @@ TEST(Container, SyntheticWrittenEqualsGenerated) {
   }
 }
 
+TEST(Container, RawDataWrittenEqualsGenerated) {
+  TemporaryFolder folder;
+  const auto original = make_synthetic(SyntheticKind::kClassification, 5, 1, 9, {{}, 0, 1, true});
+  write_container(folder.file("d.h5"), *original);
+  const auto copy = open_container(folder.file("d.h5"));
+  for (int64_t m = 0; m < 2; ++m) {
+    const Modality &table = original->index().modalities[m], &read = copy->index().modalities[m];
+    EXPECT_EQ(read.kind, m == 0 ? ModalityKind::kWaveform : ModalityKind::kTokens);
+    EXPECT_EQ(read.sample_rate, m == 0 ? 16000 : 0);
+    EXPECT_EQ(copy->storage()[m].type, m == 0 ? "float32" : "int32");
+    EXPECT_TRUE(copy->storage()[m].direct);
+    std::vector<float> a(static_cast<size_t>(table.offsets.back())), b(a.size());
+    original->read_frames(m, 0, table.offsets.back(), a.data());
+    copy->read_frames(m, 0, table.offsets.back(), b.data());
+    EXPECT_EQ(a, b);
+  }
+  EXPECT_TRUE(verify(folder.file("d.h5")).empty());
+}
+
 TEST(Container, ReadsFromSeveralThreads) {
   TemporaryFolder folder;
   const MemoryDataset original({"audio"}, std::vector<int64_t>(200, 7));

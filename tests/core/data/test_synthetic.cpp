@@ -18,20 +18,25 @@ std::vector<float> read_all(const Dataset& data, int64_t modality) {
   return values;
 }
 
+void expect_any_range_is_the_same(const Dataset& data, int64_t step) {
+  for (int64_t modality = 0; modality < static_cast<int64_t>(data.index().modalities.size()); ++modality) {
+    const std::vector<float> whole = read_all(data, modality);
+    const Modality& table = data.index().modalities[modality];
+    std::vector<float> pieces(whole.size());
+    for (int64_t first = 0; first < table.offsets.back(); first += step) {
+      const int64_t count = std::min<int64_t>(step, table.offsets.back() - first);
+      data.read_frames(modality, first, count, pieces.data() + first * table.dim);
+    }
+    EXPECT_EQ(whole, pieces);
+  }
+}
+
 TEST(Synthetic, AnyRangeGivesTheSameFrames) {
   for (const auto kind : {SyntheticKind::kClassification, SyntheticKind::kRegression}) {
     const auto data = make_synthetic(kind, 30, 1, 5, {{}, 0, kind == SyntheticKind::kRegression ? 3 : 1});
-    for (int64_t modality = 0; modality < static_cast<int64_t>(data->index().modalities.size()); ++modality) {
-      const std::vector<float> whole = read_all(*data, modality);
-      const Modality& table = data->index().modalities[modality];
-      std::vector<float> pieces(whole.size());
-      for (int64_t first = 0; first < table.offsets.back(); first += 7) {
-        const int64_t count = std::min<int64_t>(7, table.offsets.back() - first);
-        data->read_frames(modality, first, count, pieces.data() + first * table.dim);
-      }
-      EXPECT_EQ(whole, pieces);
-    }
+    expect_any_range_is_the_same(*data, 7);
   }
+  expect_any_range_is_the_same(*make_synthetic(SyntheticKind::kClassification, 7, 1, 5, {{}, 0, 1, true}), 9971);
 }
 
 TEST(Synthetic, DependsOnSeedAndNoise) {
@@ -62,6 +67,10 @@ TEST(Synthetic, HashNamesWhatIsPlanted) {
                                      hash(SyntheticKind::kClassification, {{}, 0.5, 1}),
                                      hash(SyntheticKind::kClassification, {{"audio"}, 0.5, 1})};
   EXPECT_EQ(hashes.size(), 8u);
+  const SyntheticSignal raw{{}, 0, 1, true}, raw_without{{"text"}, 0, 1, true};
+  EXPECT_EQ(hash(SyntheticKind::kClassification, raw),
+            "6485c2feeadad70a09eeacaead7ce66a7812bbf6b84f210dc2d14e7b1f17c63e");
+  EXPECT_NE(hash(SyntheticKind::kClassification, raw), hash(SyntheticKind::kClassification, raw_without));
 }
 
 TEST(Synthetic, NoiseHasTheStatedDeviation) {
@@ -121,6 +130,9 @@ TEST(Synthetic, RefusesImpossibleSettings) {
   EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, NAN, 1), Error);
   EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{}, NAN, 1}), Error);
   EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{"text"}, 0, 1}), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kRegression, 5, 1, 1, {{}, 0, 1, true}), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{}, 0.5, 1, true}), Error);
+  EXPECT_THROW(make_synthetic(SyntheticKind::kClassification, 5, 1, 1, {{"vision"}, 0, 1, true}), Error);
 }
 
 }  // namespace
