@@ -36,8 +36,8 @@ constexpr size_t kMostLines = 200;  // of a message
 // mpirun kills all when the first one ends.
 bool prints_errors(int argc, char** argv) {
   constexpr int kForTheFirst = 300;  // milliseconds
-  for (const char* name : {"config", "data", "checkpoints", "launch", "submit", "requeue", "status"})
-    if (argc > 1 && std::strcmp(argv[1], name) == 0) return true;
+  for (const char* name : {"config", "data", "checkpoints", "encoders", "launch", "submit", "requeue", "status"})
+    if (argc > 1 && std::strcmp(argv[1], name) == 0 && !(argc > 2 && std::strcmp(argv[2], "encode") == 0)) return true;
   if (muster::distributed::expected_rank() == 0) return true;
   poll(nullptr, 0, kForTheFirst);
   return false;
@@ -114,7 +114,9 @@ int run(int argc, char** argv) {
   muster::launcher::add_predict_command(app);
   muster::launcher::add_config_command(app);
   muster::launcher::add_data_command(app);
+  muster::launcher::add_encode_command(app);
   muster::launcher::add_checkpoints_command(app);
+  muster::launcher::add_encoders_command(app);
   muster::launcher::add_launch_command(app);
   muster::launcher::add_submit_command(app);
   muster::launcher::add_requeue_command(app);

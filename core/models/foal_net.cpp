@@ -29,41 +29,86 @@ uint32_t layer_number(int pass_kind, uint32_t layer) {
   return static_cast<uint32_t>(pass_kind) * kLayersPerPass + layer;
 }
 
+const Initial kWeight = Initial::normal(0.02);  // measured on the authors' class
+
+// A trainable map in front of both branches: with frozen features the alignment loss reaches the classifier only
+// through it.
+class Adapter final : public Encoder {
+ public:
+  Adapter(const config::FoalNet& config, int64_t modality, int64_t data_width)
+      : name_(fmt::format("adapter.{}", kRole[modality])),
+        hidden_(config.adapter_dim()),
+        projects_(config.adapter_output_dim() > 0),
+        data_width_(data_width),
+        width_(projects_ ? config.adapter_output_dim() : data_width) {}
+
+  int64_t dim() const override { return width_; }
+
+  std::vector<ParameterSpec> specs() const override {
+    std::vector<ParameterSpec> specs;
+    // Not 0.02, with which a few features would start far below the scale that they have in the data.
+    if (projects_)
+      add_linear(specs, name_ + ".projection", width_, data_width_, Initial::xavier_uniform(data_width_, width_));
+    if (hidden_ > 0) {
+      add_linear(specs, name_ + ".input", hidden_, width_, kWeight);
+      add_linear(specs, name_ + ".output", width_, hidden_, Initial::constant(0));
+      add_layer_norm(specs, name_ + ".norm", width_);
+    }
+    for (auto& spec : specs) spec.in_encoder = true;
+    return specs;
+  }
+
+  batch::Ragged encode(const Parameters& parameters, const batch::Ragged& raw, const std::vector<int64_t>&,
+                       const StepContext&) const override {
+    at::Tensor x = raw.values;
+    if (projects_) x = linear(parameters, name_ + ".projection", x).to(parameters.dtype());
+    if (hidden_ > 0)
+      x = layer_norm(parameters, name_ + ".norm",
+                     x + linear(parameters, name_ + ".output", at::gelu(linear(parameters, name_ + ".input", x))));
+    return {x, raw.offsets};
+  }
+
+ private:
+  std::string name_;
+  int64_t hidden_;
+  bool projects_;
+  int64_t data_width_, width_;
+};
+
+std::unique_ptr<Encoder> make_adapter(const config::FoalNet& config, int64_t modality, int64_t data_width) {
+  if (config.adapter_dim() == 0 && config.adapter_output_dim() == 0) return nullptr;
+  return std::make_unique<Adapter>(config, modality, data_width);
+}
+
 std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const FoalNet::Sizes& sizes) {
-  const Initial weight = Initial::normal(0.02);  // measured on the authors' class
   const int64_t data_widths[] = {sizes.audio_dim, sizes.video_dim};
   const int64_t common = config.adapter_output_dim();
   const int64_t widths[] = {common > 0 ? common : sizes.audio_dim, common > 0 ? common : sizes.video_dim};
   const int64_t projection = config.projection_dim();
   std::vector<ParameterSpec> specs;
   for (const int64_t m : {kAudio, kVideo}) {
-    const std::string adapter = fmt::format("adapter.{}", kRole[m]), avel = fmt::format("avel.{}", kRole[m]);
-    // Not 0.02, with which a few features would start far below the scale that they have in the data.
-    if (common > 0)
-      add_linear(specs, adapter + ".projection", common, data_widths[m],
-                 Initial::xavier_uniform(data_widths[m], common));
-    if (config.adapter_dim() > 0) {
-      add_linear(specs, adapter + ".input", config.adapter_dim(), widths[m], weight);
-      add_linear(specs, adapter + ".output", widths[m], config.adapter_dim(), Initial::constant(0));
-      add_layer_norm(specs, adapter + ".norm", widths[m]);
+    const std::string avel = fmt::format("avel.{}", kRole[m]);
+    if (const auto adapter = make_adapter(config, m, data_widths[m])) {
+      const auto more = adapter->specs();
+      specs.insert(specs.end(), more.begin(), more.end());
     }
-    add_linear(specs, avel + ".input", projection, widths[m], weight, false);
-    add_linear(specs, avel + ".hidden", projection, projection, weight, false);
+    add_linear(specs, avel + ".input", projection, widths[m], kWeight, false);
+    add_linear(specs, avel + ".hidden", projection, projection, kWeight, false);
     add_layer_norm(specs, avel + ".norm", projection);
     for (uint32_t layer = 0; layer < config.layers(); ++layer) {
       const std::string name = fmt::format("{}.{}", kDirection[m], layer);
-      add_linear(specs, name + ".query", widths[m], widths[m], weight);
-      add_key_value(specs, name + ".key_value", widths[m], widths[1 - m], weight);
-      add_linear(specs, name + ".output", widths[m], widths[m], weight);
+      add_linear(specs, name + ".query", widths[m], widths[m], kWeight);
+      add_key_value(specs, name + ".key_value", widths[m], widths[1 - m], kWeight);
+      add_linear(specs, name + ".output", widths[m], widths[m], kWeight);
       add_layer_norm(specs, name + ".norm", widths[m]);
     }
-    add_linear(specs, fmt::format("mem.{}_head", kRole[m]), 2, widths[m], weight);
+    add_linear(specs, fmt::format("mem.{}_head", kRole[m]), 2, widths[m], kWeight);
   }
   if (config.temperature_mode() != config::FoalNet::FIXED_TEMPERATURE) {
     const bool clamped = config.temperature_mode() == config::FoalNet::CLAMPED_DIVISOR;
     specs.push_back({"avel.temperature", {}, Initial::constant(clamped ? 0.07 : std::log(1 / 0.07))});
   }
-  add_linear(specs, "classifier", sizes.classes, widths[kAudio] + widths[kVideo], weight);
+  add_linear(specs, "classifier", sizes.classes, widths[kAudio] + widths[kVideo], kWeight);
   return specs;
 }
 
@@ -122,6 +167,15 @@ std::string foal_net_objection(const std::vector<std::string>& names) {
                      names[0], names[1]);
 }
 
+// Since version 3 ranks send the frames that an adapter has made, and their gradients, to each other.
+std::string changed_since(const config::Experiment& experiment, uint32_t version) {
+  const config::FoalNet& config = experiment.foal_net();
+  const bool adapts = config.adapter_dim() > 0 || config.adapter_output_dim() > 0;
+  return version < 3 && adapts && experiment.training().reproducible()
+             ? "the order in which the gradients of foal_net's adapter are added up"
+             : "";
+}
+
 ModelSpec foal_net_spec() {
   ModelSpec spec;
   spec.name = "foal_net";
@@ -130,6 +184,7 @@ ModelSpec foal_net_spec() {
   spec.modalities = {{"audio", "vision"}, 2, 2, /*every_sample_needs_all=*/true, foal_net_objection};
   spec.check = check_foal_net;
   spec.check_data = check_foal_net_data;
+  spec.changed_since = changed_since;
   spec.conditional_fields = {{"fixed_temperature", "temperature_mode", "FIXED_TEMPERATURE"}};
   spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
     return std::make_unique<FoalNet>(experiment.foal_net(), FoalNet::Sizes{shape.dims[0], shape.dims[1], shape.outputs},
@@ -150,7 +205,10 @@ FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope d
                  uint64_t seed)
     : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed), sizes.classes, foal_net_row_terms(config),
             foal_net_batch_terms(config)),
-      config_(config) {}
+      config_(config) {
+  encoders_.push_back(make_adapter(config, kAudio, sizes.audio_dim));
+  encoders_.push_back(make_adapter(config, kVideo, sizes.video_dim));
+}
 
 int64_t FoalNet::embedding_dim() const {
   const bool compared = config_.avel_weight() > 0 || config_.mem_weight() > 0;
@@ -182,18 +240,11 @@ std::optional<double> FoalNet::temperature() const {
   return parameters_["avel.temperature"].item<double>();
 }
 
-// Adapter, then feature dropout: what both branches see.
+// Feature dropout: what both branches see.
 at::Tensor FoalNet::prepare(int64_t modality, const batch::Ragged& frames, const std::vector<int64_t>& batch_index,
                             Kind kind, const StepContext& step) const {
-  const std::string name = fmt::format("adapter.{}", kRole[modality]);
-  at::Tensor x = frames.values;
-  if (config_.adapter_output_dim() > 0) x = linear(parameters_, name + ".projection", x).to(parameters_.dtype());
-  if (config_.adapter_dim() > 0) {
-    x = layer_norm(parameters_, name + ".norm",
-                   x + linear(parameters_, name + ".output", at::gelu(linear(parameters_, name + ".input", x))));
-  }
   const double p = step.training ? config_.feature_dropout() : 0;
-  return kernels::dropout(x, p, frames.offsets, batch_index,
+  return kernels::dropout(frames.values, p, frames.offsets, batch_index,
                           step.dropout(layer_number(static_cast<int>(kind), kFeature + modality)));
 }
 

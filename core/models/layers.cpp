@@ -9,9 +9,9 @@ at::Tensor linear(const Parameters& parameters, const std::string& name, const a
                          bias ? std::optional<at::Tensor>(parameters[name + ".bias"]) : std::nullopt);
 }
 
-at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x) {
+at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x, double epsilon) {
   return at::layer_norm(x.to(parameters.dtype()), {x.size(-1)}, parameters[name + ".weight"],
-                        parameters[name + ".bias"], 1e-5);
+                        parameters[name + ".bias"], epsilon);
 }
 
 at::Tensor unit_rows(const at::Tensor& x) {

@@ -13,9 +13,10 @@ namespace muster::models {
 // y = x W^T + b with <name>.weight [out, in] and, if the model has it, <name>.bias [out].
 at::Tensor linear(const Parameters& parameters, const std::string& name, const at::Tensor& x, bool bias = true);
 
-// Over the last dimension; biased variance, eps 1e-5; <name>.weight and .bias. Runs in the parameters' dtype (autocast
-// would leave it in bfloat16).
-at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x);
+// Over the last dimension; biased variance; <name>.weight and .bias. Runs in the parameters' dtype (autocast would
+// leave it in bfloat16).
+at::Tensor layer_norm(const Parameters& parameters, const std::string& name, const at::Tensor& x,
+                      double epsilon = 1e-5);
 
 // Rows scaled to Euclidean length 1, without an epsilon. A row of zeros stays one: features that are all zero have no
 // direction, and must not make the whole batch's loss NaN.

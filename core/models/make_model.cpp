@@ -3,8 +3,26 @@
 #include <fmt/format.h>
 
 #include "base/problems.h"
+#include "core/models/encoders/make_encoder.h"
 
 namespace muster::models {
+
+std::vector<std::unique_ptr<Encoder>> make_encoders(const config::Experiment& experiment,
+                                                    const std::vector<std::string>& modalities) {
+  std::vector<std::unique_ptr<Encoder>> encoders(modalities.size());
+  for (int64_t index = 0; index < experiment.encoders_size(); ++index) {
+    const config::Encoder& config = experiment.encoders(static_cast<int>(index));
+    for (size_t m = 0; m < modalities.size(); ++m)
+      if (modalities[m] == config.modality()) encoders[m] = make_encoder(config, index, static_cast<int64_t>(m));
+  }
+  return encoders;
+}
+
+DataShape encoded(DataShape shape, const std::vector<std::unique_ptr<Encoder>>& encoders) {
+  for (size_t m = 0; m < encoders.size(); ++m)
+    if (encoders[m]) shape.dims[m] = encoders[m]->dim();
+  return shape;
+}
 
 std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape) {
   const ModelSpec& spec = spec_of(experiment);
@@ -13,10 +31,14 @@ std::unique_ptr<Model> make_model(const config::Experiment& experiment, const Da
   if (shape.outputs < 2 && !spec.learns(data::Task::kRegression))
     throw Error(ExitCode::kBadConfig,
                 fmt::format("{}: classification needs data with at least two classes", spec.name));
+  auto encoders = make_encoders(experiment, shape.modalities);
+  const DataShape seen = encoded(shape, encoders);
   Problems problems(spec.name);
-  if (spec.check_data != nullptr) spec.check_data(experiment, shape, problems);
+  if (spec.check_data != nullptr) spec.check_data(experiment, seen, problems);
   problems.throw_if_any(ExitCode::kBadConfig);
-  return spec.build(experiment, shape);
+  auto model = spec.build(experiment, seen);
+  model->put_in_front(std::move(encoders));
+  return model;
 }
 
 at::ScalarType dtype_of(const config::Experiment& experiment) {

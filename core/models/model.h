@@ -9,24 +9,14 @@
 #include <vector>
 
 #include "core/batch/global_batch.h"
-#include "core/kernels/dropout.h"
 #include "core/losses/partition.h"
+#include "core/models/encoders/encoder.h"
 #include "core/models/parameters.h"
-#include "core/random/philox.h"
+#include "core/models/step_context.h"
 
 namespace muster::models {
 
 using batch::GlobalBatch;
-
-// Which pass over which step: what random choices are keyed by.
-struct StepContext {
-  uint64_t seed = 0;
-  uint32_t step = 0;
-  bool training = false;  // false: no dropout
-
-  // Key of the model's dropout layer number `layer`.
-  kernels::DropoutKey dropout(uint32_t layer) const { return {seed, step, random::kDropout + layer}; }
-};
 
 // A term of the loss. Its value is a scalar that is already divided by global counts, so that values add up over
 // microbatches and ranks.
@@ -54,8 +44,9 @@ struct ForwardOutput {
 };
 
 // A model and its losses as pure single-process functions; the training step calls them in this order:
-//   embed(own microbatches) -> gather -> batch_losses(all rows) and hard_negatives(all rows)
-//   -> forward(own microbatches).
+//   encoder(m)->encode(own microbatches) -> embed(own microbatches) -> gather
+//   -> batch_losses(all rows) and hard_negatives(own rows; all, where frames are encoded) -> forward(own microbatches).
+// embed() and forward() see what the encoders give: batch.modalities are the encoded frames.
 // All losses are divided by counts of the global batch, so that summing over microbatches and ranks gives the loss of
 // the global batch and its exact gradient.
 class Model {
@@ -64,6 +55,16 @@ class Model {
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
+
+  // What encodes the modality at this place in the experiment's list; nullptr: the model sees the data file's rows.
+  const Encoder* encoder(int64_t position) const {
+    return position < static_cast<int64_t>(encoders_.size()) ? encoders_[position].get() : nullptr;
+  }
+  // Puts encoders, one per modality or nullptr, in front of the model and of what it has itself (adapters). Their
+  // parameters join the model's.
+  void put_in_front(std::vector<std::unique_ptr<Encoder>> encoders);
+  // Puts the encoders' pretrained values in place. Throws Error(kBadData, kIo).
+  void load_pretrained();
 
   int64_t outputs() const { return outputs_; }
   // The terms whose values forward() and batch_losses() return, in this order. Ranks without rows know them too.
@@ -83,8 +84,8 @@ class Model {
     return {};
   }
 
-  // Which other samples' frames forward() needs for the global rows [begin, end). Deterministic; empty when none are
-  // needed or none exist, which is then so for every row of the global batch.
+  // Which other samples' (encoded) frames forward() needs for the global rows [begin, end). Deterministic; empty when
+  // none are needed or none exist, which is then so for every row of the global batch.
   virtual std::vector<HardNegatives> hard_negatives(const at::Tensor& gathered, const GlobalBatch& global,
                                                     int64_t begin, int64_t end, const StepContext& step) const {
     return {};
@@ -109,6 +110,7 @@ class Model {
         batch_terms_(std::move(batch_terms)) {}
 
   Parameters parameters_;
+  std::vector<std::unique_ptr<Encoder>> encoders_;  // per modality; empty: none. A model may bring its own.
 
  private:
   int64_t outputs_;

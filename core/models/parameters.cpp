@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -47,9 +48,15 @@ at::Tensor initial_values(const ParameterSpec& spec, uint64_t seed) {
     } else {
       for (int i = 0; i < 4; ++i) numbers[i] = 2 * random::uniform(words[i]) - 1;
     }
-    for (int64_t i = start; i < std::min(count, start + 4); ++i) out[i] = spec.initial.value * numbers[i - start];
+    for (int64_t i = start; i < std::min(count, start + 4); ++i)
+      out[i] = spec.initial.value * numbers[i - start] + spec.initial.center;
   }
+  if (spec.initial.zero_row >= 0) values.view(spec.shape).select(0, spec.initial.zero_row).zero_();
   return values;
+}
+
+[[noreturn]] void fail_twice(const std::string& name) {
+  throw Error(ExitCode::kInternal, fmt::format("two parameters are named '{}'", name));
 }
 
 }  // namespace
@@ -59,24 +66,52 @@ Initial Initial::xavier_uniform(int64_t fan_in, int64_t fan_out) {
 }
 
 Parameters::Parameters(const std::vector<ParameterSpec>& specs, DecayScope decay, at::ScalarType dtype, uint64_t seed)
-    : specs_(specs) {
+    : decay_(decay), seed_(seed), specs_(specs) {
   std::stable_sort(specs_.begin(), specs_.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   const int64_t boundary = kBoundaryBytes / static_cast<int64_t>(c10::elementSize(dtype));
+  const auto extent = [&](const ParameterSpec& spec) {
+    return (element_count(spec.shape) + boundary - 1) / boundary * boundary;
+  };
   starts_.resize(specs_.size());
-  int64_t end = 0;
-  for (const bool decayed_pass : {true, false}) {
-    for (size_t i = 0; i < specs_.size(); ++i) {
-      const bool is_decayed = decay == DecayScope::kAll || specs_[i].shape.size() >= 2;
-      if (is_decayed != decayed_pass) continue;
-      starts_[i] = end;
-      end += (element_count(specs_[i].shape) + boundary - 1) / boundary * boundary;
+  // In the order of the layout; higher learning rates first.
+  std::map<std::tuple<bool, double, bool>, std::vector<size_t>> groups;
+  int64_t frozen = 0, end = 0;
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    if (specs_[i].trained) {
+      const bool decayed = decay == DecayScope::kAll || specs_[i].shape.size() >= 2;
+      groups[{specs_[i].in_encoder, -specs_[i].learning_rate_scale, !decayed}].push_back(i);
+    } else {
+      starts_[i] = frozen;
+      frozen += extent(specs_[i]);
     }
-    if (decayed_pass) decayed_ = end;
   }
+  bool in_encoders = false;
+  for (const auto& [key, members] : groups) {
+    const auto [in_encoder, negative_scale, not_decayed] = key;
+    if (in_encoder && !in_encoders) encoders_begin_ = end;
+    in_encoders = in_encoder;
+    const int64_t begin = end;
+    for (const size_t i : members) {
+      starts_[i] = end;
+      end += extent(specs_[i]);
+    }
+    groups_.push_back({begin, end, !not_decayed, -negative_scale});
+  }
+  if (!in_encoders) encoders_begin_ = end;
   values_ = at::zeros({end}, at::TensorOptions().dtype(dtype));
+  frozen_ = at::zeros({frozen}, at::TensorOptions().dtype(dtype));
   for (size_t i = 0; i < specs_.size(); ++i)
-    values_.narrow(0, starts_[i], element_count(specs_[i].shape)).copy_(initial_values(specs_[i], seed));
+    if (!(specs_[i].initial.kind == Initial::Kind::kConstant && specs_[i].initial.value == 0))
+      (specs_[i].trained ? values_ : frozen_)
+          .narrow(0, starts_[i], element_count(specs_[i].shape))
+          .copy_(initial_values(specs_[i], seed));
   make_views();
+}
+
+Parameters Parameters::with(const std::vector<ParameterSpec>& more) const {
+  std::vector<ParameterSpec> all = specs_;
+  all.insert(all.end(), more.begin(), more.end());
+  return Parameters(all, decay_, dtype(), seed_);
 }
 
 void Parameters::make_views() {
@@ -86,12 +121,15 @@ void Parameters::make_views() {
   for (size_t i = 0; i < specs_.size(); ++i) {
     const auto& spec = specs_[i];
     const int64_t count = element_count(spec.shape);
-    at::Tensor leaf = values_.narrow(0, starts_[i], count).view(spec.shape).detach();
+    at::Tensor leaf = (spec.trained ? values_ : frozen_).narrow(0, starts_[i], count).view(spec.shape).detach();
+    if (!spec.trained) {
+      if (!leaves_.emplace(spec.name, leaf).second) fail_twice(spec.name);
+      continue;
+    }
     leaf.requires_grad_();
     at::Tensor gradient = gradients_.narrow(0, starts_[i], count).view(spec.shape);
     leaf.mutable_grad() = gradient;
-    if (!leaves_.emplace(spec.name, leaf).second)
-      throw Error(ExitCode::kInternal, fmt::format("two parameters are named '{}'", spec.name));
+    if (!leaves_.emplace(spec.name, leaf).second) fail_twice(spec.name);
     gradient_views_.emplace(spec.name, gradient);
   }
 }
@@ -99,6 +137,7 @@ void Parameters::make_views() {
 void Parameters::move_to(c10::Device device) {
   if (values_.device() == device) return;
   values_ = values_.to(device);
+  frozen_ = frozen_.to(device);
   make_views();
 }
 
@@ -114,10 +153,18 @@ int64_t Parameters::count() const {
   return count;
 }
 
+int64_t Parameters::trained_count() const {
+  int64_t count = 0;
+  for (const auto& spec : specs_)
+    if (spec.trained) count += element_count(spec.shape);
+  return count;
+}
+
 void Parameters::zero_gradients() { gradients_.zero_(); }
 
 void Parameters::finish_gradients() {
   for (const auto& spec : specs_) {
+    if (!spec.trained) continue;
     at::Tensor& view = gradient_views_.at(spec.name);
     if (leaves_.at(spec.name).grad().data_ptr() != view.data_ptr())
       throw Error(ExitCode::kInternal,
@@ -129,8 +176,16 @@ void Parameters::finish_gradients() {
 std::vector<std::pair<std::string, at::Tensor>> Parameters::parts_of(const at::Tensor& flat) const {
   std::vector<std::pair<std::string, at::Tensor>> parts;
   for (size_t i = 0; i < specs_.size(); ++i)
-    parts.emplace_back(specs_[i].name,
-                       flat.narrow(0, starts_[i], element_count(specs_[i].shape)).view(specs_[i].shape));
+    if (specs_[i].trained)
+      parts.emplace_back(specs_[i].name,
+                         flat.narrow(0, starts_[i], element_count(specs_[i].shape)).view(specs_[i].shape));
+  return parts;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> Parameters::all_parts(const at::Tensor& values) const {
+  auto parts = parts_of(values);
+  for (const auto& spec : specs_)
+    if (!spec.trained) parts.emplace_back(spec.name, leaves_.at(spec.name));
   return parts;
 }
 

@@ -27,7 +27,8 @@ class Model;
 struct DataShape {
   std::vector<std::string> modalities;  // in the experiment's order
   std::vector<int64_t> dims;
-  int64_t outputs = 1;  // classes, or 1 for regression
+  int64_t outputs = 1;                    // classes, or 1 for regression
+  std::vector<data::ModalityKind> kinds;  // empty: features only
 };
 
 // Which modalities a model takes.
@@ -62,6 +63,9 @@ struct ModelSpec {
   std::unique_ptr<Model> (*build)(const config::Experiment& experiment, const DataShape& shape) = nullptr;
   // What selects the best weights, where that is not the task's usual metric.
   std::map<data::Task, std::string> default_metrics;
+  // What of this experiment's results has changed since results version `version` (config::kResultsVersion) and no
+  // field brings back, as a noun; "" where nothing has.
+  std::string (*changed_since)(const config::Experiment& experiment, uint32_t version) = nullptr;
   std::string note;  // a sentence to be printed wherever its results are; may be empty
 
   bool learns(data::Task task) const;

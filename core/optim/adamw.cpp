@@ -20,21 +20,16 @@ void AdamW::step(double learning_rate, const at::Tensor& skip) {
   const at::NoGradGuard no_gradient;
   steps_.add_(1);
   if (skip.defined()) steps_.sub_(skip);
-  const int64_t decayed = parameters_.decayed();
-  const int64_t total = parameters_.values().numel();
-  const auto update = [&](int64_t begin, int64_t end, double decay) {
-    if (begin == end) return;
+  for (const auto& group : parameters_.groups()) {
     const auto slice = [&](const at::Tensor& flat) {
-      return std::vector<at::Tensor>{flat.narrow(0, begin, end - begin)};
+      return std::vector<at::Tensor>{flat.narrow(0, group.begin, group.end - group.begin)};
     };
-    at::_fused_adamw_(slice(parameters_.values()), slice(parameters_.gradients()), slice(first_moment_),
-                      slice(second_moment_),
-                      /*max_exp_avg_sqs=*/{}, /*state_steps=*/{steps_}, learning_rate, options_.beta1, options_.beta2,
-                      decay, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{},
-                      skip.defined() ? std::optional<at::Tensor>(skip) : std::nullopt);
-  };
-  update(0, decayed, options_.weight_decay);
-  update(decayed, total, 0);
+    at::_fused_adamw_(
+        slice(parameters_.values()), slice(parameters_.gradients()), slice(first_moment_), slice(second_moment_),
+        /*max_exp_avg_sqs=*/{}, /*state_steps=*/{steps_}, learning_rate * group.learning_rate_scale, options_.beta1,
+        options_.beta2, group.decayed ? options_.weight_decay : 0, options_.epsilon, /*amsgrad=*/false,
+        /*maximize=*/false, /*grad_scale=*/{}, skip.defined() ? std::optional<at::Tensor>(skip) : std::nullopt);
+  }
 }
 
 namespace {

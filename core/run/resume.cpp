@@ -9,6 +9,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "core/config/stored.h"
+#include "core/models/spec.h"
 
 namespace muster::run {
 namespace {
@@ -53,11 +54,24 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
     }
     const auto experiment = config::parse_stored_experiment(config_text, source);
     std::vector<std::string> forbidden = changes_of_results(before, provenance);
+    if (const auto changed = models::spec_of(now).changed_since; changed != nullptr)
+      if (const std::string what = changed(now, before.results_version()); !what.empty())
+        forbidden.push_back(
+            fmt::format("muster, which has changed {}: {} -> {}", what, before.muster(), provenance.muster()));
     const bool only_data = forbidden.size() == 1 && before.data_sha256() != provenance.data_sha256();
     bool config_changed = false;
     for (const auto& difference : config::differences(experiment, now)) {
       const bool free = config::may_change_in_a_run(difference.path, now);
       config_changed = config_changed || !free;
+      const std::string name = difference.path.substr(difference.path.find('.') + 1);
+      if (point.loaded && difference.path.rfind("encoders[", 0) == 0)
+        for (const char* const shaping : {"modality", "train", "top_layers", "layer", "weighted_layers"})
+          if (name == shaping || name == difference.path)
+            throw Error(ExitCode::kBadConfig,
+                        fmt::format("{}: {} is {} in this run and cannot become {}, also not with --force: what is "
+                                    "trained has moments and a place in its checkpoints. Begin a new run in another "
+                                    "--run-dir, perhaps with --init-from its weights",
+                                    source, difference.path, difference.before, difference.after));
       (free ? point.changes : forbidden)
           .push_back(fmt::format("{}: {} -> {}", difference.path, difference.before, difference.after));
     }

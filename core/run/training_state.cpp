@@ -71,7 +71,7 @@ std::vector<checkpoints::NamedTensor> tensors_of(const models::Parameters& param
                                                  const std::vector<batch::FeatureMoments>& moments,
                                                  const std::vector<std::string>& modalities, const at::Tensor& best) {
   std::vector<checkpoints::NamedTensor> tensors =
-      weight_tensors(parameters.parts_of(parameters.values()), moments, modalities);
+      weight_tensors(parameters.all_parts(parameters.values()), moments, modalities);
   const auto add = [&](const std::string& prefix, const at::Tensor& flat) {
     for (const auto& [name, part] : parameters.parts_of(flat)) tensors.push_back({prefix + name, part});
   };

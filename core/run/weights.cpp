@@ -35,7 +35,9 @@ void require_same_features(const std::map<std::string, at::Tensor>& moments,
   for (size_t m = 0; m < shape.modalities.size(); ++m) {
     const std::string& modality = shape.modalities[m];
     auto trained = number_in(features, modality.c_str());
-    if (const auto mean = moments.find(kPrefix + modality + ".mean"); !trained && mean != moments.end())
+    // Without elements: a waveform or tokens, whose features are made by an encoder.
+    if (const auto mean = moments.find(kPrefix + modality + ".mean");
+        !trained && mean != moments.end() && mean->second.numel() > 0)
       trained = static_cast<double>(mean->second.numel());
     if (trained && *trained != static_cast<double>(shape.dims[m]))
       throw Error(ExitCode::kBadData,
@@ -68,8 +70,9 @@ std::map<std::string, std::string> weights_metadata(const std::string& experimen
                                                     const data::DatasetIndex& index) {
   std::map<std::string, std::string> metadata{
       {"format", "muster-weights"}, {"experiment", experiment}, {"step", fmt::format("{}", step)}};
-  nlohmann::json features;
-  for (const auto& modality : index.modalities) features[modality.name] = modality.dim;
+  nlohmann::json features = nlohmann::json::object();
+  for (const auto& modality : index.modalities)
+    if (modality.kind == data::ModalityKind::kFeatures) features[modality.name] = modality.dim;
   metadata["features"] = features.dump();
   if (index.task == data::Task::kClassification) metadata["class_names"] = nlohmann::json(index.class_names).dump();
   return metadata;
@@ -98,17 +101,19 @@ Weights weights_from(const std::map<std::string, at::Tensor>& tensors,
   require_same_features(moments, metadata, source, shape);
   if (moments.empty()) return weights;
   for (size_t m = 0; m < shape.modalities.size(); ++m) {
+    const bool standardized = shape.kinds.empty() || shape.kinds[m] == data::ModalityKind::kFeatures;
+    const int64_t elements = standardized ? shape.dims[m] : 0;
     batch::FeatureMoments read;
     for (auto [field, target] :
          {std::pair{".mean", &read.mean}, std::pair{".standard_deviation", &read.standard_deviation}}) {
       const std::string name = kPrefix + shape.modalities[m] + field;
       const auto found = moments.find(name);
       if (found == moments.end() || found->second.scalar_type() != at::kDouble ||
-          found->second.sizes() != at::IntArrayRef{shape.dims[m]})
+          found->second.sizes() != at::IntArrayRef{elements})
         throw Error(ExitCode::kBadData,
                     fmt::format("{}: the standardization of modality \"{}\" ({}, F64 [{}]) is {}: these weights were "
                                 "trained on other modalities or features",
-                                source, shape.modalities[m], name, shape.dims[m],
+                                source, shape.modalities[m], name, elements,
                                 found == moments.end() ? "missing" : "of another shape or dtype"));
       *target = found->second;
     }

@@ -25,6 +25,7 @@ std::unique_ptr<data::Dataset> open_dataset(const config::Data& config, const st
     signal.without.insert(synthetic.without_signal().begin(), synthetic.without_signal().end());
     signal.agreement = synthetic.agreement();
     signal.text_encoders = synthetic.text_encoders();
+    signal.raw = synthetic.raw();
     return data::make_synthetic(kind, synthetic.samples(), synthetic.noise(), synthetic.seed(), signal);
   }
   return data::open_container(path.empty() ? config.path() : path, {config.target(), labels_required});
@@ -58,6 +59,39 @@ std::vector<std::string> choose_modalities(const config::Experiment& experiment,
     problems.add(fmt::format("data.modalities: {} has no modality {}; it has {}", dataset.source(),
                              quoted_list(missing), quoted_list(present)));
   return chosen;
+}
+
+// Encoders belong to modalities that are used and raw, and raw ones need one. encoders: per used modality; empty: not
+// opened yet. Whether all is well.
+bool check_encoders(const config::Experiment& experiment, const DataSource& source,
+                    const std::vector<std::unique_ptr<models::Encoder>>& encoders, Problems& problems) {
+  bool good = true;
+  const auto add = [&](const std::string& problem) {
+    good = false;
+    problems.add(problem);
+  };
+  for (size_t i = 0; i < source.modalities.size(); ++i) {
+    const auto& modality = source.index().modalities[static_cast<size_t>(source.modalities[i])];
+    const auto problem = encoder_problem(modality, find_encoder(experiment, modality.name),
+                                         encoders.empty() ? nullptr : encoders[i].get(), source.dataset->source());
+    if (!problem.empty()) add(problem);
+  }
+  const auto& used = source.shape.modalities;
+  for (int i = 0; i < experiment.encoders_size(); ++i)
+    if (const std::string& name = experiment.encoders(i).modality();
+        std::find(used.begin(), used.end(), name) == used.end())
+      add(fmt::format("encoders[{}].modality: \"{}\" is not among the modalities that are used: {}", i, name,
+                      quoted_list(used)));
+  return good;
+}
+
+batch::RowLimits limits_of(const config::Experiment& experiment, const data::Modality& modality,
+                           const models::Encoder* encoder) {
+  if (encoder == nullptr) return {};
+  const config::Encoder& config = experiment.encoders(find_encoder(experiment, modality.name));
+  if (modality.kind == data::ModalityKind::kTokens) return {config.max_tokens(), encoder->fewest_rows()};
+  const double rows = config.max_seconds() * static_cast<double>(modality.sample_rate);
+  return {rows > 0 ? std::max<int64_t>(1, static_cast<int64_t>(std::min(rows, 1e15))) : 0, encoder->fewest_rows()};
 }
 
 // The field `classes` of the model's block; 0 where it has none.
@@ -102,6 +136,43 @@ void check_metric(const config::Experiment& experiment, data::Task task, Problem
                            quoted_list(names)));
 }
 
+// Rows of a sample that an encoder cannot take. A sample that is too short has none of the modality's frames.
+void check_lengths(const config::Experiment& experiment, const DataSource& source,
+                   const std::vector<std::unique_ptr<models::Encoder>>& encoders) {
+  const auto& index = source.index();
+  for (size_t m = 0; m < encoders.size(); ++m) {
+    if (!encoders[m]) continue;
+    const auto& modality = index.modalities[source.modalities[m]];
+    const bool tokens = modality.kind == data::ModalityKind::kTokens;
+    const char* const unit = tokens ? "token" : "value";
+    std::vector<std::string> short_ones, long_ones;
+    for (int64_t sample = 0; sample < index.size(); ++sample) {
+      const int64_t stored = modality.length(sample);
+      const int64_t rows = source.limits[m].of(stored);
+      if (stored > 0 && rows == 0) short_ones.push_back(index.ids[sample]);
+      if (rows > encoders[m]->most_rows()) long_ones.push_back(index.ids[sample]);
+    }
+    const int place = find_encoder(experiment, modality.name);
+    if (source.limits[m].most > 0 && source.limits[m].most < encoders[m]->fewest_rows())
+      throw Error(ExitCode::kBadConfig,
+                  fmt::format("encoders[{}].{}: leaves {} of each sample, but this encoder needs at least {}", place,
+                              tokens ? "max_tokens" : "max_seconds", plural(source.limits[m].most, unit),
+                              encoders[m]->fewest_rows()));
+    if (!long_ones.empty())
+      throw Error(ExitCode::kBadConfig,
+                  fmt::format("encoders[{0}].{1}: this encoder takes at most {2} of a sample, and these have more in "
+                              "{3}: {4}; set encoders[{0}].{1} to cut them",
+                              place, tokens ? "max_tokens" : "max_seconds", plural(encoders[m]->most_rows(), unit),
+                              modality.name, join_first(long_ones, 10)));
+    if (!short_ones.empty() && experiment.data().missing_modality() != config::Data::DROP)
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{}: the encoder of {} needs at least {}, and these samples have fewer: {}; set "
+                              "data.missing_modality: DROP to treat them as samples without {}",
+                              source.dataset->source(), modality.name, plural(encoders[m]->fewest_rows(), unit),
+                              join_first(short_ones, 10), modality.name));
+  }
+}
+
 void find_usable(const config::Experiment& experiment, DataSource& source) {
   const auto& index = source.index();
   const models::ModelSpec& model = models::spec_of(experiment);
@@ -110,7 +181,8 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
   std::vector<std::string> lacking;
   for (int64_t sample = 0; sample < index.size(); ++sample) {
     size_t present = 0;
-    for (const int64_t m : source.modalities) present += index.modalities[m].length(sample) > 0;
+    for (size_t m = 0; m < source.modalities.size(); ++m)
+      present += source.limits[m].of(index.modalities[source.modalities[m]].length(sample)) > 0;
     if (present >= needed)
       source.usable.push_back(sample);
     else
@@ -146,21 +218,69 @@ DataSource open_source(const config::Experiment& experiment, const std::string& 
     source.modalities.push_back(source.index().find_modality(name));
     source.shape.modalities.push_back(name);
     source.shape.dims.push_back(source.index().modalities[source.modalities.back()].dim);
+    source.shape.kinds.push_back(source.index().modalities[source.modalities.back()].kind);
   }
+  std::vector<std::unique_ptr<models::Encoder>> encoders;
+  if (check_encoders(experiment, source, {}, problems)) {
+    encoders = models::make_encoders(experiment, source.shape.modalities);
+    check_encoders(experiment, source, encoders, problems);
+  }
+  for (const auto& encoder : encoders)
+    source.id_limits.push_back(encoder ? encoder->id_limits() : data::IdLimits{data::id_limit, data::id_limit});
+  for (size_t m = 0; m < encoders.size(); ++m)
+    source.limits.push_back(limits_of(experiment, source.index().modalities[source.modalities[m]], encoders[m].get()));
   source.shape.outputs = choose_outputs(experiment, *source.dataset, problems);
   check_metric(experiment, source.index().task, problems);
   const models::ModelSpec& model = models::spec_of(experiment);
-  if (for_training && model.check_data != nullptr) model.check_data(experiment, source.shape, problems);
+  if (for_training && model.check_data != nullptr && !encoders.empty())
+    model.check_data(experiment, models::encoded(source.shape, encoders), problems);
   if (const auto lines = problems.lines(); lines.size() == 1) throw Error(ExitCode::kBadConfig, lines[0]);
   problems.throw_if_any(ExitCode::kBadConfig);
   if (source.index().task == data::Task::kClassification && source.shape.outputs < 2)
     throw Error(ExitCode::kBadData,
                 fmt::format("{}: classification needs at least two classes", source.dataset->source()));
+  check_lengths(experiment, source, encoders);
   find_usable(experiment, source);
   return source;
 }
 
 }  // namespace
+
+int find_encoder(const config::Experiment& experiment, const std::string& modality) {
+  for (int i = 0; i < experiment.encoders_size(); ++i)
+    if (experiment.encoders(i).modality() == modality) return i;
+  return -1;
+}
+
+std::string encoder_problem(const data::Modality& modality, int encoder, const models::Encoder* takes,
+                            const std::string& source) {
+  const auto plural_of = [](data::ModalityKind kind) {
+    return kind == data::ModalityKind::kWaveform ? "waveforms" : name_of(kind);
+  };
+  const bool raw = modality.kind != data::ModalityKind::kFeatures;
+  const bool waveform = modality.kind == data::ModalityKind::kWaveform;
+  if (encoder < 0 && raw)
+    return fmt::format(
+        "data.modalities: \"{0}\" is {1}, which needs an encoder: add encoders {{ modality: \"{0}\" "
+        "path: ... }}",
+        modality.name, waveform ? "a waveform" : "of tokens");
+  if (encoder < 0) return "";
+  if (!raw)
+    return fmt::format(
+        "encoders[{}].modality: \"{}\" holds features in {}, and an encoder takes a waveform or tokens: "
+        "leave the encoder out, or import the recordings or texts themselves",
+        encoder, modality.name, source);
+  if (takes == nullptr) return "";
+  if (takes->input() != modality.kind)
+    return fmt::format("encoders[{}].path: this encoder takes {}, but \"{}\" holds {} in {}", encoder,
+                       plural_of(takes->input()), modality.name, plural_of(modality.kind), source);
+  if (waveform && takes->sample_rate() > 0 && takes->sample_rate() != modality.sample_rate)
+    return fmt::format(
+        "encoders[{}].path: this encoder takes {} Hz, but \"{}\" has {} Hz in {}; import it with "
+        "--resample {}",
+        encoder, takes->sample_rate(), modality.name, modality.sample_rate, source, takes->sample_rate());
+  return "";
+}
 
 DataSource open_training_data(const config::Experiment& experiment, DatasetCache* cache) {
   return open_source(experiment, "", /*labels_required=*/true, /*for_training=*/true, cache);
@@ -224,11 +344,13 @@ void require_finite_features(const DataSource& source, distributed::Communicator
   distributed::run_on_all_ranks(communicator, [&] {
     const auto shares = batch::even_boundaries(source.index().size(), communicator.size());
     const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()],
-                                          shares[communicator.rank() + 1], progress);
-    if (report.non_finite > 0)
+                                          shares[communicator.rank() + 1], progress, source.id_limits);
+    if (!report.is_good())
       throw Error(ExitCode::kBadData,
-                  fmt::format("{}: {}\nReplace them before training (importers do so with --nonfinite zero).",
-                              source.dataset->source(), data::describe(report)));
+                  fmt::format("{}: {}\n{}", source.dataset->source(), data::describe(report),
+                              report.non_finite > 0
+                                  ? "Replace them before training (importers do so with --nonfinite zero)."
+                                  : "Make them with the tokenizer of the encoder (importers do so with --tokenizer)."));
   });
 }
 
@@ -243,6 +365,10 @@ std::vector<batch::FeatureMoments> fit_moments(const DataSource& source, const s
   const int rank = communicator.rank();
   std::vector<batch::FeatureMoments> moments;
   for (const int64_t modality : source.modalities) {
+    if (source.index().modalities[static_cast<size_t>(modality)].kind != data::ModalityKind::kFeatures) {
+      moments.push_back(batch::no_moments());
+      continue;
+    }
     at::Tensor pivot, own;
     distributed::run_on_all_ranks(communicator, [&] {
       pivot = batch::moment_pivot(*source.dataset, modality, samples);

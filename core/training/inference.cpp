@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/config/resolved_text.h"
+#include "core/run/kept_encoders.h"
 #include "core/run/weights.h"
 #include "core/training/compute.h"
 #include "core/training/same_job.h"
@@ -31,9 +32,9 @@ void require_data_of_the_run(const data::Dataset& dataset, const std::string& ha
 
 }  // namespace
 
-Inference infer(const config::Experiment& experiment, const InferenceOptions& options,
-                distributed::Communicator& control) {
+Inference infer(const config::Experiment& given, const InferenceOptions& options, distributed::Communicator& control) {
   Inference inference;
+  const auto experiment = options.run_directory.empty() ? given : run::with_kept_encoders(given, options.run_directory);
   const Compute compute = prepare_compute(experiment.training(), control);
   const auto gpus = join_gpus(compute, control);
   distributed::Communicator& communicator = gpus ? *gpus : control;
@@ -56,10 +57,11 @@ Inference infer(const config::Experiment& experiment, const InferenceOptions& op
   });
   require_finite_features(inference.source, communicator);
   require_same_weights(model->parameters(), weights.moments, communicator);
+  require_same_encoders(experiment, model->parameters(), communicator);
   model->parameters().move_to(compute.device);
   const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments,
                                   model->parameters().dtype(), compute.device,
-                                  experiment.data().standardize_in_float32());
+                                  experiment.data().standardize_in_float32(), inference.source.limits);
   Step step(*model, reader, communicator, {compute.microbatches, compute.reproducible, compute.bf16});
   inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(),
                                   experiment.seed(), options.needs_labels);

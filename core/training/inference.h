@@ -11,6 +11,7 @@ namespace muster::training {
 
 struct InferenceOptions {
   std::string weights;        // safetensors file
+  std::string run_directory;  // that they are of, which has kept what its encoders are; empty: none
   std::string data;           // dataset in place of the experiment's; empty: the experiment's
   std::string split;          // "train", "valid", "test" by the experiment's split, or "all"
   std::string expected_hash;  // SHA-256 that the data must have; empty: any

@@ -7,6 +7,7 @@
 
 #include "base/host.h"
 #include "base/sha256.h"
+#include "core/run/kept_encoders.h"
 #include "distributed/collective_call.h"
 
 namespace muster::training {
@@ -51,6 +52,21 @@ void require_same_weights(const models::Parameters& parameters, const std::vecto
                             "differently, train different "
                             "models: give all of them the same files and one kind of node",
                             ExitCode::kInternal);
+}
+
+void require_same_encoders(const config::Experiment& experiment, const models::Parameters& parameters,
+                           distributed::Communicator& communicator) {
+  if (experiment.encoders_size() == 0) return;
+  const distributed::CollectiveLabel label("same encoders");
+  Sha256 hash;
+  distributed::run_on_all_ranks(communicator, [&] {
+    hash.update(run::encoder_descriptions(experiment));
+    const at::Tensor frozen = parameters.frozen().cpu().contiguous();
+    hash.update({static_cast<const char*>(frozen.data_ptr()), frozen.nbytes()});
+  });
+  distributed::require_same(
+      communicator, "what the encoders are (config.json, preprocessor_config.json, frozen weights)", hash.hex(),
+      "Copy the same folders to every node, or name those on a shared file system", ExitCode::kBadData);
 }
 
 std::string require_same_data(const data::Dataset& dataset, distributed::Communicator& communicator) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/batch/standardizer.h"
+#include "core/config/experiment.pb.h"
 #include "core/data/dataset.h"
 #include "core/models/parameters.h"
 #include "distributed/communicator.h"
@@ -14,6 +15,11 @@ namespace muster::training {
 // resolved config and the command's options as text. Throws SharedError(kBadConfig) that names the ranks that differ.
 // Collective.
 void require_same_job(distributed::Communicator& communicator, const std::string& experiment);
+
+// The encoders' descriptions and what of them is not trained: that never changes, so once is enough. Throws
+// SharedError(kBadData) that names the ranks that differ. Collective.
+void require_same_encoders(const config::Experiment& experiment, const models::Parameters& parameters,
+                           distributed::Communicator& communicator);
 
 // Every rank updates weights of its own by the same sums; this finds out if they are no longer, or were not from the
 // start, the same bits. Throws SharedError(kInternal) that names the ranks that differ. Collective; reads all weights

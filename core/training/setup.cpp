@@ -13,6 +13,7 @@
 #include "core/config/stored.h"
 #include "core/models/make_model.h"
 #include "core/run/environment.h"
+#include "core/run/kept_encoders.h"
 #include "core/run/stop.h"
 #include "core/run/weights.h"
 #include "core/training/same_job.h"
@@ -52,11 +53,14 @@ void find_run_directory(TrainingRun& run) {
       if (run.options.dry_run) return;
       run.directory.emplace(path, line_printer(run), run.policy.writes_all_files);
       checkpoints::sweep_leftovers(run.directory->file("checkpoints"));
+      if (!checkpoints::find_checkpoints(run.directory->file("checkpoints")).empty()) kind = "from checkpoint";
     } else if (!run.options.dry_run) {
       run::require_new_run_directory(path);
     }
   });
-  run.resumes = run.communicator.all_gather_bytes(kind)[0] == "resume";
+  kind = run.communicator.all_gather_bytes(kind)[0];
+  run.resumes = kind != "new";
+  run.has_checkpoints = kind == "from checkpoint";
 }
 
 // Whether all features are finite, and what the data's hash is: known already where an earlier run of this process had
@@ -77,6 +81,16 @@ void check_data(TrainingRun& run) {
 
 // A run that has no checkpoint yet must start again from the weights that it started from.
 void require_same_initial_weights(const TrainingRun& run) {
+  if (run.is_main())
+    for (const auto& [modality, recorded] : run::recorded_encoders(run.options.run_directory).items())
+      if (const auto now = text_in(member_of(run.encoder_hashes, modality.c_str()), "sha256");
+          now != text_in(recorded, "sha256"))
+        throw Error(
+            ExitCode::kBadConfig,
+            fmt::format("{}: this run has no checkpoint yet and starts again, but the encoder of {} is not the "
+                        "one that it started from ({}, SHA-256 {}). Begin a new run in another --run-dir, or "
+                        "add --force.",
+                        run.options.run_directory, modality, text_in(recorded, "path"), text_in(recorded, "sha256")));
   const run::InitFrom recorded = run::recorded_init_from(run.options.run_directory);
   if (recorded.sha256 == run.init_from.sha256) return;
   const auto text = [](const run::InitFrom& weights) {
@@ -91,6 +105,13 @@ void require_same_initial_weights(const TrainingRun& run) {
 }
 
 void load_initial_weights(TrainingRun& run) {
+  if (run.has_checkpoints && run.config.encoders_size() > 0)
+    throw Error(ExitCode::kBadData,
+                fmt::format("{}: no checkpoint of this run can be used, so it would begin again; remove {}/checkpoints "
+                            "to have it do so, from its encoders' folders",
+                            run.options.run_directory, run.options.run_directory));
+  run.model->load_pretrained();
+  if (run.is_main()) run.encoder_hashes = run::encoder_hashes(run.config);
   const std::string& path = run.options.init_from;
   if (!path.empty()) run.init_from = {path, sha256_of_file(path)};
   if (run.resumes && !run.options.force) require_same_initial_weights(run);
@@ -145,6 +166,7 @@ void continue_run_directory(TrainingRun& run, nlohmann::json job, const std::str
   directory.write("environment.json", json_text(environment, 2) + "\n");
   directory.write("config.txtpb", config_text);
   directory.remove("result.json");
+  run::keep_encoders(run.config, directory);
   // The file may be newer than the checkpoint, and what comes after it may be different this time.
   if (run.best_values.defined() && run.policy.writes_all_files)
     run.write_best_weights(run.best_values, run.state.best().step());
@@ -156,18 +178,23 @@ void TrainingRun::write_best_weights(const at::Tensor& values, uint64_t step) {
   directory->require_held();
   state.mutable_best()->set_fingerprint(
       run::write_weights(directory->file("weights/best.safetensors"),
-                         run::weight_tensors(model->parameters().parts_of(values), moments, data.shape.modalities),
+                         run::weight_tensors(model->parameters().all_parts(values), moments, data.shape.modalities),
                          run::weights_metadata(config.name(), step, data.index())));
 }
 
 void prepare(TrainingRun& run) {
-  const auto& config = run.config;
   auto& communicator = run.communicator;
   const auto on_all_ranks = [&](const std::function<void()>& work) {
     distributed::run_on_all_ranks(communicator, [&] { config::with_places(run.loaded, work); });
   };
   find_run_directory(run);
+  // Where there are checkpoints, the encoders' weights come from there, and what they are is for the run to say.
+  config::Experiment config = run.config;
   on_all_ranks([&] {
+    if (run.has_checkpoints)
+      config = run::with_kept_encoders(run.config, run.options.run_directory);
+    else if (run.resumes && !run.options.force)
+      run::require_kept_encoders(run.config, run.options.run_directory);
     run.data = open_training_data(config, &run.datasets);
     run.split = split_data(config, run.data, true);
     if (!run.policy.sees_test_split) {
@@ -192,9 +219,10 @@ void prepare(TrainingRun& run) {
                                 [&] { from_checkpoint ? restore_weights(run) : load_initial_weights(run); });
   auto& parameters = run.model->parameters();
   require_same_weights(parameters, run.moments, communicator);
+  require_same_encoders(config, parameters, communicator);
   run.reader =
       std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments, parameters.dtype(),
-                                           run.compute.device, config.data().standardize_in_float32());
+                                           run.compute.device, config.data().standardize_in_float32(), run.data.limits);
   parameters.move_to(run.compute.device);
   on_all_ranks([&] { run.reader->keep_on_device(config.training().data_on_device(), run.compute.ranks_on_gpu); });
   const auto& adamw = config.optimizer();
@@ -202,13 +230,23 @@ void prepare(TrainingRun& run) {
       parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
   if (from_checkpoint) distributed::run_on_all_ranks(communicator, [&] { restore_progress(run); });
   run.step = std::make_unique<Step>(*run.model, *run.reader, communicator,
-                                    StepOptions{run.compute.microbatches, run.compute.reproducible, run.compute.bf16});
+                                    StepOptions{run.compute.microbatches, run.compute.reproducible, run.compute.bf16,
+                                                config.training().recompute() == config::Training::ENCODERS});
 }
+
+namespace {
+
+std::string parameters_text(const models::Parameters& parameters) {
+  const int64_t all = parameters.count(), trained = parameters.trained_count();
+  return fmt::format("{} parameters{}", all, trained < all ? fmt::format(", {} of them trained", trained) : "");
+}
+
+}  // namespace
 
 std::string summary(const TrainingRun& run) {
   const int ranks = run.communicator.size(), threads = run.compute.threads;
-  std::string text = fmt::format("{}: {}, {} parameters; {} train, {} valid, {} test samples", run.config.name(),
-                                 models::spec_of(run.config).title, run.model->parameters().count(),
+  std::string text = fmt::format("{}: {}, {}; {} train, {} valid, {} test samples", run.config.name(),
+                                 models::spec_of(run.config).title, parameters_text(run.model->parameters()),
                                  run.split.train.size(), run.split.valid.size(), run.split.test.size());
   if (run.data.dropped > 0) text += fmt::format(" ({} dropped: a modality is missing)", run.data.dropped);
   text += fmt::format("; global batch {} on {}, {} each; {} steps", run.config.training().batch_size(),
@@ -220,6 +258,11 @@ std::string summary(const TrainingRun& run) {
     text += fmt::format("\nnote: training.microbatches is {}: the other ranks of {} have nothing to do",
                         run.compute.microbatches, ranks);
   if (!run.compute.note.empty()) text += "\nnote: " + run.compute.note;
+  for (size_t m = 0; m < run.data.shape.modalities.size(); ++m)
+    if (const auto* encoder = run.model->encoder(static_cast<int64_t>(m)))
+      if (const auto ignored = encoder->ignored_tensors(); !ignored.empty())
+        text += fmt::format("\nnote: the encoder of {} does not need these of its file's tensors: {}",
+                            run.data.shape.modalities[m], join_first(ignored, 10));
   for (const auto& note : run.loaded.notes) text += "\nnote: " + note;
   return text;
 }
@@ -263,9 +306,11 @@ void open_for_writing(TrainingRun& run) {
     const std::string config_text = config::resolved_text(run.config);
     if (run.resumes) return continue_run_directory(run, job, config_text);
     job["data"] = data_description(run);
+    if (!run.encoder_hashes.is_null()) job["encoders"] = run.encoder_hashes;
     if (!run.init_from.path.empty())
       job["init_from"] = {{"path", run.init_from.path}, {"sha256", run.init_from.sha256}};
     run.directory.emplace(run.options.run_directory, config_text, job, line_printer(run), run.policy.writes_all_files);
+    run::keep_encoders(run.config, *run.directory);
   });
   distributed::keep_flight_records_in(run.options.run_directory + "/logs");
 }

@@ -82,7 +82,9 @@ struct TrainingRun {
   // Where the run stands, and where it came from.
   std::optional<run::RunDirectory> directory;  // on rank 0
   bool resumes = false;
+  bool has_checkpoints = false;  // perhaps damaged ones
   run::InitFrom init_from;
+  nlohmann::json encoder_hashes;  // on rank 0: of the pretrained encoders, by modality; null: there are none
   run::ResumePoint resume_point;  // its tensors are gone once restored
   run::Provenance provenance;
   run::TrainingState state;

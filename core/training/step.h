@@ -8,6 +8,7 @@
 
 #include "core/batch/global_batch.h"
 #include "core/models/model.h"
+#include "core/training/partner_frames.h"
 #include "distributed/communicator.h"
 #include "distributed/tree_sum.h"
 
@@ -29,14 +30,21 @@ struct StepOptions {
   int64_t microbatches = 0;   // pieces of every global batch; 0: one per rank, not with reproducible
   bool reproducible = false;  // sums over microbatches in one fixed order: the same bits on any number of ranks
   bool bf16 = false;          // forward passes under bfloat16 autocast
+  // Encoders keep no graph between 1 and 7, and run again in 7: one microbatch's memory instead of all.
+  bool recompute_encoders = false;
 };
 
 // The step: exact losses and gradients of a global batch on any number of ranks, without any differentiable
-// communication.
-//   1  embed own microbatches          2  gather the detached embeddings of all
-//   3  batch-wide losses on them, the same everywhere: their value and gradient
-//   4  per own microbatch: its rows' losses, and one backward pass seeded with 1 and with 3's gradient for its rows
-//   5  sum gradients over microbatches and ranks
+// communication. What encoders give is a cut: everything behind it sees leaves, and everything before it gets one
+// backward pass at the end.
+//   1  encode and embed own microbatches          2  gather the detached embeddings of all
+//   3  batch-wide losses on them, the same everywhere: their value and gradient; partners are chosen
+//   4  encoded frames of partners that other ranks own come from these ranks
+//   5  per own microbatch: its rows' losses, and one backward pass seeded with 1 and with 3's gradient for its rows
+//   6  gradients of other ranks' frames go back to these ranks
+//   7  per own microbatch: the encoders' backward pass
+//   8  sum gradients over microbatches and ranks
+// Without encoders 4, 6 and 7 are nothing: any rank reads any sample's rows from the data file.
 class Step {
  public:
   // All must outlive the step.
@@ -63,20 +71,33 @@ class Step {
   std::string diagnose(const batch::LoadedBatch& batch, uint64_t seed);
 
  private:
-  struct Gathered {
-    std::vector<models::Embedded> embedded;  // per own microbatch
-    at::Tensor rows;                         // [N, embedding_dim], a leaf; undefined when nothing is compared
+  // An own microbatch between its encoders and their backward pass.
+  struct Encoded {
+    batch::Batch batch;              // modalities: what the model sees; leaves where encoded
+    std::vector<at::Tensor> frames;  // per modality: encoded, with their graph; undefined: none, or to be recomputed
+    models::Embedded embedded;
   };
+  struct Gathered {
+    std::vector<Encoded> microbatches;  // own
+    at::Tensor rows;                    // [N, embedding_dim], a leaf; undefined when nothing is compared
+  };
+  // Encoded frames of one modality, in the parameters' dtype.
+  at::Tensor encode(const batch::Batch& raw, int64_t modality, const models::StepContext& context) const;
   Gathered embed_and_gather(const batch::LoadedBatch& batch, const models::StepContext& context, bool gather);
-  // Frames of the partners of a microbatch; `partners`: of all of this rank's rows.
-  std::vector<batch::Ragged> read_hard_negatives(const batch::GlobalBatch& global, const batch::Rows& rows,
-                                                 const std::vector<models::HardNegatives>& partners) const;
-  using MicrobatchVisitor =
-      std::function<void(const batch::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)>;
-  // Steps 1 to 4: leaves this rank's part of the gradient in the parameters; `visit` sees each microbatch after its
-  // backward pass. Returns the batch-wide losses.
+  // The partners that this batch's rows are paired with.
+  PartnerFrames choose_partners(const Gathered& gathered, const batch::GlobalBatch& global,
+                                const models::StepContext& context);
+  // What sees each microbatch after its backward passes: after 5, with the losses, and after 7.
+  struct MicrobatchVisitor {
+    std::function<void(const batch::Rows&, const models::ForwardOutput&, const at::Tensor& weighted_total)> after_rows;
+    std::function<void(const batch::Rows&)> after_encoders;
+  };
+  // Steps 1 to 7: leaves this rank's part of the gradient in the parameters. Returns the batch-wide losses.
   std::vector<at::Tensor> forward_backward(const batch::LoadedBatch& batch, const models::StepContext& context,
-                                           const MicrobatchVisitor& visit);
+                                           const MicrobatchVisitor& visitor);
+  // 6 and 7, and what `gathered` holds is gone.
+  void encoders_backward(const batch::LoadedBatch& batch, const models::StepContext& context, Gathered& gathered,
+                         PartnerFrames& partners, const MicrobatchVisitor& visitor);
   // How ranks share the work of a batch-wide loss; gradients are wanted for this rank's own rows.
   losses::Partition partition_of(const batch::GlobalBatch& global);
   // Adds the row terms of all microbatches up, in their order, and joins them with the batch-wide ones, which every
@@ -89,7 +110,8 @@ class Step {
   distributed::Communicator& communicator_;
   StepOptions options_;
   batch::Division division_;
-  std::optional<distributed::TreeSum> tree_sum_;  // reproducible only
+  // Reproducible only: of the model's own gradients, and of its encoders'.
+  std::optional<distributed::TreeSum> model_sum_, encoder_sum_;
 };
 
 }  // namespace muster::training

@@ -30,7 +30,7 @@ std::string keep_weights(TrainingRun& run) {
     if (!run.directory) return;
     run.directory->require_held();
     const auto tensors =
-        run::weight_tensors(parameters.parts_of(parameters.values()), run.moments, run.data.shape.modalities);
+        run::weight_tensors(parameters.all_parts(parameters.values()), run.moments, run.data.shape.modalities);
     last_fingerprint = checkpoints::fingerprint(tensors);
     if (all_files)
       run::write_weights(run.directory->file("weights/last.safetensors"), tensors,

@@ -17,7 +17,10 @@ void add_evaluate_command(CLI::App& parent);
 void add_predict_command(CLI::App& parent);
 void add_config_command(CLI::App& parent);
 void add_data_command(CLI::App& parent);
+// Of `data`, which must be there; apart from the others because it computes.
+void add_encode_command(CLI::App& parent);
 void add_checkpoints_command(CLI::App& parent);
+void add_encoders_command(CLI::App& parent);
 void add_launch_command(CLI::App& parent);
 void add_submit_command(CLI::App& parent);
 void add_requeue_command(CLI::App& parent);

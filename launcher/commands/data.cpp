@@ -80,6 +80,8 @@ void add_synth(CLI::App& data) {
       ->capture_default_str();
   command->add_option("--text-encoders", options->signal.text_encoders, "regression: 1 to 3: text, text_b, text_c")
       ->capture_default_str();
+  command->add_flag("--raw", options->signal.raw,
+                    "classification: audio is a waveform, text are tokens, for pretrained encoders");
   command->add_option("-o,--output", options->path, "File to write (.h5)")->required();
   command->callback([options] {
     const auto kind =

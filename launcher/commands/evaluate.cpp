@@ -98,6 +98,7 @@ void run(const Arguments& arguments) {
     config::Experiment experiment;
     training::InferenceOptions options;
     options.weights = fmt::format("{}/weights/{}.safetensors", directory, arguments.weights);
+    options.run_directory = directory;
     options.data = arguments.data;
     options.split = arguments.split;
     std::string predictions;
@@ -166,6 +167,7 @@ void add_predict_command(CLI::App& parent) {
       distributed::run_on_all_ranks(communicator, [&] { loaded = config::load_any_experiment(arguments->config); });
       training::InferenceOptions options;
       options.weights = arguments->weights;
+      if (config::is_stored_experiment(arguments->config)) options.run_directory = parent_of(arguments->config);
       options.data = arguments->data;
       options.split = "all";
       options.needs_labels = false;

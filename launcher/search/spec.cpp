@@ -111,7 +111,7 @@ class SpecReader {
     if ((name == "seed" && search_.repeats().seeds() > 1) ||
         (name.rfind("data.split.", 0) == 0 && search_.repeats().folds() > 0))
       problem(at + ".path", name + " is chosen by `repeats`");
-    if (name == "data.path")
+    if (names_a_file(name))
       for (auto& value : *search_.mutable_parameters(i)->mutable_categorical()->mutable_values())
         value = file_.absolute(value);
     if (file_.base_is_good()) check_values(parameter, at);

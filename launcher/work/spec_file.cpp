@@ -77,10 +77,11 @@ void SpecFile::require_folds(const std::string& field, uint32_t folds) {
 }
 
 void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& overrides) const {
-  constexpr std::string_view key = "data.path=";
-  for (auto& text : overrides)
-    if (text.size() > key.size() && text.compare(0, key.size(), key) == 0)
-      text = std::string(key) + absolute(text.substr(key.size()));
+  for (auto& text : overrides) {
+    const std::string path = path_of_override(text);
+    if (names_a_file(path) && text.size() > path.size() + 1)
+      text = fmt::format("{}={}", path, absolute(text.substr(path.size() + 1)));
+  }
 }
 
 std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
@@ -98,6 +99,11 @@ std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
       first.erase(0, own.size());
     return first;
   }
+}
+
+bool names_a_file(const std::string& path) {
+  const bool of_encoder = path.rfind("encoders[", 0) == 0 && path.find("].path") + 6 == path.size();
+  return path == "data.path" || of_encoder;
 }
 
 std::string path_of_override(const std::string& text) { return text.substr(0, text.find('=')); }

@@ -68,6 +68,9 @@ class SpecFile {
   bool base_is_good_ = false;
 };
 
+// Whether a setting of an experiment is a path: data.path, encoders[0].path ...
+bool names_a_file(const std::string& path);
+
 // "training.epochs" of "training.epochs=3".
 std::string path_of_override(const std::string& text);
 

@@ -52,26 +52,23 @@ def test_its_weights_predict_what_they_predicted(tmp_path):
     assert_same_predictions(tmp_path / "new.csv", run / "predicted.csv")
 
 
-def test_a_stopped_run_is_resumed_to_the_same_weights(tmp_path):
+def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path):
     run = copied(tmp_path, "stopped")
     status = json.loads(mp.muster("status", run, "--json").stdout)
     status = status[0] if isinstance(status, list) else status
     assert (status["state"], status["step"], status["total_steps"]) == ("stopped", 20, 60)
     expected = json.loads((DATA / "stopped-result.json").read_text())
-    same_processor = mp.execute([mp.built("muster"), "resume", run]).returncode == 0
-    if not same_processor:  # reproducible runs are bound to the kind of processor they began on
-        refused = mp.muster("resume", run, code=78).stderr
-        assert "the numerics: " in refused and "--force" in refused and refused.count(" -> ") == 1, refused
-        mp.muster("resume", run, "--force")
+    # Reproducible runs are bound to the kind of processor they began on, and the bits of those with an adapter have changed.
+    refused = mp.muster("resume", run, code=78).stderr
+    assert "muster, which has changed the order in which the gradients of foal_net's adapter are added up: " in refused, refused
+    assert "--force" in refused and refused.count(" -> ") == 1 + ("the numerics: " in refused), refused
+    same_processor = "the numerics: " not in refused
+    mp.muster("resume", run, "--force")
     result = mp.result(run)
-    if same_processor:
-        for part in ("best", "last", "test", "valid", "skipped_steps", "stopped_early"):
-            assert result[part] == expected[part], part
-        assert mp.muster("checkpoints", "fingerprint", run).stdout.split()[0] == expected["best"]["fingerprint"]
     assert_same_scores(result["test"], expected["test"], 1e-4 if same_processor else 0.05)
     assert_same_scores(evaluated(run), result["test"])
     config = (run / "config.txtpb").read_text()
-    assert config.count("# muster-results-version: 2\n") == 1 and "standardize_in_float32: true\n" in config
+    assert config.count("# muster-results-version: 3\n") == 1 and "standardize_in_float32: true\n" in config
 
 
 def test_the_states_are_told(tmp_path):

@@ -20,7 +20,8 @@ DEADLINE = 8  # longer than ranks drift apart on a busy machine
 AT_ONCE = 6
 PHASES = ("setup", "step", "save", "evaluation")
 # Short epochs and long evaluations, so that there is always one to come.
-PHASED = ("name: 'phased'\n" + mp.SMALL_FOAL_NET + "optimizer { learning_rate: 0.003 }\n"
+# Without an adapter, whose frames ranks exchange in pairs: some get ahead then, and two may each report a rank 0 that stands still (docs/faults.md).
+PHASED = ("name: 'phased'\n" + mp.SMALL_FOAL_NET.replace("adapter_dim: 8", "adapter_dim: 0") + "optimizer { learning_rate: 0.003 }\n"
           "training { epochs: 5 batch_size: 5 log_every_steps: 1 threads: 1 reproducible: true }\n"
           "evaluation { batch_size: 3 }\ncheckpoints { every_epochs: 0 every_steps: 6 }\n")
 

@@ -1,7 +1,8 @@
-// What Python tests call, in one program: probe checkpoint|event|model|safetensors|watchdog ...; each file says what
-// follows. `probe serve` runs many such calls, one after the other, each in a process of its own: starting LibTorch
-// takes longer than most of them. It reads one call per line, a JSON list: the files for standard input, output and
-// error, then the words of the call. It answers with one line, the exit status, or the signal as a negative number.
+// What Python tests call, in one program: probe checkpoint|encoder|event|model|safetensors|watchdog ...; each file says
+// what follows. `probe serve` runs many such calls, one after the other, each in a process of its own: starting
+// LibTorch takes longer than most of them. It reads one call per line, a JSON list: the files for standard input,
+// output and error, then the words of the call. It answers with one line, the exit status, or the signal as a negative
+// number.
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include <vector>
 
 int checkpoint_probe(int argc, char** argv);
+int encoder_probe(int argc, char** argv);
 int event_probe(int argc, char** argv);
 int model_probe(int argc, char** argv);
 int safetensors_probe(int argc, char** argv);
@@ -23,14 +25,12 @@ int watchdog_probe(int argc, char** argv);
 namespace {
 
 int call(int argc, char** argv) {
-  const std::map<std::string, int (*)(int, char**)> probes = {{"checkpoint", checkpoint_probe},
-                                                              {"event", event_probe},
-                                                              {"model", model_probe},
-                                                              {"safetensors", safetensors_probe},
-                                                              {"watchdog", watchdog_probe}};
+  const std::map<std::string, int (*)(int, char**)> probes = {
+      {"checkpoint", checkpoint_probe}, {"encoder", encoder_probe},         {"event", event_probe},
+      {"model", model_probe},           {"safetensors", safetensors_probe}, {"watchdog", watchdog_probe}};
   const auto found = probes.find(argc > 1 ? argv[1] : "");
   if (found == probes.end()) {
-    std::fprintf(stderr, "usage: probe checkpoint|event|model|safetensors|watchdog ... | serve\n");
+    std::fprintf(stderr, "usage: probe checkpoint|encoder|event|model|safetensors|watchdog ... | serve\n");
     return 2;
   }
   return found->second(argc - 1, argv + 1);

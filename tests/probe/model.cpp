@@ -30,10 +30,11 @@ class CaseDataset final : public data::Dataset {
     for (const auto& name : names) {
       values_.push_back(tensors.at("batch." + name + ".values").to(at::kFloat).contiguous());
       const at::Tensor offsets = tensors.at("batch." + name + ".offsets");
-      index_.modalities.push_back(
-          {name,
-           values_.back().size(1),
-           {offsets.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>() + offsets.numel()}});
+      data::Modality modality;
+      modality.name = name;
+      modality.dim = values_.back().size(1);
+      modality.offsets.assign(offsets.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>() + offsets.numel());
+      index_.modalities.push_back(std::move(modality));
     }
   }
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
@@ -90,16 +91,20 @@ int model_probe(int argc, char** argv) {
   const auto& options = experiment.optimizer();
   optim::AdamW optimizer(parameters, {options.beta1(), options.beta2(), options.epsilon(), options.weight_decay()});
   training::Step step(*model, reader, *communicator,
-                      {config.at("microbatches"), config.value("reproducible", false), false});
+                      {config.at("microbatches"), config.value("reproducible", false), false,
+                       config.value("recompute_encoders", false)});
   std::vector<int64_t> samples(dataset.index().size());
   for (size_t i = 0; i < samples.size(); ++i) samples[i] = static_cast<int64_t>(i);
   auto batch = step.read(samples);
 
   std::vector<checkpoints::NamedTensor> output;
   std::vector<double> losses;
+  int64_t bytes_sent = 0;  // in the last step
   for (uint32_t s = 0; s < config.at("steps").get<uint32_t>(); ++s) {
     batch.number = s;
+    const int64_t before = communicator->bytes_sent();
     const auto outcome = step.train(batch, experiment.seed());
+    bytes_sent = communicator->bytes_sent() - before;
     losses.push_back(outcome.loss());
     const at::Tensor outputs = communicator->all_gather_rows(outcome.outputs.contiguous(), batch.global.row_counts);
     if (s == 0) {
@@ -107,8 +112,8 @@ int model_probe(int argc, char** argv) {
       output.push_back({"loss.total", outcome.total()});
       for (const auto& [name, value] : outcome.terms())
         output.push_back({"loss." + name, at::scalar_tensor(value, at::kDouble)});
-      for (const auto& spec : parameters.specs())
-        output.push_back({"gradients." + spec.name, parameters[spec.name].grad().clone()});
+      for (const auto& [name, gradient] : parameters.parts_of(parameters.gradients()))
+        output.push_back({"gradients." + name, gradient.clone()});
     }
     optim::clip_gradients(parameters, optim::l2_norm(parameters.gradients()), options.clip_norm());
     optimizer.step(options.learning_rate());
@@ -116,6 +121,7 @@ int model_probe(int argc, char** argv) {
   }
   output.push_back({"losses", at::tensor(losses, at::kDouble)});
   for (const auto& [name, tensor] : copies_of(parameters)) output.push_back({"parameters." + name, tensor});
-  if (communicator->rank() == 0) checkpoints::write_safetensors(argv[3], output, {});
+  if (communicator->rank() == 0)
+    checkpoints::write_safetensors(argv[3], output, {{"bytes_sent", std::to_string(bytes_sent)}});
   return 0;
 }

@@ -20,6 +20,12 @@ std::vector<ParameterSpec> some_specs() {
   return specs;
 }
 
+// Where weight decay ends: without encoders, what decays comes first.
+int64_t decayed_end(const Parameters& parameters) {
+  const auto& first = parameters.groups().front();
+  return first.decayed ? first.end : first.begin;
+}
+
 TEST(Parameters, LieInTwoFlatBuffers) {
   for (const auto dtype : {at::kFloat, at::kDouble})
     for (const auto decay : {DecayScope::kMatrices, DecayScope::kAll}) {
@@ -40,8 +46,8 @@ TEST(Parameters, LieInTwoFlatBuffers) {
         EXPECT_FALSE(covered.narrow(0, start, leaf.numel()).any().item<bool>()) << spec.name << " overlaps another";
         covered.narrow(0, start, leaf.numel()).fill_(true);
         const bool decays = decay == DecayScope::kAll || leaf.dim() >= 2;
-        EXPECT_EQ(start + leaf.numel() <= parameters.decayed(), decays) << spec.name;
-        EXPECT_EQ(start >= parameters.decayed(), !decays) << spec.name;
+        EXPECT_EQ(start + leaf.numel() <= decayed_end(parameters), decays) << spec.name;
+        EXPECT_EQ(start >= decayed_end(parameters), !decays) << spec.name;
       }
       EXPECT_TRUE(values.masked_select(covered.logical_not()).eq(0).all().item<bool>()) << "gaps are not 0";
     }
@@ -92,6 +98,47 @@ TEST(Parameters, StateIsASortedCopy) {
   EXPECT_LT(parameters.values().max().item<double>(), 50);
 }
 
+// An encoder's parameters come last, by learning rate; those that are not trained have no place, gradient or moment.
+TEST(Parameters, AreGroupedByWhatTheOptimizerDoesWithThem) {
+  auto specs = some_specs();
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape, bool trained, double scale) {
+    ParameterSpec spec{name, std::move(shape), Initial::normal(1)};
+    spec.in_encoder = true;
+    spec.trained = trained;
+    spec.learning_rate_scale = scale;
+    specs.push_back(spec);
+  };
+  add("a.slow", {2, 3}, true, 0.25);
+  add("a.fast", {2, 3}, true, 0.5);
+  add("a.bias", {3}, true, 0.5);
+  add("a.frozen", {40, 3}, false, 1);
+  Parameters parameters(specs, DecayScope::kMatrices, at::kDouble, 1);
+  const Parameters without(some_specs(), DecayScope::kMatrices, at::kDouble, 1);
+  EXPECT_EQ(parameters.encoders_begin(), without.values().numel());
+  EXPECT_TRUE(parameters.values().narrow(0, 0, parameters.encoders_begin()).equal(without.values()));
+  std::vector<std::tuple<int64_t, bool, double>> groups;
+  int64_t end = 0;
+  for (const auto& group : parameters.groups()) {
+    EXPECT_EQ(group.begin, end);
+    end = group.end;
+    groups.push_back({group.begin, group.decayed, group.learning_rate_scale});
+  }
+  EXPECT_EQ(end, parameters.values().numel());
+  const int64_t encoders = parameters.encoders_begin();
+  EXPECT_THAT(groups, ::testing::ElementsAre(std::tuple(0, true, 1.0), std::tuple(decayed_end(without), false, 1.0),
+                                             std::tuple(encoders, true, 0.5), std::tuple(encoders + 8, false, 0.5),
+                                             std::tuple(encoders + 16, true, 0.25)));
+  EXPECT_EQ(parameters.count(), parameters.trained_count() + 120);
+  EXPECT_FALSE(parameters["a.frozen"].requires_grad());
+  EXPECT_EQ(parameters.parts_of(parameters.values()).size(), specs.size() - 1);
+  EXPECT_EQ(parameters.all_parts(parameters.values()).size(), specs.size());
+  const Parameters source(specs, DecayScope::kMatrices, at::kDouble, 2);
+  const auto state = source.all_parts(source.values());
+  parameters.load({state.begin(), state.end()}, "file");
+  EXPECT_TRUE(parameters.values().equal(source.values()));
+  EXPECT_TRUE(parameters["a.frozen"].equal(source["a.frozen"]));
+}
+
 TEST(Parameters, LoadConvertsAndRoundTrips) {
   const Parameters source(some_specs(), DecayScope::kMatrices, at::kDouble, 1);
   const auto state = copies_of(source);
@@ -101,7 +148,7 @@ TEST(Parameters, LoadConvertsAndRoundTrips) {
   EXPECT_EQ(target["head.weight"].data_ptr(),
             target.values().narrow(0, 0, 1).data_ptr<float>() +
                 (target["head.weight"].data_ptr<float>() - target.values().data_ptr<float>()));
-  EXPECT_TRUE(target.values().narrow(0, 0, target.decayed()).equal(target.values()));
+  EXPECT_TRUE(target.values().narrow(0, 0, decayed_end(target)).equal(target.values()));
 }
 
 TEST(Parameters, LoadListsEveryDifferenceAndChangesNothing) {

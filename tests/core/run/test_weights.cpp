@@ -46,6 +46,43 @@ std::string error_of(Function function) {
   return "no error";
 }
 
+TEST(Weights, WaveformsAndTokensAreNotStandardized) {
+  const TemporaryFolder folder;
+  const auto source = parameters(at::kFloat, 1);
+  auto index = classes({"hap", "neu"});
+  index.modalities.resize(2);
+  index.modalities[0].name = "audio";
+  index.modalities[0].dim = 1;
+  index.modalities[0].kind = data::ModalityKind::kWaveform;
+  index.modalities[1].name = "vision";
+  index.modalities[1].dim = 2;
+  // Width 7 is that of the encoder, which the data do not know.
+  models::DataShape shape{
+      {"audio", "vision"}, {7, 2}, 2, {data::ModalityKind::kWaveform, data::ModalityKind::kFeatures}};
+  for (const bool features_too : {true, false}) {
+    index.modalities[1].kind = shape.kinds[1] =
+        features_too ? data::ModalityKind::kFeatures : data::ModalityKind::kTokens;
+    const auto fitted = features_too ? moments(2) : batch::no_moments();
+    write(folder / "w.safetensors", source, {batch::no_moments(), fitted}, weights_metadata("x", 1, index));
+    const auto weights = read_weights(folder / "w.safetensors", shape);
+    ASSERT_EQ(weights.moments.size(), 2u);
+    EXPECT_EQ(weights.moments[0].mean.numel(), 0);
+    EXPECT_TRUE(weights.moments[1].mean.equal(fitted.mean));
+    EXPECT_TRUE(weights.moments[1].standard_deviation.equal(fitted.standard_deviation));
+    auto target = parameters(at::kFloat, 2);
+    EXPECT_NO_THROW(load_weights(weights, "w", index, true, target));
+    EXPECT_THAT(error_of([&] { load_weights(weights, "w", index, false, target); }), HasSubstr("data.standardize"));
+  }
+  // A file that says the contrary of features.
+  shape.kinds[1] = data::ModalityKind::kFeatures;
+  EXPECT_THAT(error_of([&] { read_weights(folder / "w.safetensors", shape); }),
+              HasSubstr("the standardization of modality \"vision\""));
+  index.modalities[1].kind = data::ModalityKind::kFeatures;
+  write(folder / "w.safetensors", source, {batch::no_moments(), moments(2)}, weights_metadata("x", 1, index));
+  shape.dims[1] = 3;
+  EXPECT_THAT(error_of([&] { read_weights(folder / "w.safetensors", shape); }), HasSubstr("has 3 features here"));
+}
+
 TEST(Weights, RoundTrip) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     const TemporaryFolder folder;

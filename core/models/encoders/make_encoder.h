@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/config/experiment.pb.h"
+#include "core/models/encoders/encoder.h"
+#include "core/models/encoders/pretrained_folder.h"
+
+namespace muster::models {
+
+// The pretrained encoder in a folder, by the model_type of its config.json; its specs are checked against the files.
+// Where the path is that of a config.json itself: the encoder that it describes, with random starting weights.
+// position: the modality's place in the experiment's list. Throws Error(kBadData) for a folder that is damaged or asks
+// for what is not implemented, Error(kIo) for one that cannot be read, Error(kBadConfig) for settings that do not fit
+// it (top_layers and layer beyond its layers, masking for text): "encoders[I].FIELD: ...", where I is `index`, the
+// block's place in the experiment.
+std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t index, int64_t position);
+// The same for a folder that is open already, or has no weights; config.path is not looked at.
+std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t index, int64_t position,
+                                      std::shared_ptr<const PretrainedFolder> folder);
+
+// The families, by model_type. `prefix`: of its parameters' names, "encoders.audio.".
+// Speech: wav2vec2, hubert and wavlm.
+std::unique_ptr<Encoder> make_speech_encoder(const config::Encoder& config, const std::string& path_of_block,
+                                             std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
+                                             uint32_t first_dropout_layer);
+// Text: bert, roberta and xlm-roberta.
+std::unique_ptr<Encoder> make_text_encoder(const config::Encoder& config, const std::string& path_of_block,
+                                           std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
+                                           uint32_t first_dropout_layer);
+
+}  // namespace muster::models

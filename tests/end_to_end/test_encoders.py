@@ -1,0 +1,191 @@
+"""Runs whose features come from encoders that are trained with the model: the same bits on any number of ranks, resumed, evaluated,
+and without anything of the encoders' folders. Encoders are those of the quickstart."""
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import muster_program as mp
+
+FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
+TINY = mp.ROOT / "experiments/encoders"
+RAW = "data { synthetic { kind: CLASSIFICATION raw: true samples: 36 } modalities: ['audio', 'text'] }\n"
+SMALL = "foal_net { projection_dim: 16 adapter_dim: 0 layers: 1 feature_dropout: 0.1 }\n"
+SHORT = 'encoders {{ modality: "audio" path: "{}" train: {} max_seconds: 0.5 {} }}\n'
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a tiny WavLM, which masks in training, and a tiny BERT, both of random weights."""
+    folder = tmp_path_factory.mktemp("encoders")
+    config = json.loads((TINY / "tiny_wavlm/config.json").read_text())
+    config.update(hidden_size=16, intermediate_size=24, num_attention_heads=2, conv_dim=[8] * 7, apply_spec_augment=True, mask_time_prob=0.4,
+                  mask_time_length=2, mask_feature_prob=0.2, mask_feature_length=3, layerdrop=0.2)
+    (folder / "small").mkdir()
+    (folder / "small/config.json").write_text(json.dumps(config))
+    shutil.copy(TINY / "tiny_wavlm/preprocessor_config.json", folder / "small")
+    mp.muster("encoders", "init", "--config", folder / "small/config.json", "--seed", 4, "-o", folder / "wavlm")
+    mp.muster("encoders", "init", "--config", TINY / "tiny_bert/config.json", "--seed", 5, "-o", folder / "bert")
+    return folder
+
+
+def encoders(folders, audio="TRANSFORMER", text="ALL", more=""):
+    return (SHORT.format(folders / "wavlm", audio, more) +
+            f'encoders {{ modality: "text" path: "{folders / "bert"}" train: {text} learning_rate_scale: 0.5 layer_decay: 0.9 }}\n')
+
+
+def training(steps=6, fields="reproducible: true microbatches: 5"):
+    return f'name: "exact"\noptimizer {{ learning_rate: 1e-3 clip_norm: 1 }}\ntraining {{ epochs: 0 max_steps: {steps} batch_size: 11 {fields} }}\n'
+
+
+def test_same_bits_on_any_number_of_ranks(folders, tmp_path):
+    """Dropout, masks, layerdrop, partners on other ranks, uneven batches; with recompute; and a run that changes ranks in between."""
+    text = RAW + SMALL + encoders(folders) + training()
+    one = mp.train(tmp_path, text, "ranks1")
+    rows = mp.metrics_rows(one, "train")
+    assert len({row["terms"]["mem"] for row in rows}) > 1 and all(np.isfinite(row["loss"]) for row in rows)
+    for ranks in (2, 3, 4):
+        assert mp.bits(mp.train(tmp_path, text, f"ranks{ranks}", ranks)) == mp.bits(one), ranks
+    recomputed = mp.train(tmp_path, text, "recompute", 2, "--set", "training.recompute=ENCODERS")
+    assert mp.bits(recomputed) == mp.bits(one)
+    resumed = mp.train(tmp_path, RAW + SMALL + encoders(folders) + training(3), "resumed", 3)
+    assert mp.bits(resumed) != mp.bits(one)
+    mp.muster("resume", resumed, "--set", "training.max_steps=6", ranks=2)
+    assert mp.bits(resumed) == mp.bits(one)
+    # What a change of the seed changes, so that equal bits mean something.
+    assert mp.bits(mp.train(tmp_path, text, "seed2", 1, "--set", "seed=2")) != mp.bits(one)
+
+
+@pytest.mark.parametrize("model", ["miar { dim: 16 heads: 2 ffn_dim: 32 alignment_dim: 8 layers: 1 }\n", mp.SMALL_LATE_FUSION])
+def test_other_models_take_encoders_too(model, folders, tmp_path):
+    text = RAW + model + encoders(folders) + training(4, "precision: FP64")
+    one, two = (mp.train(tmp_path, text, f"ranks{ranks}", ranks) for ranks in (1, 3))
+    theirs = mp.weights(two / "weights/last.safetensors")
+    start = load_file(folders / "bert/model.safetensors")
+    for name, value in mp.weights(one / "weights/last.safetensors").items():
+        assert np.abs(value - theirs[name]).max() <= 1e-9, name
+        if name.startswith("encoders.text.") and name.endswith("query.weight"):
+            assert np.abs(value - start[name[len("encoders.text."):]]).max() > 1e-6, name
+
+
+def test_a_run_needs_nothing_of_the_folders(folders, tmp_path):
+    """Frozen parts stay as they are, weights files have them, and the run keeps what describes the encoders."""
+    mine = tmp_path / "folders"
+    shutil.copytree(folders, mine)
+    text = RAW + SMALL + encoders(mine, "TRANSFORMER", "FROZEN") + training(4)
+    run = mp.train(tmp_path, text)
+    best, start = mp.weights(run / "weights/best.safetensors"), load_file(folders / "wavlm/model.safetensors")
+    for name, value in start.items():
+        same = np.array_equal(best["encoders.audio." + name], value)
+        # The keys' bias has no gradient: the softmax does not see it.
+        assert same == (name.startswith("feature_extractor.") or name.endswith("k_proj.bias")), name
+    for name, value in load_file(folders / "bert/model.safetensors").items():
+        assert np.array_equal(best["encoders.text." + name], value), name
+    environment = mp.read_json(run / "environment.json")
+    assert set(environment["encoders"]) == {"audio", "text"} and len(environment["encoders"]["audio"]["sha256"]) == 64
+    scores = mp.muster("evaluate", run).stdout
+    shutil.rmtree(mine)
+    assert mp.muster("evaluate", run).stdout == scores
+    mp.muster("data", "synth", "--kind", "classification", "--raw", "--samples", 12, "-o", tmp_path / "new.h5")
+    mp.muster("predict", "--weights", run / "weights/best.safetensors", "--config", run / "config.txtpb", "--data", tmp_path / "new.h5",
+              "-o", tmp_path / "new.csv")
+    assert len(mp.predictions(tmp_path / "new.csv")) == 12
+    mp.muster("resume", run, "--set", "training.max_steps=6", ranks=2)
+    straight = mp.train(tmp_path, RAW + SMALL + encoders(folders, "TRANSFORMER", "FROZEN") + training(6), "straight")
+    assert mp.bits(run) == mp.bits(straight)
+
+
+def refusal(folder, text, code=78, *arguments):
+    config = mp.write_config(folder / "refused.txtpb", text)
+    error = mp.muster("train", config, "--run-dir", folder / "refused", *arguments, code=code).stderr
+    assert not (folder / "refused").exists()
+    return error
+
+
+def test_what_does_not_fit_is_refused(folders, tmp_path):
+    audio = SHORT.format(folders / "wavlm", "ALL", "")
+    text = f'encoders {{ modality: "text" path: "{folders / "bert"}" }}\n'
+    error = refusal(tmp_path, RAW + SMALL + audio)
+    assert 'data.modalities: "text" is of tokens, which needs an encoder' in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text.replace("bert", "wavlm"))
+    assert 'encoders[1].path: this encoder takes waveforms, but "text" holds tokens' in error and "refused.txtpb:" in error
+    error = refusal(tmp_path, mp.CLASSIFICATION + SMALL + audio)
+    assert 'encoders[0].modality: "audio" holds features' in error
+    error = refusal(tmp_path, RAW + SMALL + audio + audio + text)
+    assert 'encoders[1].modality: "audio" has an encoder already, encoders[0]' in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[0].top_layers=7")
+    assert "encoders[0].top_layers" in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[5].train=FROZEN")
+    assert "encoders[5]" in error and "there are 2 encoders" in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text.replace('bert"', 'nothing"'), 74)
+    assert "nothing" in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[1].max_tokens=-1")
+    assert "encoders[1].max_tokens" in error
+
+
+def test_settings_from_the_command_line(folders, tmp_path):
+    config = mp.write_config(tmp_path / "e.txtpb", RAW + SMALL + encoders(folders))
+    shown = mp.muster("config", config, "--set", "encoders[1].train=FROZEN", "--set", "encoders[0].layer_decay=0.5").stdout
+    assert shown.count("encoders {") == 2 and "train: FROZEN" in shown and "layer_decay: 0.5" in shown and "train: TRANSFORMER" in shown
+    run = mp.train(tmp_path, RAW + SMALL + encoders(folders) + training(2), "run", 1, "--set", "encoders[0].train=FROZEN", "--set",
+                   "encoders[0].spec_augment=false")
+    assert "train: FROZEN" in (run / "config.txtpb").read_text()
+    error = mp.muster("resume", run, "--set", "encoders[0].train=ALL", "--set", "training.max_steps=3", code=78).stderr
+    assert "encoders[0].train is FROZEN in this run and cannot become ALL" in error
+    shown = mp.muster("config", config, "--set", "encoders[0]=").stdout
+    assert shown.count("encoders {") == 1 and 'modality: "text"' in shown and "learning_rate_scale: 0.5" in shown
+
+
+def features_of(path):
+    with h5py.File(path) as file:
+        return {name: (group["values"][:], group["offsets"][:]) for name, group in file["modalities"].items()}
+
+
+def test_features_are_extracted_on_any_number_of_ranks_and_after_a_kill(folders, tmp_path):
+    """`data encode` writes what the encoders give in evaluation; training on it begins with the scores of frozen encoders."""
+    text = RAW.replace("36", "150") + SMALL + encoders(folders, "FROZEN", "FROZEN")
+    config = mp.write_config(tmp_path / "e.txtpb", text)
+    one, two, killed = (tmp_path / f"{name}.h5" for name in ("one", "two", "killed"))
+    assert "150 samples encoded" in mp.muster("data", "encode", config, "-o", one).stdout
+    mp.muster("data", "encode", config, "-o", two, ranks=2)
+    assert one.read_bytes() == two.read_bytes()
+
+    with subprocess.Popen([mp.built("muster"), "data", "encode", config, "-o", killed], env=mp.environment(), stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("killed.h5.parts/*.safetensors")) and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+    assert not killed.exists()
+    other = mp.muster("data", "encode", config, "-o", killed, "--set", "encoders[1].layer=1", code=2).stderr
+    assert "killed.h5.parts holds pieces of another encoding" in other
+    assert "of them by an earlier call" in mp.muster("data", "encode", config, "-o", killed, ranks=3).stdout
+    assert killed.read_bytes() == one.read_bytes() and not (tmp_path / "killed.h5.parts").exists()
+
+    shown = json.loads(mp.muster("data", "inspect", one, "--json").stdout)
+    assert shown["samples"] == 150
+    extracted = features_of(one)
+    assert extracted["audio"][0].shape[1] == 16 and extracted["text"][0].shape[1] == 64
+    # Evaluated without a step: the features are all that could differ.
+    trained = mp.train(tmp_path, text + training(1, ""), "frozen", 1, "--set", "optimizer.learning_rate=1e-30")
+    on_features = "data { path: 'one.h5' modalities: ['audio', 'text'] }\n" + SMALL + training(1, "")
+    again = mp.train(tmp_path, on_features, "features", 1, "--set", "optimizer.learning_rate=1e-30")
+    first, second = (mp.metrics_rows(run, "valid")[-1]["loss"] for run in (trained, again))
+    assert abs(first - second) <= 1e-5 * abs(first)
+
+
+def test_what_cannot_be_extracted(folders, tmp_path):
+    config = mp.write_config(tmp_path / "e.txtpb", mp.CLASSIFICATION + SMALL)
+    assert "has no encoders" in mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", code=2).stderr
+    config = mp.write_config(tmp_path / "w.txtpb", RAW + SMALL + encoders(folders, "FROZEN", "FROZEN", "weighted_layers: true"))
+    error = mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", code=78).stderr
+    assert "encoders[0].weighted_layers" in error and error.count("\n") <= 2
+    (tmp_path / "f.h5.parts").mkdir()
+    (tmp_path / "f.h5.parts/mine.txt").write_text("mine")
+    config = mp.write_config(tmp_path / "e.txtpb", RAW + SMALL + encoders(folders, "FROZEN", "FROZEN"))
+    assert "mine.txt" in mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", code=2).stderr
+    assert (tmp_path / "f.h5.parts/mine.txt").read_text() == "mine" and not (tmp_path / "f.h5").exists()
