@@ -117,7 +117,7 @@ std::string key_of(const config::Experiment& experiment, const std::string& data
     text += fmt::format("|{} {} seed {} layer {} seconds {:.17g} tokens {}", encoder.modality(),
                         text_in(encoder_hashes[encoder.modality()], "sha256"), experiment.seed(), encoder.layer(),
                         encoder.max_seconds(), encoder.max_tokens());
-  return sha256_of(fmt::format("{}|precision {}", text, experiment.training().precision()));
+  return sha256_of(fmt::format("{}|precision {}", text, static_cast<int>(experiment.training().precision())));
 }
 
 [[noreturn]] void refuse_folder(const Pieces& pieces, const std::string& what) {

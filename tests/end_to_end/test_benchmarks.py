@@ -1,4 +1,5 @@
 """The benchmarks run and say what their pages say they say. Their figures are for people: no test judges a time."""
+import os
 import sys
 
 import pytest
@@ -69,3 +70,13 @@ def test_search(tmp_path):
     # The PyTorch model is the same model.
     ours, _, theirs, *_, error, _, peer_error = run.stdout.splitlines()[-1].replace(",", "").split()[3:]
     assert ours == theirs and float(error) == pytest.approx(float(peer_error), abs=1e-4) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.environ.get("MUSTER_FULL_TESTS") != "1", reason="starts transformers six times: ./test.sh --full")
+def test_encoder_step():
+    run = mp.execute([sys.executable, mp.ROOT / "benchmarks" / "encoder_step.py", mp.built("muster").rsplit("/", 1)[0], "--size", "tiny", "--steps", 2,
+                      "--rounds", 1, "--seconds", 1.5])
+    assert run.returncode == 0, run.stdout + run.stderr
+    ours, theirs = next(line for line in run.stdout.splitlines() if line.startswith("losses of step 1")).split(":")[1].split(",")
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert "of the time and" in run.stdout.splitlines()[-1]
