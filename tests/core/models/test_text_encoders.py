@@ -207,7 +207,7 @@ def trained(output):
 
 @pytest.mark.parametrize("settings, layers, embeddings", (
     ("", (0, 1, 2), False), ("train: TRANSFORMER", (0, 1, 2), False), ("train: TRANSFORMER top_layers: 2", (1, 2), False),
-    ("train: TRANSFORMER top_layers: 1 layer: 2", (1,), False), ("train: ALL", (0, 1, 2), True)))
+    ("train: TRANSFORMER top_layers: 1 layer: 2", (1,), False), ("train: ALL", (0, 1, 2), True), ("train: ALL top_layers: 1", (0, 1, 2), True)))
 def test_what_is_trained(settings, layers, embeddings, tmp_path):
     model = make_model("xlm-roberta")
     folder, samples = save(model, tmp_path / "folder"), tokens_of(model)
@@ -366,7 +366,6 @@ def test_tokens_that_are_refused(sample, kind, said, tmp_path):
 @pytest.mark.parametrize("settings, said", (
     ("layer: 4", "encoders[0].layer: is 4, but"), ("top_layers: 4", "encoders[0].top_layers: is 4, but the encoder has 3 layers"),
     ("top_layers: 2 layer: 1", "encoders[0].top_layers: is 2, but the encoder has 1 layer"),
-    ("top_layers: 1 train: ALL", "encoders[0].top_layers: has an effect with train: TRANSFORMER only"),
     ("layer: 1 weighted_layers: true", "encoders[0].weighted_layers: "),
     ("spec_augment: true", "encoders[0].spec_augment: "), ("layerdrop: 0.1", "encoders[0].layerdrop: "),
     ("feature_projection_dropout: 0.1", "encoders[0].feature_projection_dropout: "), ("max_seconds: 1", "encoders[0].max_seconds: ")))
