@@ -7,48 +7,66 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from muster_program import built, environment
 
-_server = None
-_environment = None  # the server's, and so that of its calls
-_folder = tempfile.TemporaryDirectory(prefix="muster-probe-")
+# A thread has a server of its own, so that tests may make several calls at once.
+_of_thread = threading.local()
+_servers = []
+
+
+class Server:
+    def __init__(self):
+        self.environment = environment()  # and so that of its calls
+        self.folder = tempfile.TemporaryDirectory(prefix="muster-probe-")
+        self.process = subprocess.Popen([program(), "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                                        env=self.environment)
+        _servers.append(self)
+
+    def stop(self):
+        if self in _servers:
+            _servers.remove(self)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
+            self.folder.cleanup()
+
+    def call(self, words, input, timeout, cwd):
+        files = [Path(self.folder.name) / name for name in ("stdin", "stdout", "stderr")]
+        files[0].write_text(input)
+        self.process.stdin.write(json.dumps([str(word) for word in (*files, cwd or os.getcwd(), *words)]) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            self.stop()
+            raise subprocess.TimeoutExpired(words, timeout)
+        status = self.process.stdout.readline()
+        if not status:
+            self.stop()
+            raise AssertionError("the server of probes ended")
+        return subprocess.CompletedProcess(words, int(status), files[1].read_text(errors="replace"), files[2].read_text(errors="replace"))
 
 
 def program():
     return built("tests/probe")
 
 
-def stop():
-    global _server
-    if _server is not None:
-        os.killpg(_server.pid, signal.SIGKILL)
-        _server.communicate()
-        _server = None
+@atexit.register
+def stop_all():
+    for server in list(_servers):
+        server.stop()
 
 
-atexit.register(stop)
+def server():
+    """This thread's, started where it is not running."""
+    mine = getattr(_of_thread, "server", None)
+    if mine is not None and mine.environment != environment():
+        mine.stop()
+    if mine not in _servers:
+        mine = _of_thread.server = Server()
+    return mine
 
 
 def probe(*words, input="", timeout=60, cwd=None):
     """Like subprocess.run of `probe WORDS...`, with what it prints as text."""
-    global _server, _environment
-    if _server is not None and environment() != _environment:
-        stop()
-    if _server is None:
-        _environment = environment()
-        _server = subprocess.Popen([program(), "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   start_new_session=True, env=_environment)
-    files = [Path(_folder.name) / name for name in ("stdin", "stdout", "stderr")]
-    files[0].write_text(input)
-    _server.stdin.write(json.dumps([str(word) for word in (*files, cwd or os.getcwd(), *words)]) + "\n")
-    _server.stdin.flush()
-    if not select.select([_server.stdout], [], [], timeout)[0]:
-        stop()
-        raise subprocess.TimeoutExpired(words, timeout)
-    status = _server.stdout.readline()
-    if not status:
-        stop()
-        raise AssertionError("the server of probes ended")
-    return subprocess.CompletedProcess(words, int(status), files[1].read_text(errors="replace"), files[2].read_text(errors="replace"))
+    return server().call(words, input, timeout, cwd)

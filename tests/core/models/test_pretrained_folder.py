@@ -45,9 +45,7 @@ def encoders(*arguments, code=0):
 
 @pytest.fixture(autouse=True)
 def little_memory(good):
-    if probe_program._server is None:
-        encode(good, good.parent, [np.array([[1]])])
-    resource.prlimit(probe_program._server.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # of its children too
+    resource.prlimit(probe_program.server().process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))  # of its children too
 
 
 def refused(folder, *said, code=65, by_muster=FULL):
