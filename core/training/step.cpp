@@ -128,6 +128,7 @@ PartnerFrames Step::choose_partners(const Gathered& gathered, const batch::Globa
   const int64_t begin = of_all ? 0 : global.own.begin, end = of_all ? global.size() : global.own.end;
   if (gathered.rows.defined()) partners = model_.hard_negatives(gathered.rows, global, begin, end, context);
   PartnerFrames frames(model_, reader_, global, partners, begin, communicator_);
+  if (!of_all) return frames;  // nothing to fetch
   std::vector<batch::Batch> own;
   for (const auto& microbatch : gathered.microbatches) own.push_back(microbatch.batch);
   frames.fetch(own);
