@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from command_line import open_regular, run_importer
-from container import DTYPES, SAMPLE_RATES, SPLITS, ContainerWriter, DataError, class_names_problem, finite_frames, is_name, split_problem
+from command_line import copy_files, open_regular, run_importer
+from container import DTYPES, SAMPLE_RATES, SPLITS, ContainerWriter, DataError, class_names_problem, is_name, split_problem
 from npy import read_frames, read_header
 from recordings import Recordings
 from texts import Texts, read_text
@@ -213,24 +213,7 @@ class Features:
 
     def copy(self, options, out, progress, problems):
         """Reads every good file once, checks its values and, if `out` is given, writes them."""
-        for row in np.flatnonzero(self.lengths >= 0):
-            frames = np.zeros((0, self.dim), dtype=options.dtype)
-            if self.lengths[row] > 0:
-                try:
-                    frames = read_frames(self.paths[row])
-                except (MemoryError, ValueError) as error:  # ValueError: it has changed since its header was read
-                    reason = "its frames do not fit into memory" if isinstance(error, MemoryError) else error
-                    problems.append(f"{self.paths[row]}: {reason} ({self.manifest.where(row)})")
-                    out = None
-                    continue
-                progress.file(frames.nbytes)
-            problem = finite_frames(frames, options.dtype, options.nonfinite)[2]
-            if problem:
-                hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
-                problems.append(f'{self.paths[row]}: id "{self.ids[row]}": {problem} ({self.manifest.where(row)}){hint}')
-                out = None  # continue reading, only to report everything
-            if out:
-                out.append(self.name, frames)
+        copy_files(self, lambda row: read_frames(self.paths[row]), np.zeros((0, self.dim), dtype=options.dtype), "frames", options, out, progress, problems)
 
     def describe(self, present, missing, replaced):
         return (f"{self.dim} features, {present.sum()} frames, {present.min()} to {present.max()} per sample, missing for {missing}, "

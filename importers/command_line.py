@@ -5,7 +5,9 @@ import signal
 import stat
 import sys
 
-from container import DataError, OutputError
+import numpy as np
+
+from container import DataError, OutputError, finite_frames
 
 DONE, USAGE, BAD_DATA, INTERNAL, IO = 0, 2, 65, 70, 74
 LISTED = 50  # problems; a wrong option makes one per sample
@@ -63,3 +65,26 @@ def fail(problems, code):
             print(f"... and {len(problems) - LISTED} more", file=sys.stderr)
         print(f"{len(problems)} problem{'s' * (len(problems) > 1)}; nothing was written", file=sys.stderr, flush=True)
     return code
+
+
+def copy_files(modality, read, empty, things, options, out, progress, problems):
+    """Reads every good file of a modality once, checks its values and, if `out` is given, writes them. read(row): its values, which may raise; empty:
+    those of a sample that has none, of the dtype to write; things: what does not fit into memory."""
+    for row in np.flatnonzero(modality.lengths >= 0):
+        values = empty
+        if modality.lengths[row] > 0:
+            try:
+                values = read(row)
+            except (DataError, MemoryError, ValueError) as error:  # ValueError: it has changed since its header was read
+                reason = f"its {things} do not fit into memory" if isinstance(error, MemoryError) else error
+                problems.append(f"{modality.paths[row]}: {reason} ({modality.manifest.where(row)})")
+                out = None
+                continue
+            progress.file(values.nbytes)
+        problem = finite_frames(values, empty.dtype.name, options.nonfinite)[2] if empty.dtype.kind == "f" else None
+        if problem:
+            hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
+            problems.append(f'{modality.paths[row]}: id "{modality.ids[row]}": {problem} ({modality.manifest.where(row)}){hint}')
+            out = None  # continue reading, only to report everything
+        if out:
+            out.append(modality.name, values)

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
-from command_line import open_regular
-from container import SAMPLE_RATES, DataError, finite_frames
+from command_line import copy_files, open_regular
+from container import SAMPLE_RATES, DataError
 
 BLOCK = 1 << 20  # frames read at a time: what a header claims is not allocated before it is there
 SIXTEEN_BITS = ("PCM_16", "PCM_S8", "PCM_U8")  # samples that int16 holds exactly
@@ -105,24 +105,7 @@ class Recordings:
 
     def copy(self, options, out, progress, problems):
         """Reads every good file once, checks its values and, if `out` is given, writes them."""
-        for row in np.flatnonzero(self.lengths >= 0):
-            values = np.zeros((0, 1), dtype=self.dtype)
-            if self.lengths[row] > 0:
-                try:
-                    values = self.read(row)
-                except (DataError, MemoryError, ValueError) as error:
-                    reason = "its samples do not fit into memory" if isinstance(error, MemoryError) else error
-                    problems.append(f"{self.paths[row]}: {reason} ({self.manifest.where(row)})")
-                    out = None
-                    continue
-                progress.file(values.nbytes)
-            problem = None if self.dtype == "int16" else finite_frames(values, self.dtype, options.nonfinite)[2]
-            if problem:
-                hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
-                problems.append(f'{self.paths[row]}: id "{self.ids[row]}": {problem} ({self.manifest.where(row)}){hint}')
-                out = None  # continue reading, only to report everything
-            if out:
-                out.append(self.name, values)
+        copy_files(self, self.read, np.zeros((0, 1), dtype=self.dtype), "samples", options, out, progress, problems)
 
     def describe(self, present, missing, replaced):
         seconds = present / self.sample_rate
