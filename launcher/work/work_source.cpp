@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 
+#include <chrono>
 #include <vector>
 
 #include "distributed/watchdog.h"
@@ -11,6 +12,10 @@ namespace muster::launcher {
 
 using distributed::ControlChannel;
 using nlohmann::json;
+
+namespace {
+constexpr std::chrono::seconds kAnotherRankEndsTheJob{10};  // more than that takes
+}
 
 std::string message_text(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
 
@@ -27,9 +32,25 @@ WorkServer::~WorkServer() {
 }
 
 json WorkServer::ask(const json& request) {
-  const std::lock_guard guard(mutex_);
-  if (!error_.empty()) throw Error(error_code_, error_);
-  return source_.ask(request);
+  std::unique_lock lock(mutex_);
+  if (error_) {
+    lock.unlock();
+    std::this_thread::sleep_for(kAnotherRankEndsTheJob);
+    throw *error_;
+  }
+  return ask_source(request);
+}
+
+json WorkServer::ask_source(const json& request) {
+  try {
+    return source_.ask(request);
+  } catch (const Error& error) {
+    error_ = error;
+    throw;
+  } catch (const std::exception& error) {
+    error_ = Error(ExitCode::kInternal, error.what());
+    throw;
+  }
 }
 
 void WorkServer::serve() {
@@ -39,15 +60,13 @@ void WorkServer::serve() {
     ::poll(waits.data(), waits.size(), 100);
     for (const auto& event : channel_.receive()) {
       if (event.kind != ControlChannel::Kind::kMessage) continue;
+      const std::lock_guard guard(mutex_);
+      if (error_) continue;
       json answer;
       try {
-        answer = ask(json::parse(event.payload));
-      } catch (const std::exception& error) {
-        const auto* known = dynamic_cast<const Error*>(&error);
-        const std::lock_guard guard(mutex_);
-        error_ = error.what();
-        error_code_ = known ? known->code() : ExitCode::kInternal;
-        answer = {{"error", error_}, {"code", static_cast<int>(error_code_)}};
+        answer = ask_source(json::parse(event.payload, nullptr, /*allow_exceptions=*/false));
+      } catch (const std::exception&) {
+        answer = {{"error", error_->what()}, {"code", static_cast<int>(error_->code())}};
       }
       channel_.send(event.rank, ControlChannel::Kind::kMessage, message_text(answer));
     }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -25,7 +26,8 @@ class WorkSource {
 };
 
 // Rank 0's: answers its own group directly and the first ranks of other groups from a thread, one request at a time, so
-// that nobody waits for another group's training.
+// that nobody waits for another group's training. The first rank whose request fails is told why, reports it and ends
+// the job: later requests get no answer, so that there is one message.
 class WorkServer final : public WorkSource {
  public:
   // Answers with what `source` says, which must outlive it and is called with one request at a time. ranks: of the job.
@@ -39,11 +41,12 @@ class WorkServer final : public WorkSource {
 
  private:
   void serve();
+  // Keeps what the source throws. With mutex_ held.
+  nlohmann::json ask_source(const nlohmann::json& request);
 
   WorkSource& source_;
-  std::mutex mutex_;   // guards the source and the error
-  std::string error_;  // thrown in the thread: the next ask() of rank 0 throws it
-  ExitCode error_code_ = ExitCode::kInternal;
+  std::mutex mutex_;            // guards the source and the error
+  std::optional<Error> error_;  // that some rank has been told
   distributed::ControlChannel channel_;
   std::string address_;
   std::atomic<bool> done_{false};
