@@ -2,7 +2,6 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/huge_pages.h"
 #include "base/json.h"
 #include "base/process.h"
 #include "base/sha256.h"
@@ -30,8 +30,6 @@ using Json = nlohmann::json;
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr uintptr_t kHugePage = 2 << 20;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
@@ -101,10 +99,7 @@ class Staging {
     buffer_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(at::kByte).pinned_memory(pinned));
     if (pinned) return;
     char* const begin = static_cast<char*>(buffer_.mutable_data_ptr());
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(begin) + size) / kHugePage * kHugePage;
-    // Fewer, larger pages are mapped and filled faster. Where the system refuses, nothing is lost.
-    if (end > first) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+    prefer_huge_pages(begin, size);
     for (uint64_t i = 0; i < size; i += 4096) begin[i] = 0;
   }
 
@@ -178,7 +173,7 @@ class CheckpointSaver::Implementation {
     });
   }
 
-  std::vector<SaveOutcome> save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors) {
+  std::vector<SaveOutcome> save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors, bool waits) {
     const auto begin = Clock::now();
     std::vector<SaveOutcome> outcomes;
     if (auto outcome = finish()) outcomes.push_back(std::move(*outcome));
@@ -201,7 +196,8 @@ class CheckpointSaver::Implementation {
     }
     attempt_ = {folder_, info.step, all[0].substr(64)};
     info_ = info;
-    distributed::run_on_all_ranks(communicator_, [&] { contents_ = staging_.stage(order, layout_, asynchronous_); });
+    const bool in_place = waits || !asynchronous_;
+    distributed::run_on_all_ranks(communicator_, [&] { contents_ = staging_.stage(order, layout_, !in_place); });
 
     results_.assign(communicator_.size(), Json());
     reported_ = false;
@@ -209,7 +205,7 @@ class CheckpointSaver::Implementation {
     state_ = State::kWriting;
     write_begin_ = Clock::now();
     writer_.start([this] { write(); });
-    if (!asynchronous_) outcomes.push_back(std::move(*finish()));
+    if (in_place) outcomes.push_back(std::move(*finish()));
     return outcomes;
   }
 
@@ -362,8 +358,9 @@ CheckpointSaver::~CheckpointSaver() = default;
 
 void CheckpointSaver::prepare(const std::vector<NamedTensor>& tensors) { implementation_->prepare(tensors); }
 
-std::vector<SaveOutcome> CheckpointSaver::save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors) {
-  return implementation_->save(info, tensors);
+std::vector<SaveOutcome> CheckpointSaver::save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors,
+                                               bool waits) {
+  return implementation_->save(info, tensors, waits);
 }
 
 bool CheckpointSaver::in_flight() const { return implementation_->in_flight(); }

@@ -23,7 +23,8 @@ struct SaveOutcome {
 };
 
 // Saves checkpoints of a state that every rank holds whole; each rank writes its share of it. Training only waits while
-// a rank's share is copied (on GPUs: into pinned memory); a thread writes it while training continues. One save is in
+// a rank's share is copied (on GPUs: into pinned memory); a thread writes it while training continues. Where training
+// waits for the whole save anyway, nothing is copied (but from GPUs). One save is in
 // flight at a time: the next one waits for it. A save that fails leaves nothing but its message; older checkpoints are
 // only removed after a newer one is committed.
 //
@@ -46,10 +47,11 @@ class CheckpointSaver {
   // training does not wait for it. Only the shapes, dtypes and devices of `tensors` count. Not collective.
   void prepare(const std::vector<NamedTensor>& tensors);
 
-  // Starts to save; not asynchronous: saves. All ranks give the same info and tensors (names, shapes, dtypes, values;
-  // any device; they may change as soon as this returns). A save in flight is waited for first. Returns the outcomes
-  // that became known in here. Never throws for a disk: that is an outcome. Collective.
-  std::vector<SaveOutcome> save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors);
+  // Starts to save; `waits`, or not asynchronous: saves. All ranks give the same info and tensors (names, shapes,
+  // dtypes, values; any device; they may change as soon as this returns). A save in flight is waited for first. Returns
+  // the outcomes that became known in here. Never throws for a disk: that is an outcome. Collective.
+  std::vector<SaveOutcome> save(const CheckpointInfo& info, const std::vector<NamedTensor>& tensors,
+                                bool waits = false);
 
   bool in_flight() const;
   // This rank's next message to all ranks; often empty. Pass every message to handle() on all ranks, in order.

@@ -75,18 +75,23 @@ Checkpointing::Decision Checkpointing::between_steps(uint64_t step) {
   return decision;
 }
 
-void Checkpointing::save(const checkpoints::CheckpointInfo& info,
-                         const std::vector<checkpoints::NamedTensor>& tensors) {
-  if (info.step == begun_step_ && (saver_.in_flight() || newest_ == info.step)) return;
-  distributed::run_on_all_ranks(communicator_, [&] {
-    if (directory_) directory_->require_held();
-  });
-  begun_step_ = info.step;
-  last_begun_ = Clock::now();
-  for (const auto& outcome : saver_.save(info, tensors)) note(outcome);
+void Checkpointing::prepare(const std::vector<checkpoints::NamedTensor>& tensors) {
+  const auto& checkpoints = settings_.checkpoints;
+  if (checkpoints.every_epochs() > 0 || checkpoints.every_steps() > 0 || checkpoints.every_minutes() > 0)
+    saver_.prepare(tensors);
 }
 
-void Checkpointing::wait() {
+void Checkpointing::save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors,
+                         bool waits) {
+  if (info.step != begun_step_ || (!saver_.in_flight() && newest_ != info.step)) {
+    distributed::run_on_all_ranks(communicator_, [&] {
+      if (directory_) directory_->require_held();
+    });
+    begun_step_ = info.step;
+    last_begun_ = Clock::now();
+    for (const auto& outcome : saver_.save(info, tensors, waits)) note(outcome);
+  }
+  if (!waits) return;
   if (const auto outcome = saver_.finish()) note(*outcome);
 }
 

@@ -42,13 +42,12 @@ class Checkpointing {
   // Throws SharedError(kIo) when more saves have failed in a row than allowed. Collective.
   Decision between_steps(uint64_t step);
 
-  // Makes room for the copy that asynchronous saves take, so that the first one does not wait for it. `tensors` as for
-  // save(), without their values.
-  void prepare(const std::vector<checkpoints::NamedTensor>& tensors) { saver_.prepare(tensors); }
-  // Saves, unless this very step is saved already or on its way. Throws as between_steps(). Collective.
-  void save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors);
-  // Waits for the save in flight. Throws likewise. Collective.
-  void wait();
+  // Where there will be saves during training, makes room for the copy that they take, so that the first one does not
+  // wait for it. `tensors` as for save(), without their values.
+  void prepare(const std::vector<checkpoints::NamedTensor>& tensors);
+  // Saves, unless this very step is saved already or on its way. waits: returns when nothing is in flight any more, and
+  // needs no memory for a copy. Throws as between_steps(). Collective.
+  void save(const checkpoints::CheckpointInfo& info, const std::vector<checkpoints::NamedTensor>& tensors, bool waits);
 
   // Step of the newest committed checkpoint; 0: none.
   uint64_t newest() const { return newest_; }

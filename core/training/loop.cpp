@@ -32,7 +32,7 @@ void TrainingLoop::run() {
     if (state_.stopped_early()) break;
     const auto decision = checkpointing_.between_steps(state_.steps_done());
     if (!decision.stop.empty()) save_and_stop(decision.stop);
-    if (decision.save) save();
+    if (decision.save) save(/*waits=*/false);
 
     const auto figures = train_step(batch);
     state_.set_steps_done(state_.steps_done() + 1);
@@ -42,8 +42,7 @@ void TrainingLoop::run() {
   // The last step is always evaluated, even when an earlier job of a longer run has made it.
   if (!state_.stopped_early()) validate(run_.plan->epoch_of(state_.steps_done() - 1));
   run_.progress.clear();
-  if (run_.policy.writes_all_files) save();
-  wait_for_save();
+  if (run_.policy.writes_all_files) save(/*waits=*/true);
 }
 
 // Forward and backward pass and the optimizer. Returns nothing when the host has not looked at the step, or when it was
@@ -165,7 +164,9 @@ bool TrainingLoop::keep_if_best(const Evaluation& evaluation, double value, int6
   state_.mutable_best()->set_step(state_.steps_done());
   state_.mutable_best()->set_epoch(epoch);
   state_.set_evaluations_without_improvement(0);
-  run_.best_values = run_.model->parameters().values().clone();
+  // After the last step nothing changes the weights any more, so they need no copy.
+  const at::Tensor values = run_.model->parameters().values();
+  run_.best_values = state_.steps_done() == run_.plan->total_steps() ? values : values.clone();
   best_evaluation_ = evaluation;
   return true;
 }
@@ -210,7 +211,7 @@ void TrainingLoop::handle_non_finite(const TakenStep& taken, const std::string& 
                                   state_.skipped_in_a_row(), training.max_skipped_in_a_row(), head, found));
 }
 
-void TrainingLoop::save() {
+void TrainingLoop::save(bool waits) {
   const distributed::PhaseScope phase(distributed::Phase::kSave);
   if (!pending_steps_.empty()) pending_steps_were_finite("");
   // Only rank 0 writes weights and looks at the clock.
@@ -225,20 +226,15 @@ void TrainingLoop::save() {
   info.config = config::resolved_text(run_.config);
   info.training_state = run::to_bytes(state_, run_.provenance);
   const bool best_is_here = state_.best().step() == state_.steps_done();
-  checkpointing_.save(
-      info, run::tensors_of(run_.model->parameters(), *run_.optimizer, run_.moments, run_.data.shape.modalities,
-                            best_is_here ? at::Tensor() : run_.best_values));
-}
-
-void TrainingLoop::wait_for_save() {
-  const distributed::PhaseScope phase(distributed::Phase::kSave);
-  checkpointing_.wait();
+  checkpointing_.save(info,
+                      run::tensors_of(run_.model->parameters(), *run_.optimizer, run_.moments,
+                                      run_.data.shape.modalities, best_is_here ? at::Tensor() : run_.best_values),
+                      waits);
 }
 
 void TrainingLoop::save_and_stop(const std::string& reason) {
   run_.progress.clear();
-  save();
-  wait_for_save();
+  save(/*waits=*/true);
   const std::string head =
       fmt::format("stopped by {} after step {} of {}", reason, state_.steps_done(), run_.plan->total_steps());
   const std::string advice =

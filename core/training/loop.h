@@ -48,8 +48,7 @@ class TrainingLoop {
   bool keep_if_best(const Evaluation& evaluation, double value, int64_t epoch);
   bool pending_steps_were_finite(const std::string& figures_of_last);
   void handle_non_finite(const TakenStep& taken, const std::string& figures);
-  void save();
-  void wait_for_save();
+  void save(bool waits);
   [[noreturn]] void save_and_stop(const std::string& reason);
   nlohmann::json metrics_row(const char* kind, uint64_t step, int64_t epoch) const;
 

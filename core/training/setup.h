@@ -88,7 +88,7 @@ struct TrainingRun {
   run::ResumePoint resume_point;  // its tensors are gone once restored
   run::Provenance provenance;
   run::TrainingState state;
-  at::Tensor best_values;  // flat copy of the parameters; undefined until the first validation
+  at::Tensor best_values;  // flat, as the parameters; undefined until the first validation
 };
 
 // Opens and checks everything and makes all parts of the run, restored from its newest checkpoint where it resumes.
