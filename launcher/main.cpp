@@ -1,21 +1,22 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <poll.h>
-#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/print.h"
 #include "base/process.h"
 #include "base/text.h"
@@ -55,27 +56,43 @@ void require_written_output(const CLI::App& app) {
               fmt::format("standard output could not be written ({}): what was printed is incomplete", reason));
 }
 
+// What the heap may grow to in huge pages. Address space, no memory; but where the system counts or limits that too,
+// not more than any command needs.
+size_t heap_to_reserve() {
+  constexpr size_t kLeast = size_t{64} << 20;
+  for (const auto resource : {RLIMIT_AS, RLIMIT_DATA})
+    if (rlimit limit{}; getrlimit(resource, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return kLeast;
+  char mode = '2';
+  const int setting = open("/proc/sys/vm/overcommit_memory", O_RDONLY | O_CLOEXEC);
+  if (setting < 0 || read(setting, &mode, 1) != 1) mode = '2';
+  close(setting);
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (mode == '2' || pages <= 0 || page <= 0) return kLeast;
+  const size_t half = static_cast<size_t>(pages) / 2 * static_cast<size_t>(page);
+  if (sbrk(static_cast<intptr_t>(half)) == reinterpret_cast<void*>(-1)) return kLeast;
+  sbrk(-static_cast<intptr_t>(half));
+  return std::max(half, kLeast);
+}
+
 // Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and
-// returns it: a tenth of a step's time. So freed memory stays with the process for the next step. LibTorch registers
-// thousands of operators while it is loaded: in huge pages a command starts in two thirds of the time. The user's own
+// returns it: a tenth of a step's time. So freed memory stays with the process for the next step. And it is in huge
+// pages: in small ones the processor spends a sixth of a large encoder's step looking up addresses, and a command takes
+// half as long again to start, because LibTorch registers thousands of operators while it is loaded. The user's own
 // settings take precedence.
 void prepare_the_heap(char** environment) {
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   for (char** variable = environment; *variable; ++variable)
     if (std::strncmp(*variable, "MALLOC_", 7) == 0 || std::strncmp(*variable, "GLIBC_TUNABLES=", 15) == 0) return;
-  constexpr size_t kAtFirst = size_t{64} << 20, kHugePage = size_t{2} << 20, kTopPadByDefault = size_t{128} << 10;
-  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  mallopt(M_TOP_PAD, kAtFirst);
-  char* const first = static_cast<char*>(std::malloc(kHugePage));
-  mallopt(M_TOP_PAD, kTopPadByDefault);
-  if (!first) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(sbrk(0)) / kHugePage * kHugePage;
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);  // never
+  const size_t reserved = heap_to_reserve();
+  char* const begin = static_cast<char*>(std::malloc(reserved));
+  if (!begin) return;
+  char* const end = static_cast<char*>(sbrk(0));
   // Where the heap could not grow there, malloc took the memory elsewhere.
-  if (end > begin && end - begin <= kAtFirst + 2 * kHugePage)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
-  std::free(first);
+  if (end >= begin + reserved && end <= begin + reserved + muster::kHugePage)
+    muster::prefer_huge_pages(begin, static_cast<size_t>(end - begin));
+  std::free(begin);  // the heap keeps it
 #endif
 }
 

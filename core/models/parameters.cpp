@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/huge_pages.h"
 #include "base/text.h"
 #include "core/random/philox.h"
 
@@ -55,6 +56,13 @@ at::Tensor initial_values(const ParameterSpec& spec, uint64_t seed) {
   return values;
 }
 
+// In huge pages, where there are any: products read whole matrices of parameters from memory.
+at::Tensor flat_zeros(int64_t count, const at::TensorOptions& options) {
+  at::Tensor flat = at::empty({count}, options);
+  if (flat.is_cpu()) prefer_huge_pages(flat.mutable_data_ptr(), flat.nbytes());
+  return flat.zero_();
+}
+
 [[noreturn]] void fail_twice(const std::string& name) {
   throw Error(ExitCode::kInternal, fmt::format("two parameters are named '{}'", name));
 }
@@ -98,8 +106,8 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, DecayScope decay
     groups_.push_back({begin, end, !not_decayed, -negative_scale});
   }
   if (!in_encoders) encoders_begin_ = end;
-  values_ = at::zeros({end}, at::TensorOptions().dtype(dtype));
-  frozen_ = at::zeros({frozen}, at::TensorOptions().dtype(dtype));
+  values_ = flat_zeros(end, at::TensorOptions().dtype(dtype));
+  frozen_ = flat_zeros(frozen, at::TensorOptions().dtype(dtype));
   for (size_t i = 0; i < specs_.size(); ++i)
     if (!(specs_[i].initial.kind == Initial::Kind::kConstant && specs_[i].initial.value == 0))
       (specs_[i].trained ? values_ : frozen_)
@@ -115,7 +123,7 @@ Parameters Parameters::with(const std::vector<ParameterSpec>& more) const {
 }
 
 void Parameters::make_views() {
-  gradients_ = at::zeros_like(values_);
+  gradients_ = zeros_like_values();
   leaves_.clear();
   gradient_views_.clear();
   for (size_t i = 0; i < specs_.size(); ++i) {
@@ -159,6 +167,8 @@ int64_t Parameters::trained_count() const {
     if (spec.trained) count += element_count(spec.shape);
   return count;
 }
+
+at::Tensor Parameters::zeros_like_values() const { return flat_zeros(values_.numel(), values_.options()); }
 
 void Parameters::zero_gradients() { gradients_.zero_(); }
 

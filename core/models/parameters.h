@@ -72,6 +72,7 @@ class Parameters {
   at::Tensor values() const { return values_; }        // flat, of what is trained
   at::Tensor gradients() const { return gradients_; }  // flat, likewise
   at::Tensor frozen() const { return frozen_; }        // flat, of what is not trained
+  at::Tensor zeros_like_values() const;                // another flat tensor, for what goes along with values()
   const std::vector<ParameterGroup>& groups() const { return groups_; }
   // The encoders' part of the gradients is [encoders_begin(), values().numel()).
   int64_t encoders_begin() const { return encoders_begin_; }

@@ -12,8 +12,8 @@ namespace muster::optim {
 AdamW::AdamW(models::Parameters& parameters, const AdamWOptions& options)
     : parameters_(parameters),
       options_(options),
-      first_moment_(at::zeros_like(parameters.values())),
-      second_moment_(at::zeros_like(parameters.values())),
+      first_moment_(parameters.zeros_like_values()),
+      second_moment_(parameters.zeros_like_values()),
       steps_(at::zeros({}, parameters.values().options().dtype(at::kFloat))) {}
 
 void AdamW::step(double learning_rate, const at::Tensor& skip) {
