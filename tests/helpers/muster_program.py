@@ -60,13 +60,16 @@ SERVED = ("checkpoints", "config", "data", "encoders", "evaluate", "predict", "r
 
 
 def muster(*arguments, ranks=1, cwd=None, changes=None, code=0):
-    """Runs muster, alone or under mpirun, and checks its exit code. Alone, in an unchanged environment, `probe serve` runs it, which starts at once."""
-    if ranks == 1 and not changes and arguments and arguments[0] in SERVED:
-        from probe_program import probe
+    """Runs muster, alone or under mpirun, and checks its exit code. In an unchanged environment `probe serve` runs it, which starts at once."""
+    from probe_program import client, probe
+    served = not changes and bool(arguments) and arguments[0] in SERVED
+    if ranks > 1:
+        program = [*client(), "muster"] if served else [built("muster")]
+        result = execute(["mpirun", "--oversubscribe", "-n", ranks, *program, *arguments], cwd, changes)
+    elif served:
         result = probe("muster", *arguments, timeout=SECONDS, cwd=cwd)
     else:
-        starter = ["mpirun", "--oversubscribe", "-n", ranks] if ranks > 1 else []
-        result = execute([*starter, built("muster"), *arguments], cwd, changes)
+        result = execute([built("muster"), *arguments], cwd, changes)
     assert result.returncode == code, f"exit code {result.returncode}, expected {code}\n{result.stdout}\n{result.stderr}"
     return result
 

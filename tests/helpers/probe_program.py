@@ -1,10 +1,10 @@
 """Calls of tests/probe. The program is started once per test file and runs each call in a process of its own (`probe serve`): starting
-LibTorch takes longer than most calls. A call that hangs ends with the server, and the next one starts another."""
+LibTorch takes longer than most calls. A rank that mpirun starts is such a call where client() stands in place of the program."""
 import atexit
-import json
 import os
-import select
 import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -12,39 +12,47 @@ from pathlib import Path
 
 from muster_program import built, environment
 
-# A thread has a server of its own, so that tests may make several calls at once.
-_of_thread = threading.local()
-_servers = []
+_lock = threading.Lock()
+_servers = []  # at most one
 
 
 class Server:
     def __init__(self):
-        self.environment = environment()  # and so that of its calls
         self.folder = tempfile.TemporaryDirectory(prefix="muster-probe-")
-        self.process = subprocess.Popen([program(), "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                                        env=self.environment)
-        _servers.append(self)
+        self.path = os.path.join(self.folder.name, "socket")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.path)
+            listener.listen(64)
+            self.process = subprocess.Popen([program(), "serve", str(listener.fileno())], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                            pass_fds=[listener.fileno()], start_new_session=True, env=environment())
 
     def stop(self):
-        if self in _servers:
-            _servers.remove(self)
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.communicate()
-            self.folder.cleanup()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        self.folder.cleanup()
 
-    def call(self, words, input, timeout, cwd):
-        files = [Path(self.folder.name) / name for name in ("stdin", "stdout", "stderr")]
-        files[0].write_text(input)
-        self.process.stdin.write(json.dumps([str(word) for word in (*files, cwd or os.getcwd(), *words)]) + "\n")
-        self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], timeout)[0]:
-            self.stop()
-            raise subprocess.TimeoutExpired(words, timeout)
-        status = self.process.stdout.readline()
-        if not status:
-            self.stop()
-            raise AssertionError("the server of probes ended")
-        return subprocess.CompletedProcess(words, int(status), files[1].read_text(errors="replace"), files[2].read_text(errors="replace"))
+    def call(self, words, input, timeout, cwd, changes):
+        variables = [f"{name}={value}" for name, value in environment(changes).items()]
+        strings = [cwd or os.getcwd(), len(variables), *variables, *words]
+        request = b"".join(os.fsencode(str(string)) + b"\0" for string in strings)
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            stdin.write(input.encode())
+            stdin.seek(0)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(self.path)
+                socket.send_fds(connection, [struct.pack("I", len(request))], [stdin.fileno(), out.fileno(), err.fileno()])
+                connection.sendall(request)
+                connection.settimeout(timeout)
+                try:
+                    status = connection.recv(4, socket.MSG_WAITALL)
+                except TimeoutError:
+                    raise subprocess.TimeoutExpired(words, timeout) from None
+            assert len(status) == 4, "the server of probes ended"
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(struct.unpack("i", status)[0]), *texts)
 
 
 def program():
@@ -53,20 +61,24 @@ def program():
 
 @atexit.register
 def stop_all():
-    for server in list(_servers):
-        server.stop()
+    while _servers:
+        _servers.pop().stop()
 
 
 def server():
-    """This thread's, started where it is not running."""
-    mine = getattr(_of_thread, "server", None)
-    if mine is not None and mine.environment != environment():
-        mine.stop()
-    if mine not in _servers:
-        mine = _of_thread.server = Server()
-    return mine
+    """Started where it is not running."""
+    with _lock:
+        if not _servers or _servers[0].process.poll() is not None:
+            _servers[:] = [Server()]
+        return _servers[0]
 
 
-def probe(*words, input="", timeout=60, cwd=None):
-    """Like subprocess.run of `probe WORDS...`, with what it prints as text."""
-    return server().call(words, input, timeout, cwd)
+def client():
+    """What stands in place of the probe's path in a command: the same call, but of the server."""
+    return [str(Path(built("tests/probe_client"))), server().path]
+
+
+def probe(*words, input="", timeout=60, cwd=None, changes=None):
+    """Like subprocess.run of `probe WORDS...`, with what it prints as text. changes: as for environment(), of variables that count only
+    once the program runs."""
+    return server().call(words, input, timeout, cwd, changes)

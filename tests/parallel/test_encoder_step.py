@@ -14,6 +14,7 @@ from transformers import WavLMConfig, WavLMModel
 import foal_net
 import golden
 import muster_program as mp
+from probe_program import client
 
 FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
 TOLERANCE = 1e-9
@@ -94,7 +95,7 @@ def probed(wavlm, tmp_path, parameters, batch, config, train, ranks, microbatche
     written["experiment"] += f'encoders {{ modality: "audio" path: "{wavlm[1]}" train: {train} }}\n'
     files[1].write_text(json.dumps({**written, "recompute_encoders": recompute, "reproducible": reproducible}))
     start = ["mpirun", "--oversubscribe", "-n", ranks] if ranks > 1 else []
-    run = mp.execute([*start, mp.built("tests/probe"), "model", *files])
+    run = mp.execute([*start, *client(), "model", *files])
     assert run.returncode == 0, run.stderr
     return load_file(files[2])
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import muster_program as mp
 import golden
+from probe_program import client
 from test_models import FOAL_NET, MIAR, build
 
 FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
@@ -44,7 +45,7 @@ def test_gradients_in_float32(case, ranks, reproducible, tmp_path):
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     golden.write_case(parameters, batch, config, 1, spec["seed"], 8 if reproducible else 0, *files[:2])
     files[1].write_text(json.dumps({**json.loads(files[1].read_text()), "precision": "FP32", "reproducible": reproducible}))
-    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/probe"), "model", *files])
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, *client(), "model", *files])
     assert run.returncode == 0, run.stderr
     actual = load_file(files[2])
     assert actual["gradients." + next(iter(parameters))].dtype == torch.float32
@@ -74,7 +75,7 @@ def test_ranks_equal_the_oracle(case, ranks, tmp_path):
     files = [tmp_path / "input.safetensors", tmp_path / "config.json", tmp_path / "output.safetensors"]
     microbatches = 0 if spec["microbatches"] == 1 else spec["microbatches"]  # 0: one per rank
     golden.write_case(parameters, batch, config, STEPS, spec["seed"], microbatches, *files[:2])
-    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, mp.built("tests/probe"), "model", *files])
+    run = mp.execute(["mpirun", "--oversubscribe", "-n", ranks, *client(), "model", *files])
     assert run.returncode == 0, run.stderr
     expected, actual = golden.run_case(parameters, batch, config, STEPS, spec["seed"]), load_file(files[2])
     assert expected.keys() == actual.keys()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import golden
 from dropout import FIRST_SITE, kept, philox_dropout
-from probe_program import probe, program
+from probe_program import client, probe
 from test_models import DISJOINT, MISSING, PAIR, UNEVEN, build, compare, foal, late_fusion_case, miar_case
 
 STEPS = 6
@@ -70,7 +70,7 @@ def test_ranks_do_not_change_dropout(ranks, spec, tmp_path):
     if mpirun is None:
         pytest.skip("mpirun is not installed")
     assert "OMPI_ALLOW_RUN_AS_ROOT" in os.environ or os.geteuid() != 0, "run this through ctest"
-    check(spec, tmp_path, lambda *words: subprocess.run([mpirun, "-n", str(ranks), program(), *words], capture_output=True, text=True, timeout=60))
+    check(spec, tmp_path, lambda *words: subprocess.run([mpirun, "-n", str(ranks), *client(), *words], capture_output=True, text=True, timeout=60))
 
 
 def test_oracle_masks_differ_and_keep_the_right_share():
