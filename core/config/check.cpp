@@ -237,9 +237,20 @@ void check_encoders(const Checker& check) {
     here.positive("learning_rate_scale");
     here.require(encoder.layer_decay() > 0 && encoder.layer_decay() <= 1, "layer_decay", "more than 0 and at most 1");
     here.not_negative("max_seconds");
+    const auto refuse_if_frozen = [&](bool set, const char* field) {
+      if (set && encoder.train() == Encoder::FROZEN)
+        here.fail(
+            {field, "train"},
+            fmt::format("{0}.{1} is {2}, but {0}.train is FROZEN, and a frozen encoder computes in training what it "
+                        "computes in evaluation; remove {1}, or train the encoder",
+                        block, field, here.value(field)));
+    };
     for (const char* const rate :
-         {"hidden_dropout", "attention_dropout", "activation_dropout", "feature_projection_dropout", "layerdrop"})
+         {"hidden_dropout", "attention_dropout", "activation_dropout", "feature_projection_dropout", "layerdrop"}) {
       here.share(rate);
+      refuse_if_frozen(here.number(rate) > 0, rate);
+    }
+    refuse_if_frozen(encoder.spec_augment(), "spec_augment");
     if (encoder.layer() > 0 && encoder.weighted_layers())
       here.fail(
           {"layer", "weighted_layers"},

@@ -121,6 +121,8 @@ def test_what_does_not_fit_is_refused(folders, tmp_path):
     assert 'encoders[1].modality: "audio" has an encoder already, encoders[0]' in error
     error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[0].top_layers=7")
     assert "encoders[0].top_layers" in error
+    error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[1].train=FROZEN", "--set", "encoders[1].hidden_dropout=0.1")
+    assert "encoders[1].hidden_dropout is 0.1, but encoders[1].train is FROZEN" in error
     error = refusal(tmp_path, RAW + SMALL + audio + text, 78, "--set", "encoders[5].train=FROZEN")
     assert "encoders[5]" in error and "there are 2 encoders" in error
     error = refusal(tmp_path, RAW + SMALL + audio + text.replace('bert"', 'nothing"'), 74)

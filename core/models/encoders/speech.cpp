@@ -357,7 +357,9 @@ at::Tensor SpeechEncoder::layer_output(const Parameters& parameters, int64_t lay
 }
 
 batch::Ragged SpeechEncoder::encode(const Parameters& parameters, const batch::Ragged& raw,
-                                    const std::vector<int64_t>& batch_index, const StepContext& step) const {
+                                    const std::vector<int64_t>& batch_index, const StepContext& any_step) const {
+  StepContext step = any_step;
+  step.training = step.training && !is_frozen_;  // what is frozen computes as in evaluation
   if (raw.values.dim() != 2 || raw.values.size(1) != 1 || !raw.values.is_floating_point())
     throw Error(ExitCode::kBadData, fmt::format("{}: a speech encoder takes rows of one value", block_));
   const bool with_graph = at::GradMode::is_enabled();

@@ -61,7 +61,7 @@ class TextEncoder final : public Encoder {
 
   int64_t layers_ = 0;  // that are computed
   bool weighted_ = false;
-  bool trains_embeddings_ = false;
+  bool is_frozen_ = false, trains_embeddings_ = false;
   int64_t first_trained_ = 0;  // layer; layers_: none
   double scale_ = 1, decay_ = 1;
 };
@@ -78,7 +78,8 @@ TextEncoder::TextEncoder(const config::Encoder& config, const std::string& block
   decay_ = config.has_layer_decay() ? config.layer_decay() : 1;
   trains_embeddings_ = config.train() == config::Encoder::ALL;
   const int64_t top = config.train() == config::Encoder::TRANSFORMER ? config.top_layers() : 0;
-  first_trained_ = config.train() == config::Encoder::FROZEN ? layers_ : top > 0 ? layers_ - top : 0;
+  is_frozen_ = config.train() == config::Encoder::FROZEN;
+  first_trained_ = is_frozen_ ? layers_ : top > 0 ? layers_ - top : 0;
   names_ = {prefix_,
             {"bert.", "roberta."},
             {{"LayerNorm.gamma", "LayerNorm.weight"}, {"LayerNorm.beta", "LayerNorm.bias"}},
@@ -257,7 +258,9 @@ at::Tensor TextEncoder::embed(const Parameters& parameters, const Ids& ids, cons
 }
 
 batch::Ragged TextEncoder::encode(const Parameters& parameters, const batch::Ragged& raw,
-                                  const std::vector<int64_t>& batch_index, const StepContext& step) const {
+                                  const std::vector<int64_t>& batch_index, const StepContext& any_step) const {
+  StepContext step = any_step;
+  step.training = step.training && !is_frozen_;  // what is frozen computes as in evaluation
   const bool with_graph = at::GradMode::is_enabled();
   const SampleRows rows{raw.offsets, batch_index};
   const at::Tensor shares = weighted_ ? parameters[prefix_ + "layer_weights"].softmax(0) : at::Tensor();

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "tests/core/config/with_folder.h"
@@ -192,6 +193,10 @@ const Wrong kWrong[] = {
      "Non0_acc_2, Non0_F1_score, Mult_acc_5, Mult_acc_7, MAE, Corr or loss"},
     {"patience_without_evaluation", "miar {}\ndata { path: 'x' }\nevaluation { every_epochs: 0\n patience: 3 }",
      "e.txtpb:4: evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0"},
+    {"frozen_with_masks",
+     "miar {}\ndata { path: 'x' }\nencoders { modality: 'audio' path: 'e'\n train: FROZEN\n spec_augment: true }",
+     "e.txtpb:5: encoders[0].spec_augment is true, but encoders[0].train is FROZEN, and a frozen encoder computes in "
+     "training what it computes in evaluation; remove spec_augment, or train the encoder"},
     {"name_is_a_path", "miar {}\ndata { path: 'x' }\nname: '../x'",
      "e.txtpb:3: name must be usable as the name of a folder (no \"/\", at most 200 bytes), not \"../x\""},
 };
@@ -276,6 +281,25 @@ TEST_F(WrongFile, OfTwoModelsBothAreChecked) {
       "  e.txtpb:6: unknown field foal_net.bogus; foal_net has projection_dim, layers, heads, adapter_dim, "
       "adapter_output_dim, feature_dropout, projection_dropout, fusion_dropout, classifier_dropout, temperature_mode, "
       "fixed_temperature, avel_targets, avel_weight, mem_positive, mem_weight and classes");
+}
+
+TEST_F(WrongFile, AFrozenEncoderHasNoDropout) {
+  for (const char* const field :
+       {"hidden_dropout", "attention_dropout", "activation_dropout", "feature_projection_dropout", "layerdrop"}) {
+    const auto with = [&](const char* value, const char* train) {
+      return fmt::format(
+          "miar {{}}\ndata {{ path: 'x' }}\nencoders {{ modality: 'audio' path: 'e'\n {}: {} train: {} }}", field,
+          value, train);
+    };
+    EXPECT_EQ(
+        problems(with("0.1", "FROZEN")),
+        fmt::format("e.txtpb: 1 problem:\n  e.txtpb:4: encoders[0].{0} is 0.1, but encoders[0].train is FROZEN, and "
+                    "a frozen encoder computes in training what it computes in evaluation; remove {0}, or train "
+                    "the encoder",
+                    field));
+    EXPECT_NO_THROW(load(with("0", "FROZEN")));
+    EXPECT_NO_THROW(load(with("0.1", "TRANSFORMER")));
+  }
 }
 
 TEST_F(WrongFile, NestingWithoutEndIsNotFollowed) {

@@ -407,11 +407,29 @@ def test_layerdrop(made, tmp_path, name):
         expected.update(second=with_layers([two]), none=with_layers([]))
     counts = dict.fromkeys(expected, 0)
     for step in range(60):
-        _, ours = encode(folder, samples, tmp_path, "train: FROZEN layerdrop: 0.5", training=1, step=step)
+        _, ours = encode(folder, samples, tmp_path, "train: TRANSFORMER layerdrop: 0.5", training=1, step=step)
         same = [key for key, frames in expected.items() if all((a - b).abs().max() < 1e-10 for a, b in zip(ours, frames))]
         assert len(same) == 1
         counts[same[0]] += 1
     assert min(counts.values()) > 60 / len(counts) / 3, counts
+
+
+@pytest.mark.parametrize("name", ["wavlm-base", "wav2vec2-large"])
+@pytest.mark.parametrize("noise", [dict(hidden_dropout=0.1), dict(attention_dropout=0.1), dict(activation_dropout=0.1),
+                                   dict(feat_proj_dropout=0.1), dict(layerdrop=0.9), dict(mask_time_prob=0.3, mask_time_length=3),
+                                   dict(mask_feature_prob=0.3, mask_feature_length=2)], ids=lambda noise: next(iter(noise)))
+def test_what_is_frozen_computes_as_in_evaluation(made, tmp_path, name, noise):
+    """Whatever config.json asks for in training. What is trained does have it."""
+    model, folder = made(name, **noise)
+    samples = waves([4800, 720, 8000])
+    theirs = reference(model, samples)
+    for settings in ("train: {}", "train: {} weighted_layers: true"):
+        for train, as_in_evaluation in (("FROZEN", True), ("TRANSFORMER", False)):
+            evaluated, frames = encode(folder, samples, tmp_path, settings.format(train))
+            trained, _ = encode(folder, samples, tmp_path, settings.format(train), training=1, seed=3, step=7)
+            assert torch.equal(trained["frames"], evaluated["frames"]) == as_in_evaluation, (settings, train)
+            if "weighted" not in settings:
+                assert_same_frames(frames, theirs)
 
 
 def test_refused(made, tmp_path):

@@ -235,6 +235,20 @@ def test_frozen(tmp_path):
     assert (output["frames"] - states_of(model, samples)[-1]).abs().max() <= 1e-10
 
 
+@pytest.mark.parametrize("noise", ("hidden_dropout_prob", "attention_probs_dropout_prob"))
+def test_what_is_frozen_computes_as_in_evaluation(noise, tmp_path):
+    """Whatever config.json asks for in training. What is trained does have it."""
+    model = make_model("roberta", **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, noise: 0.1})
+    folder, samples = save(model, tmp_path / "folder"), tokens_of(model)
+    for settings in ("train: {}", "train: {} weighted_layers: true"):
+        for train, as_in_evaluation in (("FROZEN", True), ("TRANSFORMER", False)):
+            evaluated = encode(folder, tmp_path, samples, settings.format(train))["frames"]
+            frames = encode(folder, tmp_path, samples, settings.format(train), training="1", seed="3", step="7")["frames"]
+            assert torch.equal(frames, evaluated) == as_in_evaluation, (settings, train)
+            if "weighted" not in settings:
+                assert (evaluated - states_of(model, samples)[-1]).abs().max() <= 1e-10
+
+
 @pytest.mark.parametrize("attention", (0.0, 0.25), ids=("", "attention"))
 def test_dropout_equals_transformers_with_the_same_masks(attention, tmp_path):
     model = make_model("roberta").train()
