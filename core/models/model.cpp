@@ -7,11 +7,7 @@ void Model::put_in_front(std::vector<std::unique_ptr<Encoder>> encoders) {
   encoders_.resize(std::max(encoders_.size(), encoders.size()));
   for (size_t m = 0; m < encoders.size(); ++m) {
     if (!encoders[m]) continue;
-    for (auto& spec : encoders[m]->specs()) {
-      // Matrices come from the files and need not be drawn first; a vector may be missing there.
-      if (encoders[m]->is_pretrained() && spec.shape.size() > 1) spec.initial = Initial::constant(0);
-      specs.push_back(std::move(spec));
-    }
+    for (auto& spec : encoders[m]->specs()) specs.push_back(std::move(spec));
     encoders_[m] = chained(std::move(encoders[m]), std::move(encoders_[m]));
   }
   if (!specs.empty()) parameters_ = parameters_.with(specs);

@@ -172,7 +172,6 @@ EncodedData encode_dataset(const config::Experiment& experiment, const std::stri
     for (const auto& encoder : encoders)
       if (encoder)
         for (auto& spec : encoder->specs()) {
-          if (encoder->is_pretrained() && spec.shape.size() > 1) spec.initial = models::Initial::constant(0);
           spec.trained = false;  // no gradients
           specs.push_back(std::move(spec));
         }

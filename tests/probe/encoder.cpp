@@ -1,8 +1,8 @@
 // probe encoder CONFIG INPUT.safetensors OUTPUT.safetensors: runs a pretrained encoder. CONFIG: text of a
 // muster.config.Encoder. Input: "values" [rows, dim] (float64 or float32, which becomes the parameters' dtype, or
 // int64), "offsets" and "batch_index" (int64), "gradient" [frames, dim] of what the encoder gives (may be missing), and
-// metadata "seed", "step", "training" ("1": dropout, masking), "init_seed" (present: random starting weights instead of
-// the folder's). Output: "frames", "offsets", "grad.<parameter>" of every trained parameter, "value.<parameter>" of
+// metadata "seed", "step", "training" ("1": dropout, masking), "init_seed" (present: nothing is loaded; for a path
+// without weights). Output: "frames", "offsets", "grad.<parameter>" of every trained parameter, "value.<parameter>" of
 // all, "scale.<parameter>": its learning rate as a share of the optimizer's, 0 where it is not trained.
 #include <google/protobuf/text_format.h>
 

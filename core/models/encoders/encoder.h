@@ -43,7 +43,7 @@ class Encoder {
   virtual int64_t most_rows() const { return std::numeric_limits<int64_t>::max(); }
 
   // All its parameters, with whether and how they are trained; names are complete ("encoders.audio..."). in_encoder is
-  // set.
+  // set. Where load() puts values in place, they need not start at random.
   virtual std::vector<ParameterSpec> specs() const = 0;
 
   // Whether any of them is trained: only then do its frames need a gradient.

@@ -33,12 +33,13 @@ void require_memory(const Encoder& encoder, const PretrainedFolder& folder) {
 
 std::unique_ptr<Encoder> of_family(const config::Encoder& config, int64_t index, int64_t position,
                                    const std::shared_ptr<const PretrainedFolder>& folder) {
-  const std::string type = folder->text("model_type", ""), prefix = fmt::format("encoders.{}.", config.modality()),
-                    block = fmt::format("encoders[{}]", index);
+  const std::string type = folder->text("model_type", "");
+  const EncoderBlock block{config, fmt::format("encoders[{}]", index), fmt::format("encoders.{}.", config.modality()),
+                           folder, first_dropout_layer(position)};
   for (const char* const speech : {"wav2vec2", "hubert", "wavlm"})
-    if (type == speech) return make_speech_encoder(config, block, folder, prefix, first_dropout_layer(position));
+    if (type == speech) return make_speech_encoder(block);
   for (const char* const text : {"bert", "roberta", "xlm-roberta"})
-    if (type == text) return make_text_encoder(config, block, folder, prefix, first_dropout_layer(position));
+    if (type == text) return make_text_encoder(block);
   folder->refuse("model_type",
                  "encoders are wav2vec2, hubert and wavlm for speech, bert, roberta and xlm-roberta for text");
 }

@@ -3,9 +3,7 @@
 #include <memory>
 #include <string>
 
-#include "core/config/experiment.pb.h"
-#include "core/models/encoders/encoder.h"
-#include "core/models/encoders/pretrained_folder.h"
+#include "core/models/encoders/pretrained_encoder.h"
 
 namespace muster::models {
 
@@ -20,14 +18,8 @@ std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t ind
 std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t index, int64_t position,
                                       std::shared_ptr<const PretrainedFolder> folder);
 
-// The families, by model_type. `prefix`: of its parameters' names, "encoders.audio.".
-// Speech: wav2vec2, hubert and wavlm.
-std::unique_ptr<Encoder> make_speech_encoder(const config::Encoder& config, const std::string& path_of_block,
-                                             std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
-                                             uint32_t first_dropout_layer);
-// Text: bert, roberta and xlm-roberta.
-std::unique_ptr<Encoder> make_text_encoder(const config::Encoder& config, const std::string& path_of_block,
-                                           std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
-                                           uint32_t first_dropout_layer);
+// The families, by model_type: wav2vec2, hubert and wavlm; bert, roberta and xlm-roberta.
+std::unique_ptr<Encoder> make_speech_encoder(const EncoderBlock& block);
+std::unique_ptr<Encoder> make_text_encoder(const EncoderBlock& block);
 
 }  // namespace muster::models

@@ -10,6 +10,7 @@
 #include "core/kernels/ragged_convolution.h"
 #include "core/kernels/upload.h"
 #include "core/models/encoders/make_encoder.h"
+#include "core/models/encoders/pretrained_encoder.h"
 #include "core/models/encoders/speech_config.h"
 #include "core/models/layers.h"
 
@@ -29,10 +30,9 @@ enum SpeechDropoutLayer : uint32_t {
   kFirstTransformerLayer = 8
 };
 
-class SpeechEncoder : public Encoder {
+class SpeechEncoder final : public PretrainedEncoder {
  public:
-  SpeechEncoder(const config::Encoder& config, const std::string& block, std::shared_ptr<const PretrainedFolder> folder,
-                const std::string& prefix, uint32_t first_dropout_layer);
+  explicit SpeechEncoder(const EncoderBlock& block);
 
   int64_t dim() const override { return config_.dim; }
   data::ModalityKind input() const override { return data::ModalityKind::kWaveform; }
@@ -40,22 +40,21 @@ class SpeechEncoder : public Encoder {
   int64_t frames_of(int64_t rows) const override { return config_.frames_of(rows); }
   int64_t fewest_rows() const override { return config_.fewest_rows(); }
   std::vector<ParameterSpec> specs() const override;
-  std::vector<std::string> ignored_tensors() const override { return folder_->ignored(names_); }
-  bool is_pretrained() const override { return folder_->has_weights(); }
-  void load(Parameters& parameters) const override { folder_->load(specs(), names_, parameters); }
   batch::Ragged encode(const Parameters& parameters, const batch::Ragged& raw, const std::vector<int64_t>& batch_index,
                        const StepContext& step) const override;
 
  private:
-  void check_settings(const config::Encoder& config) const;
   std::string convolution_name(size_t layer) const {
-    return fmt::format("{}feature_extractor.conv_layers.{}.", prefix_, layer);
+    return fmt::format("{}feature_extractor.conv_layers.{}.", prefix(), layer);
   }
-  std::string layer_name(int64_t layer) const { return fmt::format("{}encoder.layers.{}.", prefix_, layer); }
-  std::string positions_name() const { return prefix_ + "encoder.pos_conv_embed.conv."; }
+  std::string positions_name() const { return prefix() + "encoder.pos_conv_embed.conv."; }
+  // What is between feature extractor and transformer.
+  bool trains_input() const { return !is_frozen_ && (trains_all_ || block_.config.top_layers() == 0); }
   bool is_wavlm() const { return config_.family == SpeechConfig::Family::kWavLm; }
   // Whether the last norm of a pre-norm encoder is behind what is asked for.
-  bool has_final_norm() const { return config_.transformer.norm_first && !layer_is_set_ && !weighted_; }
+  bool has_final_norm() const {
+    return config_.transformer.norm_first && block_.config.layer() == 0 && !block_.config.weighted_layers();
+  }
 
   at::Tensor features(const Parameters& parameters, const batch::Ragged& raw, bool training) const;
   at::Tensor features_of(const Parameters& parameters, const batch::Ragged& raw, int64_t first, int64_t last) const;
@@ -66,68 +65,28 @@ class SpeechEncoder : public Encoder {
   at::Tensor layer_output(const Parameters& parameters, int64_t layer, const at::Tensor& x, const SampleRows& rows,
                           const StepContext& step, RelativePositionBias* bias) const;
 
-  std::string block_;
-  std::shared_ptr<const PretrainedFolder> folder_;
-  std::string prefix_;
-  uint32_t first_dropout_layer_;
-  PretrainedFolder::Names names_;
   SpeechConfig config_;
-
-  int64_t layers_ = 0;  // that are computed
-  bool layer_is_set_ = false, weighted_ = false;
-  bool is_frozen_ = false, trains_extractor_ = false;
-  bool trains_input_ = false;  // what is between feature extractor and transformer
-  int64_t first_trained_ = 0;  // layer; layers_: none
-  double scale_ = 1, decay_ = 1;
 };
 
-SpeechEncoder::SpeechEncoder(const config::Encoder& config, const std::string& block,
-                             std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
-                             uint32_t first_dropout_layer)
-    : block_(block), folder_(std::move(folder)), prefix_(prefix), first_dropout_layer_(first_dropout_layer) {
-  config_ = read_speech_config(*folder_, config);
-  check_settings(config);
-  layer_is_set_ = config.layer() > 0;
-  layers_ = layer_is_set_ ? config.layer() : config_.layers;
-  weighted_ = config.weighted_layers();
-  scale_ = config.has_learning_rate_scale() ? config.learning_rate_scale() : 1;
-  decay_ = config.has_layer_decay() ? config.layer_decay() : 1;
-  is_frozen_ = config.train() == config::Encoder::FROZEN;
-  trains_extractor_ = config.train() == config::Encoder::ALL;
-  const int64_t top = config.train() == config::Encoder::TRANSFORMER ? config.top_layers() : 0;
-  trains_input_ = !is_frozen_ && top == 0;
-  first_trained_ = is_frozen_ ? layers_ : top > 0 ? layers_ - top : 0;
-  names_ = {prefix_,
-            {"wavlm.", "wav2vec2.", "hubert."},
-            {{"parametrizations.weight.original0", "weight_g"}, {"parametrizations.weight.original1", "weight_v"}},
-            // The heads of transformers' models, and what pre-training leaves.
-            {"lm_head.", "project_hid.", "project_q.", "quantizer.", "classifier.", "projector.", "tdnn.", "objective.",
-             "feature_projector.", "final_proj.", "label_embeddings_concat", "layer_weights"},
-            // Many published files have no mask embedding although they mask in training.
-            {"layer_weights", "masked_spec_embed"}};
-  for (int64_t layer = layers_; layer < config_.layers; ++layer)
-    names_.ignored.push_back(fmt::format("encoder.layers.{}.", layer));
-  if (config_.transformer.norm_first && !has_final_norm()) names_.ignored.push_back("encoder.layer_norm.");
-  if (!config_.has_mask_embedding) names_.ignored.push_back("masked_spec_embed");
-  folder_->check(specs(), names_);
-}
-
-void SpeechEncoder::check_settings(const config::Encoder& config) const {
-  const auto require = [&](bool good, const char* field, const std::string& problem) {
-    if (!good) throw Error(ExitCode::kBadConfig, fmt::format("{}.{}: {}", block_, field, problem));
-  };
-  const int64_t layers = config.layer() > 0 ? config.layer() : config_.layers;
-  require(
-      config.layer() <= config_.layers, "layer",
-      fmt::format("is {}, but {} has {}", config.layer(), printable(folder_->path()), plural(config_.layers, "layer")));
-  require(config.layer() == 0 || !config.weighted_layers(), "weighted_layers",
-          "is the sum of all layers' outputs, and layer asks for one of them: set one of the two");
-  require(config.top_layers() <= layers, "top_layers",
-          fmt::format("is {}, but the encoder has {}", config.top_layers(), plural(layers, "layer")));
+SpeechEncoder::SpeechEncoder(const EncoderBlock& block)
+    : PretrainedEncoder(block, "encoder.layers."), config_(read_speech_config(folder(), block.config)) {
+  const config::Encoder& config = block.config;
   require(!config.spec_augment() || config_.has_mask_embedding, "spec_augment",
           fmt::format("mask_time_prob and mask_feature_prob in {} are 0, so nothing would be masked",
-                      printable(folder_->config_path())));
+                      printable(folder().config_path())));
   require(config.max_tokens() == 0, "max_tokens", "is for text encoders; this one takes waveforms");
+  PretrainedFolder::Names names{
+      prefix(),
+      {"wavlm.", "wav2vec2.", "hubert."},
+      {{"parametrizations.weight.original0", "weight_g"}, {"parametrizations.weight.original1", "weight_v"}},
+      // The heads of transformers' models, and what pre-training leaves.
+      {"lm_head.", "project_hid.", "project_q.", "quantizer.", "classifier.", "projector.", "tdnn.", "objective.",
+       "feature_projector.", "final_proj.", "label_embeddings_concat", "layer_weights"},
+      // Many published files have no mask embedding although they mask in training.
+      {"masked_spec_embed"}};
+  if (config_.transformer.norm_first && !has_final_norm()) names.ignored.push_back("encoder.layer_norm.");
+  if (!config_.has_mask_embedding) names.ignored.push_back("masked_spec_embed");
+  match(std::move(names));
 }
 
 std::vector<ParameterSpec> SpeechEncoder::specs() const {
@@ -137,15 +96,6 @@ std::vector<ParameterSpec> SpeechEncoder::specs() const {
     return Initial{Initial::Kind::kUniform, std::sqrt(1.0 / static_cast<double>(fan_in))};
   };
   const Initial weight = Initial::normal(config_.initial_deviation), zero = Initial::constant(0);
-  // Whether and how what was added since `begin` is trained; `behind`: layers between it and the encoder's output.
-  const auto mark = [&](size_t begin, bool trained, int64_t behind) {
-    for (size_t i = begin; i < specs.size(); ++i) {
-      specs[i].in_encoder = true;
-      specs[i].trained = trained;
-      specs[i].learning_rate_scale = scale_ * std::pow(decay_, static_cast<double>(behind));
-    }
-  };
-
   int64_t in = 1;
   for (size_t i = 0; i < config_.convolutions.size(); ++i) {
     const auto& [out, taps, stride] = config_.convolutions[i];
@@ -157,11 +107,11 @@ std::vector<ParameterSpec> SpeechEncoder::specs() const {
     if (!config_.group_norm || i == 0) add_layer_norm(specs, name + "layer_norm", out);
     in = out;
   }
-  mark(0, trains_extractor_, layers_);
+  mark(specs, 0, trains_all_, layers_);
 
   size_t begin = specs.size();
-  if (config_.projection_norm) add_layer_norm(specs, prefix_ + "feature_projection.layer_norm", in);
-  const std::string projection = prefix_ + "feature_projection.projection";
+  if (config_.projection_norm) add_layer_norm(specs, prefix() + "feature_projection.layer_norm", in);
+  const std::string projection = prefix() + "feature_projection.projection";
   specs.push_back({projection + ".weight", {config_.dim, in}, is_hubert ? weight : uniform(in)});
   specs.push_back({projection + ".bias", {config_.dim}, is_hubert ? zero : uniform(in)});
   // Direction and length of each tap's matrix start so that their product is the direction: as the weight itself would.
@@ -174,12 +124,12 @@ std::vector<ParameterSpec> SpeechEncoder::specs() const {
                    {config_.dim, per_group, config_.position_taps},
                    Initial::normal(deviation)});
   specs.push_back({positions_name() + "bias", {config_.dim}, zero});
-  if (!config_.transformer.norm_first) add_layer_norm(specs, prefix_ + "encoder.layer_norm", config_.dim);
-  mark(begin, trains_input_, layers_);
+  if (!config_.transformer.norm_first) add_layer_norm(specs, prefix() + "encoder.layer_norm", config_.dim);
+  mark(specs, begin, trains_input(), layers_);
   begin = specs.size();
   if (config_.has_mask_embedding)
-    specs.push_back({prefix_ + "masked_spec_embed", {config_.dim}, Initial{Initial::Kind::kUniform, 0.5, -1, 0.5}});
-  mark(begin, trains_input_ && config_.masks, layers_);
+    specs.push_back({prefix() + "masked_spec_embed", {config_.dim}, Initial{Initial::Kind::kUniform, 0.5, -1, 0.5}});
+  mark(specs, begin, trains_input() && config_.masks, layers_);
 
   for (int64_t layer = 0; layer < layers_; ++layer) {
     begin = specs.size();
@@ -199,16 +149,12 @@ std::vector<ParameterSpec> SpeechEncoder::specs() const {
     add_linear(specs, name + "feed_forward.intermediate_dense", config_.intermediate, config_.dim, weight);
     add_linear(specs, name + "feed_forward.output_dense", config_.dim, config_.intermediate, weight);
     add_layer_norm(specs, name + "final_layer_norm", config_.dim);
-    mark(begin, layer >= first_trained_, layers_ - 1 - layer);
+    mark(specs, begin, layer >= first_trained_, layers_ - 1 - layer);
   }
   begin = specs.size();
-  if (has_final_norm()) add_layer_norm(specs, prefix_ + "encoder.layer_norm", config_.dim);
-  mark(begin, !is_frozen_, 0);
-  // Not pretrained: learnt at the model's rate, also on top of an encoder that is frozen.
-  if (weighted_) {
-    specs.push_back({prefix_ + "layer_weights", {layers_ + 1}, zero});
-    specs.back().in_encoder = true;
-  }
+  if (has_final_norm()) add_layer_norm(specs, prefix() + "encoder.layer_norm", config_.dim);
+  mark(specs, begin, !is_frozen_, 0);
+  add_layer_weights(specs);
   return specs;
 }
 
@@ -265,9 +211,9 @@ at::Tensor SpeechEncoder::features_of(const Parameters& parameters, const batch:
 }
 
 at::Tensor SpeechEncoder::features(const Parameters& parameters, const batch::Ragged& raw, bool training) const {
-  const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_extractor_);
+  const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_all_);
   // Not by whether there is a graph: a first pass without one must have the same bits.
-  if (training && trains_extractor_) return features_of(parameters, raw, 0, raw.samples());
+  if (training && trains_all_) return features_of(parameters, raw, 0, raw.samples());
   // Where nothing need be kept for a backward pass, a few samples at a time need less memory, and stay in the caches.
   const int64_t most_rows = raw.values.is_cuda() ? int64_t{1} << 22 : int64_t{1} << 17;
   std::vector<at::Tensor> parts;
@@ -284,18 +230,18 @@ at::Tensor SpeechEncoder::transformer_input(const Parameters& parameters, const 
                                             const SampleRows& rows, const StepContext& step) const {
   const auto dropped = [&](const at::Tensor& x, double p, uint32_t layer) {
     return kernels::dropout(x, step.training ? p : 0, rows.offsets, rows.batch_index,
-                            step.dropout(first_dropout_layer_ + layer));
+                            step.dropout(block_.first_dropout_layer + layer));
   };
   at::Tensor x = features;
   if (config_.projection_norm)
-    x = layer_norm(parameters, prefix_ + "feature_projection.layer_norm", x, config_.transformer.norm_epsilon);
+    x = layer_norm(parameters, prefix() + "feature_projection.layer_norm", x, config_.transformer.norm_epsilon);
   // The sums of all layers stand on this: in the parameters' dtype also under autocast.
-  x = linear(parameters, prefix_ + "feature_projection.projection", x).to(parameters.dtype());
+  x = linear(parameters, prefix() + "feature_projection.projection", x).to(parameters.dtype());
   x = dropped(x, config_.projection_dropout, kProjectionDropout);
   if (step.training && config_.masks) {
-    x = mask_times(x, parameters[prefix_ + "masked_spec_embed"], config_.masked_times, rows,
-                   step.dropout(first_dropout_layer_ + kTimeMask));
-    x = mask_features(x, config_.masked_features, rows, step.dropout(first_dropout_layer_ + kFeatureMask));
+    x = mask_times(x, parameters[prefix() + "masked_spec_embed"], config_.masked_times, rows,
+                   step.dropout(block_.first_dropout_layer + kTimeMask));
+    x = mask_features(x, config_.masked_features, rows, step.dropout(block_.first_dropout_layer + kFeatureMask));
   }
   const at::Tensor weight = at::_weight_norm(parameters[positions_name() + "parametrizations.weight.original1"],
                                              parameters[positions_name() + "parametrizations.weight.original0"], 2);
@@ -303,7 +249,7 @@ at::Tensor SpeechEncoder::transformer_input(const Parameters& parameters, const 
                                parameters[positions_name() + "bias"];
   x = x + activate(config_.extractor_activation, positions);
   if (!config_.transformer.norm_first)
-    x = layer_norm(parameters, prefix_ + "encoder.layer_norm", x, config_.transformer.norm_epsilon);
+    x = layer_norm(parameters, prefix() + "encoder.layer_norm", x, config_.transformer.norm_epsilon);
   return dropped(x, config_.transformer.hidden_dropout, kInputDropout);
 }
 
@@ -311,12 +257,11 @@ at::Tensor SpeechEncoder::transformer_input(const Parameters& parameters, const 
 // its own, larger ones into buckets that grow with the logarithm (Raffel et al., 2020), in float32 as transformers
 // computes them, on the CPU: a logarithm that differs in its last bit could move a distance to the next bucket.
 RelativePositionBias SpeechEncoder::relative_positions(const Parameters& parameters, const SampleRows& rows) const {
-  RelativePositionBias bias;
+  int64_t longest = 1;
   for (size_t sample = 0; sample + 1 < rows.offsets.size(); ++sample)
-    bias.longest = std::max(bias.longest, rows.offsets[sample + 1] - rows.offsets[sample]);
-  if (bias.longest == 0) bias.longest = 1;
+    longest = std::max(longest, rows.offsets[sample + 1] - rows.offsets[sample]);
   const int64_t half = config_.buckets / 2, exact = half / 2;
-  const at::Tensor distance = at::arange(1 - bias.longest, bias.longest, at::kLong), length = distance.abs();
+  const at::Tensor distance = at::arange(1 - longest, longest, at::kLong), length = distance.abs();
   const at::Tensor grown = at::log(length.to(at::kFloat) / static_cast<double>(exact)) /
                            std::log(static_cast<double>(config_.most_distance) / static_cast<double>(exact)) *
                            static_cast<double>(half - exact);
@@ -324,15 +269,14 @@ RelativePositionBias SpeechEncoder::relative_positions(const Parameters& paramet
   const at::Tensor large = (grown.clamp_min(0) + exact).to(at::kLong).clamp_max(half - 1);
   const at::Tensor bucket = (distance > 0).to(at::kLong) * half + length.where(length < exact, large);
   const at::Tensor& embedding = parameters[layer_name(0) + "attention.rel_attn_embed.weight"];
-  bias.table = at::embedding(embedding, kernels::upload(bucket, embedding.device()));
-  return bias;
+  return {at::embedding(embedding, kernels::upload(bucket, embedding.device())), ""};
 }
 
 // Layerdrop (Fan et al., 2020): one draw per layer and step for the whole global batch, so it does not depend on how
 // the batch is spread over ranks. WavLM keeps the first layer, as in transformers.
 bool SpeechEncoder::is_left_out(int64_t layer, const StepContext& step) const {
   if (!step.training || config_.layerdrop == 0 || (is_wavlm() && layer == 0)) return false;
-  const auto key = step.dropout(first_dropout_layer_ + kLayerChoice);
+  const auto key = step.dropout(block_.first_dropout_layer + kLayerChoice);
   return random::uniform(random::philox4x32(key.seed, {static_cast<uint32_t>(layer), 0, key.site, key.step})[0]) <
          config_.layerdrop;
 }
@@ -351,18 +295,16 @@ at::Tensor SpeechEncoder::layer_output(const Parameters& parameters, int64_t lay
                                     name + "feed_forward.output_dense",
                                     name + "final_layer_norm"};
   if (bias != nullptr) bias->gate = attention;
-  const auto dropout =
-      first_dropout_layer_ + kFirstTransformerLayer + static_cast<uint32_t>(layer) * kDropoutLayersPerTransformerLayer;
+  const auto dropout = block_.first_dropout_layer + kFirstTransformerLayer +
+                       static_cast<uint32_t>(layer) * kDropoutLayersPerTransformerLayer;
   return transformer_layer(parameters, names, config_.transformer, x, rows, step, dropout, bias);
 }
 
 batch::Ragged SpeechEncoder::encode(const Parameters& parameters, const batch::Ragged& raw,
                                     const std::vector<int64_t>& batch_index, const StepContext& any_step) const {
-  StepContext step = any_step;
-  step.training = step.training && !is_frozen_;  // what is frozen computes as in evaluation
+  const StepContext step = as_trained(any_step);
   if (raw.values.dim() != 2 || raw.values.size(1) != 1 || !raw.values.is_floating_point())
-    throw Error(ExitCode::kBadData, fmt::format("{}: a speech encoder takes rows of one value", block_));
-  const bool with_graph = at::GradMode::is_enabled();
+    throw Error(ExitCode::kBadData, fmt::format("{}: a speech encoder takes rows of one value", block_.path));
   std::vector<int64_t> offsets{0};
   for (int64_t sample = 0; sample < raw.samples(); ++sample)
     offsets.push_back(offsets.back() + config_.frames_of(raw.length(sample)));
@@ -372,38 +314,28 @@ batch::Ragged SpeechEncoder::encode(const Parameters& parameters, const batch::R
 
   at::Tensor x = features(parameters, raw, step.training);
   {
-    const at::AutoGradMode gradients(with_graph && trains_input_);
+    const at::AutoGradMode gradients(at::GradMode::is_enabled() && trains_input());
     x = transformer_input(parameters, x, rows, step);
   }
   std::optional<RelativePositionBias> bias;
   if (is_wavlm()) {
-    const at::AutoGradMode gradients(with_graph && first_trained_ == 0);
+    const at::AutoGradMode gradients(at::GradMode::is_enabled() && first_trained_ == 0);
     bias = relative_positions(parameters, rows);
   }
-  const at::Tensor shares = weighted_ ? parameters[prefix_ + "layer_weights"].softmax(0) : at::Tensor();
-  at::Tensor sum = weighted_ ? x * shares.select(0, 0) : at::Tensor();
-  for (int64_t layer = 0; layer < layers_; ++layer) {
-    {
-      const at::AutoGradMode gradients(with_graph && layer >= first_trained_);
-      x = layer_output(parameters, layer, x, rows, step, bias ? &*bias : nullptr);
-    }
-    // As in transformers' hidden_states, the last layer's output is taken without the final norm.
-    if (weighted_) sum = sum + x * shares.select(0, layer + 1);
-  }
-  if (weighted_) return {sum, offsets};
+  x = through_layers(parameters, std::move(x), [&](int64_t layer, const at::Tensor& input) {
+    return layer_output(parameters, layer, input, rows, step, bias ? &*bias : nullptr);
+  });
   if (has_final_norm()) {
-    const at::AutoGradMode gradients(with_graph && !is_frozen_);
-    x = layer_norm(parameters, prefix_ + "encoder.layer_norm", x, config_.transformer.norm_epsilon);
+    const at::AutoGradMode gradients(at::GradMode::is_enabled() && !is_frozen_);
+    x = layer_norm(parameters, prefix() + "encoder.layer_norm", x, config_.transformer.norm_epsilon);
   }
   return {x, offsets};
 }
 
 }  // namespace
 
-std::unique_ptr<Encoder> make_speech_encoder(const config::Encoder& config, const std::string& path_of_block,
-                                             std::shared_ptr<const PretrainedFolder> folder, const std::string& prefix,
-                                             uint32_t first_dropout_layer) {
-  return std::make_unique<SpeechEncoder>(config, path_of_block, std::move(folder), prefix, first_dropout_layer);
+std::unique_ptr<Encoder> make_speech_encoder(const EncoderBlock& block) {
+  return std::make_unique<SpeechEncoder>(block);
 }
 
 }  // namespace muster::models

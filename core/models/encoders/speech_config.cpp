@@ -195,7 +195,6 @@ SpeechConfig read_speech_config(const PretrainedFolder& folder, const config::En
       activation_named(folder.text("feat_extract_activation", "gelu"), "feat_extract_activation", file);
 
   result.dim = folder.integer("hidden_size", 768, 1, 65'536);
-  result.layers = folder.integer("num_hidden_layers", 12, 1, 1'000);
   result.intermediate = folder.integer("intermediate_size", 3072, 1, 1'048'576);
   result.transformer.heads = folder.integer("num_attention_heads", 12, 1, 65'536);
   if (result.dim % result.transformer.heads != 0)

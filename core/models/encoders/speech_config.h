@@ -26,7 +26,7 @@ struct SpeechConfig {
 
   bool projection_norm = true;
   double projection_dropout = 0;
-  int64_t dim = 0, intermediate = 0, layers = 0;
+  int64_t dim = 0, intermediate = 0;
   int64_t position_taps = 0, position_groups = 0;
   TransformerOptions transformer;  // norm_first: "stable layer norm"
   double layerdrop = 0;

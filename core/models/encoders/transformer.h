@@ -47,9 +47,9 @@ struct SampleRows {
 // WavLM's gated relative position bias (Chen et al., 2022, section 3.1): what is added to the attention score of query
 // t and key s of a sample in head h is gate(x_t, h) * table[bucket(s - t), h].
 struct RelativePositionBias {
-  at::Tensor table;     // [2 * longest - 1, heads], row longest - 1 + (s - t): one per distance, differentiable
-  int64_t longest = 0;  // rows of the longest sample
-  std::string gate;     // name prefix of this layer's gru_rel_pos_const and gru_rel_pos_linear
+  // [2 * n - 1, heads], row n - 1 + (s - t), of n rows in the longest sample: one per distance, differentiable.
+  at::Tensor table;
+  std::string gate;  // name prefix of this layer's gru_rel_pos_const and gru_rel_pos_linear
 };
 
 // Dropout layers that one transformer layer uses: [first, first + 4).

@@ -193,6 +193,9 @@ const Wrong kWrong[] = {
      "Non0_acc_2, Non0_F1_score, Mult_acc_5, Mult_acc_7, MAE, Corr or loss"},
     {"patience_without_evaluation", "miar {}\ndata { path: 'x' }\nevaluation { every_epochs: 0\n patience: 3 }",
      "e.txtpb:4: evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0"},
+    {"one_layer_and_all",
+     "miar {}\ndata { path: 'x' }\nencoders { modality: 'text' path: 'e'\n layer: 2 weighted_layers: true }",
+     "e.txtpb:4: encoders[0]: either layer, one layer's output, or weighted_layers, a sum of all; not both"},
     {"frozen_with_masks",
      "miar {}\ndata { path: 'x' }\nencoders { modality: 'audio' path: 'e'\n train: FROZEN\n spec_augment: true }",
      "e.txtpb:5: encoders[0].spec_augment is true, but encoders[0].train is FROZEN, and a frozen encoder computes in "

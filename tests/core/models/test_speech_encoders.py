@@ -442,7 +442,7 @@ def test_refused(made, tmp_path):
         message = refusal(copied(folder, tmp_path / str(i), **changes), tmp_path)
         assert words in message and "config.json" in message, message
     for settings, words in [("layer: 3", "layer"), ("train: TRANSFORMER top_layers: 3", "top_layers"),
-                            ("layer: 1 weighted_layers: true", "weighted_layers"), ("spec_augment: true", "spec_augment"),
+                            ("spec_augment: true", "spec_augment"),
                             ("max_tokens: 3", "max_tokens")]:
         message = refusal(folder, tmp_path, settings)
         assert f"encoders[0].{words}" in message, message
