@@ -3,6 +3,7 @@ and without anything of the encoders' folders. Encoders are those of the quickst
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import muster_program as mp
+from test_resume import Job, rows, saved, scores, steps
 
 FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
 TINY = mp.ROOT / "experiments/encoders"
@@ -60,6 +62,51 @@ def test_same_bits_on_any_number_of_ranks(folders, tmp_path):
     assert mp.bits(resumed) == mp.bits(one)
     # What a change of the seed changes, so that equal bits mean something.
     assert mp.bits(mp.train(tmp_path, text, "seed2", 1, "--set", "seed=2")) != mp.bits(one)
+
+
+STEPS, OFTEN = 24, "reproducible: true microbatches: 5 log_every_steps: 1"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folders, tmp_path_factory):
+    return mp.train(tmp_path_factory.mktemp("uninterrupted"), RAW + SMALL + encoders(folders) + training(STEPS, OFTEN))
+
+
+@pytest.mark.parametrize("recompute", ["NONE", "ENCODERS"])
+def test_killed_and_resumed_on_other_ranks(recompute, folders, uninterrupted, tmp_path):
+    """All ranks die at once some steps behind a checkpoint; more of them end with the weights of one that nothing happened to."""
+    text = RAW + SMALL + encoders(folders) + training(STEPS, f"{OFTEN} recompute: {recompute}") + "checkpoints { every_epochs: 0 every_steps: 10 }\n"
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    with Job(tmp_path, "train", config, "--run-dir", run, ranks=2) as job:
+        job.wait_until(lambda: saved(run) > 0 and steps(run) > saved(run))
+        ranks = job.ranks()
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+        assert len(ranks) == 2 and job.end() in (76, 137), job.text()
+    at = saved(run)
+    assert at in (10, 20) and not (run / "result.json").exists()
+    assert f"continues after step {at}" in mp.muster("resume", run, ranks=3).stderr
+    assert mp.result(run)["resumed"] and mp.result(run)["last"]["step"] == STEPS
+    for which in ("best", "last"):
+        assert mp.result(run)[which]["fingerprint"] == mp.result(uninterrupted)[which]["fingerprint"]
+    assert scores(run) == scores(uninterrupted) and rows(run) == rows(uninterrupted)
+
+
+def test_bfloat16(tmp_path):
+    """The quickstart in BF16: not the numbers of FP32, near them, and the same on two ranks but for rounding."""
+    small = {"data.synthetic.samples": 60, "encoders[0].max_seconds": 0.5, "training.epochs": 2, "training.batch_size": 12,
+             "training.log_every_steps": 1, "optimizer.warmup_steps": 2}
+    losses = {}
+    for name, precision, ranks in (("fp32", "FP32", 1), ("one", "BF16", 1), ("two", "BF16", 2)):
+        changes = [word for field, value in {**small, "training.precision": precision}.items() for word in ("--set", f"{field}={value}")]
+        mp.muster("train", mp.ROOT / "experiments/foal_net_raw_quickstart.txtpb", "--run-dir", tmp_path / name, *changes, ranks=ranks)
+        losses[name] = np.array([row["loss"] for row in mp.metrics_rows(tmp_path / name, "train") + mp.metrics_rows(tmp_path / name, "valid")])
+        assert np.isfinite(losses[name]).all() and mp.result(tmp_path / name)["best"]["epoch"] in (1, 2)
+        assert {str(value.dtype) for value in mp.weights(tmp_path / name / "weights/last.safetensors").values()} == {"float32"}
+    print(*(f"{name} {values.round(5)}" for name, values in losses.items()), sep="\n")
+    away = np.abs(losses["one"] / losses["fp32"] - 1)
+    assert 1e-5 < away.max() < 0.02
+    assert np.abs(losses["two"] / losses["one"] - 1).max() <= 1e-3
 
 
 @pytest.mark.parametrize("model", ["miar { dim: 16 heads: 2 ffn_dim: 32 alignment_dim: 8 layers: 1 }\n", mp.SMALL_LATE_FUSION])

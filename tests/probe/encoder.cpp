@@ -1,9 +1,10 @@
 // probe encoder CONFIG INPUT.safetensors OUTPUT.safetensors: runs a pretrained encoder. CONFIG: text of a
 // muster.config.Encoder. Input: "values" [rows, dim] (float64 or float32, which becomes the parameters' dtype, or
 // int64), "offsets" and "batch_index" (int64), "gradient" [frames, dim] of what the encoder gives (may be missing), and
-// metadata "seed", "step", "training" ("1": dropout, masking), "init_seed" (present: nothing is loaded; for a path
-// without weights). Output: "frames", "offsets", "grad.<parameter>" of every trained parameter, "value.<parameter>" of
-// all, "scale.<parameter>": its learning rate as a share of the optimizer's, 0 where it is not trained.
+// metadata "seed", "step", "training" ("1": dropout, masking), "bf16" ("1": under bfloat16 autocast), "init_seed"
+// (present: nothing is loaded; for a path without weights). Output: "frames", "offsets", "grad.<parameter>" of every
+// trained parameter, "value.<parameter>" of all, "scale.<parameter>": its learning rate as a share of the optimizer's,
+// 0 where it is not trained.
 #include <google/protobuf/text_format.h>
 
 #include <stdexcept>
@@ -11,6 +12,7 @@
 #include "base/error.h"
 #include "checkpoints/safetensors.h"
 #include "core/models/encoders/make_encoder.h"
+#include "core/training/autocast.h"
 
 int encoder_probe(int argc, char** argv) {
   using namespace muster;
@@ -36,7 +38,12 @@ int encoder_probe(int argc, char** argv) {
     if (input.metadata.count("init_seed") == 0) encoder->load(parameters);
     const models::StepContext step{std::stoull(meta("seed", "1")), static_cast<uint32_t>(std::stoul(meta("step", "0"))),
                                    meta("training", "0") == "1"};
-    const auto frames = encoder->encode(parameters, raw, numbers("batch_index"), step);
+    batch::Ragged frames;
+    {
+      const training::Autocast autocast(meta("bf16", "0") == "1", c10::kCPU);
+      frames = encoder->encode(parameters, raw, numbers("batch_index"), step);
+      frames.values = frames.values.to(parameters.dtype());  // as a step takes them
+    }
     std::vector<checkpoints::NamedTensor> output{{"frames", frames.values.detach()},
                                                  {"offsets", at::tensor(frames.offsets, at::kLong)}};
     if (const auto gradient = input.tensors.find("gradient"); gradient != input.tensors.end()) {

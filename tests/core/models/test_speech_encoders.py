@@ -14,6 +14,7 @@ from transformers import (HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Fea
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "helpers"))
+from bf16 import Errors, single_and_exact
 from probe_program import probe
 
 torch.set_num_threads(1)
@@ -154,6 +155,40 @@ def test_hidden_states_and_gradients(made, tmp_path, name):
     out, ours = encode(folder, samples, tmp_path, gradient=gradient, training=1)
     assert_same_frames(ours, theirs)
     assert_same_gradients(out, model, lambda name: True)
+
+
+BFLOAT16 = [name for name in CASES if name.endswith(("-base", "-large"))]
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16(made, tmp_path, name):
+    """Under autocast frames and gradients err no more than those of transformers' model under PyTorch's autocast."""
+    single, exact = single_and_exact(made(name)[0])
+    folder = tmp_path / "folder"
+    single.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    errors = Errors()
+    for seed in range(3):
+        samples = [sample.float() for sample in waves([400, 0, 720, 4800, 8000], seed)]
+        truth = reference(exact, [sample.double() for sample in samples])
+        gradient = gradients(exact, truth, seed)
+        # oneDNN's grouped convolutions of so few channels in bfloat16 err by as much as there is, as of PyTorch 2.11.
+        with torch.backends.mkldnn.flags(enabled=False):
+            with torch.autocast("cpu", torch.bfloat16):
+                theirs = reference(single, samples)
+            single.zero_grad(set_to_none=True)
+            torch.cat([frames.double() for frames in theirs]).backward(gradient)
+        out, ours = encode(folder, samples, tmp_path, gradient=gradient.float(), training=1, bf16=1)
+        assert [len(frames) for frames in ours] == [len(frames) for frames in truth]
+        errors.add("frames", torch.cat(truth), out["frames"], torch.cat([frames.double() for frames in theirs]))
+        others = dict(single.named_parameters())
+        for parameter, value in exact.named_parameters():
+            found = out["grad.encoders.audio." + parameter]
+            if value.grad.norm() < 1e-10:  # the true gradient is 0, and ours is set so
+                assert not found.any(), parameter
+            else:
+                errors.add(parameter, value.grad, found, others[parameter].grad)
+    print(f"{name}: {errors.check()}")
 
 
 def is_extractor(name):

