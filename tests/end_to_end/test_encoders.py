@@ -95,7 +95,7 @@ def test_killed_and_resumed_on_other_ranks(recompute, folders, uninterrupted, tm
 def test_bfloat16(tmp_path):
     """The quickstart in BF16: not the numbers of FP32, near them, and the same on two ranks but for rounding."""
     small = {"data.synthetic.samples": 60, "encoders[0].max_seconds": 0.5, "training.epochs": 2, "training.batch_size": 12,
-             "training.log_every_steps": 1, "optimizer.warmup_steps": 2}
+             "training.log_every_steps": 1, "optimizer.warmup_steps": 2, "optimizer.learning_rate": 3e-4}
     losses = {}
     for name, precision, ranks in (("fp32", "FP32", 1), ("one", "BF16", 1), ("two", "BF16", 2)):
         changes = [word for field, value in {**small, "training.precision": precision}.items() for word in ("--set", f"{field}={value}")]

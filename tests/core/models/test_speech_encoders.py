@@ -168,8 +168,8 @@ def test_bfloat16(made, tmp_path, name):
     single.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
     errors = Errors()
-    for seed in range(3):
-        samples = [sample.float() for sample in waves([400, 0, 720, 4800, 8000], seed)]
+    for seed in range(8):  # a few values' error in one input says little
+        samples = [sample.float() for sample in waves([400, 0, 720, 4800], seed)]
         truth = reference(exact, [sample.double() for sample in samples])
         gradient = gradients(exact, truth, seed)
         # oneDNN's grouped convolutions of so few channels in bfloat16 err by as much as there is, as of PyTorch 2.11.
