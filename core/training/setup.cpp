@@ -81,8 +81,9 @@ void check_data(TrainingRun& run) {
 
 // A run that has no checkpoint yet must start again from the weights that it started from.
 void require_same_initial_weights(const TrainingRun& run) {
-  if (run.is_main())
-    for (const auto& [modality, recorded] : run::recorded_encoders(run.options.run_directory).items())
+  if (run.is_main()) {
+    const auto encoders = run::recorded_encoders(run.options.run_directory);
+    for (const auto& [modality, recorded] : encoders.items())
       if (const auto now = text_in(member_of(run.encoder_hashes, modality.c_str()), "sha256");
           now != text_in(recorded, "sha256"))
         throw Error(
@@ -91,6 +92,7 @@ void require_same_initial_weights(const TrainingRun& run) {
                         "one that it started from ({}, SHA-256 {}). Begin a new run in another --run-dir, or "
                         "add --force.",
                         run.options.run_directory, modality, text_in(recorded, "path"), text_in(recorded, "sha256")));
+  }
   const run::InitFrom recorded = run::recorded_init_from(run.options.run_directory);
   if (recorded.sha256 == run.init_from.sha256) return;
   const auto text = [](const run::InitFrom& weights) {
