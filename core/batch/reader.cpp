@@ -49,7 +49,7 @@ at::Tensor BatchReader::host_frames(int64_t rows, int64_t dim) const {
 
 at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
   const at::Tensor values = host.to(device_, /*non_blocking=*/true);
-  if (moments_.empty() || kind(position) != data::ModalityKind::kFeatures) return values.to(dtype_of(position));
+  if (moments_.empty() || moments_[position].mean.numel() == 0) return values.to(dtype_of(position));
   const FeatureMoments& moments = moments_[position];
   if (values.is_cpu() && dtype_ == at::kFloat && !in_float32_) {
     standardize_rows(values, moments);

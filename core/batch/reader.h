@@ -30,10 +30,11 @@ struct RowLimits {
 // the host wait. Const functions may be called from several threads.
 class BatchReader {
  public:
-  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality (of
-  // waveforms and tokens without elements), or empty for no standardization, which is computed in double precision and
-  // then rounded to `dtype`, float32 or float64; in_float32: as data.standardize_in_float32 says. `limits`: one per
-  // modality, or empty for none. The dataset must outlive the reader.
+  // `modalities`: positions in dataset.index().modalities, in the experiment's order. `moments`: one per modality, or
+  // empty for no standardization; nor is a modality standardized whose moments have no elements (those of waveforms and
+  // tokens, and of features that an encoder has made). It is computed in double precision and then rounded to `dtype`,
+  // float32 or float64; in_float32: as data.standardize_in_float32 says. `limits`: one per modality, or empty for none.
+  // The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
               at::ScalarType dtype, c10::Device device = c10::kCPU, bool in_float32 = false,
               std::vector<RowLimits> limits = {});

@@ -10,8 +10,8 @@
 
 namespace muster::batch {
 
-// Per-feature mean and standard deviation of one modality's frames, float64 [dim]. Waveforms and tokens are not
-// standardized: theirs have no elements, [0].
+// Per-feature mean and standard deviation of one modality's frames, float64 [dim]. What is not standardized (waveforms,
+// tokens, features that an encoder of the model has made) has moments without elements, [0].
 struct FeatureMoments {
   at::Tensor mean;
   at::Tensor standard_deviation;  // population; 1 where a feature never varies, so that it becomes 0
@@ -28,7 +28,7 @@ struct MomentSums {
 // features with a large offset. Throws Error(kBadData) when none of `samples` has the modality.
 at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples);
 
-// What a waveform or tokens have.
+// What is not standardized has.
 FeatureMoments no_moments();
 
 MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples,

@@ -52,6 +52,20 @@ TEST(BatchReader, ReadsTheFirstRowsOfEachSample) {
   EXPECT_EQ(reader.length(2, 2), 4);
 }
 
+// Features that an encoder of the model has made stand beside others that are standardized.
+TEST(BatchReader, StandardizesOnlyWhatHasMoments) {
+  const at::Tensor made = at::randn({5, 2}), given = at::randn({4, 3});
+  const TensorDataset dataset({made, given}, {{2, 3}, {1, 3}});
+  const FeatureMoments moments{at::full({3}, 2.0, at::kDouble), at::full({3}, 4.0, at::kDouble)};
+  for (const auto dtype : {at::kFloat, at::kDouble})
+    for (const bool in_float32 : {false, true}) {
+      const BatchReader reader(dataset, {0, 1}, {no_moments(), moments}, dtype, c10::kCPU, in_float32);
+      const Batch batch = reader.read({0, 1}, {0, 1});
+      EXPECT_TRUE(batch.modalities[0].values.equal(made.to(dtype)));
+      EXPECT_TRUE(at::allclose(batch.modalities[1].values, ((given.to(at::kDouble) - 2) / 4).to(dtype)));
+    }
+}
+
 // An encoder gives no frame of a sample that is too short: it is as if the modality were missing.
 TEST(BatchReader, CountsSamplesThatAreTooShortAsMissing) {
   const RawData raw;
