@@ -24,7 +24,8 @@ DataShape encoded(DataShape shape, const std::vector<std::unique_ptr<Encoder>>& 
   return shape;
 }
 
-std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape) {
+std::unique_ptr<Model> make_model(const config::Experiment& experiment, const DataShape& shape,
+                                  const std::set<std::string>& precomputed) {
   const ModelSpec& spec = spec_of(experiment);
   if (const std::string problem = spec.modality_problem(shape.modalities); !problem.empty())
     throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {}", problem));
@@ -37,6 +38,9 @@ std::unique_ptr<Model> make_model(const config::Experiment& experiment, const Da
   if (spec.check_data != nullptr) spec.check_data(experiment, seen, problems);
   problems.throw_if_any(ExitCode::kBadConfig);
   auto model = spec.build(experiment, seen);
+  for (size_t m = 0; m < encoders.size(); ++m)
+    if (encoders[m] && precomputed.count(shape.modalities[m]))
+      encoders[m] = models::precomputed(std::move(encoders[m]));
   model->put_in_front(std::move(encoders));
   return model;
 }

@@ -1,5 +1,7 @@
 #include "core/models/encoders/encoder.h"
 
+#include <stdexcept>
+
 namespace muster::models {
 namespace {
 
@@ -40,12 +42,36 @@ class Chain final : public Encoder {
   std::unique_ptr<Encoder> first_, second_;
 };
 
+class Precomputed final : public Encoder {
+ public:
+  explicit Precomputed(std::unique_ptr<Encoder> encoder) : encoder_(std::move(encoder)) {}
+
+  int64_t dim() const override { return encoder_->dim(); }
+  std::vector<ParameterSpec> specs() const override { return encoder_->specs(); }
+  std::vector<std::string> ignored_tensors() const override { return encoder_->ignored_tensors(); }
+  bool is_pretrained() const override { return encoder_->is_pretrained(); }
+  void load(Parameters& parameters) const override { encoder_->load(parameters); }
+
+  batch::Ragged encode(const Parameters&, const batch::Ragged& frames, const std::vector<int64_t>&,
+                       const StepContext&) const override {
+    return frames;
+  }
+
+ private:
+  std::unique_ptr<Encoder> encoder_;
+};
+
 }  // namespace
 
 std::unique_ptr<Encoder> chained(std::unique_ptr<Encoder> first, std::unique_ptr<Encoder> second) {
   if (!first) return second;
   if (!second) return first;
   return std::make_unique<Chain>(std::move(first), std::move(second));
+}
+
+std::unique_ptr<Encoder> precomputed(std::unique_ptr<Encoder> encoder) {
+  if (encoder->is_trained()) throw std::logic_error("precomputed: the encoder is trained");
+  return std::make_unique<Precomputed>(std::move(encoder));
 }
 
 }  // namespace muster::models

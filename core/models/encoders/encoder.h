@@ -76,6 +76,10 @@ class Encoder {
 // The same work as `first`, and then `second` on the frames that it gives.
 std::unique_ptr<Encoder> chained(std::unique_ptr<Encoder> first, std::unique_ptr<Encoder> second);
 
+// What stands in a model in place of an encoder whose frames were computed beforehand: it takes these frames and passes
+// them on. Its parameters and their pretrained values are the encoder's, of which none may be trained.
+std::unique_ptr<Encoder> precomputed(std::unique_ptr<Encoder> encoder);
+
 // Dropout layers of the encoder of the modality at this place in the experiment's list: [first, first + 2^16).
 constexpr uint32_t first_dropout_layer(int64_t position) {
   return (uint32_t{1} << 24) + (static_cast<uint32_t>(position) << 16);
