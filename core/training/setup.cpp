@@ -16,6 +16,7 @@
 #include "core/run/kept_encoders.h"
 #include "core/run/stop.h"
 #include "core/run/weights.h"
+#include "core/training/frozen_features.h"
 #include "core/training/same_job.h"
 #include "distributed/watchdog.h"
 
@@ -203,7 +204,8 @@ void prepare(TrainingRun& run) {
       run.split.test.clear();
       require_validation_split(config, run.data, run.split);
     }
-    run.model = models::make_model(config, run.data.shape);
+    run.frozen = run.policy.writes_all_files ? frozen_modalities(config) : std::set<std::string>();
+    run.model = models::make_model(config, run.data.shape, run.frozen);
   });
   run.progress.line(fmt::format("reading {}: {} samples", run.data.dataset->source(), run.data.index().size()));
   check_data(run);
@@ -222,18 +224,31 @@ void prepare(TrainingRun& run) {
   auto& parameters = run.model->parameters();
   require_same_weights(parameters, run.moments, communicator);
   require_same_encoders(config, parameters, communicator);
-  run.reader =
-      std::make_unique<batch::BatchReader>(*run.data.dataset, run.data.modalities, run.moments, parameters.dtype(),
-                                           run.compute.device, config.data().standardize_in_float32(), run.data.limits);
   parameters.move_to(run.compute.device);
-  on_all_ranks([&] { run.reader->keep_on_device(config.training().data_on_device(), run.compute.ranks_on_gpu); });
+  if (run.frozen.empty()) make_step(run);
   const auto& adamw = config.optimizer();
   run.optimizer = std::make_unique<optim::AdamW>(
       parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
   if (from_checkpoint) distributed::run_on_all_ranks(communicator, [&] { restore_progress(run); });
-  run.step = std::make_unique<Step>(*run.model, *run.reader, communicator,
+}
+
+void make_step(TrainingRun& run) {
+  const auto& training = run.config.training();
+  // Frozen encoders have had all of a sample that they may see.
+  std::vector<batch::RowLimits> limits = run.data.limits;
+  for (size_t m = 0; m < limits.size(); ++m)
+    if (run.frozen.count(run.data.shape.modalities[m])) limits[m] = {};
+  run.reader =
+      std::make_unique<batch::BatchReader>(run.with_frozen ? *run.with_frozen : *run.data.dataset, run.data.modalities,
+                                           run.moments, run.model->parameters().dtype(), run.compute.device,
+                                           run.config.data().standardize_in_float32(), std::move(limits));
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    config::with_places(run.loaded,
+                        [&] { run.reader->keep_on_device(training.data_on_device(), run.compute.ranks_on_gpu); });
+  });
+  run.step = std::make_unique<Step>(*run.model, *run.reader, run.communicator,
                                     StepOptions{run.compute.microbatches, run.compute.reproducible, run.compute.bf16,
-                                                config.training().recompute() == config::Training::ENCODERS});
+                                                training.recompute() == config::Training::ENCODERS});
 }
 
 namespace {
@@ -260,6 +275,10 @@ std::string summary(const TrainingRun& run) {
     text += fmt::format("\nnote: training.microbatches is {}: the other ranks of {} have nothing to do",
                         run.compute.microbatches, ranks);
   if (!run.compute.note.empty()) text += "\nnote: " + run.compute.note;
+  if (!run.frozen.empty())
+    text += fmt::format("\nthe frozen encoder of {} runs once; the features are kept in {} until the run is finished",
+                        join({run.frozen.begin(), run.frozen.end()}, " and of "),
+                        frozen_features_folder(run.options.run_directory));
   for (size_t m = 0; m < run.data.shape.modalities.size(); ++m)
     if (const auto* encoder = run.model->encoder(static_cast<int64_t>(m)))
       if (const auto ignored = encoder->ignored_tensors(); !ignored.empty())

@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -72,6 +73,8 @@ struct TrainingRun {
   DataSource data;
   data::Split split;
   std::vector<batch::FeatureMoments> moments;
+  std::set<std::string> frozen;  // modalities whose encoders run once (frozen_features.h) and not in the step
+  std::shared_ptr<const data::Dataset> with_frozen;  // `data` with what these encoders give; nullptr: not known yet
   std::unique_ptr<batch::BatchReader> reader;
   std::optional<batch::TrainingPlan> plan;
   std::unique_ptr<models::Model> model;
@@ -91,9 +94,13 @@ struct TrainingRun {
   at::Tensor best_values;  // flat, as the parameters; undefined until the first validation
 };
 
-// Opens and checks everything and makes all parts of the run, restored from its newest checkpoint where it resumes.
-// Writes nothing. Throws as train(). Collective.
+// Opens and checks everything and makes all parts of the run, restored from its newest checkpoint where it resumes; but
+// for reader and step where run.frozen has something. Writes nothing. Throws as train(). Collective.
 void prepare(TrainingRun& run);
+
+// Makes the run's reader and step. Throws Error(kBadConfig) when the data does not fit where data_on_device wants it.
+// Collective.
+void make_step(TrainingRun& run);
 
 // What is about to be trained, in words.
 std::string summary(const TrainingRun& run);

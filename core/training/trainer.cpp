@@ -12,6 +12,7 @@
 #include "checkpoints/retention.h"
 #include "core/run/checkpointing.h"
 #include "core/run/weights.h"
+#include "core/training/frozen_features.h"
 #include "core/training/loop.h"
 #include "core/training/setup.h"
 #include "distributed/watchdog.h"
@@ -160,6 +161,7 @@ void conclude(TrainingRun& run, const run::Evaluation* best_evaluation, const nl
     run.directory->write("result.json", result.dump(2) + "\n");
     thin_out_checkpoints(run);
   });
+  remove_frozen_features(run);
   if (run.is_main() && run.policy.shows_progress) print_report(run, columns, confusion, facts.at("checkpoints"));
 }
 
@@ -175,12 +177,14 @@ void train_one(const config::LoadedExperiment& loaded, const TrainOptions& optio
     return;
   }
   if (is_concluded(run)) {
+    remove_frozen_features(run);  // where the job that has concluded it was killed right then
     if (run.is_main() && policy.shows_progress)
       print_out("{} is finished already{}: see its result.json\n", options.run_directory,
                 run.state.steps_done() > 0 ? fmt::format(", after {} steps", run.state.steps_done()) : "");
     return;
   }
   open_for_writing(run);
+  use_frozen_features(run);
   TrainingLoop loop(run);
   loop.run();
   const distributed::PhaseScope phase(distributed::Phase::kEvaluation);

@@ -68,8 +68,9 @@ void require_place(const std::string& path, const std::string& own) {
   if (!owner.empty() && (own.empty() || !fs::equivalent(owner, own, ignored)))
     refuse(path, fmt::format("it lies in {}, the directory of a run, search or study", owner.string()));
   if (owner.empty()) return;
-  static const std::set<std::string> kept{
-      "cells", "checkpoints", "jobs", "logs", "predictions-test.csv", "predictions-valid.csv", "trials", "weights"};
+  static const std::set<std::string> kept{"cells",  "checkpoints",          "frozen_features",       "jobs",
+                                          "logs",   "predictions-test.csv", "predictions-valid.csv", "trials",
+                                          "weights"};
   const fs::path inside = fs::weakly_canonical(fs::absolute(path, ignored), ignored).lexically_relative(owner);
   if (kept.count(inside.begin()->string())) refuse(path, "it lies among what the run itself keeps there");
 }

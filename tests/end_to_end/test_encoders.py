@@ -1,7 +1,8 @@
-"""Runs whose features come from encoders that are trained with the model: the same bits on any number of ranks, resumed, evaluated,
-and without anything of the encoders' folders. Encoders are those of the quickstart."""
+"""Runs whose features come from encoders that are trained with the model, or frozen: the same bits on any number of ranks, resumed,
+evaluated, and without anything of the encoders' folders. Encoders are those of the quickstart."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import muster_program as mp
+from faulty_disk import shim
 from test_resume import Job, rows, saved, scores, steps
 
 FULL = os.environ.get("MUSTER_FULL_TESTS") == "1"
@@ -238,3 +240,109 @@ def test_what_cannot_be_extracted(folders, tmp_path):
     config = mp.write_config(tmp_path / "e.txtpb", RAW + SMALL + encoders(folders, "FROZEN", "FROZEN"))
     assert "mine.txt" in mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", code=2).stderr
     assert (tmp_path / "f.h5.parts/mine.txt").read_text() == "mine" and not (tmp_path / "f.h5").exists()
+
+
+def cached(run):
+    """Of the frozen encoders: ([KEY.h5], other entries of the folder)."""
+    entries = sorted((run / "frozen_features").iterdir()) if (run / "frozen_features").exists() else []
+    return [path for path in entries if path.suffix == ".h5"], [path for path in entries if path.suffix != ".h5"]
+
+
+def losses(run):
+    """(kind, step, name, value) of all rows."""
+    return [(row["kind"], row["step"], name, value) for row in mp.metrics_rows(run) for name, value in [("loss", row["loss"]), *row["terms"].items()]]
+
+
+def test_a_frozen_encoder_runs_before_the_first_step(folders, tmp_path):
+    """The losses are those of training on what `data encode` has written, with an adapter behind the frozen encoder and a trained one beside it."""
+    mp.muster("data", "synth", "--kind", "classification", "--raw", "--samples", 36, "-o", tmp_path / "raw.h5")
+    audio, text = encoders(folders, "FROZEN").splitlines()
+    alone = mp.write_config(tmp_path / "alone.txtpb", "data { path: 'raw.h5' modalities: ['audio'] }\n" + mp.SMALL_LATE_FUSION + audio)
+    mp.muster("data", "encode", alone, "-o", tmp_path / "encoded.h5")
+    data = "data {{ path: '{}.h5' modalities: ['audio', 'text'] standardize: {} }}\n"
+    rest = SMALL.replace("adapter_dim: 0", "adapter_dim: 6") + text + "\n" + training(8, "log_every_steps: 1")
+    config = mp.write_config(tmp_path / "once.txtpb", data.format("raw", "true") + audio + "\n" + rest)
+    assert "the frozen encoder of audio runs once" in mp.muster("train", config, "--run-dir", tmp_path / "once", "--dry-run").stderr
+    assert not (tmp_path / "once").exists()
+    messages = mp.muster("train", config, "--run-dir", tmp_path / "once").stderr
+    assert messages.count("running the frozen encoder of audio once over 36 samples") == 1
+    expected = losses(mp.train(tmp_path, data.format("encoded", "false") + rest, "encoded"))
+    actual = losses(tmp_path / "once")
+    assert len(actual) > 30 and [row[:3] for row in actual] == [row[:3] for row in expected]
+    for one, other in zip(actual, expected):
+        assert abs(one[3] - other[3]) <= 1e-5 * abs(other[3]), (one, other)
+    # The run has the encoder's weights, and other commands run it on recordings.
+    best = mp.weights(tmp_path / "once/weights/best.safetensors")
+    for name, value in load_file(folders / "wavlm/model.safetensors").items():
+        assert np.array_equal(best["encoders.audio." + name], value), name
+    scores = json.loads(mp.muster("evaluate", tmp_path / "once", "--json").stdout)
+    assert abs(scores["loss"] - mp.result(tmp_path / "once")["test"]["loss"]) <= 1e-5 * scores["loss"]
+    assert cached(tmp_path / "once") == ([], [])
+
+
+@pytest.mark.parametrize("change", ["encoders[0].weighted_layers=true", "training.precision=FP64"])
+def test_what_runs_in_the_step_although_it_is_frozen(change, folders, tmp_path):
+    config = mp.write_config(tmp_path / "step.txtpb", RAW + SMALL + encoders(folders, "FROZEN", "TRANSFORMER") + training(1, ""))
+    assert "runs once" not in mp.muster("train", config, "--run-dir", tmp_path / "step", "--set", change).stderr
+
+
+def stopped(when, *arguments):
+    """Sends SIGTERM to a run as soon as when() holds; it stops in good order. Returns what it said."""
+    with subprocess.Popen([mp.built("muster"), *map(str, arguments)], env=mp.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True) as process:
+        while not when():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.terminate()
+        messages = process.communicate()[1]
+    assert process.returncode == 75, messages
+    return messages
+
+
+def test_frozen_features_outlive_interruptions_and_changes_of_ranks(folders, tmp_path):
+    text = RAW.replace("36", "150") + SMALL + encoders(folders, "FROZEN", "FROZEN") + training(30)
+    reference = mp.train(tmp_path, text, "reference")
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    messages = stopped(lambda: list(run.glob("frozen_features/*.parts/*.safetensors")), "train", config, "--run-dir", run)
+    assert "stopped by SIGTERM while the frozen encoder of audio and of text ran" in messages and f"muster resume {run}" in messages
+    assert not cached(run)[0] and len(cached(run)[1]) == 1
+    # Other features that are there, of other settings, are neither used nor kept.
+    other = run / "frozen_features" / f"{'0' * 64}.h5"
+    other.write_text("something else")
+    messages = stopped(lambda: (run / "metrics.jsonl").stat().st_size > 0, "resume", run)
+    assert "in an earlier job" in messages and not other.exists()
+    (features,), (description,) = cached(run)
+    with h5py.File(features) as file:
+        assert set(file["modalities"]) == {"audio", "text"} and len(file["samples/id"]) == 150
+        first = file["modalities/text/values"].id.get_offset()
+    assert mp.read_json(description)["encoding"] == features.stem == description.stem
+
+    damaged, foreign = tmp_path / "damaged", tmp_path / "foreign"
+    shutil.copytree(run, damaged)
+    shutil.copytree(run, foreign)
+    assert "the frozen encoder of audio and of text has run in an earlier job" in mp.muster("resume", run, ranks=2).stderr
+    with open(damaged / features.relative_to(run), "r+b") as file:
+        file.seek(first)
+        file.write(b"\0\0\x80\x3f")
+    messages = mp.muster("resume", damaged).stderr
+    assert f"warning: {damaged / features.relative_to(run)}: is not what was written there. The frozen encoders run again" in messages
+    (foreign / description.relative_to(run)).write_text(json.dumps({**mp.read_json(foreign / description.relative_to(run)), "encoding": "0" * 64}))
+    assert "The frozen encoders run again" in mp.muster("resume", foreign).stderr
+    for path in (run, damaged, foreign):
+        assert mp.bits(path) == mp.bits(reference) and not (path / "frozen_features").exists(), path
+
+
+def test_frozen_features_on_any_number_of_ranks_and_without_room(folders, tmp_path):
+    """One rank of two has no room for a piece, and then rank 0 none for the whole: both end with 74, and the run goes on from there."""
+    text = RAW + SMALL + encoders(folders, "FROZEN", "FROZEN") + training(4)
+    one, two, three = (mp.bits(mp.train(tmp_path, text, f"ranks{ranks}", ranks)) for ranks in (1, 2, 3))
+    assert one == two == three
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    for words, ranks, rank, at, name in ((("train", config, "--run-dir", run), 2, 1, 1, ".parts/00000001.safetensors"),
+                                         (("resume", run), 1, 0, 32, ".h5")):
+        full = shim(run / "frozen_features", "ENOSPC", at=at, sticky=1, rank=rank)
+        error = mp.muster(*words, ranks=ranks, changes=full, code=74).stderr
+        assert "No space left on device" in error and re.search(f"frozen_features/[0-9a-f]{{64}}{re.escape(name)}", error), error
+        assert not cached(run)[0]
+    assert "in an earlier job" in mp.muster("resume", run).stderr
+    assert mp.bits(run) == one
