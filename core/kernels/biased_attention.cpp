@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/kernels/attention_groups.h"
+#include "core/kernels/fused_attention.h"
 
 namespace muster::kernels {
 namespace {
@@ -190,6 +191,8 @@ at::Tensor biased_attention(const at::Tensor& query, const at::Tensor& key_value
                     2 * longest_of(offsets) - 1 <= table->size(0),
                 "biased_attention: gate ", gate->sizes(), " and table ", table->sizes());
   }
+  if (gate && p == 0 && can_fuse_biased_attention(query))
+    return fused_biased_attention(query.contiguous(), key_value, *gate, *table, offsets, heads);
   return BiasedAttentionFunction::apply(query, key_value, gate, table, offsets, heads, p, batch_index,
                                         static_cast<int64_t>(key.seed), int64_t{key.step}, int64_t{key.site});
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/kernels/attention_groups.h"
 #include "core/kernels/upload.h"
 
 namespace muster::kernels {
@@ -74,6 +75,11 @@ struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction
   }
 };
 
+// Rows of samples of one length as [samples, heads, rows, width].
+at::Tensor by_sample(const at::Tensor& table, int64_t samples, int64_t heads) {
+  return table.view({samples, table.size(0) / samples, heads, table.size(1) / heads}).transpose(1, 2);
+}
+
 }  // namespace
 
 bool can_fuse_attention(const at::Tensor& query, const std::vector<int64_t>& query_offsets,
@@ -91,6 +97,38 @@ at::Tensor fused_attention(const at::Tensor& query, const at::Tensor& key_value,
                            const std::vector<int64_t>& query_offsets, const std::vector<int64_t>& context_offsets,
                            int64_t heads) {
   return FusedAttentionFunction::apply(query, key_value, query_offsets, context_offsets, heads);
+}
+
+bool can_fuse_biased_attention(const at::Tensor& query) {
+  return query.is_cuda() && !at::globalContext().deterministicAlgorithms();
+}
+
+at::Tensor fused_biased_attention(const at::Tensor& query, const at::Tensor& key_value, const at::Tensor& gate,
+                                  const at::Tensor& table, const std::vector<int64_t>& offsets, int64_t heads) {
+  // As in attention.cpp: autocast has chosen the inputs' dtype already.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const int64_t dim = query.size(1), rows = longest(offsets), middle = (table.size(0) + 1) / 2 - 1;
+  if (rows == 0) return query.mul(0);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
+  const auto groups = attention_groups(offsets, offsets, heads);
+  std::vector<int64_t> sizes;
+  for (const auto& group : groups) sizes.push_back(group.samples * group.rows);
+  const at::Tensor row = at::arange(rows, at::kLong);
+  const at::Tensor distance = upload((row.unsqueeze(0) - row.unsqueeze(1) + middle).flatten(), query.device());
+  const at::Tensor distances = table.index_select(0, distance).view({rows, rows, heads}).permute({2, 0, 1});
+  const auto queries = query.split_with_sizes(sizes), keys = key_value.narrow(1, 0, dim).split_with_sizes(sizes),
+             values = key_value.narrow(1, dim, dim).split_with_sizes(sizes), gates = gate.split_with_sizes(sizes);
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const int64_t samples = groups[i].samples, n = groups[i].rows;
+    const at::Tensor bias = by_sample(gates[i], samples, heads) * distances.narrow(1, 0, n).narrow(2, 0, n);
+    const at::Tensor seen = at::scaled_dot_product_attention(
+        by_sample(queries[i], samples, heads), by_sample(keys[i], samples, heads), by_sample(values[i], samples, heads),
+        bias.to(query.scalar_type()), /*dropout_p=*/0.0,
+        /*is_causal=*/false, scale);
+    outputs.push_back(seen.transpose(1, 2).reshape({samples * n, dim}));
+  }
+  return at::cat(outputs);
 }
 
 }  // namespace muster::kernels

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/kernels/attention.h"
+#include "core/kernels/biased_attention.h"
 #include "core/kernels/dropout.h"
 #include "core/kernels/fused_attention.h"
 #include "core/random/philox.h"
@@ -120,6 +121,40 @@ TEST_F(Kernels, AttentionEqualsTheCpuInFloat64) {
                                  "gradient of the queries");
       expect_as_exact_as_pytorch(actual.key_value_gradient, theirs.key_value_gradient, expected.key_value_gradient, 1,
                                  "gradient of the context");
+    }
+  }
+}
+
+TEST_F(Kernels, BiasedAttentionEqualsTheCpuInFloat64) {
+  constexpr int64_t kHeads = 8, kDim = 512, kLongest = 350;
+  const std::vector<int64_t> lengths{50, 350, 3, 3, 0, 120}, places{4, 0, 2, 7, 5, 1};
+  const auto offsets = offsets_of(lengths);
+  for (const auto dtype : {at::kDouble, at::kFloat}) {
+    SCOPED_TRACE(c10::toString(dtype));
+    at::manual_seed(2);
+    const auto random = [&](at::IntArrayRef shape) { return at::randn(shape, at::kDouble).to(dtype); };
+    const std::vector<at::Tensor> inputs{random({offsets.back(), kDim}), random({offsets.back(), 2 * kDim}),
+                                         random({offsets.back(), kHeads}), random({2 * kLongest - 1, kHeads})};
+    const at::Tensor cotangent = random({offsets.back(), kDim});
+    // Output and gradients.
+    const auto differentiated = [&](c10::Device device, at::ScalarType in) {
+      std::vector<at::Tensor> x, results;
+      for (const auto& input : inputs) x.push_back(leaf(input.to(device, in)));
+      const at::Tensor output =
+          biased_attention(x[0], x[1], offsets, kHeads, AttentionBias{x[2], x[3]}, 0, places, {1, 2, 3});
+      torch::autograd::backward({output}, {cotangent.to(device, in)});
+      results.push_back(output.detach());
+      for (const auto& one : x) results.push_back(gradient_of(one));
+      return results;
+    };
+    const auto actual = differentiated(device_, dtype), expected = differentiated(at::kCPU, at::kDouble),
+               theirs = differentiated(at::kCPU, dtype);
+    for (size_t i = 0; i < actual.size(); ++i) {
+      SCOPED_TRACE(i);
+      if (dtype == at::kDouble)
+        EXPECT_LT(relative_difference(actual[i], expected[i]), 1e-12);
+      else
+        expect_as_exact_as_pytorch(actual[i], theirs[i], expected[i], 1, "float32");
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "core/kernels/biased_attention.h"
+#include "core/kernels/fused_attention.h"
 #include "core/random/philox.h"
 #include "tests/core/kernels/plain_attention.h"
 #include "tests/helpers/rounding.h"
@@ -65,6 +66,29 @@ at::Tensor plain_biased_attention(const at::Tensor& query, const at::Tensor& key
     outputs.push_back(at::matmul(weights, v).permute({1, 0, 2}).reshape({rows, c.dim}));
   }
   return at::cat(outputs);
+}
+
+// In double precision, with its gradients.
+TEST(FusedBiasedAttention, EqualsPlainAttention) {
+  at::manual_seed(3);
+  const BiasedCase c{{3, 0, 5, 5, 1, 7}, 2, 8, 9, 0};
+  const auto offsets = offsets_of(c.lengths);
+  const int64_t rows = offsets.back();
+  const std::vector<at::Tensor> inputs{at::randn({rows, c.dim}, at::kDouble), at::randn({rows, 2 * c.dim}, at::kDouble),
+                                       at::randn({rows, c.heads}, at::kDouble),
+                                       at::randn({2 * c.longest - 1, c.heads}, at::kDouble)};
+  const at::Tensor cotangent = at::randn({rows, c.dim}, at::kDouble);
+  std::vector<std::vector<at::Tensor>> results;
+  for (const bool fused : {true, false}) {
+    std::vector<at::Tensor> x;
+    for (const auto& input : inputs) x.push_back(leaf(input));
+    const at::Tensor output = fused ? fused_biased_attention(x[0], x[1], x[2], x[3], offsets, c.heads)
+                                    : plain_biased_attention(x[0], x[1], x[2], x[3], offsets, c);
+    (output * cotangent).sum().backward();
+    results.push_back({output.detach()});
+    for (const auto& one : x) results.back().push_back(gradient_of(one));
+  }
+  for (size_t i = 0; i < results[0].size(); ++i) EXPECT_LT(largest_error(results[0][i], results[1][i]), 1e-12) << i;
 }
 
 class BiasedAttention : public ::testing::TestWithParam<BiasedCase> {};
