@@ -107,6 +107,26 @@ TEST(Saver, TensorsMayChangeOnceSaveHasReturned) {
   expect_same(load_on(1, folder / "c")->tensors, {{"x", at::full({1 << 20}, 3.f)}});
 }
 
+// In place, also behind one that is in flight and still has its copy.
+TEST(Saver, ASaveThatTrainingWaitsForIsDoneWhenItReturns) {
+  TemporaryFolder folder;
+  distributed::run_as_threads(2, [&](Communicator& communicator) {
+    CheckpointSaver saver(folder / "c", {100, 0, 0}, true, communicator);
+    std::vector<NamedTensor> state{{"x", at::full({1 << 16}, 1.f)}};
+    saver.save(info_of(1), state);
+    state[0].tensor.add_(1);
+    const auto outcomes = saver.save(info_of(2), state, /*waits=*/true);
+    EXPECT_FALSE(saver.in_flight());
+    ASSERT_EQ(outcomes.size(), 2u);
+    for (uint64_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(outcomes[i].step, i + 1);
+      EXPECT_TRUE(outcomes[i].committed);
+    }
+    state[0].tensor.add_(1);
+  });
+  expect_same(load_on(1, folder / "c")->tensors, {{"x", at::full({1 << 16}, 2.f)}});
+}
+
 TEST(Saver, OneSaveIsInFlightAndMessagesReportItsEnd) {
   TemporaryFolder folder;
   distributed::run_as_threads(3, [&](Communicator& communicator) {

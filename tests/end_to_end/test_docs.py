@@ -12,17 +12,21 @@ Each page gets a fresh folder that holds the links LINKED. Its fences are then t
     ```LANGUAGE part of FILE     must stand in that file of the project (line breaks aside)
 Anything else (other languages, ```text, indented blocks without muster) is only read.
 """
+import atexit
 import functools
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from muster_program import ROOT, built, environment, execute
+from muster_program import ROOT, SERVED, built, environment, execute
+from probe_program import client
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/README.md"))]
@@ -51,8 +55,19 @@ def smaller(script, settings):
     return script
 
 
+@functools.lru_cache(maxsize=None)
+def program_folder():
+    """Holds `muster`: of the commands that `probe serve` runs as well, its calls, which start at once."""
+    folder = tempfile.mkdtemp(prefix="muster-docs-")
+    atexit.register(shutil.rmtree, folder)
+    script = Path(folder) / "muster"
+    script.write_text(f'#!/bin/sh\ncase "$1" in {"|".join(SERVED)}) exec {shlex.join(client())} muster "$@";; esac\nexec {built("muster")} "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
 def run_script(script, folder):
-    path = os.pathsep.join([os.path.dirname(built("muster")), os.path.dirname(sys.executable), os.environ["PATH"]])
+    path = os.pathsep.join([program_folder(), os.path.dirname(sys.executable), os.environ["PATH"]])
     with subprocess.Popen(["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment({"PATH": path}), text=True,
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           start_new_session=True) as process:

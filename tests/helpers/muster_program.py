@@ -55,8 +55,8 @@ def execute(words, cwd=None, changes=None):
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-# Commands that start no others: these need not know where their program lies.
-SERVED = ("checkpoints", "config", "data", "encoders", "evaluate", "predict", "resume", "status", "train")
+# Commands that do not start their own program again: these need not know where it lies.
+SERVED = ("checkpoints", "config", "data", "encoders", "evaluate", "predict", "resume", "search", "status", "study", "train")
 
 
 def muster(*arguments, ranks=1, cwd=None, changes=None, code=0):

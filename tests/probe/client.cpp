@@ -1,5 +1,6 @@
 // probe_client SOCKET WORDS...: a call of `probe serve` (serve.h) that looks like a program of its own, for those that
-// mpirun starts: it has its descriptors, environment and directory, hands signals on, and ends as the call does.
+// mpirun starts: the call has its descriptors, environment and directory, but not its limits and its binding to cores;
+// signals are handed on, and it ends as the call does.
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>

@@ -58,6 +58,7 @@ bool read_request(int connection, Request& request) {
 
 [[noreturn]] void run_request(Request& request, const std::function<int(int, char**)>& call) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  std::signal(SIGPIPE, SIG_DFL);
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);

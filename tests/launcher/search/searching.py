@@ -55,9 +55,7 @@ def command(spec, directory, ranks=1):
 
 
 def search(spec, directory, ranks=1, code=0):
-    result = mp.execute(command(spec, directory, ranks), None, {})
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
+    return mp.muster("search", "run", spec, "--search-dir", directory, ranks=ranks, code=code)
 
 
 def start(spec, directory, ranks=1):
