@@ -28,7 +28,7 @@ struct MomentSums {
 // features with a large offset. Throws Error(kBadData) when none of `samples` has the modality.
 at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples);
 
-// What is not standardized has.
+// Moments of what is not standardized.
 FeatureMoments no_moments();
 
 MomentSums sum_moments(const data::Dataset& dataset, int64_t modality, const std::vector<int64_t>& samples,

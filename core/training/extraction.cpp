@@ -23,7 +23,7 @@ namespace {
 // Samples of a piece: what is encoded at once, and lost by an interruption.
 constexpr int64_t kPiece = 16;
 // Pieces that each rank encodes before all agree that they go on.
-constexpr int64_t kPiecesBetweenAgreements = 8;
+constexpr int64_t kPiecesBetweenAgreements = 2;
 const std::string kEncodingKey = "encoding";  // in a piece's metadata: what it is of
 
 struct Pieces {
@@ -73,6 +73,7 @@ class EncodedDataset final : public data::Dataset {
   }
 
   void read_frames(int64_t modality, int64_t first, int64_t count, float* out) const override {
+    distributed::report_progress();
     if (in_source_[modality] >= 0) return source_.read_frames(in_source_[modality], first, count, out);
     const data::Modality& info = index_.modalities[modality];
     while (count > 0) {
@@ -138,9 +139,14 @@ void require_own_folder(const Pieces& pieces) {
 bool is_finished(const Pieces& pieces, int64_t piece) {
   std::error_code ignored;
   if (!std::filesystem::exists(pieces.file(piece), ignored)) return false;
-  const auto file = checkpoints::read_safetensors(pieces.file(piece));
-  if (const auto key = file.metadata.find(kEncodingKey); key != file.metadata.end() && key->second == pieces.key)
-    return true;
+  try {
+    const auto file = checkpoints::read_safetensors(pieces.file(piece));
+    if (const auto key = file.metadata.find(kEncodingKey); key != file.metadata.end() && key->second == pieces.key)
+      return true;
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kBadData) return false;  // damaged: it is encoded again
+    throw;
+  }
   refuse_folder(pieces, "pieces of another encoding (other data, encoders or settings)");
 }
 

@@ -41,7 +41,7 @@ struct Extracted {
 // Runs the encoders without dropout over all samples, in pieces of a few of them that do not depend on the number of
 // ranks, each rank at a share. Finished pieces of an earlier call are taken as they are. stop: asked before each piece
 // on every rank; a text that is not empty names what asks to stop, which all ranks do soon. Throws Error(kUsage) when
-// the folder holds pieces of something else, or what is no piece; Error(kBadData) for a damaged one; Error(kIo).
+// the folder holds pieces of something else, or what is no piece; Error(kIo). A damaged piece is encoded again.
 // Collective.
 Extracted extract(const Extraction& extraction, distributed::Communicator& communicator, run::Progress& progress,
                   const std::function<std::string()>& stop = {});

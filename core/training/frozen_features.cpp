@@ -77,7 +77,7 @@ std::string stop_reason(const TrainingRun& run) {
            (run.communicator.size() > 1 ? fmt::format(" (rank {})", run.communicator.rank()) : "");
   const std::chrono::duration<double> elapsed = TrainingRun::Clock::now() - run.started;
   const double limit = run.options.time_limit;
-  return run.is_main() && limit > 0 && elapsed.count() >= limit ? "the time limit" : "";
+  return limit > 0 && elapsed.count() >= limit ? "the time limit" : "";
 }
 
 void compute_features(TrainingRun& run, const Extraction& extraction, const FeatureFiles& files) {
@@ -88,7 +88,7 @@ void compute_features(TrainingRun& run, const Extraction& extraction, const Feat
   if (!extracted.stopped_by.empty())
     throw SharedError(
         ExitCode::kRequeue,
-        fmt::format("stopped by {} while the frozen encoder of {} ran: features of {} of {} samples are kept; "
+        fmt::format("stopped by {} while the frozen encoder of {} ran: features of at least {} of {} samples are kept; "
                     "continue, on any number of ranks, with: muster resume {}",
                     extracted.stopped_by, names, extracted.samples, run.data.index().size(),
                     run.options.run_directory));
@@ -125,15 +125,15 @@ void use_frozen_features(TrainingRun& run) {
   const distributed::CollectiveLabel label("frozen features");
   auto& communicator = run.communicator;
   const std::string folder = frozen_features_folder(run.options.run_directory);
-  // The directory has the encoders' descriptions by now, and the model their weights.
-  config::Experiment experiment = run::with_kept_encoders(run.config, run.options.run_directory);
-  auto& blocks = *experiment.mutable_encoders();
-  blocks.erase(std::remove_if(blocks.begin(), blocks.end(),
-                              [&](const auto& encoder) { return !run.frozen.count(encoder.modality()); }),
-               blocks.end());
   std::vector<std::unique_ptr<models::Encoder>> encoders;
   std::string key, whole;
   distributed::run_on_all_ranks(communicator, [&] {
+    // The directory has the encoders' descriptions by now, and the model their weights.
+    config::Experiment experiment = run::with_kept_encoders(run.config, run.options.run_directory);
+    auto& blocks = *experiment.mutable_encoders();
+    blocks.erase(std::remove_if(blocks.begin(), blocks.end(),
+                                [&](const auto& encoder) { return !run.frozen.count(encoder.modality()); }),
+                 blocks.end());
     encoders = models::make_encoders(experiment, run.data.shape.modalities);
     if (!run.is_main()) return;
     key = extraction_key(experiment, run.provenance.data_sha256(), encoders, run.model->parameters());

@@ -39,7 +39,7 @@ void train(const config::LoadedExperiment& loaded, const TrainOptions& options,
 // Trains one experiment after another in the same process, quietly. Otherwise as train(), with the same weights, but
 // without the files that nobody reads in a trial: TensorBoard events, weights/last and the checkpoint at the
 // end. weights/best comes with the result. Nor are a frozen encoder's features kept: it runs in the step, which rounds
-// otherwise.
+// differently.
 class InProcessTrainer {
  public:
   // A trial of a search judges a configuration by the validation split alone, and never sees the test split.
