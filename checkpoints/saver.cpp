@@ -238,7 +238,8 @@ class CheckpointSaver::Implementation {
     outcome.committed = committed.at("committed").get<bool>();
     outcome.error = committed.at("error").get<std::string>();
     outcome.write_seconds = committed.at("write").get<double>();
-    // While it is not asynchronous, training stands still until rank 0 says that all is done.
+    // While it is not asynchronous, training stands still until rank 0 says that all is done. Training that waits for
+    // one save has ended.
     outcome.stall_seconds = asynchronous_ ? 0 : committed.at("since_begin").get<double>();
     for (const Json& result : results_) {
       outcome.stall_seconds = std::max(outcome.stall_seconds, result.at("stall").get<double>());

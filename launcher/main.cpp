@@ -56,6 +56,7 @@ void require_written_output(const CLI::App& app) {
               fmt::format("standard output could not be written ({}): what was printed is incomplete", reason));
 }
 
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // What the heap may grow to in huge pages. Address space, no memory; but where the system counts or limits that too,
 // not more than any command needs.
 size_t heap_to_reserve() {
@@ -73,6 +74,7 @@ size_t heap_to_reserve() {
   sbrk(-static_cast<intptr_t>(half));
   return std::max(half, kLeast);
 }
+#endif
 
 // Large tensors live for one step. By default the allocator maps each anew, which the kernel clears page by page, and
 // returns it: a tenth of a step's time. So freed memory stays with the process for the next step. And it is in huge

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <regex>
@@ -163,7 +164,7 @@ Ending WorkGroup::attempt(const std::function<void()>& training, const std::stri
     default:
 #if defined(__GLIBC__)
       // main.cpp keeps freed memory; what a run of another size has left in pieces may be what the next one lacks.
-      ::malloc_trim(0);
+      ::malloc_trim(SIZE_MAX);  // but the heap's end stays: it is in huge pages (main.cpp)
 #endif
       return {Ending::kFailed, reason_of(failure->what())};
   }

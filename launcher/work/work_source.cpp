@@ -14,7 +14,7 @@ using distributed::ControlChannel;
 using nlohmann::json;
 
 namespace {
-constexpr std::chrono::seconds kAnotherRankEndsTheJob{10};  // more than that takes
+constexpr std::chrono::seconds kAnotherRankEndsTheJob{10};  // longer than ending a job takes
 }
 
 std::string message_text(const json& message) { return message.dump(-1, ' ', false, json::error_handler_t::replace); }
