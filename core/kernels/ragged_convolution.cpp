@@ -1,5 +1,6 @@
 #include "core/kernels/ragged_convolution.h"
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -25,8 +26,9 @@ struct Windows {
   at::Tensor part_of(const at::Tensor& x, int64_t part) const {
     return x.as_strided({count(), taps_of(part) * in}, {stride * in, 1}, x.storage_offset() + first_tap(part) * in);
   }
-  // Narrow windows are copied: a product over so few columns takes longer than the copy.
-  bool narrow() const { return taps * in <= 64; }
+  // Narrow windows are copied: a product over so few columns takes longer than the copy. So are those of bfloat16,
+  // whose sum of several products and a bias would be rounded each time.
+  bool at_once(const at::Tensor& x) const { return taps * in <= 64 || x.scalar_type() == at::kBFloat16; }
   at::Tensor all_of(const at::Tensor& x) const {
     return x.as_strided({count(), taps * in}, {stride * in, 1}, x.storage_offset()).contiguous();
   }
@@ -48,7 +50,8 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
     const at::Tensor by_tap = weight.permute({0, 2, 1}).reshape({weight.size(0), -1});
     at::Tensor y;
     if (windows.count() == 0) return at::empty({0, weight.size(0)}, x.options());
-    if (windows.narrow()) {
+    if (windows.at_once(x)) {
+      if (bias && x.scalar_type() == at::kBFloat16) return at::addmm(*bias, windows.all_of(x), by_tap.t());
       y = product_of_rows(windows.all_of(x), by_tap);
     } else {
       y = product_of_rows(windows.part_of(x, 0), windows.columns(by_tap, 0));
@@ -68,14 +71,15 @@ struct ConvolutionFunction : torch::autograd::Function<ConvolutionFunction> {
     at::Tensor x_gradient, weight_gradient, bias_gradient;
     if (context->needs_input_grad(0)) {
       const at::Tensor by_tap = weight.permute({0, 2, 1}).reshape({weight.size(0), -1});
-      x_gradient = at::zeros_like(x);
+      x_gradient = at::zeros_like(x, at::toOpMathType(x.scalar_type()));
       for (int64_t part = 0; any && part < windows.parts(); ++part)
         windows.part_of(x_gradient, part).add_(product_of_rows(gradient, windows.columns(by_tap, part).t()));
+      x_gradient = x_gradient.to(x.scalar_type());
     }
     if (context->needs_input_grad(1)) {
       at::Tensor by_tap = at::zeros({weight.size(0), windows.taps * windows.in}, weight.options());
-      if (any && windows.narrow()) by_tap.copy_(product_over_rows(gradient, windows.all_of(x)));
-      for (int64_t part = 0; any && !windows.narrow() && part < windows.parts(); ++part)
+      if (any && windows.at_once(x)) by_tap.copy_(product_over_rows(gradient, windows.all_of(x)));
+      for (int64_t part = 0; any && !windows.at_once(x) && part < windows.parts(); ++part)
         windows.columns(by_tap, part).copy_(product_over_rows(gradient, windows.part_of(x, part)));
       weight_gradient = by_tap.view({weight.size(0), windows.taps, windows.in}).permute({0, 2, 1}).contiguous();
     }

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 
+#include "base/crc32c.h"
 #include "base/files.h"
 #include "base/sha256.h"
 #include "base/text.h"
@@ -24,7 +25,15 @@ namespace {
 constexpr int64_t kPiece = 16;
 // Pieces that each rank encodes before all agree that they go on.
 constexpr int64_t kPiecesBetweenAgreements = 2;
-const std::string kEncodingKey = "encoding";  // in a piece's metadata: what it is of
+// In a piece's metadata: what it is of, which piece it is, and the checksum of its values.
+const std::string kEncodingKey = "encoding", kPieceKey = "piece", kChecksumKey = "crc32c";
+
+std::string checksum_of(const std::map<std::string, at::Tensor>& tensors) {
+  uint32_t sum = 0;
+  for (const auto& [name, tensor] : tensors)
+    sum = crc32c({static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes()}, crc32c(name, sum));
+  return fmt::format("{:08x}", sum);
+}
 
 struct Pieces {
   explicit Pieces(const Extraction& extraction)
@@ -35,6 +44,9 @@ struct Pieces {
 
   int64_t count() const { return (samples + kPiece - 1) / kPiece; }
   std::string file(int64_t piece) const { return fmt::format("{}/{:08}.safetensors", folder, piece); }
+  std::map<std::string, std::string> metadata(int64_t piece, const std::map<std::string, at::Tensor>& tensors) const {
+    return {{kEncodingKey, key}, {kPieceKey, fmt::format("{}", piece)}, {kChecksumKey, checksum_of(tensors)}};
+  }
   std::vector<int64_t> samples_of(int64_t piece) const {
     std::vector<int64_t> all;
     for (int64_t s = piece * kPiece; s < std::min(samples, (piece + 1) * kPiece); ++s) all.push_back(s);
@@ -99,8 +111,7 @@ class EncodedDataset final : public data::Dataset {
   const at::Tensor& frames_of(int64_t piece, const data::Modality& modality) const {
     if (piece != held_) {
       const auto file = checkpoints::read_safetensors(pieces_.file(piece));
-      const auto key = file.metadata.find(kEncodingKey);
-      if (key == file.metadata.end() || key->second != pieces_.key) fail(piece);
+      if (file.metadata != pieces_.metadata(piece, file.tensors)) fail(piece);
       tensors_ = file.tensors;
       held_ = piece;
     }
@@ -142,9 +153,9 @@ bool is_finished(const Pieces& pieces, int64_t piece) {
   try {
     const auto file = checkpoints::read_safetensors(pieces.file(piece));
     if (const auto key = file.metadata.find(kEncodingKey); key != file.metadata.end() && key->second == pieces.key)
-      return true;
+      return file.metadata == pieces.metadata(piece, file.tensors);  // damaged: it is encoded again
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kBadData) return false;  // damaged: it is encoded again
+    if (error.code() == ExitCode::kBadData) return false;  // likewise
     throw;
   }
   refuse_folder(pieces, "pieces of another encoding (other data, encoders or settings)");
@@ -153,15 +164,17 @@ bool is_finished(const Pieces& pieces, int64_t piece) {
 void encode_piece(const Extraction& extraction, const Pieces& pieces, const batch::BatchReader& reader, int64_t piece) {
   const at::NoGradGuard no_gradient;
   const auto samples = pieces.samples_of(piece);
-  std::vector<checkpoints::NamedTensor> features;
+  std::map<std::string, at::Tensor> features;
   for (size_t m = 0; m < extraction.encoders.size(); ++m) {
     if (!extraction.encoders[m]) continue;
     const Autocast autocast(extraction.compute.bf16, extraction.compute.device.type());
     const auto frames = extraction.encoders[m]->encode(
         extraction.parameters, reader.read_modality(static_cast<int64_t>(m), samples), samples, models::StepContext{});
-    features.push_back({extraction.source.shape.modalities[m], frames.values.to(at::kCPU, at::kFloat).contiguous()});
+    features[extraction.source.shape.modalities[m]] = frames.values.to(at::kCPU, at::kFloat).contiguous();
   }
-  checkpoints::write_safetensors(pieces.file(piece), features, {{kEncodingKey, pieces.key}});
+  std::vector<checkpoints::NamedTensor> tensors;
+  for (const auto& [name, tensor] : features) tensors.push_back({name, tensor});
+  checkpoints::write_safetensors(pieces.file(piece), tensors, pieces.metadata(piece, features));
 }
 
 }  // namespace

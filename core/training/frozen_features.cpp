@@ -120,6 +120,19 @@ std::string frozen_features_folder(const std::string& run_directory) {
   return fmt::format("{}/{}", run_directory, kFolder);
 }
 
+int64_t frozen_features_done(const std::string& run_directory) {
+  constexpr int64_t kWhole = 1000000000;
+  int64_t done = 0;
+  std::error_code ignored;
+  for (auto entry = std::filesystem::recursive_directory_iterator(frozen_features_folder(run_directory), ignored);
+       entry != std::filesystem::recursive_directory_iterator(); entry.increment(ignored)) {
+    const auto& path = entry->path();
+    if (path.extension() == ".safetensors" && path.filename().string().rfind('.', 0) != 0) ++done;
+    if (path.extension() == ".json") done += kWhole;
+  }
+  return done;
+}
+
 void use_frozen_features(TrainingRun& run) {
   if (run.frozen.empty()) return;
   const distributed::CollectiveLabel label("frozen features");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <set>
 #include <string>
 
@@ -18,6 +19,10 @@ namespace muster::training {
 std::set<std::string> frozen_modalities(const config::Experiment& experiment);
 
 std::string frozen_features_folder(const std::string& run_directory);
+
+// How much of that is done, of any key: grows with every finished piece; 0 where nothing is. What cannot be read counts
+// as not there.
+int64_t frozen_features_done(const std::string& run_directory);
 
 // For a run with run.frozen, whose weights are final: has the frames computed, or finds them whole, and makes reader
 // and step on them. Nothing for other runs. Throws SharedError(kRequeue) when the run was asked to stop or its time was

@@ -40,7 +40,13 @@ std::vector<std::string> continued(const RankCommand& command);
 // The newest committed checkpoint's step; -1: there is none.
 int64_t newest_step(const std::string& run_directory);
 
-// How far the command has come: grows with every checkpoint, and with every run that a search or a study begins.
+// How far a run has come, to be compared with how far it was: its newest checkpoint's step; before the first, a
+// negative number that grows from kNoProgress with what its frozen encoders have done
+// (core/training/frozen_features.h).
+constexpr int64_t kNoProgress = -1000000000000;
+int64_t run_progress(const std::string& run_directory);
+
+// How far the command has come: grows as run_progress() does, and with every run that a search or a study begins.
 struct JobProgress {
   int64_t amount = 0;
   std::string text;  // "newest checkpoint: step 120"

@@ -13,6 +13,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "launcher/launch/restarts.h"
 
 namespace muster::launcher {
 
@@ -41,12 +42,13 @@ void append_job_log(const std::string& run_directory, nlohmann::json row) {
   if (error != 0) throw Error(ExitCode::kIo, fmt::format("{}: cannot be written: {}", path, std::strerror(error)));
 }
 
-int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t newest) {
+int starts_without_progress(const std::vector<nlohmann::json>& rows, int64_t now) {
   int starts = 0;
   for (auto row = rows.rbegin(); row != rows.rend() && (*row)["event"] != "submitted"; ++row) {
     if ((*row)["event"] != "started") continue;
-    const auto& step = row->contains("step") ? (*row)["step"] : nlohmann::json();
-    if ((step.is_number_integer() ? step.get<int64_t>() : -1) < newest) break;
+    // Rows of older programs have the step only.
+    const auto& progress = member_of(*row, row->contains("progress") ? "progress" : "step");
+    if ((progress.is_number_integer() ? progress.get<int64_t>() : kNoProgress) < now) break;
     ++starts;
   }
   return starts;

@@ -111,7 +111,8 @@ void begin_job(const std::string& run_directory, const std::string& mpi) {
                                  {"hosts", variable("SLURM_JOB_NODELIST")},
                                  {"nodes", number(variable("SLURM_JOB_NUM_NODES"))},
                                  {"ranks", tasks > 0 ? nlohmann::json(tasks) : nlohmann::json()},
-                                 {"step", step_of(newest_step(run_directory))}});
+                                 {"step", step_of(newest_step(run_directory))},
+                                 {"progress", run_progress(run_directory)}});
   const SrunMpi offered = ask_srun_for_mpi();
   if (offered.offers(mpi)) return;
   record_end(run_directory, 2, "stopped", fmt::format("srun has no {}", mpi));
@@ -131,7 +132,8 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
     if (const auto shown = run_slurm({"scontrol", "show", "job", "-o", job}); shown.code == 0)
       state = job_state(shown.output, number(variable("SLURM_RESTART_COUNT")));
   const auto [action, reason] =
-      decide(exit_code, state, starts_without_progress(read_job_log(run_directory), newest), max_restarts);
+      decide(exit_code, state, starts_without_progress(read_job_log(run_directory), run_progress(run_directory)),
+             max_restarts);
   const std::string where = newest < 0 ? "no checkpoint yet" : fmt::format("newest checkpoint: step {}", newest);
   const auto say = [&](const std::string& text) {
     std::fprintf(stderr, "muster: job %s: %s (%s)\n", job.c_str(), text.c_str(), where.c_str());

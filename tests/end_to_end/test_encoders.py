@@ -208,12 +208,17 @@ def test_features_are_extracted_on_any_number_of_ranks_and_after_a_kill(folders,
     assert one.read_bytes() == two.read_bytes()
 
     with subprocess.Popen([mp.built("muster"), "data", "encode", config, "-o", killed], env=mp.environment(), stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.glob("killed.h5.parts/*.safetensors")) and process.poll() is None:
+        while len(pieces := sorted(tmp_path.glob("killed.h5.parts/*.safetensors"))) < 2 and process.poll() is None:
             time.sleep(0.002)
         process.kill()
     assert not killed.exists()
     other = mp.muster("data", "encode", config, "-o", killed, "--set", "encoders[1].layer=1", code=2).stderr
     assert "killed.h5.parts holds pieces of another encoding" in other
+    # Pieces that are not what they should be are encoded again: another one, and one of whose values a bit has changed.
+    shutil.copy(pieces[1], pieces[1].with_stem("00000009"))
+    damaged = bytearray(pieces[0].read_bytes())
+    damaged[-5] ^= 1
+    pieces[0].write_bytes(damaged)
     assert "of them by an earlier call" in mp.muster("data", "encode", config, "-o", killed, ranks=3).stdout
     assert killed.read_bytes() == one.read_bytes() and not (tmp_path / "killed.h5.parts").exists()
 

@@ -56,7 +56,7 @@ def execute(words, cwd=None, changes=None):
 
 
 # Commands that do not start their own program again: these need not know where it lies.
-SERVED = ("checkpoints", "config", "data", "encoders", "evaluate", "predict", "resume", "search", "status", "study", "train")
+SERVED = ("checkpoints", "config", "data", "encoders", "evaluate", "predict", "resume", "status", "train")
 
 
 def muster(*arguments, ranks=1, cwd=None, changes=None, code=0):
