@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -18,6 +19,13 @@ struct AttentionGroup {
   size_t first;                    // sample
   int64_t samples, queries, rows;  // queries and rows: of each
 };
+
+// Rows of the longest sample; 0 where there is none.
+inline int64_t longest_of(const std::vector<int64_t>& offsets) {
+  int64_t longest = 0;
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) longest = std::max(longest, offsets[s + 1] - offsets[s]);
+  return longest;
+}
 
 inline std::vector<AttentionGroup> attention_groups(const std::vector<int64_t>& query_offsets,
                                                     const std::vector<int64_t>& context_offsets, int64_t heads) {

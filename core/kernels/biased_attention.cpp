@@ -13,12 +13,6 @@
 namespace muster::kernels {
 namespace {
 
-int64_t longest_of(const std::vector<int64_t>& offsets) {
-  int64_t longest = 0;
-  for (size_t s = 0; s + 1 < offsets.size(); ++s) longest = std::max(longest, offsets[s + 1] - offsets[s]);
-  return longest;
-}
-
 // table [2 * n - 1, heads] -> [heads, rows, rows] with (h, t, s) = table[n - 1 + s - t, h]. A shorter sample's matrix
 // is its upper left corner.
 at::Tensor by_distance(const at::Tensor& table, int64_t rows) {

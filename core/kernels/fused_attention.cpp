@@ -14,12 +14,6 @@ namespace {
 
 constexpr int64_t kNoMask = 0;  // of PyTorch's sdp::CustomMaskType
 
-int64_t longest(const std::vector<int64_t>& offsets) {
-  int64_t length = 0;
-  for (size_t s = 0; s + 1 < offsets.size(); ++s) length = std::max(length, offsets[s + 1] - offsets[s]);
-  return length;
-}
-
 bool has_empty(const std::vector<int64_t>& offsets) {
   return std::adjacent_find(offsets.begin(), offsets.end()) != offsets.end();
 }
@@ -39,7 +33,7 @@ struct FusedAttentionFunction : torch::autograd::Function<FusedAttentionFunction
     const int64_t dim = query.size(1);
     const at::Tensor query_starts = upload<int32_t>(query_offsets, query.device());
     const at::Tensor context_starts = upload<int32_t>(context_offsets, query.device());
-    const int64_t longest_query = longest(query_offsets), longest_context = longest(context_offsets);
+    const int64_t longest_query = longest_of(query_offsets), longest_context = longest_of(context_offsets);
     const auto result = at::_efficient_attention_forward(
         heads_view(query, 0, dim, heads), heads_view(key_value, 0, dim, heads), heads_view(key_value, dim, dim, heads),
         /*bias=*/{}, query_starts, context_starts, longest_query, longest_context, /*dropout_p=*/0.0, kNoMask,
@@ -107,7 +101,7 @@ at::Tensor fused_biased_attention(const at::Tensor& query, const at::Tensor& key
                                   const at::Tensor& table, const std::vector<int64_t>& offsets, int64_t heads) {
   // As in attention.cpp: autocast has chosen the inputs' dtype already.
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const int64_t dim = query.size(1), rows = longest(offsets), middle = (table.size(0) + 1) / 2 - 1;
+  const int64_t dim = query.size(1), rows = longest_of(offsets), middle = (table.size(0) + 1) / 2 - 1;
   if (rows == 0) return query.mul(0);
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim / heads));
   const auto groups = attention_groups(offsets, offsets, heads);
