@@ -8,7 +8,6 @@ import struct
 import subprocess
 import tempfile
 import threading
-from pathlib import Path
 
 from muster_program import built, environment
 
@@ -31,8 +30,8 @@ class Server:
         self.process.communicate()
         self.folder.cleanup()
 
-    def call(self, words, input, timeout, cwd, changes):
-        variables = [f"{name}={value}" for name, value in environment(changes).items()]
+    def call(self, words, input, timeout, cwd):
+        variables = [f"{name}={value}" for name, value in environment().items()]
         strings = [cwd or os.getcwd(), len(variables), *variables, *words]
         request = b"".join(os.fsencode(str(string)) + b"\0" for string in strings)
         with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -75,10 +74,9 @@ def server():
 
 def client():
     """What stands in place of the probe's path in a command: the same call, but of the server."""
-    return [str(Path(built("tests/probe_client"))), server().path]
+    return [built("tests/probe_client"), server().path]
 
 
-def probe(*words, input="", timeout=60, cwd=None, changes=None):
-    """Like subprocess.run of `probe WORDS...`, with what it prints as text. changes: as for environment(), of variables that count only
-    once the program runs."""
-    return server().call(words, input, timeout, cwd, changes)
+def probe(*words, input="", timeout=60, cwd=None):
+    """Like subprocess.run of `probe WORDS...`, with what it prints as text."""
+    return server().call(words, input, timeout, cwd)
