@@ -133,6 +133,7 @@ int run(int argc, char** argv) {
   muster::launcher::add_predict_command(app);
   muster::launcher::add_config_command(app);
   muster::launcher::add_data_command(app);
+  muster::launcher::add_importer_commands(app);
   muster::launcher::add_encode_command(app);
   muster::launcher::add_checkpoints_command(app);
   muster::launcher::add_encoders_command(app);

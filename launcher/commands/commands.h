@@ -17,6 +17,8 @@ void add_evaluate_command(CLI::App& parent);
 void add_predict_command(CLI::App& parent);
 void add_config_command(CLI::App& parent);
 void add_data_command(CLI::App& parent);
+// What the programs in importers/ do, as further commands of `data`, which must be there.
+void add_importer_commands(CLI::App& parent);
 // Of `data`, which must be there; apart from the others because it computes.
 void add_encode_command(CLI::App& parent);
 void add_checkpoints_command(CLI::App& parent);

@@ -97,7 +97,7 @@ void add_synth(CLI::App& data) {
 }  // namespace
 
 void add_data_command(CLI::App& parent) {
-  CLI::App* command = parent.add_subcommand("data", "Inspect, verify and make dataset files");
+  CLI::App* command = parent.add_subcommand("data", "Import, inspect, verify, join and export dataset files");
   command->require_subcommand(1);
   add_inspect(*command);
   add_verify(*command);
