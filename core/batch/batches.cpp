@@ -11,10 +11,12 @@ int64_t microbatches_ahead(const Division& division) {
 
 }  // namespace
 
-Batches::Batches(TrainingPlan& plan, const BatchReader& reader, const Division& division, uint64_t first_step)
+Batches::Batches(TrainingPlan& plan, const BatchReader& reader, const Division& division, uint64_t first_step,
+                 const ModalityDropout& dropout)
     : plan_(plan),
       reader_(reader),
       division_(division),
+      dropout_(dropout),
       prefetcher_(reader, microbatches_ahead(division)),
       next_step_(first_step) {
   advance();
@@ -28,8 +30,10 @@ void Batches::advance() {
     batch.number = next_step_++;
     batch.epoch = plan_.epoch_of(batch.number);
     batch.global = make_global_batch(reader_, plan_.samples(batch.number), division_);
+    batch.global.presence = dropout_.left_of(batch.global.presence, batch.number);
     for (const auto& rows : batch.global.own_microbatches)
-      prefetcher_.request(samples_of(batch.global, rows), positions_of(rows));
+      prefetcher_.request(samples_of(batch.global, rows), positions_of(rows),
+                          batch.global.presence.narrow(0, rows.begin, rows.size()));
     awaited_.push_back(std::move(batch));
   }
   if (awaited_.empty()) return;

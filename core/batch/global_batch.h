@@ -28,7 +28,7 @@ struct Rows {
 // contiguous run of microbatches. All but `own` and `own_microbatches` is the same on every rank.
 struct GlobalBatch {
   std::vector<int64_t> samples;
-  at::Tensor labels;    // [N], on the CPU; undefined when the data has none
+  at::Tensor labels;    // as BatchReader::labels(), of all N; undefined when the data has none
   at::Tensor presence;  // [N, modalities] bool, on the CPU
 
   std::vector<int64_t> row_counts;     // per rank

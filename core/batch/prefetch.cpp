@@ -23,10 +23,10 @@ Prefetcher::~Prefetcher() {
   thread_.join();
 }
 
-void Prefetcher::request(std::vector<int64_t> samples, std::vector<int64_t> batch_index) {
+void Prefetcher::request(std::vector<int64_t> samples, std::vector<int64_t> batch_index, at::Tensor presence) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    requests_.push_back({std::move(samples), std::move(batch_index)});
+    requests_.push_back({std::move(samples), std::move(batch_index), std::move(presence)});
   }
   changed_.notify_all();
   ++not_taken_;
@@ -58,11 +58,11 @@ Prefetcher::Ready Prefetcher::read(const Request& request) {
   Ready ready;
   try {
     if (!stream_) {
-      ready.batch = reader_.read(request.samples, request.batch_index);
+      ready.batch = reader_.read(request.samples, request.batch_index, request.presence);
       return ready;
     }
     const c10::StreamGuard on_stream(*stream_);
-    ready.batch = reader_.read(request.samples, request.batch_index);
+    ready.batch = reader_.read(request.samples, request.batch_index, request.presence);
     ready.uploaded.emplace(stream_->device_type());
     ready.uploaded->record(*stream_);
   } catch (...) {

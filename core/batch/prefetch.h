@@ -28,7 +28,7 @@ class Prefetcher {
   Prefetcher& operator=(const Prefetcher&) = delete;
 
   // Asks for one more batch, as BatchReader::read().
-  void request(std::vector<int64_t> samples, std::vector<int64_t> batch_index);
+  void request(std::vector<int64_t> samples, std::vector<int64_t> batch_index, at::Tensor presence = {});
 
   // The oldest batch asked for and not yet taken. Throws what reading it threw; Error(kInternal) when none was asked
   // for.
@@ -38,6 +38,7 @@ class Prefetcher {
   struct Request {
     std::vector<int64_t> samples;
     std::vector<int64_t> batch_index;
+    at::Tensor presence;
   };
   struct Ready {
     Batch batch;

@@ -22,7 +22,7 @@ struct Batch {
   std::vector<int64_t> samples;      // dataset rows
   std::vector<int64_t> batch_index;  // place of each sample in the global batch: what random numbers are keyed by
   std::vector<Ragged> modalities;    // an empty range: the modality is missing for that sample
-  at::Tensor labels;                 // [samples]: int64 classes, or the compute dtype for regression
+  at::Tensor labels;                 // as BatchReader::labels(); undefined where there are none
 
   int64_t size() const { return static_cast<int64_t>(samples.size()); }
 };

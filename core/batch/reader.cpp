@@ -6,14 +6,15 @@ namespace muster::batch {
 
 BatchReader::BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities,
                          std::vector<FeatureMoments> moments, at::ScalarType dtype, c10::Device device, bool in_float32,
-                         std::vector<RowLimits> limits)
+                         std::vector<RowLimits> limits, double clip_standardized)
     : dataset_(dataset),
       modalities_(std::move(modalities)),
       moments_(std::move(moments)),
       in_float32_(in_float32),
       dtype_(dtype),
       device_(device),
-      limits_(std::move(limits)) {
+      limits_(std::move(limits)),
+      clip_standardized_(clip_standardized) {
   for (auto& moment : moments_) {
     if (in_float32) {
       inverses_.push_back(moment.standard_deviation.reciprocal().to(dtype).to(device));
@@ -50,7 +51,12 @@ at::Tensor BatchReader::host_frames(int64_t rows, int64_t dim) const {
 at::Tensor BatchReader::ready(const at::Tensor& host, int64_t position) const {
   const at::Tensor values = host.to(device_, /*non_blocking=*/true);
   if (moments_.empty() || moments_[position].mean.numel() == 0) return values.to(dtype_of(position));
-  const FeatureMoments& moments = moments_[position];
+  at::Tensor result = standardized(values, moments_[position], position);
+  if (clip_standardized_ > 0) result.clamp_(-clip_standardized_, clip_standardized_);
+  return result;
+}
+
+at::Tensor BatchReader::standardized(const at::Tensor& values, const FeatureMoments& moments, int64_t position) const {
   if (values.is_cpu() && dtype_ == at::kFloat && !in_float32_) {
     standardize_rows(values, moments);
     return values;
@@ -64,12 +70,17 @@ int64_t BatchReader::length(int64_t position, int64_t sample) const {
   return limits_.empty() ? rows : limits_[position].of(rows);
 }
 
-Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& samples) const {
+Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& samples,
+                                  const at::Tensor& presence) const {
   const data::Modality& info = modality(position);
   Ragged ragged;
   ragged.offsets.reserve(samples.size() + 1);
   ragged.offsets.push_back(0);
-  for (const int64_t sample : samples) ragged.offsets.push_back(ragged.offsets.back() + length(position, sample));
+  for (size_t i = 0; i < samples.size(); ++i) {
+    const bool counts =
+        !presence.defined() || presence.const_data_ptr<bool>()[static_cast<int64_t>(i) * presence.size(1) + position];
+    ragged.offsets.push_back(ragged.offsets.back() + (counts ? length(position, samples[i]) : 0));
+  }
   if (resident_) {
     std::vector<int64_t> first_rows;
     for (const int64_t sample : samples) first_rows.push_back(info.offsets[sample]);
@@ -86,12 +97,13 @@ Ragged BatchReader::read_modality(int64_t position, const std::vector<int64_t>& 
   return ragged;
 }
 
-Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index) const {
+Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index,
+                        const at::Tensor& presence) const {
   Batch batch;
   batch.samples = samples;
   batch.batch_index = batch_index;
   for (size_t position = 0; position < modalities_.size(); ++position)
-    batch.modalities.push_back(read_modality(static_cast<int64_t>(position), samples));
+    batch.modalities.push_back(read_modality(static_cast<int64_t>(position), samples, presence));
   if (!dataset_.index().has_labels()) return batch;
   batch.labels = labels(samples);
   if (device_.is_cuda()) batch.labels = batch.labels.pin_memory().to(device_, /*non_blocking=*/true);
@@ -99,10 +111,13 @@ Batch BatchReader::read(const std::vector<int64_t>& samples, const std::vector<i
 }
 
 at::Tensor BatchReader::labels(const std::vector<int64_t>& samples) const {
-  at::Tensor labels = at::empty({static_cast<int64_t>(samples.size())}, at::kDouble);
+  const data::DatasetIndex& index = dataset_.index();
+  const int64_t width = index.label_width();
+  at::Tensor labels = at::empty({static_cast<int64_t>(samples.size()), width}, at::kDouble);
   double* out = labels.mutable_data_ptr<double>();
-  for (size_t i = 0; i < samples.size(); ++i) out[i] = dataset_.index().labels[samples[i]];
-  return labels.to(dataset_.index().task == data::Task::kClassification ? at::kLong : dtype_);
+  for (const int64_t sample : samples) out = std::copy_n(index.label_of(sample), width, out);
+  if (index.task == data::Task::kMultilabel) return labels.to(dtype_);
+  return labels.squeeze(1).to(index.task == data::Task::kClassification ? at::kLong : dtype_);
 }
 
 at::Tensor BatchReader::presence(const std::vector<int64_t>& samples) const {

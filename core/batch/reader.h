@@ -34,23 +34,26 @@ class BatchReader {
   // empty for no standardization; nor is a modality standardized whose moments have no elements (those of waveforms and
   // tokens, and of features that an encoder has made). It is computed in double precision and then rounded to `dtype`,
   // float32 or float64; in_float32: as data.standardize_in_float32 says. `limits`: one per modality, or empty for none.
-  // The dataset must outlive the reader.
+  // clip_standardized: as in data; 0: none. The dataset must outlive the reader.
   BatchReader(const data::Dataset& dataset, std::vector<int64_t> modalities, std::vector<FeatureMoments> moments,
               at::ScalarType dtype, c10::Device device = c10::kCPU, bool in_float32 = false,
-              std::vector<RowLimits> limits = {});
+              std::vector<RowLimits> limits = {}, double clip_standardized = 0);
 
   // On a GPU, reads all frames into its memory if `wanted` says so and they fit; batches are then gathered there, equal
   // bit for bit. `ranks`: how many ranks share the GPU and do the same. Returns whether they are there; on the CPU
   // always false. Throws Error(kBadConfig) when ALWAYS cannot be.
   bool keep_on_device(Residency wanted, int ranks = 1);
 
-  // Samples in the order given; labels are included when the dataset has them.
-  Batch read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index) const;
+  // Samples in the order given; labels are included when the dataset has them. presence: which of their modalities
+  // count, [samples, modalities] bool, on the CPU, contiguous; undefined: all that there are.
+  Batch read(const std::vector<int64_t>& samples, const std::vector<int64_t>& batch_index,
+             const at::Tensor& presence = {}) const;
 
   // One modality alone (position in the experiment's list).
-  Ragged read_modality(int64_t position, const std::vector<int64_t>& samples) const;
+  Ragged read_modality(int64_t position, const std::vector<int64_t>& samples, const at::Tensor& presence = {}) const;
 
-  // Labels of any samples, without touching frames; on the CPU.
+  // Labels of any samples, without touching frames; on the CPU: [samples], or [samples, classes] of multi-label data,
+  // in the compute dtype; classes int64.
   at::Tensor labels(const std::vector<int64_t>& samples) const;
 
   // [samples, modalities] bool, on the CPU: which modalities are present.
@@ -72,6 +75,7 @@ class BatchReader {
   }
   at::Tensor host_frames(int64_t rows, int64_t dim) const;
   at::Tensor ready(const at::Tensor& host, int64_t position) const;
+  at::Tensor standardized(const at::Tensor& values, const FeatureMoments& moments, int64_t position) const;
 
   const data::Dataset& dataset_;
   std::vector<int64_t> modalities_;
@@ -81,6 +85,7 @@ class BatchReader {
   at::ScalarType dtype_;
   c10::Device device_;
   std::vector<RowLimits> limits_;
+  double clip_standardized_;
   std::shared_ptr<const ResidentFrames> resident_;
 };
 

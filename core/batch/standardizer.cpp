@@ -21,9 +21,8 @@ at::Tensor moment_pivot(const data::Dataset& dataset, int64_t modality, const st
   for (const int64_t sample : samples)
     if (dataset.index().modalities[modality].length(sample) > 0)
       return read_sample(dataset, modality, sample)[0].clone();
-  throw Error(ExitCode::kBadData,
-              fmt::format("data.standardize: no training sample has modality '{}'; leave it out of data.modalities",
-                          dataset.index().modalities[modality].name));
+  throw Error(ExitCode::kBadData, fmt::format("no training sample has modality '{}'; leave it out of data.modalities",
+                                              dataset.index().modalities[modality].name));
 }
 
 FeatureMoments no_moments() {

@@ -139,6 +139,12 @@ void check_data(const Checker& check, const models::ModelSpec* model) {
   if (data.has_synthetic()) check_synthetic(check, model);
   check_modalities(check, model);
   check_split(check);
+  check.not_negative("data.clip_standardized");
+  check.share("data.augment.modality_dropout");
+  if (data.augment().modality_dropout() > 0 && model != nullptr && model->modalities.every_sample_needs_all)
+    check.fail({"data.augment.modality_dropout", model->name},
+               fmt::format("data.augment.modality_dropout is {}, but {} needs every modality of a sample; set it to 0",
+                           check.value("data.augment.modality_dropout"), model->name));
 }
 
 void check_optimizer(const Checker& all) {
@@ -182,12 +188,13 @@ void check_training(const Checker& check) {
 // The tasks that the experiment may turn out to have; its data may not be opened yet.
 std::vector<data::Task> possible_tasks(const Experiment& experiment, const models::ModelSpec* model) {
   std::vector<data::Task> tasks;
-  for (const auto& [task, other_kind] : {std::pair{data::Task::kRegression, Synthetic::CLASSIFICATION},
-                                         std::pair{data::Task::kClassification, Synthetic::REGRESSION}})
-    if ((model == nullptr || model->learns(task)) &&
-        (experiment.data().synthetic().kind() != other_kind || (model != nullptr && model->tasks.size() == 1)))
+  const Synthetic::Kind kind = experiment.data().synthetic().kind();
+  for (const auto& [task, its_kind] : {std::pair{data::Task::kRegression, Synthetic::REGRESSION},
+                                       std::pair{data::Task::kClassification, Synthetic::CLASSIFICATION},
+                                       std::pair{data::Task::kMultilabel, Synthetic::KIND_UNSPECIFIED}})
+    if ((model == nullptr || model->learns(task)) && (kind == Synthetic::KIND_UNSPECIFIED || kind == its_kind))
       tasks.push_back(task);
-  return tasks;
+  return tasks.empty() ? model->tasks : tasks;
 }
 
 void check_select_by(const Checker& check, const models::ModelSpec* model) {
@@ -199,9 +206,7 @@ void check_select_by(const Checker& check, const models::ModelSpec* model) {
     for (const std::string& name : metrics::selectable_names(task))
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   if (std::find(names.begin(), names.end(), metric) != names.end()) return;
-  const char* const of_task = tasks.size() != 1                         ? ""
-                              : tasks[0] == data::Task::kClassification ? " for classification"
-                                                                        : " for regression";
+  const std::string of_task = tasks.size() != 1 ? "" : fmt::format(" for {}", name_of(tasks[0]));
   check.fail({"evaluation.select_by"}, fmt::format("evaluation.select_by: there is no metric \"{}\"{}; {}Valid: {}",
                                                    metric, of_task, did_you_mean(metric, names), either(names)));
 }
@@ -378,6 +383,9 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
          one_group ? "no data.split.test_group" : "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
   unless(k_fold, "data.split.folds", "data.split.kind: K_FOLD");
   unless(one_group || k_fold, "data.split.validation_share", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
+  unless(experiment.data().standardize(), "data.clip_standardized", "data.standardize: true");
+  unless(experiment.data().augment().modality_dropout() > 0, "data.augment.modalities",
+         "data.augment.modality_dropout above 0");
   unless(one_group || k_fold, "data.split.validation_by_group", "data.split.kind: LEAVE_ONE_GROUP_OUT or K_FOLD");
   if (const models::ModelSpec* model = models::find_model(models::model_of(experiment)))
     for (const auto& [field, other, value] : model->conditional_fields)

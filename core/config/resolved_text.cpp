@@ -170,7 +170,8 @@ std::string documented_text(const Experiment& experiment) {
   writer.line("", 0);
   writer.comment({"Metrics that evaluation.select_by may name:",
                   "  regression:     " + join(metrics::selectable_names(data::Task::kRegression)),
-                  "  classification: " + join(metrics::selectable_names(data::Task::kClassification))},
+                  "  classification: " + join(metrics::selectable_names(data::Task::kClassification)),
+                  "  multilabel:     " + join(metrics::selectable_names(data::Task::kMultilabel))},
                  0);
   return writer.text();
 }

@@ -54,17 +54,20 @@ class Reader {
       if (hdf5::has_attribute(root_, "name")) index.name = hdf5::read_one_string_attribute(root_, "name", "/");
     });
     const std::string task = hdf5::read_one_string_attribute(root_, "task", "/");
-    if (task != "regression" && task != "classification")
-      fail("/", "attribute 'task' is {}; it must be 'regression' or 'classification'", in_quotes(task));
-    task_known_ = true;
-    if (task == "regression") return;
-    index.task = Task::kClassification;
-    index.class_names = read_class_names(root_, "/");
+    for (const Task known : {Task::kRegression, Task::kClassification, Task::kMultilabel}) {
+      if (task != name_of(known)) continue;
+      task_known_ = true;
+      index.task = known;
+    }
+    if (!task_known_)
+      fail("/", "attribute 'task' is {}; it must be 'regression', 'classification' or 'multilabel'", in_quotes(task));
+    if (index.task != Task::kRegression) index.class_names = read_class_names(root_, "/");
   }
 
   std::vector<std::string> read_class_names(const Handle& object, const std::string& path) {
     const auto names = hdf5::read_string_attribute(object, "class_names", path);
-    if (names.size() < 2) fail(path, "attribute 'class_names' must name at least two classes");
+    if (names.empty() || (names.size() < 2 && result_.index.task == Task::kClassification))
+      fail(path, "attribute 'class_names' must name at least {}", names.empty() ? "one class" : "two classes");
     std::set<std::string> seen;
     for (const std::string& name : names) {
       if (name.empty()) fail(path, "attribute 'class_names' holds an empty name");
@@ -141,15 +144,18 @@ class Reader {
     if (!target.empty()) choose_task_of_target(dataset);
     if (!task_known_) return;
     DatasetIndex& index = result_.index;
-    const bool classification = index.task == Task::kClassification;
-    if (classification) {
-      const auto classes = hdf5::read_integers(dataset);
-      index.labels.assign(classes.begin(), classes.end());
-    } else {
+    if (index.task == Task::kRegression) {
       index.labels = hdf5::read_floats(dataset);
+    } else {
+      const bool rows = index.task == Task::kMultilabel;
+      const auto classes = rows ? hdf5::read_integer_rows(dataset) : hdf5::read_integers(dataset);
+      if (rows && index.class_names.empty()) return;
+      if (rows && dataset.shape[1] != index.label_width())
+        fail(path, "has {} columns, but there are {} classes", dataset.shape[1], index.class_names.size());
+      index.labels.assign(classes.begin(), classes.end());
     }
     if (!ids_known_) return;
-    require_one_per_sample(index.labels.size(), path);
+    require_one_per_sample(static_cast<size_t>(dataset.shape[0]), path);
     check_labels(path);
   }
 
@@ -161,9 +167,10 @@ class Reader {
       index.task = Task::kRegression;
       index.class_names.clear();
     } else if (hdf5::has_attribute(dataset.handle, "class_names")) {
-      index.task = Task::kClassification;
+      index.task = dataset.shape.size() == 2 ? Task::kMultilabel : Task::kClassification;
       index.class_names = read_class_names(dataset.handle, dataset.path);
-    } else if (task_known_ && index.task == Task::kRegression && dataset.type_class() == H5T_INTEGER) {
+    } else if (task_known_ && dataset.type_class() == H5T_INTEGER &&
+               (index.task == Task::kRegression || (index.task == Task::kMultilabel) != (dataset.shape.size() == 2))) {
       fail(dataset.path,
            "is of an integer type, so it needs an attribute 'class_names'; a regression target is float32");
     }
@@ -172,10 +179,15 @@ class Reader {
   void check_labels(const std::string& path) {
     const DatasetIndex& index = result_.index;
     const double classes = static_cast<double>(index.class_names.size());
+    const size_t width = static_cast<size_t>(index.label_width());
     for (size_t i = 0; i < index.labels.size(); ++i) {
       const double label = index.labels[i];
       if (!std::isfinite(label)) {
         add(path, "the label of {} is {}", sample(i), std::isnan(label) ? "NaN" : "infinite");
+      } else if (index.task == Task::kMultilabel) {
+        if (label != 0 && label != 1)
+          add(path, "{} has {} for class {}; a class is there (1) or not (0)", sample(i / width),
+              static_cast<int64_t>(label), in_quotes(index.class_names[i % width]));
       } else if (index.task == Task::kClassification && !index.class_names.empty() && (label < 0 || label >= classes)) {
         add(path, "the label of {} is {}, but there are {} classes, numbered from 0", sample(i),
             static_cast<int64_t>(label), index.class_names.size());

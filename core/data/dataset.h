@@ -7,8 +7,14 @@
 // What a dataset is to the rest of muster: an index of its samples in memory, and frames read on demand.
 namespace muster::data {
 
-enum class Task { kRegression, kClassification };
-inline const char* name_of(Task task) { return task == Task::kClassification ? "classification" : "regression"; }
+enum class Task {
+  kRegression,
+  kClassification,
+  kMultilabel  // each class is there or not, whatever the others are
+};
+inline const char* name_of(Task task) {
+  return task == Task::kClassification ? "classification" : task == Task::kMultilabel ? "multilabel" : "regression";
+}
 
 // What the rows of a modality are: features, made beforehand, or what an encoder makes features of.
 enum class ModalityKind {
@@ -40,15 +46,19 @@ struct Modality {
 struct DatasetIndex {
   std::string name;
   Task task = Task::kRegression;
-  std::vector<std::string> class_names;  // classification only
+  std::vector<std::string> class_names;  // of classification and multi-label data
   std::vector<std::string> ids;          // unique
   std::vector<std::string> groups;       // session, speaker or video; empty strings where the file has none
   std::vector<std::string> splits;       // "train", "valid", "test" or ""
-  std::vector<double> labels;            // regression value, or class as an integer; empty when the file has no labels
+  std::vector<double> labels;            // label_width() per sample; empty when the file has no labels
   std::vector<Modality> modalities;      // in the order of the file's names, sorted
 
   int64_t size() const { return static_cast<int64_t>(ids.size()); }
   bool has_labels() const { return !labels.empty() || ids.empty(); }
+  // Numbers in a sample's label: a regression value, a class as an integer, or a 0 or 1 for each class of multi-label
+  // data.
+  int64_t label_width() const { return task == Task::kMultilabel ? static_cast<int64_t>(class_names.size()) : 1; }
+  const double* label_of(int64_t sample) const { return labels.data() + sample * label_width(); }
   // Position in `modalities`, or -1.
   int64_t find_modality(const std::string& modality_name) const {
     for (size_t position = 0; position < modalities.size(); ++position)

@@ -108,6 +108,8 @@ std::string type_name(hid_t type);
 
 // All values of a one-dimensional dataset. Throw Problem on another rank or type.
 std::vector<int64_t> read_integers(const StoredDataset& dataset);
+// Of a two-dimensional one, row by row.
+std::vector<int64_t> read_integer_rows(const StoredDataset& dataset);
 std::vector<double> read_floats(const StoredDataset& dataset);
 std::vector<std::string> read_strings(const StoredDataset& dataset);
 

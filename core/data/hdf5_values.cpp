@@ -128,17 +128,23 @@ class GlobalHeap {
   std::map<uint64_t, Collection> collections_;
 };
 
-// The dimension and type that index datasets must have.
-void require_vector_of(const StoredDataset& dataset, H5T_class_t wanted, const char* wanted_name) {
-  if (dataset.shape.size() != 1)
-    fail(dataset.path, "must have one dimension, one value per sample, but its shape is {}", dataset.shape_text());
+void require_type(const StoredDataset& dataset, H5T_class_t wanted, const char* wanted_name) {
   if (dataset.type_class() != wanted)
     fail(dataset.path, "must be of type {}, but is {}", wanted_name, type_name(dataset.type.get()));
 }
 
+// The dimension and type that index datasets must have.
+void require_vector_of(const StoredDataset& dataset, H5T_class_t wanted, const char* wanted_name) {
+  if (dataset.shape.size() != 1)
+    fail(dataset.path, "must have one dimension, one value per sample, but its shape is {}", dataset.shape_text());
+  require_type(dataset, wanted, wanted_name);
+}
+
 template <typename Value>
 std::vector<Value> read_numbers(const StoredDataset& dataset, hid_t memory_type) {
-  std::vector<Value> values(static_cast<size_t>(dataset.shape[0]));
+  size_t count = 1;
+  for (const int64_t extent : dataset.shape) count *= static_cast<size_t>(extent);
+  std::vector<Value> values(count);
   if (H5Dread(dataset.handle.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()) < 0)
     fail(dataset.path, "cannot be read{}", reason());
   return values;
@@ -215,6 +221,13 @@ std::string type_name(hid_t type) {
 
 std::vector<int64_t> read_integers(const StoredDataset& dataset) {
   require_vector_of(dataset, H5T_INTEGER, "integer (int64)");
+  return read_numbers<int64_t>(dataset, H5T_NATIVE_INT64);
+}
+
+std::vector<int64_t> read_integer_rows(const StoredDataset& dataset) {
+  if (dataset.shape.size() != 2)
+    fail(dataset.path, "must have two dimensions, samples and classes, but its shape is {}", dataset.shape_text());
+  require_type(dataset, H5T_INTEGER, "integer (int64)");
   return read_numbers<int64_t>(dataset, H5T_NATIVE_INT64);
 }
 

@@ -70,11 +70,20 @@ json modality_json(const Dataset& dataset, size_t position, const ScanReport& sc
   return result;
 }
 
+// Adds the class of a sample, or all that it has, to the counts of the classes.
+void count_classes(const DatasetIndex& index, int64_t sample, std::vector<int64_t>& counts) {
+  const double* label = index.label_of(sample);
+  if (index.task == Task::kClassification)
+    ++counts[static_cast<size_t>(*label)];
+  else
+    for (int64_t& count : counts) count += *label++ > 0;
+}
+
 json labels_json(const DatasetIndex& index) {
   if (!index.has_labels()) return nullptr;
-  if (index.task == Task::kClassification) {
+  if (index.task != Task::kRegression) {
     std::vector<int64_t> counts(index.class_names.size(), 0);
-    for (const double label : index.labels) ++counts[static_cast<size_t>(label)];
+    for (int64_t sample = 0; sample < index.size(); ++sample) count_classes(index, sample, counts);
     json classes = json::array();
     for (size_t c = 0; c < counts.size(); ++c)
       classes.push_back({{"name", index.class_names[c]}, {"samples", counts[c]}});
@@ -97,7 +106,7 @@ json labels_json(const DatasetIndex& index) {
 
 // Samples of each split, and of each class in it.
 json splits_json(const DatasetIndex& index) {
-  const bool classes = index.task == Task::kClassification && index.has_labels();
+  const bool classes = index.task != Task::kRegression && index.has_labels();
   json result = json::object();
   for (const char* word : {"train", "valid", "test", ""}) {
     int64_t samples = 0;
@@ -105,7 +114,7 @@ json splits_json(const DatasetIndex& index) {
     for (size_t i = 0; i < index.splits.size(); ++i) {
       if (index.splits[i] != word) continue;
       ++samples;
-      if (classes) ++per_class[static_cast<size_t>(index.labels[i])];
+      if (classes) count_classes(index, static_cast<int64_t>(i), per_class);
     }
     if (samples == 0) continue;
     result[word] = {{"samples", samples}};
@@ -188,7 +197,7 @@ std::string labels_text(const json& labels, int64_t samples) {
 
 std::string splits_text(const json& splits, const DatasetIndex& index) {
   std::vector<std::vector<std::string>> rows{{"split", "samples"}};
-  if (index.task == Task::kClassification && index.has_labels())
+  if (index.task != Task::kRegression && index.has_labels())
     rows[0].insert(rows[0].end(), index.class_names.begin(), index.class_names.end());
   for (const auto& name : {"train", "valid", "test", ""}) {
     if (!splits.contains(name)) continue;

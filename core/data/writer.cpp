@@ -56,15 +56,15 @@ class StructureWriter {
 
   // Place of each modality's frames in the file.
   std::vector<int64_t> write(const DatasetIndex& index) {
-    const bool classification = index.task == Task::kClassification;
     write_attributes(index);
     const Handle samples = group(file_, "samples");
     write_strings(samples, "id", index.ids);
     write_strings(samples, "group", index.groups);
     write_strings(samples, "split", index.splits);
     if (index.has_labels()) {
-      write_values(samples, "label", classification ? H5T_STD_I64LE : H5T_IEEE_F32LE, H5T_NATIVE_DOUBLE,
-                   index.labels.data(), index.labels.size());
+      const bool rows = index.task == Task::kMultilabel;
+      write_values(samples, "label", index.task == Task::kRegression ? H5T_IEEE_F32LE : H5T_STD_I64LE,
+                   H5T_NATIVE_DOUBLE, index.labels.data(), index.labels.size(), rows ? index.class_names.size() : 0);
     }
     const Handle modalities = group(file_, "modalities");
     std::vector<int64_t> addresses;
@@ -125,7 +125,7 @@ class StructureWriter {
     write_attribute("version", H5T_NATIVE_INT64, scalar, &version);
     write_attribute("name", string_type_.get(), scalar, &name);
     write_attribute("task", string_type_.get(), scalar, &task);
-    if (index.task != Task::kClassification) return;
+    if (index.task == Task::kRegression) return;
     const auto names = pointers(index.class_names);
     write_attribute("class_names", string_type_.get(), vector_space(names.size()), names.data());
   }
@@ -140,9 +140,11 @@ class StructureWriter {
     write_values(parent, name, string_type_.get(), string_type_.get(), pointers(values).data(), values.size());
   }
 
+  // columns: of values that are rows; 0: of a vector.
   void write_values(const Handle& parent, const char* name, hid_t file_type, hid_t memory_type, const void* values,
-                    size_t count) const {
-    const Handle space = vector_space(count);
+                    size_t count, size_t columns = 0) const {
+    const hsize_t extents[2] = {columns > 0 ? count / columns : count, columns};
+    const Handle space = checked(Handle(H5Screate_simple(columns > 0 ? 2 : 1, extents, nullptr), &H5Sclose));
     const Handle dataset = checked(Handle(
         H5Dcreate2(parent.get(), name, file_type, space.get(), H5P_DEFAULT, creation().get(), H5P_DEFAULT), &H5Dclose));
     check(H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values));

@@ -46,6 +46,21 @@ double mean(const std::vector<double>& values) {
   return pairwise_sum(values.data(), values.size()) / static_cast<double>(values.size());
 }
 
+// Lin 1989, with variances and covariance of the population.
+double concordance_correlation(const Scored& scored) {
+  const std::vector<double>&x = scored.predictions, &y = scored.labels;
+  const double mean_x = mean(x), mean_y = mean(y), count = static_cast<double>(x.size());
+  std::vector<double> xy(x.size()), squares(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double dx = x[i] - mean_x, dy = y[i] - mean_y;
+    xy[i] = dx * dy;
+    squares[i] = dx * dx + dy * dy;
+  }
+  const double apart = mean_x - mean_y;
+  return 2 * (pairwise_sum(xy.data(), xy.size()) / count) /
+         (pairwise_sum(squares.data(), squares.size()) / count + apart * apart);
+}
+
 double mean_absolute_error(const Scored& scored) {
   std::vector<double> errors(scored.labels.size());
   for (std::size_t i = 0; i < errors.size(); ++i) errors[i] = std::abs(scored.predictions[i] - scored.labels[i]);
@@ -152,6 +167,109 @@ Confusion without_zero(const Scored& scored) {
   return confusion;
 }
 
+// A metric of MMSA for SIMS, whose labels are in [-1, 1]: of both sides clipped to it.
+template <double (*kMetric)(const Scored&)>
+double of_sims(const Scored& scored) {
+  Scored clipped = scored;
+  for (double& label : clipped.labels)
+    if (!(std::abs(label) <= 1)) return kNan;
+  for (double& prediction : clipped.predictions) prediction = std::clamp(prediction, -1.0, 1.0);
+  return kMetric(clipped);
+}
+
+// Classes are the intervals that `bounds` cut [-1, 1] into, each with its upper bound. In float32 as in MMSA, where a
+// label of 0.1 is not above 0.1.
+Confusion in_intervals(const Scored& scored, const std::vector<float>& bounds) {
+  const auto interval = [&](double value) {
+    std::size_t found = 0;
+    while (found < bounds.size() && static_cast<float>(value) > bounds[found]) ++found;
+    return found;
+  };
+  const std::size_t classes = bounds.size() + 1;
+  Confusion confusion(classes, std::vector<int64_t>(classes, 0));
+  for (std::size_t i = 0; i < scored.labels.size(); ++i) {
+    const std::size_t label = interval(scored.labels[i]);
+    const double prediction = scored.predictions[i];
+    ++confusion[label][std::isnan(prediction) ? (label + 1) % classes : interval(prediction)];  // NaN is wrong
+  }
+  return confusion;
+}
+Confusion two_intervals(const Scored& scored) { return in_intervals(scored, {0}); }
+double sims_acc_2(const Scored& scored) { return accuracy(two_intervals(scored)); }
+double sims_f1(const Scored& scored) { return weighted_f1(two_intervals(scored)); }
+double sims_acc_3(const Scored& scored) { return accuracy(in_intervals(scored, {-0.1f, 0.1f})); }
+double sims_acc_5(const Scored& scored) { return accuracy(in_intervals(scored, {-0.7f, -0.1f, 0.1f, 0.7f})); }
+// Of the samples whose label is weak, from -0.4 to 0.4.
+double sims_acc_2_weak(const Scored& scored) {
+  Scored weak;
+  for (std::size_t i = 0; i < scored.labels.size(); ++i) {
+    if (!(std::abs(static_cast<float>(scored.labels[i])) <= 0.4f)) continue;
+    weak.labels.push_back(scored.labels[i]);
+    weak.predictions.push_back(scored.predictions[i]);
+  }
+  return accuracy(two_intervals(weak));
+}
+
+// Over classes that have labels or predictions; one without labels has recall 0.
+double macro_recall(const Confusion& confusion) {
+  double sum = 0;
+  int64_t present = 0;
+  for (std::size_t c = 0; c < confusion.size(); ++c) {
+    const int64_t labelled = sum_of(confusion[c]);
+    int64_t predicted = 0;
+    for (const auto& row : confusion) predicted += row[c];
+    if (labelled + predicted == 0) continue;
+    ++present;
+    if (labelled > 0) sum += static_cast<double>(confusion[c][c]) / static_cast<double>(labelled);
+  }
+  return present == 0 ? kNan : sum / static_cast<double>(present);
+}
+
+// F1 of the second of two classes.
+double f1_of_presence(int64_t true_positives, int64_t labelled, int64_t predicted) {
+  return labelled + predicted == 0
+             ? 0
+             : 2.0 * static_cast<double>(true_positives) / static_cast<double>(labelled + predicted);
+}
+
+// Undefined where a class is in all samples or in none.
+double weighted_accuracy(const Confusion& confusion) {
+  const auto found = recalls(confusion);
+  return (found[0] + found[1]) / 2;
+}
+
+// The mean over classes for which it is defined.
+template <double (*kMetric)(const Confusion&)>
+double mean_over_classes(const Scored& scored) {
+  double sum = 0;
+  int64_t defined = 0;
+  for (const Confusion& confusion : scored.per_class) {
+    const double value = kMetric(confusion);
+    if (std::isnan(value)) continue;
+    sum += value;
+    ++defined;
+  }
+  return defined == 0 ? kNan : sum / static_cast<double>(defined);
+}
+
+double f1_of_class(const Confusion& confusion) {
+  return f1_of_presence(confusion[1][1], sum_of(confusion[1]), confusion[0][1] + confusion[1][1]);
+}
+
+double micro_f1(const Scored& scored) {
+  int64_t hits = 0, labelled = 0, predicted = 0;
+  for (const Confusion& confusion : scored.per_class) {
+    hits += confusion[1][1];
+    labelled += sum_of(confusion[1]);
+    predicted += confusion[0][1] + confusion[1][1];
+  }
+  return f1_of_presence(hits, labelled, predicted);
+}
+
+double subset_accuracy(const Scored& scored) {
+  return static_cast<double>(scored.exact) / static_cast<double>(scored.samples);
+}
+
 bool is_of(const Metric& metric, data::Task task) {
   return std::find(metric.tasks.begin(), metric.tasks.end(), task) != metric.tasks.end();
 }
@@ -168,8 +286,9 @@ Metrics compute(data::Task task, const Scored& scored, bool empty) {
 
 const std::vector<Metric>& all_metrics() {
   using data::Task;
-  const std::vector<Task> regression{Task::kRegression}, classification{Task::kClassification};
-  constexpr bool kHigher = true, kLower = false, kDefault = true;
+  const std::vector<Task> regression{Task::kRegression}, classification{Task::kClassification},
+      multilabel{Task::kMultilabel};
+  constexpr bool kHigher = true, kLower = false, kDefault = true, kOfSomeData = true;
   static const std::vector<Metric> all = {
       {"Has0_acc_2", regression, kHigher, [](const Scored& scored) { return accuracy(with_zero(scored)); }},
       {"Has0_F1_score", regression, kHigher, [](const Scored& scored) { return weighted_f1(with_zero(scored)); }},
@@ -179,10 +298,24 @@ const std::vector<Metric>& all_metrics() {
       {"Mult_acc_7", regression, kHigher, rounded_accuracy<3>},
       {"MAE", regression, kLower, mean_absolute_error, kDefault},
       {"Corr", regression, kHigher, pearson_correlation},
+      {"CCC", regression, kHigher, concordance_correlation},
+      {"SIMS_acc_2", regression, kHigher, of_sims<sims_acc_2>, !kDefault, kOfSomeData},
+      {"SIMS_acc_2_weak", regression, kHigher, of_sims<sims_acc_2_weak>, !kDefault, kOfSomeData},
+      {"SIMS_acc_3", regression, kHigher, of_sims<sims_acc_3>, !kDefault, kOfSomeData},
+      {"SIMS_acc_5", regression, kHigher, of_sims<sims_acc_5>, !kDefault, kOfSomeData},
+      {"SIMS_F1_score", regression, kHigher, of_sims<sims_f1>, !kDefault, kOfSomeData},
+      {"SIMS_MAE", regression, kLower, of_sims<mean_absolute_error>, !kDefault, kOfSomeData},
+      {"SIMS_Corr", regression, kHigher, of_sims<pearson_correlation>, !kDefault, kOfSomeData},
       {"WA", classification, kHigher, [](const Scored& scored) { return accuracy(scored.confusion); }, kDefault},
       {"UA", classification, kHigher, [](const Scored& scored) { return mean_recall(scored.confusion); }},
+      {"macro_recall", classification, kHigher, [](const Scored& scored) { return macro_recall(scored.confusion); }},
       {"weighted_F1", classification, kHigher, [](const Scored& scored) { return weighted_f1(scored.confusion); }},
-      {"loss", {Task::kRegression, Task::kClassification}, kLower, nullptr},
+      {"mean_weighted_F1", multilabel, kHigher, mean_over_classes<weighted_f1>, kDefault},
+      {"mean_WA", multilabel, kHigher, mean_over_classes<weighted_accuracy>},
+      {"macro_F1", multilabel, kHigher, mean_over_classes<f1_of_class>},
+      {"micro_F1", multilabel, kHigher, micro_f1},
+      {"subset_accuracy", multilabel, kHigher, subset_accuracy},
+      {"loss", {Task::kRegression, Task::kClassification, Task::kMultilabel}, kLower, nullptr},
   };
   return all;
 }
@@ -208,12 +341,21 @@ const std::string& default_metric(data::Task task) {
 }
 
 bool higher_is_better(const std::string& name) {
+  const std::string whole = name.substr(0, name.find('['));
   for (const Metric& metric : all_metrics())
-    if (metric.name == name) return metric.higher_is_better;
+    if (metric.name == whole) return metric.higher_is_better;
   throw Error(ExitCode::kBadConfig,
-              fmt::format("There is no metric \"{}\". Regression has {}; classification has {}; both have loss.", name,
-                          fmt::join(metric_names(data::Task::kRegression), ", "),
-                          fmt::join(metric_names(data::Task::kClassification), ", ")));
+              fmt::format("There is no metric \"{}\". Regression has {}; classification has {}; multi-label data have "
+                          "{}; all have loss.",
+                          name, fmt::join(metric_names(data::Task::kRegression), ", "),
+                          fmt::join(metric_names(data::Task::kClassification), ", "),
+                          fmt::join(metric_names(data::Task::kMultilabel), ", ")));
+}
+
+bool is_of_some_data(const std::string& name) {
+  for (const Metric& metric : all_metrics())
+    if (metric.name == name) return metric.of_some_data;
+  return false;
 }
 
 double metric_value(const Metrics& metrics, const std::string& name) {
@@ -229,6 +371,32 @@ double metric_value(const Metrics& metrics, const std::string& name) {
 Metrics regression_metrics(const std::vector<double>& predictions, const std::vector<double>& labels) {
   if (predictions.size() != labels.size()) throw std::invalid_argument("predictions and labels differ in number");
   return compute(data::Task::kRegression, {predictions, labels, {}}, labels.empty());
+}
+
+Metrics multilabel_metrics(const std::vector<double>& predictions, const std::vector<double>& labels,
+                           const std::vector<std::string>& class_names) {
+  const std::size_t classes = class_names.size();
+  if (predictions.size() != labels.size() || classes == 0 || labels.size() % classes != 0)
+    throw std::invalid_argument("predictions and labels are not of these classes");
+  Scored scored;
+  scored.per_class.assign(classes, Confusion(2, std::vector<int64_t>(2, 0)));
+  scored.samples = static_cast<int64_t>(labels.size() / classes);
+  for (std::size_t begin = 0; begin < labels.size(); begin += classes) {
+    bool exact = true;
+    for (std::size_t c = 0; c < classes; ++c) {
+      const bool label = labels[begin + c] > 0, predicted = predictions[begin + c] > 0;
+      ++scored.per_class[c][label][predicted];
+      exact = exact && label == predicted;
+    }
+    scored.exact += exact;
+  }
+  Metrics metrics = compute(data::Task::kMultilabel, scored, labels.empty());
+  for (std::size_t c = 0; c < classes; ++c) {
+    const Confusion& confusion = scored.per_class[c];
+    metrics.emplace_back(fmt::format("WA[{}]", class_names[c]), weighted_accuracy(confusion));
+    metrics.emplace_back(fmt::format("weighted_F1[{}]", class_names[c]), weighted_f1(confusion));
+  }
+  return metrics;
 }
 
 ClassificationResult classification_metrics(const std::vector<int64_t>& predictions, const std::vector<int64_t>& labels,

@@ -19,6 +19,8 @@ using Confusion = std::vector<std::vector<int64_t>>;  // [label][prediction], co
 struct Scored {
   std::vector<double> predictions, labels;  // regression: of equal length, at least one
   Confusion confusion;                      // classification
+  std::vector<Confusion> per_class;         // multi-label: of each class, [2][2]: absent and present
+  int64_t samples = 0, exact = 0;           // multi-label: all, and those of which every class is right
 };
 
 struct Metric {
@@ -27,6 +29,7 @@ struct Metric {
   bool higher_is_better;
   double (*value)(const Scored&);  // nullptr: the loss, which is the model's to compute
   bool is_default = false;         // selects the best weights of its tasks unless an experiment says otherwise
+  bool of_some_data = false;       // NaN for most data: tables leave it out then
 };
 
 // Every metric, in the order in which they are reported. What the rest of the program knows of metrics comes from here.
@@ -36,6 +39,15 @@ struct Metric {
 //   Mult_acc_5, Mult_acc_7      accuracy after clipping both to [-2, 2], [-3, 3] and rounding halves to even
 //   MAE                         bit-equal to numpy's np.mean(np.abs(predictions - labels)) on float64
 //   Corr                        Pearson's r; NaN if either side is constant or there is only one sample
+//   CCC                         Lin's concordance, 2 cov(p, t) / (var p + var t + (mean p - mean t)^2), variances of
+//   the
+//                               population; NaN where it is 0 / 0
+// and of MMSA for SIMS (__eval_sims_regression), after clipping both to [-1, 1]; NaN for labels outside of that:
+//   SIMS_acc_2, _3, _5          accuracy of the intervals that 0; -0.1, 0.1; -0.7, -0.1, 0.1, 0.7 bound, each with its
+//                               upper bound, in float32
+//   SIMS_acc_2_weak             SIMS_acc_2 of the samples whose label is from -0.4 to 0.4; NaN if there are none
+//   SIMS_F1_score               F1 of the two
+//   SIMS_MAE, SIMS_Corr
 // F1 is scikit-learn's f1_score(labels, predictions, average="weighted", zero_division=0): per class, weighted by its
 // number of labels. For a constant side numpy's corrcoef gives NaN or, when the mean is not exact, rounding noise: here
 // it is always NaN. A NaN or infinite prediction is wrong in every accuracy as in numpy and makes MAE and Corr
@@ -44,7 +56,16 @@ struct Metric {
 //   WA           accuracy
 //   UA           scikit-learn's balanced_accuracy_score; equal to recall_score(average="macro") unless a class without
 //                labels is predicted, which that one counts as recall 0
+//   macro_recall that recall_score(average="macro", zero_division=0)
 //   weighted_F1  scikit-learn's f1_score(average="weighted", zero_division=0)
+// Multi-label, each class by itself (present or absent):
+//   mean_weighted_F1  f1_score(average="weighted") of each class, averaged over classes
+//   mean_WA           (true positive rate + true negative rate) / 2, the weighted accuracy of MOSEI's emotions (Zadeh
+//   et
+//                     al. 2018; scikit-learn's balanced_accuracy_score), averaged over the classes that have both; NaN
+//                     where none has
+//   macro_F1, micro_F1, subset_accuracy   f1_score(average="macro" and "micro", zero_division=0), accuracy_score
+//   WA[class], weighted_F1[class]         the first two of each class
 const std::vector<Metric>& all_metrics();
 
 // The metrics of a task that are computed from predictions: all but the loss.
@@ -56,8 +77,8 @@ std::vector<std::string> selectable_names(data::Task task);
 // The metric that selects the best weights of a task unless an experiment says otherwise.
 const std::string& default_metric(data::Task task);
 
-// Whether a larger value means a better model. Throws Error(kBadConfig), listing the known names, for a name that is
-// not in all_metrics(): a guess would select the worst model.
+// Whether a larger value means a better model; "name[class]" as "name". Throws Error(kBadConfig), listing the known
+// names, for a name that is not in all_metrics(): a guess would select the worst model.
 bool higher_is_better(const std::string& metric);
 
 // The value of `name`. Throws Error(kBadConfig), listing the names present, when it is not there.
@@ -76,5 +97,13 @@ struct ClassificationResult {
 // Throws std::invalid_argument when the sizes differ or a class is out of range.
 ClassificationResult classification_metrics(const std::vector<int64_t>& predictions, const std::vector<int64_t>& labels,
                                             int64_t classes);
+
+// Of multi-label data. predictions, labels: [samples x classes], row by row; a class is there where the number is above
+// 0. No samples: every metric is NaN. Throws std::invalid_argument when the sizes do not fit.
+Metrics multilabel_metrics(const std::vector<double>& predictions, const std::vector<double>& labels,
+                           const std::vector<std::string>& class_names);
+
+// Whether tables leave out this metric where it is NaN.
+bool is_of_some_data(const std::string& metric);
 
 }  // namespace muster::metrics

@@ -34,4 +34,22 @@ ClassificationResult classification_baseline(const std::vector<int64_t>& train_l
   return classification_metrics(predictions, labels, classes);
 }
 
+std::vector<double> majority_of_each_class(const std::vector<double>& labels, int64_t classes) {
+  if (classes < 1 || labels.empty() || labels.size() % static_cast<std::size_t>(classes) != 0)
+    throw std::invalid_argument("no labels: no majority of each class");
+  std::vector<double> counts(classes, 0);
+  for (std::size_t i = 0; i < labels.size(); ++i) counts[i % counts.size()] += labels[i] > 0;
+  const double samples = static_cast<double>(labels.size()) / static_cast<double>(classes);
+  for (double& count : counts) count = 2 * count > samples;
+  return counts;
+}
+
+Metrics multilabel_baseline(const std::vector<double>& train_labels, const std::vector<double>& labels,
+                            const std::vector<std::string>& class_names) {
+  const auto majority = majority_of_each_class(train_labels, static_cast<int64_t>(class_names.size()));
+  std::vector<double> predictions(labels.size());
+  for (std::size_t i = 0; i < labels.size(); ++i) predictions[i] = majority[i % majority.size()];
+  return multilabel_metrics(predictions, labels, class_names);
+}
+
 }  // namespace muster::metrics

@@ -25,4 +25,12 @@ Metrics regression_baseline(const std::vector<double>& train_labels, const std::
 ClassificationResult classification_baseline(const std::vector<int64_t>& train_labels,
                                              const std::vector<int64_t>& labels, int64_t classes);
 
+// Multi-label data: [classes] 0s and 1s, 1 for the classes that more than half of the samples have. labels: [samples x
+// classes], at least one sample, else std::invalid_argument.
+std::vector<double> majority_of_each_class(const std::vector<double>& labels, int64_t classes);
+
+// All multi-label metrics of predicting that for every sample of `labels`.
+Metrics multilabel_baseline(const std::vector<double>& train_labels, const std::vector<double>& labels,
+                            const std::vector<std::string>& class_names);
+
 }  // namespace muster::metrics

@@ -112,8 +112,8 @@ std::vector<ParameterSpec> foal_net_specs(const config::FoalNet& config, const F
   return specs;
 }
 
-std::vector<LossTerm> foal_net_row_terms(const config::FoalNet& config) {
-  std::vector<LossTerm> terms{{"classification"}};
+std::vector<LossTerm> foal_net_row_terms(const config::FoalNet& config, data::Task task) {
+  std::vector<LossTerm> terms{{name_of(task)}};
   if (config.mem_weight() > 0) terms.push_back({"mem", config.mem_weight()});
   return terms;
 }
@@ -180,20 +180,27 @@ ModelSpec foal_net_spec() {
   ModelSpec spec;
   spec.name = "foal_net";
   spec.title = "Foal-Net";
-  spec.tasks = {data::Task::kClassification};
+  spec.tasks = {data::Task::kClassification, data::Task::kMultilabel};
   spec.modalities = {{"audio", "vision"}, 2, 2, /*every_sample_needs_all=*/true, foal_net_objection};
   spec.check = check_foal_net;
   spec.check_data = check_foal_net_data;
   spec.changed_since = changed_since;
   spec.conditional_fields = {{"fixed_temperature", "temperature_mode", "FIXED_TEMPERATURE"}};
   spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
-    return std::make_unique<FoalNet>(experiment.foal_net(), FoalNet::Sizes{shape.dims[0], shape.dims[1], shape.outputs},
+    return std::make_unique<FoalNet>(experiment.foal_net(),
+                                     FoalNet::Sizes{shape.dims[0], shape.dims[1], shape.outputs, shape.task},
                                      decay_of(experiment), dtype_of(experiment), experiment.seed());
   };
   return spec;
 }
 
 const RegisteredModel registered_foal_net(foal_net_spec());
+
+// [N] int64: equal where the labels are. Of multi-label data, where all classes are.
+at::Tensor label_numbers(const at::Tensor& labels) {
+  if (labels.dim() == 1) return labels;
+  return std::get<1>(at::unique_dim(labels, 0, /*sorted=*/true, /*return_inverse=*/true));
+}
 
 at::Tensor same_label(const at::Tensor& logits, int64_t label) {
   return at::full({logits.size(0)}, label, logits.options().dtype(at::kLong));
@@ -203,8 +210,8 @@ at::Tensor same_label(const at::Tensor& logits, int64_t label) {
 
 FoalNet::FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype,
                  uint64_t seed)
-    : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed), sizes.classes, foal_net_row_terms(config),
-            foal_net_batch_terms(config)),
+    : Model(Parameters(foal_net_specs(config, sizes), decay, dtype, seed), sizes.classes,
+            foal_net_row_terms(config, sizes.task), foal_net_batch_terms(config)),
       config_(config) {
   encoders_.push_back(make_adapter(config, kAudio, sizes.audio_dim));
   encoders_.push_back(make_adapter(config, kVideo, sizes.video_dim));
@@ -276,7 +283,8 @@ std::vector<at::Tensor> FoalNet::batch_losses(const at::Tensor& gathered, const 
   const auto sides = gathered.chunk(2, 1);
   const auto targets =
       config_.avel_targets() == config::FoalNet::ROW_SUM ? losses::AvelTargets::kRowSum : losses::AvelTargets::kRowMean;
-  return {losses::avel_loss(sides[kAudio], sides[kVideo], global.labels, similarity(), targets, partition)};
+  return {
+      losses::avel_loss(sides[kAudio], sides[kVideo], label_numbers(global.labels), similarity(), targets, partition)};
 }
 
 std::vector<HardNegatives> FoalNet::hard_negatives(const at::Tensor& gathered, const GlobalBatch& global, int64_t begin,
@@ -285,10 +293,11 @@ std::vector<HardNegatives> FoalNet::hard_negatives(const at::Tensor& gathered, c
   // On a GPU the first of these copies is what a step must wait for: it decides what to read. The second comes at once.
   const auto sides = gathered.detach().cpu().chunk(2, 1);
   const losses::Similarity on_host{similarity().kind, similarity().temperature.detach().cpu()};
+  const at::Tensor labels = label_numbers(global.labels);
   std::vector<HardNegatives> partners;
   for (const int64_t query : {kAudio, kVideo}) {
-    auto chosen = losses::draw_negatives(sides[query], sides[1 - query], global.labels, on_host,
-                                         static_cast<uint32_t>(query), begin, end, step.seed, step.step);
+    auto chosen = losses::draw_negatives(sides[query], sides[1 - query], labels, on_host, static_cast<uint32_t>(query),
+                                         begin, end, step.seed, step.step);
     if (chosen.empty()) return {};
     partners.push_back({1 - query, std::move(chosen)});
   }
@@ -329,7 +338,7 @@ ForwardOutput FoalNet::forward(const batch::Batch& batch, const Embedded& embedd
   ForwardOutput result;
   result.outputs = linear(parameters_, "classifier", features).to(parameters_.dtype());
   if (!batch.labels.defined()) return result;
-  result.losses.push_back(cross_entropy_sum(result.outputs, batch.labels) / n);
+  result.losses.push_back(prediction_loss(result.outputs, batch.labels, global.size()));
   if (config_.mem_weight() <= 0) return result;
 
   // Of N matched and K mismatched pairs per direction; K is N, or 0 when the batch holds one label only.

@@ -15,6 +15,7 @@ class FoalNet final : public Model {
     int64_t audio_dim;
     int64_t video_dim;
     int64_t classes;
+    data::Task task;
   };
   // The heads must divide adapter_output_dim or, where that is 0, both widths of `sizes`: make_model() sees to it.
   FoalNet(const config::FoalNet& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);

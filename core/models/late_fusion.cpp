@@ -25,7 +25,7 @@ class LateFusion final : public Model {
   LateFusion(const config::Experiment& experiment, const DataShape& shape)
       : Model(Parameters(late_fusion_parameters(experiment.late_fusion(), shape), decay_of(experiment),
                          dtype_of(experiment), experiment.seed()),
-              shape.outputs, {{prediction_loss_name(shape.outputs)}}),
+              shape.outputs, {{name_of(shape.task)}}),
         config_(experiment.late_fusion()),
         modalities_(shape.modalities) {}
 

@@ -21,11 +21,12 @@ at::Tensor unit_rows(const at::Tensor& x) {
 
 at::Tensor prediction_loss(const at::Tensor& outputs, const at::Tensor& labels, int64_t global_rows) {
   const double n = static_cast<double>(global_rows);
-  if (outputs.size(1) == 1) return (outputs.squeeze(1) - labels).abs().sum() / n;
+  if (labels.dim() == 2)
+    return at::binary_cross_entropy_with_logits(outputs, labels, {}, {}, at::Reduction::Sum) /
+           (n * static_cast<double>(labels.size(1)));
+  if (labels.is_floating_point()) return (outputs.squeeze(1) - labels).abs().sum() / n;
   return at::cross_entropy_loss(outputs, labels, {}, at::Reduction::Sum) / n;
 }
-
-std::string prediction_loss_name(int64_t outputs) { return outputs == 1 ? "regression" : "classification"; }
 
 void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in,
                 const Initial& weight, bool bias) {

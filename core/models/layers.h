@@ -22,11 +22,11 @@ at::Tensor layer_norm(const Parameters& parameters, const std::string& name, con
 // direction, and must not make the whole batch's loss NaN.
 at::Tensor unit_rows(const at::Tensor& x);
 
-// The loss of predictions: outputs [n, 1] against values (mean absolute error), or class logits [n, classes] against
-// int64 classes (cross entropy); the sum over these rows, divided by the number of rows of the global batch.
+// The loss of predictions: outputs [n, 1] against values (mean absolute error), class logits [n, classes] against int64
+// classes (cross entropy), or against 0s and 1s [n, classes] of multi-label data (binary cross entropy, its mean over
+// classes); the sum over these rows, divided by the number of rows of the global batch. The term is called
+// name_of(task).
 at::Tensor prediction_loss(const at::Tensor& outputs, const at::Tensor& labels, int64_t global_rows);
-// What that term is called for a model with so many outputs.
-std::string prediction_loss_name(int64_t outputs);
 
 // Specs of the layers above.
 void add_linear(std::vector<ParameterSpec>& specs, const std::string& name, int64_t out, int64_t in,

@@ -91,7 +91,8 @@ ModelSpec miar_spec() {
   spec.check = check_miar;
   spec.note = "MIAR here is this project's reading of the paper's abstract, not the authors' code (docs/models.md)";
   spec.build = [](const config::Experiment& experiment, const DataShape& shape) -> std::unique_ptr<Model> {
-    return std::make_unique<Miar>(experiment.miar(), Miar::Sizes{shape.modalities, shape.dims, shape.outputs},
+    return std::make_unique<Miar>(experiment.miar(),
+                                  Miar::Sizes{shape.modalities, shape.dims, shape.outputs, shape.task},
                                   decay_of(experiment), dtype_of(experiment), experiment.seed());
   };
   return spec;
@@ -122,8 +123,8 @@ at::Tensor positions(const std::vector<int64_t>& offsets, int64_t d, const at::T
 }  // namespace
 
 Miar::Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed)
-    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed), sizes.outputs,
-            {{prediction_loss_name(sizes.outputs)}}, miar_batch_terms(config)),
+    : Model(Parameters(miar_specs(config, sizes), decay, dtype, seed), sizes.outputs, {{name_of(sizes.task)}},
+            miar_batch_terms(config)),
       config_(config),
       sizes_(sizes),
       streams_(sizes.modalities) {

@@ -16,7 +16,8 @@ class Miar final : public Model {
   struct Sizes {
     std::vector<std::string> modalities;
     std::vector<int64_t> dims;
-    int64_t outputs;  // 1: regression with L1; >= 2: classes with cross entropy
+    int64_t outputs;
+    data::Task task;
   };
   Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 

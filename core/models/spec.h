@@ -29,6 +29,7 @@ struct DataShape {
   std::vector<int64_t> dims;
   int64_t outputs = 1;                    // classes, or 1 for regression
   std::vector<data::ModalityKind> kinds;  // empty: features only
+  data::Task task = data::Task::kRegression;
 };
 
 // Which modalities a model takes.
@@ -50,7 +51,7 @@ struct ConditionalField {
 struct ModelSpec {
   std::string name;   // of its block: a member of `oneof model` in experiment.proto
   std::string title;  // in text for people
-  std::vector<data::Task> tasks{data::Task::kRegression, data::Task::kClassification};
+  std::vector<data::Task> tasks{data::Task::kRegression, data::Task::kClassification, data::Task::kMultilabel};
   ModalityPolicy modalities;
   // Adds a problem for each value of the block that no data could make right; paths are relative to the block. Types,
   // and `classes` if the block has it, are checked already.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <set>
 
@@ -44,6 +45,15 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
   return records;
 }
 
+// Of a file of multi-label predictions, by its header; else 0.
+size_t classes_of_rows(const std::vector<std::string>& header) {
+  size_t labels = 0;
+  while (1 + labels < header.size() && header[1 + labels].rfind("label_", 0) == 0) ++labels;
+  return header.size() == 1 + 3 * labels ? labels : 0;
+}
+
+bool is_bit(const std::string& text) { return text == "0" || text == "1"; }
+
 bool is_finite_number(const std::string& text) {
   char* end = nullptr;
   return std::isfinite(std::strtod(text.c_str(), &end)) && end != text.c_str() && *end == '\0';
@@ -51,7 +61,9 @@ bool is_finite_number(const std::string& text) {
 
 }  // namespace
 
-at::Tensor Predictions::probabilities() const { return at::softmax(outputs, 1); }
+at::Tensor Predictions::probabilities(data::Task task) const {
+  return task == data::Task::kMultilabel ? at::sigmoid(outputs) : at::softmax(outputs, 1);
+}
 
 std::vector<int64_t> Predictions::classes() const {
   std::vector<int64_t> classes;
@@ -80,7 +92,33 @@ nlohmann::json to_json(const Evaluation& evaluation) {
   return object;
 }
 
+namespace {
+
+std::string multilabel_csv(const data::DatasetIndex& index, const Predictions& predictions) {
+  const bool labels = index.has_labels();
+  std::string csv = "id";
+  for (const char* const column : {"label_", "prediction_", "probability_"})
+    for (const auto& name : index.class_names)
+      if (labels || column != std::string("label_")) csv += "," + csv_field(column + name);
+  csv += "\n";
+  const int64_t classes = predictions.outputs.size(1);
+  const at::Tensor probabilities = predictions.probabilities(index.task);
+  const double* output = predictions.outputs.const_data_ptr<double>();
+  const double* probability = probabilities.const_data_ptr<double>();
+  for (const int64_t sample : predictions.samples) {
+    csv += csv_field(index.ids[sample]);
+    for (int64_t c = 0; labels && c < classes; ++c) csv += index.label_of(sample)[c] > 0 ? ",1" : ",0";
+    for (int64_t c = 0; c < classes; ++c) csv += *output++ > 0 ? ",1" : ",0";
+    for (int64_t c = 0; c < classes; ++c) csv += "," + exact(*probability++);
+    csv += "\n";
+  }
+  return csv;
+}
+
+}  // namespace
+
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions) {
+  if (index.task == data::Task::kMultilabel) return multilabel_csv(index, predictions);
   const bool classification = index.task == data::Task::kClassification;
   const bool labels = index.has_labels();
   std::string csv = labels ? "id,label,prediction" : "id,prediction";
@@ -89,7 +127,7 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
   csv += "\n";
   const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
   const auto values = classification ? std::vector<double>() : predictions.values();
-  const at::Tensor probabilities = classification ? predictions.probabilities() : at::Tensor();
+  const at::Tensor probabilities = classification ? predictions.probabilities(index.task) : at::Tensor();
   for (size_t i = 0; i < predictions.samples.size(); ++i) {
     const int64_t sample = predictions.samples[i];
     csv += csv_field(index.ids[sample]);
@@ -109,6 +147,7 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
                                        const std::vector<std::string>& constants) {
   std::set<std::string> ids;
   std::vector<std::string> header, labels, predictions;
+  size_t classes = 0;  // of multi-label data, which have as many labels and predictions in a row
   for (size_t file = 0; file < files.size(); ++file) {
     const std::string& path = files[file];
     const std::string text = read_file(path, kLargestPredictions);
@@ -116,18 +155,30 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     const auto wrong = [&](const std::string& what) {
       return Error(ExitCode::kBadData, path + ": " + what + ". Remove that run's folder to have it trained again.");
     };
-    if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
+    if (header.empty() && !records.empty()) {
+      header = records[0];
+      classes = classes_of_rows(header);
+    }
+    if (records.empty() || records[0].size() < 3 || (records[0][1] != "label" && classes == 0))
       throw wrong("these are no predictions with labels");
-    if (header.empty()) header = records[0];
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
+    const auto constant = constants.empty() ? std::vector<std::string>() : read_csv(constants[file]).at(0);
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
       if (header.size() == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
         throw wrong(fmt::format("line {}: label and prediction must be finite numbers", i + 1));
       if (!ids.insert(records[i][0]).second)
         throw wrong("sample " + records[i][0] + " is in the predictions of another file, or another line, too");
-      labels.push_back(records[i][1]);
-      predictions.push_back(constants.empty() ? records[i][2] : constants[file]);
+      if (classes == 0) {
+        labels.push_back(records[i][1]);
+        predictions.push_back(constants.empty() ? records[i][2] : constants[file]);
+      }
+      for (size_t c = 0; c < classes; ++c) {
+        labels.push_back(records[i][1 + c]);
+        predictions.push_back(constants.empty() ? records[i][1 + classes + c] : constant.at(c));
+        if (!is_bit(labels.back()) || !is_bit(predictions.back()))
+          throw wrong(fmt::format("line {}: labels and predictions must be 0 or 1", i + 1));
+      }
     }
     if (text.back() != '\n') throw wrong(fmt::format("line {} is not whole", records.size()));
     if (const auto there = static_cast<int64_t>(records.size()) - 1; !rows.empty() && rows[file] != there)
@@ -140,8 +191,13 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     for (const auto& text : texts) values.push_back(value_of_text(text));
     return values;
   };
+  const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
+  if (classes > 0) {
+    for (size_t c = 0; c < classes; ++c) scores.class_names.push_back(header[1 + c].substr(std::strlen("label_")));
+    scores.metrics = metrics::multilabel_metrics(all(predictions, number), all(labels, number), scores.class_names);
+    return scores;
+  }
   if (header.size() == 3) {
-    const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
     scores.metrics = metrics::regression_metrics(all(predictions, number), all(labels, number));
     return scores;
   }
@@ -196,13 +252,20 @@ RunResult read_result(const std::string& run_directory) {
 }
 
 std::string results_table(const std::vector<ResultColumn>& columns) {
-  std::string table(16, ' ');
+  size_t width = 16;
+  for (const auto& [name, value] : columns[0].metrics) width = std::max(width, name.size());
+  std::string table(width, ' ');
   for (const auto& column : columns) table += fmt::format("{:>16}", column.title);
   for (size_t row = 0; row < columns[0].metrics.size(); ++row) {
-    table += fmt::format("\n{:16}", columns[0].metrics[row].first);
+    const std::string& name = columns[0].metrics[row].first;
+    if (metrics::is_of_some_data(name) && std::all_of(columns.begin(), columns.end(), [&](const auto& column) {
+          return std::isnan(column.metrics[row].second);
+        }))
+      continue;
+    table += fmt::format("\n{:{}}", name, width);
     for (const auto& column : columns) {
       const double value = column.metrics[row].second;
-      table += std::isnan(value) ? fmt::format("{:>16}", "-") : fmt::format("{:16.4f}", value);
+      table += std::isnan(value) ? fmt::format("{:>16}", "undefined") : fmt::format("{:16.4f}", value);
     }
   }
   return table + "\n";

@@ -16,12 +16,12 @@ namespace muster::run {
 // Outputs for a list of samples, in its order.
 struct Predictions {
   std::vector<int64_t> samples;
-  at::Tensor outputs;  // float64 [samples, outputs]: values, or class logits
+  at::Tensor outputs;  // float64 [samples, outputs]: values, or logits of classes
 
-  // Classification: softmax of the outputs; the class with the largest one, the lowest on ties.
-  at::Tensor probabilities() const;
-  std::vector<int64_t> classes() const;
-  std::vector<double> values() const;  // regression
+  // Of classes that exclude each other, the softmax of the outputs; of multi-label data the sigmoid.
+  at::Tensor probabilities(data::Task task) const;
+  std::vector<int64_t> classes() const;  // classification: that with the largest output, the lowest on ties
+  std::vector<double> values() const;    // the outputs, row by row
 };
 
 struct Evaluation {
@@ -39,7 +39,8 @@ nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values
 nlohmann::json to_json(const Evaluation& evaluation);
 
 // id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and
-// predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
+// predictions as class names; for multi-label data id,label_<class>...,prediction_<class>...,probability_<class>...,
+// where a label or prediction is 0 or 1. No labels when the data has none. 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
 constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes of such a file: some ten million samples
@@ -47,7 +48,7 @@ constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes of such a 
 // What predictions that were written as CSV score.
 struct PredictionScores {
   int64_t samples = 0;
-  std::vector<std::string> class_names;  // classification only
+  std::vector<std::string> class_names;  // of classification and multi-label data
   metrics::Metrics metrics;
   metrics::Confusion confusion;  // classification only
 };

@@ -87,7 +87,8 @@ void read_metrics(const std::string& folder, const std::string& select_by, doubl
   std::vector<double> speeds;
   std::vector<std::string> names{select_by};
   if (select_by.empty())
-    names = {metrics::default_metric(data::Task::kClassification), metrics::default_metric(data::Task::kRegression)};
+    for (const auto task : {data::Task::kClassification, data::Task::kRegression, data::Task::kMultilabel})
+      names.push_back(metrics::default_metric(task));
   for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
     status.step = std::max(status.step, count(*row, "step"));
     status.epoch = std::max(status.epoch, static_cast<int64_t>(count(*row, "epoch")));

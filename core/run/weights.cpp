@@ -14,6 +14,18 @@ namespace {
 
 const std::string kPrefix = "standardize.";
 
+void require_same_task(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
+  const auto found = weights.metadata.find("task");
+  // An earlier version did not say it, and knew two: one has classes.
+  const std::string trained = found != weights.metadata.end()         ? found->second
+                              : weights.metadata.count("class_names") ? "classification"
+                                                                      : "";
+  if (trained.empty() || trained == name_of(index.task)) return;
+  throw Error(ExitCode::kBadData, fmt::format("{}: the weights were trained for {}, but the data's task is {}; choose "
+                                              "other labels with data.target, or other data",
+                                              source, trained, name_of(index.task)));
+}
+
 void require_same_classes(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
   const auto found = weights.metadata.find("class_names");
   if (found == weights.metadata.end()) return;  // not one of our runs' files: nothing is known
@@ -74,13 +86,15 @@ std::map<std::string, std::string> weights_metadata(const std::string& experimen
   for (const auto& modality : index.modalities)
     if (modality.kind == data::ModalityKind::kFeatures) features[modality.name] = modality.dim;
   metadata["features"] = features.dump();
-  if (index.task == data::Task::kClassification) metadata["class_names"] = nlohmann::json(index.class_names).dump();
+  metadata["task"] = name_of(index.task);
+  if (!index.class_names.empty()) metadata["class_names"] = nlohmann::json(index.class_names).dump();
   return metadata;
 }
 
 void load_weights(const Weights& weights, const std::string& source, const data::DatasetIndex& index, bool standardize,
                   models::Parameters& parameters) {
-  if (index.task == data::Task::kClassification) require_same_classes(weights, index, source);
+  require_same_task(weights, index, source);
+  if (index.task != data::Task::kRegression) require_same_classes(weights, index, source);
   if (weights.moments.empty() == standardize)
     throw Error(
         ExitCode::kBadData,

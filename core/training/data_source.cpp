@@ -109,16 +109,14 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
     for (const auto* other : models::all_models())
       if (other->learns(index.task)) others.push_back(other->name);
     problems.add(fmt::format("{}: it {}, but {} is for {}; use {}, or choose {} with data.target", model.name,
-                             regression ? "classifies" : "does regression", dataset.source(),
-                             regression ? "regression" : "classification", config::either(others),
-                             regression ? "class labels" : "a number"));
+                             regression ? "classifies" : "does regression", dataset.source(), name_of(index.task),
+                             config::either(others), regression ? "class labels" : "a number"));
   }
-  if (regression) {
-    if (experiment.training().sampling() == config::Training::CLASS_BALANCED)
-      problems.add(fmt::format("training.sampling: CLASS_BALANCED needs classes, but {} is for regression; use SHUFFLE",
-                               dataset.source()));
-    return 1;
-  }
+  if (index.task != data::Task::kClassification && experiment.training().sampling() == config::Training::CLASS_BALANCED)
+    problems.add(fmt::format("training.sampling: CLASS_BALANCED needs {}, but {} is for {}; use SHUFFLE",
+                             regression ? "classes" : "one class for each sample", dataset.source(),
+                             name_of(index.task)));
+  if (regression) return 1;
   const int64_t in_file = static_cast<int64_t>(index.class_names.size());
   const int64_t wanted = classes_of(experiment, model.name);
   if (wanted != 0 && wanted != in_file)
@@ -202,6 +200,27 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
                 fmt::format("{}: no sample has the modalities that the model needs", source.dataset->source()));
 }
 
+// A modality that no training sample has would be left with its random starting weights, and evaluation might use them.
+void require_modalities(const DataSource& source, const std::vector<int64_t>& train) {
+  for (size_t m = 0; m < source.modalities.size(); ++m) {
+    const auto& modality = source.index().modalities[source.modalities[m]];
+    if (std::none_of(train.begin(), train.end(),
+                     [&](int64_t sample) { return source.limits[m].of(modality.length(sample)) > 0; }))
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{}: no training sample has modality '{}'; leave it out of data.modalities, or choose "
+                              "another split",
+                              source.dataset->source(), modality.name));
+  }
+}
+
+void check_augment(const config::Experiment& experiment, const DataSource& source, Problems& problems) {
+  for (const std::string& name : experiment.data().augment().modalities())
+    if (std::find(source.shape.modalities.begin(), source.shape.modalities.end(), name) ==
+        source.shape.modalities.end())
+      problems.add(fmt::format("data.augment.modalities: \"{}\" is not used; used are {}", name,
+                               quoted_list(source.shape.modalities)));
+}
+
 DataSource open_source(const config::Experiment& experiment, const std::string& path, bool labels_required,
                        bool for_training, DatasetCache* cache) {
   DataSource source;
@@ -229,8 +248,10 @@ DataSource open_source(const config::Experiment& experiment, const std::string& 
     source.id_limits.push_back(encoder ? encoder->id_limits() : data::IdLimits{data::id_limit, data::id_limit});
   for (size_t m = 0; m < encoders.size(); ++m)
     source.limits.push_back(limits_of(experiment, source.index().modalities[source.modalities[m]], encoders[m].get()));
+  source.shape.task = source.index().task;
   source.shape.outputs = choose_outputs(experiment, *source.dataset, problems);
   check_metric(experiment, source.index().task, problems);
+  check_augment(experiment, source, problems);
   const models::ModelSpec& model = models::spec_of(experiment);
   if (for_training && model.check_data != nullptr && !encoders.empty())
     model.check_data(experiment, models::encoded(source.shape, encoders), problems);
@@ -311,7 +332,10 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
     if (error.code() != ExitCode::kBadData) throw;
     throw Error(error.code(), fmt::format("{}: {}", source.dataset->source(), error.what()));
   }
-  if (source.dropped == 0) return split;
+  if (source.dropped == 0) {
+    if (for_training) require_modalities(source, split.train);
+    return split;
+  }
   for (auto* part : {&split.train, &split.valid, &split.test}) {
     std::vector<int64_t> kept;
     std::set_intersection(part->begin(), part->end(), source.usable.begin(), source.usable.end(),
@@ -322,6 +346,7 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
     throw Error(ExitCode::kBadData,
                 fmt::format("{}: no training sample is left after dropping those that lack a modality",
                             source.dataset->source()));
+  if (for_training) require_modalities(source, split.train);
   return split;
 }
 

@@ -13,7 +13,8 @@ namespace {
 template <typename Number>
 std::vector<Number> labels_of(const data::DatasetIndex& index, const std::vector<int64_t>& samples) {
   std::vector<Number> labels;
-  for (const int64_t sample : samples) labels.push_back(static_cast<Number>(index.labels[sample]));
+  for (const int64_t sample : samples)
+    for (int64_t i = 0; i < index.label_width(); ++i) labels.push_back(static_cast<Number>(index.label_of(sample)[i]));
   return labels;
 }
 
@@ -22,6 +23,11 @@ void add_metrics(Evaluation& evaluation, const data::DatasetIndex& index) {
   if (index.task == data::Task::kRegression) {
     evaluation.metrics =
         metrics::regression_metrics(evaluation.predictions.values(), labels_of<double>(index, samples));
+    return;
+  }
+  if (index.task == data::Task::kMultilabel) {
+    evaluation.metrics = metrics::multilabel_metrics(evaluation.predictions.values(), labels_of<double>(index, samples),
+                                                     index.class_names);
     return;
   }
   const auto result =
@@ -80,6 +86,8 @@ std::string trivial_prediction(const data::DatasetIndex& index, const std::vecto
   if (index.task == data::Task::kRegression)
     return fmt::format("{:.17g}", metrics::median(labels_of<double>(index, train)));
   const auto classes = static_cast<int64_t>(index.class_names.size());
+  if (index.task == data::Task::kMultilabel)
+    return fmt::format("{}", fmt::join(metrics::majority_of_each_class(labels_of<double>(index, train), classes), ","));
   return index.class_names[metrics::majority_class(labels_of<int64_t>(index, train), classes)];
 }
 
@@ -87,6 +95,9 @@ metrics::Metrics baseline_metrics(const data::DatasetIndex& index, const std::ve
                                   const std::vector<int64_t>& samples) {
   if (index.task == data::Task::kRegression)
     return metrics::regression_baseline(labels_of<double>(index, train), labels_of<double>(index, samples));
+  if (index.task == data::Task::kMultilabel)
+    return metrics::multilabel_baseline(labels_of<double>(index, train), labels_of<double>(index, samples),
+                                        index.class_names);
   return metrics::classification_baseline(labels_of<int64_t>(index, train), labels_of<int64_t>(index, samples),
                                           static_cast<int64_t>(index.class_names.size()))
       .metrics;

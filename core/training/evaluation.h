@@ -17,8 +17,8 @@ using run::Predictions;
 Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::Communicator& communicator,
                     const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses);
 
-// The trivial prediction fitted on the training labels, as predictions_csv() writes it: their median, or the name of
-// the most frequent class.
+// The trivial prediction fitted on the training labels, as predictions_csv() writes it: their median, the name of
+// the most frequent class, or a 0 or 1 for each class of multi-label data, with commas between.
 std::string trivial_prediction(const data::DatasetIndex& index, const std::vector<int64_t>& train);
 
 // Metrics of the trivial prediction fitted on the training labels, for `samples`.

@@ -61,7 +61,8 @@ Inference infer(const config::Experiment& given, const InferenceOptions& options
   model->parameters().move_to(compute.device);
   const batch::BatchReader reader(*inference.source.dataset, inference.source.modalities, weights.moments,
                                   model->parameters().dtype(), compute.device,
-                                  experiment.data().standardize_in_float32(), inference.source.limits);
+                                  experiment.data().standardize_in_float32(), inference.source.limits,
+                                  experiment.data().clip_standardized());
   Step step(*model, reader, communicator, {compute.microbatches, compute.reproducible, compute.bf16});
   inference.evaluation = evaluate(step, reader, communicator, samples, experiment.evaluation().batch_size(),
                                   experiment.seed(), options.needs_labels);

@@ -28,7 +28,9 @@ TrainingLoop::TrainingLoop(TrainingRun& run)
 
 void TrainingLoop::run() {
   const distributed::PhaseScope phase(distributed::Phase::kStep);  // with what ranks agree on between steps
-  for (const auto& batch : batch::Batches(*run_.plan, *run_.reader, run_.step->division(), state_.steps_done())) {
+  const batch::ModalityDropout dropout(run_.config, run_.data.shape.modalities);
+  for (const auto& batch :
+       batch::Batches(*run_.plan, *run_.reader, run_.step->division(), state_.steps_done(), dropout)) {
     if (state_.stopped_early()) break;
     const auto decision = checkpointing_.between_steps(state_.steps_done());
     if (!decision.stop.empty()) save_and_stop(decision.stop);

@@ -238,10 +238,10 @@ void make_step(TrainingRun& run) {
   std::vector<batch::RowLimits> limits = run.data.limits;
   for (size_t m = 0; m < limits.size(); ++m)
     if (run.frozen.count(run.data.shape.modalities[m])) limits[m] = {};
-  run.reader =
-      std::make_unique<batch::BatchReader>(run.with_frozen ? *run.with_frozen : *run.data.dataset, run.data.modalities,
-                                           run.moments, run.model->parameters().dtype(), run.compute.device,
-                                           run.config.data().standardize_in_float32(), std::move(limits));
+  run.reader = std::make_unique<batch::BatchReader>(run.with_frozen ? *run.with_frozen : *run.data.dataset,
+                                                    run.data.modalities, run.moments, run.model->parameters().dtype(),
+                                                    run.compute.device, run.config.data().standardize_in_float32(),
+                                                    std::move(limits), run.config.data().clip_standardized());
   distributed::run_on_all_ranks(run.communicator, [&] {
     config::with_places(run.loaded,
                         [&] { run.reader->keep_on_device(training.data_on_device(), run.compute.ranks_on_gpu); });

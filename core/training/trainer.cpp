@@ -100,7 +100,10 @@ void print_report(const TrainingRun& run, const std::vector<run::ResultColumn>& 
   if (!confusion.empty()) text += run::confusion_table(index.class_names, confusion) + "\n";
   if (!columns.empty())
     text += fmt::format("baseline: what predicting the training {} for every sample scores\n{}",
-                        index.task == data::Task::kRegression ? "median" : "majority class", warning_of(run, columns));
+                        index.task == data::Task::kRegression       ? "median"
+                        : index.task == data::Task::kClassification ? "majority class"
+                                                                    : "majority of each class",
+                        warning_of(run, columns));
   if (const auto& note = models::spec_of(run.config).note; !note.empty()) text += note + "\n";
   if (const auto temperature = run.model->temperature(); temperature && *temperature <= 0)
     text += fmt::format(

@@ -122,11 +122,13 @@ def tiny_data(path, task="classification", n=24, dims=None, lengths=None, values
     """A small dataset file. lengths: {modality: frames of each sample}, 0 where it is missing. values: {modality: list of arrays}.
     Splits repeat train, train, train, train, valid, test; groups g0, g1, g2 take turns."""
     random = np.random.default_rng(7)
-    dims = dims or ({"audio": 8, "vision": 4} if task == "classification" else {"text": 6, "audio": 8, "vision": 4})
+    dims = dims or ({"audio": 8, "vision": 4} if task != "regression" else {"text": 6, "audio": 8, "vision": 4})
     lengths = lengths or {m: 1 + random.integers(0, 6, n) for m in dims}
     values = values or {m: [random.normal(3, 2, (length, dims[m])) for length in lengths[m]] for m in dims}
     if task == "classification":
         fields = {"labels": np.arange(n) // 6 % 3, "class_names": ["calm", "glad", "sad"], **fields}
+    elif task == "multilabel":
+        fields = {"labels": random.integers(0, 2, (n, 3)), "class_names": ["calm", "glad", "sad"], **fields}
     else:
         fields = {"labels": np.round(random.uniform(-3, 3, n), 1), **fields}
     fields = {"splits": (["train"] * 4 + ["valid", "test"]) * (n // 6), "groups": [f"g{i % 3}" for i in range(n)], **fields}

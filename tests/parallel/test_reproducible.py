@@ -51,6 +51,11 @@ def cases(folder):
                         {"dropout"}, {"regression"}, (2, 3, *more(4))),
         "late_fusion_missing": ("late_fusion { dim: 16 hidden_dim: 12 }\n" + f'data {{ path: "{missing}" standardize: true }}\n' + COMMON +
                                 training(7, "microbatches: 4"), {"standardize"}, {"regression"}, (4, *more(3))),
+        "foal_net_multilabel": (FOAL_NET + f'data {{ path: "{mp.tiny_data(folder / "multilabel.h5", "multilabel", 84)}" standardize: true }}\n' + COMMON +
+                                training(13), EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"multilabel", "avel", "mem"}, (2, *more(3, 4))),
+        "miar_multilabel_augmented": (
+            MIAR + f'data {{ path: "{folder / "multilabel.h5"}" standardize: true clip_standardized: 1.2 augment {{ modality_dropout: 0.3 }} }}\n' + COMMON +
+            training(11), {"standardize", "clip_standardized", "modality_dropout"}, {"multilabel", "alignment"}, (3, *more(2, 4))),
         "foal_net_bf16": (FOAL_NET + f'data {{ path: "{few_lengths(folder / "few.h5")}" standardize: true }}\n' + COMMON + training(13, "precision: BF16"),
                           EVERY_LOSS_OF_FOAL_NET | {"standardize"}, {"classification", "avel", "mem"}, (3,)),
     }
@@ -80,7 +85,8 @@ def require_same_bits(one, other):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "late_fusion", "late_fusion_missing", "foal_net_bf16"])
+@pytest.mark.parametrize("name", ["foal_net", "foal_net_recompute_five_microbatches", "miar", "miar_missing", "late_fusion", "late_fusion_missing", "foal_net_multilabel",
+                                  "miar_multilabel_augmented", "foal_net_bf16"])
 def test_same_bits_on_any_number_of_ranks(name, experiments, one_rank, tmp_path):
     text, switched_on, terms, world_sizes = experiments[name]
     one = one_rank(name)

@@ -1,8 +1,8 @@
 // Metrics on standard input, for the Python tests. One line per sample, `prediction,label`; prints one JSON object with
 // 17 significant digits, NaN as NaN.
-//   probe_plain metrics regression | classification CLASSES
-//   probe_plain metrics regression-baseline | classification-baseline CLASSES     lines are `train,x` (a training
-//   label) or `eval,x`
+//   probe_plain metrics regression | classification CLASSES | multilabel CLASSES     multilabel: one line per class of
+//   a sample probe_plain metrics regression-baseline | classification-baseline CLASSES | multilabel-baseline CLASSES
+//   lines are `train,x` (a training label) or `eval,x`
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -74,6 +74,11 @@ int metrics_probe(int argc, char** argv) {
     print_metrics(regression_baseline(train, labels));
   } else if (mode == "classification") {
     print_classification(classification_metrics(as_classes(first), as_classes(labels), classes));
+  } else if (mode == "multilabel" || mode == "multilabel-baseline") {
+    std::vector<std::string> names;
+    for (int64_t c = 0; c < classes; ++c) names.push_back(std::to_string(c));
+    print_metrics(mode == "multilabel" ? multilabel_metrics(first, labels, names)
+                                       : multilabel_baseline(train, labels, names));
   } else if (mode == "classification-baseline") {
     print_classification(classification_baseline(as_classes(train), as_classes(labels), classes));
   } else {

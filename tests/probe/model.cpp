@@ -24,9 +24,12 @@ class CaseDataset final : public data::Dataset {
   CaseDataset(const std::map<std::string, at::Tensor>& tensors, const std::vector<std::string>& names,
               int64_t classes) {
     const at::Tensor labels = tensors.at("batch.labels").to(at::kDouble);
-    index_.task = classes > 0 ? data::Task::kClassification : data::Task::kRegression;
+    index_.task = labels.dim() == 2 ? data::Task::kMultilabel
+                  : classes > 0     ? data::Task::kClassification
+                                    : data::Task::kRegression;
+    for (int64_t c = 0; c < classes; ++c) index_.class_names.push_back("class" + std::to_string(c));
     index_.labels.assign(labels.const_data_ptr<double>(), labels.const_data_ptr<double>() + labels.numel());
-    for (int64_t i = 0; i < labels.numel(); ++i) index_.ids.push_back("sample" + std::to_string(i));
+    for (int64_t i = 0; i < labels.size(0); ++i) index_.ids.push_back("sample" + std::to_string(i));
     for (const auto& name : names) {
       values_.push_back(tensors.at("batch." + name + ".values").to(at::kFloat).contiguous());
       const at::Tensor offsets = tensors.at("batch." + name + ".offsets");
@@ -80,6 +83,7 @@ int model_probe(int argc, char** argv) {
     modalities.push_back(static_cast<int64_t>(m));
   }
   shape.outputs = classes > 0 ? classes : 1;
+  shape.task = dataset.index().task;
   const auto model = models::make_model(experiment, shape);
   auto& parameters = model->parameters();
   std::map<std::string, at::Tensor> start;

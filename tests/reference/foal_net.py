@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import philox
-from layers import attention, cross_entropy, gelu, layer_norm, linear, no_dropout, unit
+from layers import attention, cross_entropy, gelu, layer_norm, linear, no_dropout, prediction_loss, unit
 
 DEFAULTS = {
     "projection_dim": 512, "layers": 2, "heads": 4, "adapter_dim": 0, "adapter_output_dim": 0, "feature_dropout": 0.0, "projection_dropout": 0.0,
@@ -186,8 +186,10 @@ def forward(parameters, batch, config, seed=0, step=0, dropout=no_dropout):
         logits.append(linear(joined, parameters, "classifier"))
     logits = torch.stack(logits)
 
-    loss = {"classification": cross_entropy(logits, labels).sum() / n}
-    total = loss["classification"]
+    name, total = prediction_loss(logits, labels)
+    loss = {name: total}
+    if labels.dim() == 2:  # the same label: all classes are the same
+        labels = torch.tensor([[tuple(row.tolist()) for row in labels].index(tuple(row.tolist())) for row in labels])
     s_av = similarity(embeddings["audio"], embeddings["video"], parameters, config)
     s_va = similarity(embeddings["video"], embeddings["audio"], parameters, config)
     negatives = [mem_negatives(s_av, labels, seed, step, 0), mem_negatives(s_va, labels, seed, step, 1)]

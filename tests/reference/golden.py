@@ -4,11 +4,11 @@ The program under test is called as  tests/probe model INPUT.safetensors CONFIG.
 
 INPUT   parameters.<name> float64; batch.<modality>.values float64 [frames, dim] and batch.<modality>.offsets int64 [N+1]
         (modalities are named as in data files: Foal-Net's video is `vision`); batch.labels float64 [N] (regression) or
-        int64 [N] (classification)
+        int64 [N] (classification) or float64 [N, classes] of 0s and 1s (multi-label)
 CONFIG  {"model": a name of MODELS, "experiment": protobuf text with the model's and the optimizer's block,
         "modalities": names in the model's order, "classes": 0 for regression, "steps", "seed", "microbatches"}
-OUTPUT  outputs [N, classes] or [N, 1], loss.total, loss.<term> (classification, avel, mem | regression or classification,
-        alignment; a term of weight 0 is absent) and gradients.<name> (of the global batch, before clipping) of step 0;
+OUTPUT  outputs [N, classes] or [N, 1], loss.total, loss.<term> (classification or multilabel, avel, mem | regression, classification
+        or multilabel, alignment; a term of weight 0 is absent) and gradients.<name> (of the global batch, before clipping) of step 0;
         losses [steps]: the total per step; parameters.<name> after all steps. Everything float64.
 The same batch is used in every step; the step, from 0, enters the draw of MEM's negatives.
 """

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from layers import cross_entropy, linear, no_dropout
+from layers import linear, no_dropout, prediction_loss
 
 DEFAULTS = {"dim": 64, "hidden_dim": 64, "dropout": 0.0, "classes": 0}
 
@@ -52,8 +52,5 @@ def forward(parameters, batch, config, seed=0, step=0, dropout=no_dropout):
     labels = batch["labels"]
     n = len(labels)
     outputs = torch.stack([sample_forward({m: batch[m][i] for m in names}, parameters, config, dropout, i) for i in range(n)])
-    if config["classes"] >= 2:
-        name, total = "classification", cross_entropy(outputs, labels).sum() / n
-    else:
-        name, total = "regression", (outputs[:, 0] - labels).abs().sum() / n
+    name, total = prediction_loss(outputs, labels)
     return {"outputs": outputs, "loss": {name: total, "total": total}}

@@ -39,6 +39,15 @@ def attention(query, context, parameters, name, heads):
     return linear(outputs.transpose(0, 1).flatten(1), parameters, name + ".output")
 
 
+def prediction_loss(outputs, labels):
+    """(the term's name, its value): labels are float64 [N], int64 classes [N], or 0s and 1s float64 [N, classes]."""
+    if labels.dim() == 2:
+        return "multilabel", F.binary_cross_entropy_with_logits(outputs, labels)
+    if labels.is_floating_point():
+        return "regression", (outputs[:, 0] - labels).abs().sum() / len(labels)
+    return "classification", cross_entropy(outputs, labels).sum() / len(labels)
+
+
 def cross_entropy(logits, labels):
     """Per row: -log softmax(logits)[label]."""
     return -torch.log_softmax(logits, dim=-1)[torch.arange(len(labels)), labels]

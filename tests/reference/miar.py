@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from layers import attention, cross_entropy, gelu, layer_norm, linear, no_dropout, unit
+from layers import attention, gelu, layer_norm, linear, no_dropout, prediction_loss, unit
 
 DEFAULTS = {
     "dim": 128, "layers": 2, "heads": 4, "ffn_dim": 512, "alignment_dim": 128, "dropout": 0.0, "alignment_source": "TOKENS",
@@ -157,12 +157,8 @@ def forward(parameters, batch, config, seed=0, step=0, dropout=no_dropout):
         encoded.append(h)
     outputs = torch.stack(outputs)
 
-    loss = {}
-    if config["classes"] >= 2:
-        loss["classification"] = main = cross_entropy(outputs, labels).sum() / n
-    else:
-        loss["regression"] = main = (outputs[:, 0] - labels).abs().sum() / n
-    loss["total"] = main
+    name, main = prediction_loss(outputs, labels)
+    loss = {name: main, "total": main}
     if config["alignment_weight"] != 0:
         present = {m: [len(batch[m][i]) > 0 for i in range(n)] for m in names}
         if config["alignment_source"] == "TOKENS":

@@ -52,7 +52,35 @@ def mmsa(p, t):
         result["Non0_F1_score"] = f1_score(t[keep] > 0, p[keep] > 0, average="weighted", zero_division=0)
     if len(t) > 1 and np.ptp(p) > 0 and np.ptp(t) > 0:
         result["Corr"] = np.corrcoef(p, t)[0][1]
+    with np.errstate(invalid="ignore"):
+        result["CCC"] = 2 * np.cov(p, t, ddof=0)[0, 1] / (np.var(p) + np.var(t) + (np.mean(p) - np.mean(t)) ** 2)
+    result.update(mmsa_sims(p, t))
     return result
+
+
+def mmsa_sims(p, t):
+    """__eval_sims_regression, which takes float32 arrays. Without labels in SIMS's range it has no meaning."""
+    names = ["SIMS_acc_2", "SIMS_acc_2_weak", "SIMS_acc_3", "SIMS_acc_5", "SIMS_F1_score", "SIMS_MAE", "SIMS_Corr"]
+    if np.abs(t).max() > 1:
+        return dict.fromkeys(names, math.nan)
+
+    def classes(x, bounds):
+        result = x.copy()
+        for i in range(len(bounds) - 1):
+            result[np.logical_and(x > np.float32(bounds[i]), x <= np.float32(bounds[i + 1]))] = i
+        return result
+
+    p32, t32 = np.clip(p, -1, 1).astype(np.float32), np.clip(t, -1, 1).astype(np.float32)
+    two = [classes(x, [-1.01, 0.0, 1.01]) for x in (p32, t32)]
+    weak = [classes(x[np.abs(t32) <= np.float32(0.4)], [-1.01, 0.0, 1.01]) for x in (p32, t32)]
+    values = [accuracy_score(two[1], two[0]), accuracy_score(weak[1], weak[0]) if len(weak[0]) else math.nan]
+    for bounds in ([-1.01, -0.1, 0.1, 1.01], [-1.01, -0.7, -0.1, 0.1, 0.7, 1.01]):
+        values.append(np.mean(classes(p32, bounds) == classes(t32, bounds)))
+    p, t = np.clip(p, -1, 1), np.clip(t, -1, 1)
+    values += [f1_score(two[1], two[0], average="weighted"), np.mean(np.abs(p - t)), math.nan]
+    if len(t) > 1 and np.ptp(p) > 0 and np.ptp(t) > 0:
+        values[-1] = np.corrcoef(p, t)[0][1]
+    return dict(zip(names, values))
 
 
 def assert_equal(ours, expected):
@@ -77,6 +105,17 @@ def test_random_regression(size):
         labels = np.clip(random.normal(0, 1.6, size), -3, 3)
         predictions = labels * 0.4 + random.normal(0, scale, size)
         assert_equal(regression(predictions, labels), mmsa(predictions, labels))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_sims(seed):
+    """Labels in steps of 0.1, which lie on the bounds, as float32 and as float64."""
+    random = np.random.default_rng(seed)
+    size = int(random.integers(1, 90))
+    labels = np.round(random.uniform(-1, 1, size), 1)
+    labels = labels.astype(np.float32).astype(np.float64) if seed % 2 else labels
+    predictions = np.where(random.random(size) < 0.5, random.permutation(labels), random.normal(0, 0.8, size))
+    assert_equal(regression(predictions, labels), mmsa(predictions, labels))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -133,6 +172,7 @@ def expected_classification(predictions, labels, classes):
     return {
         "WA": accuracy_score(labels, predictions),
         "UA": recall_score(labels, predictions, average="macro", labels=np.unique(labels), zero_division=0),
+        "macro_recall": recall_score(labels, predictions, average="macro", zero_division=0),
         "weighted_F1": f1_score(labels, predictions, average="weighted", zero_division=0),
     }
 
@@ -165,6 +205,46 @@ def test_an_unlabelled_class_does_not_lower_ua():
     predictions, labels = [0, 1, 2, 1], [0, 1, 1, 1]
     assert classification(predictions, labels, 3)["UA"] == pytest.approx((1 + 2 / 3) / 2)
     assert recall_score(labels, predictions, average="macro", zero_division=0) == pytest.approx((1 + 2 / 3) / 3)
+
+
+def expected_multilabel(predictions, labels):
+    """predictions, labels: bool [samples, classes]."""
+    accuracies = []
+    for p, t in zip(predictions.T, labels.T):
+        # Tong et al. 2017: (TP * N / P + TN) / 2N, which needs positives (P) and negatives (N).
+        positives, negatives = t.sum(), (~t).sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            accuracies.append(((p & t).sum() * negatives / positives + (~p & ~t).sum()) / (2 * negatives))
+    accuracies = np.where(labels.all(0) | ~labels.any(0), math.nan, accuracies)
+    f1s = [f1_score(t, p, average="weighted", zero_division=0) for p, t in zip(predictions.T, labels.T)]
+    result = {
+        "mean_weighted_F1": np.mean(f1s),
+        "mean_WA": np.nanmean(accuracies) if np.isfinite(accuracies).any() else math.nan,
+        "macro_F1": np.mean([f1_score(t, p, zero_division=0) for p, t in zip(predictions.T, labels.T)]),
+        "micro_F1": f1_score(labels.ravel(), predictions.ravel(), zero_division=0),
+        "subset_accuracy": accuracy_score(labels, predictions) if labels.shape[1] > 1 else np.mean(labels == predictions),
+    }
+    for c, (accuracy, f1) in enumerate(zip(accuracies, f1s)):
+        result.update({f"WA[{c}]": accuracy, f"weighted_F1[{c}]": f1})
+    return result
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_multilabel(seed):
+    random = np.random.default_rng(seed)
+    size, classes = int(random.integers(1, 60)), int(random.integers(1, 7))
+    labels = random.random((size, classes)) < random.random(classes) ** 2  # some classes are in no sample
+    outputs = np.where(labels, 1.0, -1.0) + random.normal(0, 1.5, (size, classes))
+    rows = [(repr(float(p)), int(t)) for p, t in zip(outputs.ravel(), labels.ravel())]
+    ours, expected = probe(rows, "multilabel", classes), expected_multilabel(outputs > 0, labels)
+    assert list(ours) == list(expected)
+    for name, value in expected.items():
+        assert ours[name] == pytest.approx(value, rel=0, abs=1e-12, nan_ok=True), name
+    train = random.random((size, classes)) < random.random(classes)
+    rows = [("train", int(x)) for x in train.ravel()] + [("eval", int(x)) for x in labels.ravel()]
+    expected = expected_multilabel(np.tile(2 * train.sum(0) > size, (size, 1)), labels)
+    for name, value in probe(rows, "multilabel-baseline", classes).items():
+        assert value == pytest.approx(expected[name], rel=0, abs=1e-12, nan_ok=True), name
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -201,7 +281,8 @@ def test_documented_recomputation_of_regression(tmp_path):
     predictions = labels * 0.5 + random.normal(0, 1, 300)
     rows = [{"id": f"video,{i}", "label": repr(float(t)), "prediction": repr(float(p))}
             for i, (t, p) in enumerate(zip(labels, predictions))]
-    assert_equal(regression(predictions, labels), documented_metrics(rows, tmp_path))
+    ours = {name: value for name, value in regression(predictions, labels).items() if not name.startswith("SIMS")}
+    assert_equal(ours, documented_metrics(rows, tmp_path))
 
 
 @pytest.mark.parametrize("names", [["0", "1", "2"], ["angry", "sehr fröhlich", "neu,tral"]])
@@ -212,6 +293,6 @@ def test_documented_recomputation_of_classification(tmp_path, names):
             for i, (t, p) in enumerate(zip(labels, predictions))]
     ours = classification(predictions, labels, 3)
     documented = documented_metrics(rows, tmp_path)
-    assert len(documented) == 3
+    assert len(documented) == 4
     for name, value in documented.items():
         assert ours[name] == pytest.approx(value, rel=0, abs=1e-12), name

@@ -87,6 +87,8 @@ FOAL_NET = [
     foal("fixed-temperature-0.5", temperature_mode="FIXED_TEMPERATURE", fixed_temperature=0.5),
     foal("decay-on-everything", optimizer=dict(decay_scope="ALL_PARAMETERS", weight_decay=0.2), microbatches=3),
     foal("clipped", optimizer=dict(clip_norm=0.5), microbatches=3),
+    foal("multilabel", labels="multilabel", microbatches=3),
+    foal("multilabel-one-class-row-sum", labels="multilabel", classes=1, avel_targets="ROW_SUM", adapter_dim=6),
     foal("official", temperature_mode="RAW_DIVISOR", avel_targets="ROW_SUM", mem_positive="RECOMPUTE", microbatches=3,
          optimizer=dict(decay_scope="ALL_PARAMETERS")),
 ]
@@ -111,6 +113,8 @@ MIAR = [
     miar_case("classification", classes=4),
     miar_case("classification-three-microbatches", classes=2, microbatches=3),
     miar_case("classification-missing", classes=3, lengths=MISSING),
+    miar_case("multilabel-missing", labels="multilabel", classes=5, lengths=MISSING, microbatches=3),
+    miar_case("multilabel-one-class", labels="multilabel", classes=1),
     miar_case("no-alignment", alignment_weight=0.0),
     miar_case("no-alignment-missing-three-microbatches", alignment_weight=0.0, lengths=MISSING, microbatches=3),
     miar_case("other-alignment", alignment_weight=1.5, alignment_temperature=0.4),
@@ -131,6 +135,7 @@ LATE_FUSION = [
     late_fusion_case("classification-three-microbatches", classes=2, microbatches=3),
     late_fusion_case("missing", lengths=MISSING),
     late_fusion_case("missing-classification-three-microbatches", lengths=MISSING, classes=3, microbatches=3),
+    late_fusion_case("multilabel-three-microbatches", labels="multilabel", classes=3, microbatches=3),
     late_fusion_case("one-modality", dims={"audio": 3}),
     late_fusion_case("one-modality-classes", dims={"audio": 3}, classes=3, microbatches=2),
     late_fusion_case("two-modalities-never-both", dims=PAIR, lengths=DISJOINT, microbatches=3),
@@ -163,6 +168,9 @@ def build(spec):
         batch[m] = [torch.randn(length, d, generator=generator, dtype=torch.float32).double() for length in lengths]  # files hold float32
     if classes == 0:
         batch["labels"] = 2 * torch.randn(n, generator=generator, dtype=torch.float64)
+    elif spec["labels"] == "multilabel":
+        batch["labels"] = torch.randint(0, 2, (n, classes), generator=generator).double()
+        batch["labels"][-1] = batch["labels"][0]  # at least two are the same
     elif spec["labels"]:
         batch["labels"] = torch.tensor(spec["labels"])
     else:

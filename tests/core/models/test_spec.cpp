@@ -44,6 +44,7 @@ TEST(ModelSpecs, EveryModelIsBuiltForItsTasksAndNamesItsLosses) {
         shape.dims.push_back(8);
       }
       shape.outputs = task == data::Task::kRegression ? 1 : 3;
+      shape.task = task;
       const auto model = make_model(config::default_experiment(spec->name), shape);
       EXPECT_EQ(model->outputs(), shape.outputs) << spec->name;
       EXPECT_FALSE(model->row_terms().empty()) << spec->name;
