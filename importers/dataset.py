@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -336,3 +337,9 @@ def groups_of(ids, expression, problems):
             problems.append(f'the id "{sample}" does not match the pattern of groups {expression.pattern}')
         groups.append(match[match.re.groups > 0] or "" if match else "")
     return groups
+
+
+def leads_out(sample):
+    """Whether an id would lead out of the folder in which its file is looked for."""
+    path = PurePosixPath(sample)
+    return path.is_absolute() or ".." in path.parts or "\0" in sample
