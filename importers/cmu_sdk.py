@@ -78,11 +78,11 @@ def label_names(options, labels, count):
         if len(options.label_names) != count:
             raise DataError(f"--label-names gives {len(options.label_names)} names, but {labels.path} has {count} labels per segment")
         return options.label_names
-    known = labels.metadata("dimension names")
     if count == 1:
         return ["sentiment"]
     if count == len(MOSEI_LABELS):
         return MOSEI_LABELS
+    known = labels.metadata("dimension names")
     if isinstance(known, list) and len(known) == count == len(set(map(str, known))) and all(map(is_name, map(str, known))):
         return list(map(str, known))
     raise DataError(f"{labels.path}: {count} labels per segment, and its metadata does not name them: say --label-names A,B,...")

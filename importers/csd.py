@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from command_line import open_regular
-from container import DataError
+from container import DataError, is_text
 
 EPSILON = 10e-6  # seconds. The SDK's: shorter intervals are dropped
 MARGIN = 1e-3  # seconds around an interval in which a search looks for others; wide enough for times in float32
@@ -26,16 +26,16 @@ class Sequence:
         open_regular(path).close()
         try:
             self._file = h5py.File(path, "r")
-        except OSError as error:
+            roots = [name for name in self._file if isinstance(name, str) and is_hard(self._file, name) and isinstance(self._file[name], h5py.Group)
+                     and is_hard(self._file[name], "data") and isinstance(self._file[name]["data"], h5py.Group)]
+            self.root = roots[0] if len(roots) == 1 else None
+            self._data = self._file[self.root]["data"] if self.root else None
+            names = [(*split_entry(name), name) for name in map(as_text, self._data or ())]
+        except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py makes of a damaged file
             raise DataError(f"{path}: is no HDF5 file that can be read ({str(error)[:200]})") from None
-        roots = [name for name in self._file if is_hard(self._file, name) and isinstance(self._file[name], h5py.Group)
-                 and is_hard(self._file[name], "data") and isinstance(self._file[name]["data"], h5py.Group)]
-        if len(roots) != 1:
+        if self.root is None:
             raise DataError(f'{path}: expected one group with the group "data" in it, as in a computational sequence (.csd); '
                             f"found {len(roots)} such groups")
-        self.root = roots[0]
-        self._data = self._file[self.root]["data"]
-        names = [(*split_entry(name), name) for name in self._data]
         self.entries = {}
         for video, number, name in sorted(names):
             self.entries.setdefault(video, []).append(name)
@@ -46,7 +46,7 @@ class Sequence:
         try:
             value = member(member(self._file[self.root], "metadata", h5py.Group), key, h5py.Dataset)
             return json.loads(value[0]) if value.dtype.kind == "O" and value.shape == (1,) else None
-        except (ValueError, TypeError, OSError, RecursionError):
+        except (ValueError, TypeError, KeyError, OSError, RuntimeError):
             return None
 
     @contextlib.contextmanager
@@ -121,13 +121,13 @@ class Sequence:
         """ValueError: there is none that may be read."""
         try:
             dataset = member(member(self._data, name, h5py.Group), kind, h5py.Dataset)
+            size, held = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+            if dataset.external or dataset.is_virtual:
+                raise ValueError(f"its {kind} are in another file, which is not opened")
         except ValueError as error:
             raise ValueError(f'entry "{name}": {error}') from None
-        except (OSError, RuntimeError, KeyError) as error:
-            raise ValueError(f'entry "{name}": is damaged ({str(error)[:200]})') from None
-        if dataset.external or dataset.is_virtual:
-            raise ValueError(f'entry "{name}": its {kind} are in another file, which is not opened')
-        size, held = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+        except (OSError, RuntimeError, KeyError, TypeError) as error:  # what h5py makes of a damaged file
+            raise ValueError(f'entry "{name}": its {kind} are damaged ({str(error)[:200]})') from None
         if size > LARGEST_RATIO * held + (1 << 20):
             raise ValueError(f'entry "{name}": its {kind} claim {size} bytes, but {held} are stored: the file is damaged')
         return dataset
@@ -135,8 +135,15 @@ class Sequence:
     def _read(self, name, kind):
         try:
             return self._dataset(name, kind)[()]
-        except (OSError, RuntimeError, TypeError) as error:
+        except (OSError, RuntimeError, TypeError, KeyError) as error:
             raise ValueError(f'entry "{name}": its {kind} cannot be read ({str(error)[:200]})') from None
+
+
+def as_text(name):
+    """h5py gives bytes where a name is not UTF-8. ValueError: it is not."""
+    if not isinstance(name, str) or not is_text(name):
+        raise ValueError(f"the name of an entry, {name!r}, is not UTF-8 text")
+    return name
 
 
 def split_entry(name):

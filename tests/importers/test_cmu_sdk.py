@@ -435,6 +435,24 @@ def test_files_that_are_no_sequences(data, capsys):
     assert "text.csd: is no HDF5 file" in error and "audio.csd: does not exist" in error and "vision.csd: expected one group" in error
 
 
+def test_damaged_files_are_refused(data, capsys):
+    """Whatever byte is wrong: an error for people, or good values that were not touched."""
+    folder, _ = data
+    generator = np.random.default_rng(11)
+    whole = (folder / "audio.csd").read_bytes()
+    for attempt in range(12):
+        content = bytearray(whole[:generator.integers(1, len(whole))] if attempt % 3 == 0 else whole)
+        for position in generator.integers(0, min(len(content), 20000), size=40):
+            content[position] = generator.integers(256)
+        (folder / "audio.csd").unlink()
+        (folder / "audio.csd").write_bytes(content)
+        code = cmu_sdk.main([f"--modality=text={folder}/text.csd", f"--modality=audio={folder}/audio.csd", f"--labels={folder}/labels.csd",
+                             "--nonfinite=zero", f"-o={folder}/out.h5"])
+        assert code in (0, 65), capsys.readouterr().err
+        assert (folder / "out.h5").exists() == (code == 0) and not list(folder.glob(".tmp*"))
+        (folder / "out.h5").unlink(missing_ok=True)
+
+
 def test_metadata_may_be_broken(data):
     folder, sequences = data
     with h5py.File(folder / "labels.csd", "r+") as file:
