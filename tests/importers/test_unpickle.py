@@ -163,7 +163,7 @@ print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         assert line.startswith(f"{name} 65 2 False {name}.pkl: "), line
     said = dict(line.split(" ", 1) for line in lines)
     for name, expected in (("system", '"posix.system"'), ("old_system", '"os.system"'), ("eval", "eval"), ("getattr", '"builtins.getattr"'), ("fromfile",
-                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep")):
+                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep"), ("trailing", "follow its end")):
         assert expected in said[name], said[name]
     assert int(said["grown"]) < 250_000, said["grown"]
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out.h5").exists()
