@@ -351,6 +351,25 @@ def test_wrong_files_are_refused(run, tmp_path, change, expected):
     assert not Path("out.h5").exists()
 
 
+def test_frames_are_not_held_in_memory(tmp_path):
+    """A file of 160 MB with 60 MB for data."""
+    frames = np.ones((400, 1000, 100), dtype=np.float32)
+    save(tmp_path, {"train": {"id": [f"a$_${i}" for i in range(400)], "audio": frames, "audio_lengths": [1000] * 400, "regression_labels": np.zeros(400)}})
+    del frames
+    code = f"""
+import re, resource, sys
+sys.path.insert(0, {str(ROOT / 'importers')!r})
+import mmsa
+used = int(re.search("VmData:\\s*(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + (60 << 20),) * 2)
+sys.exit(mmsa.main(["corpus.pkl", "-o", "out.h5"]))
+"""
+    run = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["modalities/audio/values"].shape == (400000, 100)
+
+
 def test_help_and_usage(tmp_path):
     script = [sys.executable, "-B", ROOT / "importers/mmsa.py"]
     run = subprocess.run([*script, "--help"], capture_output=True, text=True, env={**os.environ, "MUSTER_COMMAND": "muster data import mmsa"})
