@@ -195,7 +195,7 @@ def test_front_padding(run):
 
 
 def test_missing_features(run):
-    save_labels(**whole())
+    save_labels(**whole(val=0.5))
     audio, text = save_features("audio"), save_features("text")
     os.remove(f"audio/{NAMES[3]}.npy")
     np.save(f"audio/{NAMES[4]}.npy", np.zeros((0, 4)))
@@ -210,7 +210,7 @@ def test_missing_features(run):
     check("audio", names, audio)
     check("text", names, text)
     with h5py.File("out.h5") as file:
-        assert file["samples/label"][:].tolist() == EMO[:5] + EMO[6:]
+        assert file["samples/label"][:].tolist() == EMO[:5] + EMO[6:] and file["samples/targets/valence"][:].tolist() == [0.5] * 11
 
 
 def test_wrong_data_is_refused(run, tmp_path):
