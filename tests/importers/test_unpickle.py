@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "importers"))
+import npz  # noqa: E402
 import unpickle  # noqa: E402
 from container import DataError  # noqa: E402
 
@@ -135,6 +136,7 @@ def hostile(tmp_path):
         "shape": pickle.dumps(np.zeros(3), 4).replace(b"K\x03\x85", b"K\xff\x85"),
         "objects_of_bytes": pickle.dumps(np.zeros(3), 3).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8"),
         "records": pickle.dumps(np.zeros(2, dtype=[("a", "f4")])), "dates": pickle.dumps(np.zeros(2, dtype="M8[s]")), "subclass": pickle.dumps(np.ma.zeros(3)),
+        "no_character": pickle.dumps(np.array(["ab"])).replace("ab".encode("utf-32-le"), b"a\x00\x00\x00\xff\xff\xff\x7f"),
         "unbuilt": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR.", "state": b"}(dVx\nVy\nsb."}
 
 
@@ -163,7 +165,7 @@ print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         assert line.startswith(f"{name} 65 2 False {name}.pkl: "), line
     said = dict(line.split(" ", 1) for line in lines)
     for name, expected in (("system", '"posix.system"'), ("old_system", '"os.system"'), ("eval", "eval"), ("getattr", '"builtins.getattr"'), ("fromfile",
-                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep"), ("trailing", "follow its end")):
+                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep"), ("trailing", "follow its end"), ("no_character", "no character")):
         assert expected in said[name], said[name]
     assert int(said["grown"]) < 250_000, said["grown"]
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out.h5").exists()
@@ -211,12 +213,12 @@ def test_npz_equals_numpy(tmp_path):
     corpus = {"utt_1": {"emo": 2, "val": np.float64(-1.5)}, "utt_2": {"emo": "happy", "val": ""}}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", whole_corpus=corpus, names=np.array(["a", "bc"]), values=np.asfortranarray(np.arange(6.0).reshape(2, 3)))
-        read = unpickle.load_npz(tmp_path / "x.npz")
+        read = npz.load_npz(tmp_path / "x.npz")
         assert list(read) == ["whole_corpus", "names", "values"] and same(corpus, read["whole_corpus"][()])
         with np.load(tmp_path / "x.npz") as expected:
             assert same(expected["names"], read["names"]) and same(expected["values"], read["values"])
     np.save(tmp_path / "y.npy", np.array([corpus, None], dtype=object), allow_pickle=True)
-    assert same(np.array([corpus, None], dtype=object), unpickle.load_npz(tmp_path / "y.npy")["y"])
+    assert same(np.array([corpus, None], dtype=object), npz.load_npz(tmp_path / "y.npy")["y"])
 
 
 def test_bad_npz(tmp_path):
@@ -224,7 +226,7 @@ def test_bad_npz(tmp_path):
 
     def refused(expected):
         with pytest.raises(DataError, match=expected) as caught:
-            unpickle.load_npz(path)
+            npz.load_npz(path)
         assert str(path) in str(caught.value)
     np.savez_compressed(path, x=np.zeros(100000, dtype=np.int8))
     content = path.read_bytes()
@@ -234,7 +236,7 @@ def test_bad_npz(tmp_path):
     refused("claims 2147483648 bytes")
     with pytest.raises(DataError, match="no plausible array"):
         path.write_bytes(content)
-        unpickle.load_npz(path, limit=1000)
+        npz.load_npz(path, limit=1000)
     path.write_bytes(content[:-30])
     refused("no valid .npz file")
     np.savez(path, x=np.array(Calls(os.system, f"touch {tmp_path}/executed"), dtype=object))
@@ -242,4 +244,9 @@ def test_bad_npz(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x46\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }  \n".ljust(70))
     refused("are no values of type float64")
+    np.savez(path, x=np.array(["ab"]))
+    path.write_bytes(path.read_bytes().replace(b"b\x00\x00\x00", b"b\x00\x00\x7f"))
+    refused("CRC|no character")
+    np.savez(path, x=np.zeros((0, 3)))
+    assert npz.load_npz(path)["x"].shape == (0, 3)
     assert not (tmp_path / "executed").exists()
