@@ -277,7 +277,10 @@ class Reader:
             self.fail(f'calls "{function.meaning}" with arguments that are not admitted ({str(error)[:200]})')
 
     def array(self, content, kind, shape, order):
-        self.spend(8 * len(content) if type(content) is list else 0)
+        if type(content) is list:
+            self.spend(8 * len(content))
+        elif isinstance(kind, Type) and kind.text[0] == "U":  # takes no memory, but time: each character is looked at
+            self.spend(len(raw_bytes(content)))
         return make_array(content, kind, shape, order)
 
     def reconstruct(self, kind, shape, code):

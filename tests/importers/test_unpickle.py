@@ -128,14 +128,16 @@ def hostile(tmp_path):
         "dotted": b"\x80\x04\x8c\x05numpy\x8c\x0fcore.multiarray\x93.", "submodule": b"cnumpy.core\nmultiarray.fromfile\n.",
         "builtin_call": b"cbuiltins\nint\n(S'1'\ntR.", "bytes_of_size": b"cbuiltins\nbytes\n(I1000000000000\ntR.",
         "bytearray_of_size": b"cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.", "persistent": b"Psomething\n.", "extension": b"\x82\x01.", "buffer": b"\x80\x05\x97.",
-        "deep_lists": b"]" * 100000 + b"a" * 99999 + b".", "deep_marks": b"(" * 1000000, "deep_tuples": b")" + b"\x85" * 1000000 + b".",
-        "deep_key": b"})" + b"\x85" * 100000 + b"Ns.", "itself": b"]q\x00h\x00a.", "many": b"]" * 1000000, "sets": b"\x8f" * 1000000,
+        "deep_lists": b"]" * 100000 + b"a" * 99999 + b".", "deep_marks": b"(" * 100000, "deep_tuples": b")" + b"\x85" * 200000 + b".",
+        "deep_key": b"})" + b"\x85" * 100000 + b"Ns.", "itself": b"]q\x00h\x00a.", "many": b"]" * 200000, "sets": b"\x8f" * 1000000,
         "long_bytes": b"\x8e" + struct.pack("<Q", 2**62) + b"x", "long_text": b"\x8d" + struct.pack("<Q", 2**40) + b"x", "frame": b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
         "negative": b"T\xff\xff\xff\xff.", "long_number": b"\x8b\xff\xff\xff\x7f1.", "memo": b"Nr\xff\xff\xff\x7fj\xff\xff\xff\x7f0N", "unknown_memo": b"h\x05.",
         "endless_number": b"I" + b"1" * 5_000_000 + b"\n.", "empty": b"", "stop": b".", "trailing": b"N.N.", "protocol": b"\x80\x06N.", "text": b"not a pickle",
         "shape": pickle.dumps(np.zeros(3), 4).replace(b"K\x03\x85", b"K\xff\x85"),
         "objects_of_bytes": pickle.dumps(np.zeros(3), 3).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8"),
         "records": pickle.dumps(np.zeros(2, dtype=[("a", "f4")])), "dates": pickle.dumps(np.zeros(2, dtype="M8[s]")), "subclass": pickle.dumps(np.ma.zeros(3)),
+        "again_and_again": b"cnumpy\ndtype\n(VU1\nI0\nI1\ntR(I3\nV<\nNNNI4\nI4\nI8\ntbp0\n0B\x00\x00\x40\x00" + bytes(1 << 22)
+        + b"p1\n0cnumpy.core.numeric\n_frombuffer\np2\n" + b"g2\n(g1\ng0\nI1048576\nVC\ntR0" * 5000 + b"N.",
         "no_character": pickle.dumps(np.array(["ab"])).replace("ab".encode("utf-32-le"), b"a\x00\x00\x00\xff\xff\xff\x7f"),
         "unbuilt": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR.", "state": b"}(dVx\nVy\nsb."}
 
@@ -165,7 +167,8 @@ print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         assert line.startswith(f"{name} 65 2 False {name}.pkl: "), line
     said = dict(line.split(" ", 1) for line in lines)
     for name, expected in (("system", '"posix.system"'), ("old_system", '"os.system"'), ("eval", "eval"), ("getattr", '"builtins.getattr"'), ("fromfile",
-                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep"), ("trailing", "follow its end"), ("no_character", "no character")):
+                           '"numpy.core.multiarray.fromfile"'), ("newobj", '"subprocess.Popen"'), ("subclass", "numpy.ma"), ("deep_lists", "nested too deep"), ("trailing", "follow its end"), ("no_character", "no character"),
+                           ("again_and_again", "far more memory than its")):
         assert expected in said[name], said[name]
     assert int(said["grown"]) < 250_000, said["grown"]
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out.h5").exists()
