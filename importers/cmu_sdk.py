@@ -177,9 +177,9 @@ def words_of(sequence, video):
     if features.dtype.kind not in "SO":
         raise ValueError(f'{sequence.path}: video "{video}": holds numbers, not words; --modality takes numbers')
     try:
-        return [" ".join(word.decode() if isinstance(word, bytes) else str(word) for word in row).strip() for row in features]
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{sequence.path}: video "{video}": its words are not UTF-8 text ({error.reason})') from None
+        return [" ".join(word if isinstance(word, str) else bytes.decode(word) for word in row).strip() for row in features]
+    except (UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f'{sequence.path}: video "{video}": its words are not UTF-8 text ({error})') from None
 
 
 class Scan:
@@ -280,7 +280,7 @@ def open_sequences(options):
     opened, problems = {}, []
     for name, path in (*options.modality.items(), *options.text.items(), (None, options.labels)):
         try:
-            opened[name] = Sequence(path)
+            opened[name] = Sequence(path, options.bad_times == "drop")
         except FileNotFoundError:
             problems.append(f"{path}: does not exist")
         except DataError as error:
@@ -334,6 +334,10 @@ def notes_of(scan, options):
                      f"{'the mean' if options.collapse == 'mean' else 'all'} of a word's frames")
         what = "filled with zeros" if options.missing_frames == "zero" else "skipped"
         notes += [f"{name}: {scan.imputed[name]} words without frames, {what}" for name in scan.lengths if scan.imputed[name]]
+    for name, sequence in (*scan.aligner.sequences.items(), ("labels", scan.aligner.labels)):
+        if sequence.bad_times:
+            notes.append(f"{name}: {sum(sequence.bad_times.values())} intervals in {len(sequence.bad_times)} videos are not from an earlier to a "
+                         "later time, and are left out")
     if options.max_frames:
         notes.append(f"at most the last {options.max_frames} rows of each sample")
     return notes + scan.losses.lines(options.list)
@@ -407,8 +411,10 @@ def parse_arguments(arguments):
     parser.add_argument("--label", metavar="NAME", help="sentiment (default), one of the other labels, or emotions: which of MOSEI's six are above 0")
     parser.add_argument("--label-names", type=lambda text: [name.strip() for name in text.split(",")], metavar="A,B,...",
                         help="names of the labels of a segment; default: sentiment, MOSEI's seven, or those in the file")
+    parser.add_argument("--bad-times", choices=("error", "drop"), default="error",
+                        help="a word, frame or segment that is not from an earlier to a later time is an error (default), or left out")
     parser.add_argument("--bad-videos", choices=("error", "drop"), default="error",
-                        help="a video with wrong times or another number of features than the rest is an error (default), or left out")
+                        help="a video whose data are wrong, as another number of features than the rest have, is an error (default), or left out")
     parser.add_argument("--list", action="store_true", help="name everything that is left out, instead of counting it")
     add_common_options(parser)
     options = parse(parser, arguments, "cmu-sdk")

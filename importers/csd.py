@@ -19,10 +19,12 @@ LARGEST_RATIO = 1100  # of values to stored bytes; deflate reaches 1032
 
 
 class Sequence:
-    """One file, opened. entries: {video: its entries' names, in the order of their numbers}. DataError: it is no such file."""
+    """One file, opened. entries: {video: its entries' names, in the order of their numbers}. drop_bad_times: whether an interval that
+    is not from an earlier to a later time counts as one that takes no time, which the alignment leaves out; bad_times: {video: how many
+    did}. DataError: it is no such file."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, drop_bad_times=False):
+        self.path, self._drop_bad_times, self.bad_times = path, drop_bad_times, {}
         open_regular(path).close()
         try:
             self._file = h5py.File(path, "r")
@@ -92,8 +94,12 @@ class Sequence:
                 raise ValueError(f'entry "{name}": {len(found)} intervals for {frames} frames of features')
             parts.append(found if found.dtype.kind == "f" else found.astype(np.float64))
         intervals = np.concatenate(parts)
-        bad = ~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] - intervals[:, 0] <= -EPSILON)
-        if bad.any():
+        with np.errstate(invalid="ignore"):
+            bad = ~np.isfinite(intervals).all(axis=1) | (intervals[:, 1] - intervals[:, 0] <= -EPSILON)
+        if bad.any() and self._drop_bad_times:
+            self.bad_times[video] = int(bad.sum())
+            intervals[bad] = 0
+        elif bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise ValueError(f"{bad.sum()} of its {len(intervals)} intervals are not from an earlier to a later time, the first is "
                              f"number {first}, {intervals[first].tolist()}")

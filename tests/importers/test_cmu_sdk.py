@@ -81,8 +81,8 @@ def data(tmp_path):
     return tmp_path, sequences
 
 
-def run(folder, *arguments, modalities=("text", "audio", "vision"), labels="labels.csd", code=0, capsys=None):
-    command = [f"--modality={name}={folder}/{name}.csd" for name in modalities] + [f"--labels={folder / labels}", f"-o={folder}/out.h5"]
+def run(folder, *arguments, modalities=("text", "audio", "vision"), code=0):
+    command = [f"--modality={name}={folder}/{name}.csd" for name in modalities] + [f"--labels={folder}/labels.csd", f"-o={folder}/out.h5"]
     before = sorted(folder.iterdir())
     found = cmu_sdk.main([*command, *map(str, arguments)])
     assert found == code
@@ -379,6 +379,18 @@ def test_wrong_data_is_refused_or_left_out(data, capsys, name, function, message
     assert {sample.split("[")[0] for sample in contents(folder)[1]} == {"abcd"}
 
 
+def test_bad_times_may_be_left_out(data, capsys):
+    folder, sequences = data
+    for name, row, values in (("audio", 200, [7.0, 6.0]), ("audio", 3, [np.nan, 1.0]), ("text", 30, [9.0, np.inf]), ("labels", 9, [4.0, 3.0])):
+        change(folder / f"{name}.csd", set_interval("v2", row, values))
+        sequences[name]["v2"][0][row] = 0  # no time at all: nobody takes it for anything
+    run(folder, "--bad-times", "drop")
+    compare(folder, slow_alignment(sequences)[0])
+    out = capsys.readouterr().out
+    assert all(f"{name}: {number} intervals in 1 videos are not" in out for name, number in (("audio", 2), ("text", 1), ("labels", 1)))
+    assert "v2[9]" not in contents(folder)[1] and "v2[8]" in contents(folder)[1]
+
+
 def test_everything_that_is_wrong_is_listed(data, capsys):
     folder, _ = data
     change(folder / "audio.csd", set_interval("v2", 3, [2.0, 1.0]))
@@ -451,6 +463,10 @@ def test_damaged_files_are_refused(data, capsys):
         assert code in (0, 65), capsys.readouterr().err
         assert (folder / "out.h5").exists() == (code == 0) and not list(folder.glob(".tmp*"))
         (folder / "out.h5").unlink(missing_ok=True)
+    (folder / "audio.csd").write_bytes(whole)
+    change(folder / "audio.csd", lambda data: data.create_group(b"v\xff"))
+    run(folder, code=65)
+    assert "is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_metadata_may_be_broken(data):
