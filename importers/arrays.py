@@ -16,14 +16,14 @@ import csv
 import math
 import os
 import sys
-import time
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from command_line import copy_files, open_regular, run_importer
-from container import DTYPES, SAMPLE_RATES, SPLITS, ContainerWriter, DataError, class_names_problem, is_name, split_problem
+from command_line import open_regular, run_importer
+from container import SAMPLE_RATES, SPLITS, DataError, class_names_problem, split_problem
+from dataset import (Dataset, Modality, add_common_options, importer_parser, leads_out, name_and_value, parse, unique_pairs, write_dataset)
 from npy import read_frames, read_header
 from recordings import Recordings
 from texts import Texts, read_text
@@ -80,10 +80,9 @@ def read_manifest(path, problems):
 def check_ids(manifest, ids, problems):
     first = {}
     for row, sample in enumerate(ids):
-        path = PurePosixPath(sample)
         if not sample:
             problems.append(f"{manifest.where(row)}: the id is empty")
-        elif path.is_absolute() or ".." in path.parts or "\0" in sample:
+        elif leads_out(sample):
             problems.append(f'{manifest.where(row)}: the id "{sample}" would lead out of the folder')
         elif sample in first:
             problems.append(f'{manifest.where(row)}: the id "{sample}" was used in line {manifest.lines[first[sample]]}')
@@ -179,14 +178,12 @@ def parse_target(manifest, target, column, problems):
     return parse_labels(manifest, column, "classification", names, problems), names
 
 
-class Features:
+class Features(Modality):
     """The files <id>.npy of one folder. Its first look reads only their headers: of each the number of frames, -1 where
     there is a problem, and the number of features that they have in common."""
 
-    sample_rate = None
-
     def __init__(self, name, folder, manifest, ids, options, problems):
-        self.name, self.manifest, self.ids, self.dim, self.dtype = name, manifest, ids, 1, options.dtype
+        super().__init__(name, 1, [], lambda row: read_frames(self.paths[row]), manifest.where, options.dtype)
         missing = options.missing
         self.paths = [folder / f"{sample}.npy" for sample in ids]
         self.lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
@@ -211,13 +208,8 @@ class Features:
                                 f"({manifest.where(row)})")
                 self.lengths[row] = -1
 
-    def copy(self, options, out, progress, problems):
-        """Reads every good file once, checks its values and, if `out` is given, writes them."""
-        copy_files(self, lambda row: read_frames(self.paths[row]), np.zeros((0, self.dim), dtype=options.dtype), "frames", options, out, progress, problems)
-
-    def describe(self, present, missing, replaced):
-        return (f"{self.dim} features, {present.sum()} frames, {present.min()} to {present.max()} per sample, missing for {missing}, "
-                f"{replaced} non-finite values set to 0")
+    def at(self, row, text):
+        return f"{self.paths[row]}: {text} ({self.where(row)})"
 
 
 def open_files(name, folder, suffix, manifest, ids, options, problems):
@@ -265,20 +257,6 @@ def open_modalities(options, manifest, ids, problems):
     return modalities
 
 
-class Progress:
-    """A line on stderr every few seconds, so that nothing is said about small data."""
-
-    def __init__(self, total):
-        self._total, self._done, self._bytes, self._last = total, 0, 0, time.monotonic()
-
-    def file(self, size):
-        self._done += 1
-        self._bytes += size
-        if time.monotonic() - self._last > 2:
-            self._last = time.monotonic()
-            print(f"{self._done} of {self._total} files, {self._bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
-
-
 def choose_columns(options, manifest, problems):
     """{role: column or None}; a column that was asked for must exist, the usual ones are taken where they do."""
     chosen = {"id": options.id_column}
@@ -318,51 +296,9 @@ def run(options):
         if all(modalities) and all(modality.lengths[row] == 0 for modality in modalities):
             problems.append(f'{manifest.where(row)}: the id "{sample}" has not one modality')
 
-    modalities = [modality for modality in modalities if modality]
-    progress = Progress(sum(int((modality.lengths > 0).sum()) for modality in modalities))
-    if problems:
-        for modality in modalities:
-            modality.copy(options, None, progress, problems)
-        raise DataError(problems)
-    with ContainerWriter(options.output, options.name or Path(options.manifest).stem, task, names, options.nonfinite) as out:
-        out.samples(ids, labels, groups, splits, targets)
-        for modality in modalities:
-            out.modality(modality.name, modality.dim, modality.lengths, modality.dtype, modality.sample_rate)
-        for modality in modalities:
-            modality.copy(options, out, progress, problems)
-        if problems:
-            raise DataError(problems)
-    return summary(options, task, names, labels, columns, groups, splits, modalities, out.replaced)
-
-
-def summary(options, task, names, labels, columns, groups, splits, modalities, replaced):
-    count = len(modalities[0].ids)
-    lines = [f"{options.output}: {count} samples, {task}"]
-    if labels is None:
-        lines.append("  no labels: for predict only")
-    elif task == "classification":
-        shares = np.bincount(labels, minlength=len(names))
-        lines.append(f'  classes (column "{columns["label"]}"): ' + ", ".join(f"{n} {c}" for n, c in zip(names, shares)))
-    else:
-        lines.append(f'  labels (column "{columns["label"]}"): from {labels.min():g} to {labels.max():g}, '
-                     f"mean {labels.mean():.4g}")
-    for role, values in (("groups", groups), ("splits", splits)):
-        if values:
-            column = columns[role[:-1]]
-            parts = [f"{value or '(none)'} {number}" for value, number in sorted(Counter(values).items())]
-            shown = ", ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
-            lines.append(f'  {role} (column "{column}"): {shown}')
-    for modality in modalities:
-        present = modality.lengths[modality.lengths > 0]
-        lines.append(f"  {modality.name}: {modality.describe(present, count - len(present), replaced[modality.name])}")
-    return lines
-
-
-def name_and_value(text):
-    name, sign, value = text.partition("=")
-    if not (is_name(name) and sign and value):
-        raise argparse.ArgumentTypeError(f'"{text}" is not of the form NAME=VALUE')
-    return name, value
+    dataset = Dataset(Path(options.manifest).stem, task, names, ids, labels, groups, splits, targets, filter(None, modalities), columns=columns,
+                      things="files")
+    return write_dataset(dataset, options, problems=problems)
 
 
 def name_and_number(kind):
@@ -387,9 +323,10 @@ def folder_and_suffix(value):
 
 
 def parse_arguments(arguments):
-    parser = argparse.ArgumentParser(
-        prog="arrays.py", description="CSV manifest and one file per utterance and modality (features, recording or text) -> muster "
-                                      "dataset container.")
+    parser = importer_parser("arrays", "CSV manifest and one file per utterance and modality (features, recording or text) -> muster "
+                                       "dataset container.", [
+        "--manifest manifest.csv --modality audio=audio/ --modality vision=video/ -o out.h5",
+        "--manifest manifest.csv --modality audio=wav/ --text text=transcript --tokenizer bert/ -o out.h5"])
     parser.add_argument("--manifest", required=True, help="CSV file with a header line; one line per sample")
     parser.add_argument("--modality", action="append", default=[], type=name_and_value, metavar="NAME=FOLDER",
                         help="the folder's <id>.npy (features), <id>.wav or <id>.flac (waveforms) or <id>.txt (tokens) hold this modality; "
@@ -403,7 +340,6 @@ def parse_arguments(arguments):
                         help="crop the modality's recordings to their first seconds")
     parser.add_argument("--resample", type=int, metavar="HZ", help="resample recordings that have another sample rate")
     parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
-    parser.add_argument("-o", "--output", required=True, help="the container to write (HDF5)")
     parser.add_argument("--id-column", default="id")
     parser.add_argument("--label-column", help='default: "label", if there is such a column')
     parser.add_argument("--group-column", help='session, speaker or video; default: "session", if there is such a column')
@@ -415,20 +351,11 @@ def parse_arguments(arguments):
                              "Labels may be these names, or numbers from 0")
     parser.add_argument("--target", action="append", type=name_and_value, default=[], metavar="NAME=COLUMN",
                         help="a further label, for data.target: numbers are values, anything else classes")
-    parser.add_argument("--name", help="of the data set; default: the manifest's name")
     parser.add_argument("--missing", choices=("error", "empty"), default="error",
                         help="what a missing file, or one without frames, means; empty: the sample lacks the modality")
-    parser.add_argument("--nonfinite", choices=("error", "zero"), default="error",
-                        help="what to do with NaN and infinite features; zero: write 0 and count them")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the features in the file")
-    options = parser.parse_args(arguments)
-    if not options.output:
-        parser.error("-o: the output has no name")
-    for argument in ("modality", "text", "target", "max_seconds", "max_tokens"):
-        pairs = getattr(options, argument)
-        if len(dict(pairs)) != len(pairs):
-            parser.error(f"--{argument.replace('_', '-')}: a name is used twice")
-        setattr(options, argument, dict(pairs))
+    add_common_options(parser)
+    options = parse(parser, arguments, "arrays")
+    unique_pairs(parser, options, "modality", "text", "target", "max_seconds", "max_tokens")
     check_modalities(parser, options)
     options.modality = {name: folder_and_suffix(value) for name, value in options.modality.items()}
     if options.class_names and class_names_problem(options.class_names):

@@ -68,8 +68,9 @@ def fail(problems, code):
 
 
 def copy_files(modality, read, empty, things, options, out, progress, problems):
-    """Reads every good file of a modality once, checks its values and, if `out` is given, writes them. read(row): its values, which may raise; empty:
-    those of a sample that has none, of the dtype to write; things: what does not fit into memory."""
+    """Reads every good sample of a modality once, checks its values and, if `out` is given, writes them. read(row): its values, which
+    may raise; empty: those of a sample that has none, of the dtype to write; things: what does not fit into memory. The modality
+    has name, ids, lengths (-1 where there is a problem) and at(row, text), which says what is wrong with a row."""
     for row in np.flatnonzero(modality.lengths >= 0):
         values = empty
         if modality.lengths[row] > 0:
@@ -77,14 +78,14 @@ def copy_files(modality, read, empty, things, options, out, progress, problems):
                 values = read(row)
             except (DataError, MemoryError, ValueError) as error:  # ValueError: it has changed since its header was read
                 reason = f"its {things} do not fit into memory" if isinstance(error, MemoryError) else error
-                problems.append(f"{modality.paths[row]}: {reason} ({modality.manifest.where(row)})")
+                problems.append(modality.at(row, reason))
                 out = None
                 continue
-            progress.file(values.nbytes)
+            progress.add(values.nbytes)
         problem = finite_frames(values, empty.dtype.name, options.nonfinite)[2] if empty.dtype.kind == "f" else None
         if problem:
             hint = "" if options.nonfinite == "zero" else "; --nonfinite zero replaces NaN and infinity by 0"
-            problems.append(f'{modality.paths[row]}: id "{modality.ids[row]}": {problem} ({modality.manifest.where(row)}){hint}')
+            problems.append(modality.at(row, f'id "{modality.ids[row]}": {problem}') + hint)
             out = None  # continue reading, only to report everything
         if out:
             out.append(modality.name, values)

@@ -15,10 +15,13 @@ segment ids [tokens, 2]):
         out.modality("text", dim=1, lengths=[7, 5], dtype="int32")
 
 Only the frames given to `append` are in memory. The file appears at the end of the `with` block, whole or not at all: it is
-written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind.
+written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind; what a killed
+process leaves, a hidden file, is removed when the file is written again.
 When all frames fit into memory, `write_container` does the same in one call.
 """
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 from pathlib import Path
@@ -28,6 +31,7 @@ import numpy as np
 
 FORMAT = "muster-dataset"
 VERSION = 1
+TASKS = ("regression", "classification", "multilabel")
 SPLITS = ("train", "valid", "test", "")
 DTYPES = ("float32", "float16")
 WAVEFORM_DTYPES = ("float32", "float16", "int16")
@@ -52,33 +56,37 @@ class OutputError(DataError):
 class ContainerWriter:
     """See the module's text. `samples` and every `modality` come before the first `append`.
 
-    name: of the data set. task: "regression" (labels: finite numbers) or "classification" (labels: integers from 0, indices
-    into class_names). nonfinite: what `append` does with NaN and infinite features: "error" refuses them, "zero" writes 0 and
-    counts them in `replaced`. All methods throw DataError for wrong data (OutputError: for an output that must not be written);
-    OSError means that the disk is at fault.
+    name: of the data set. task: "regression" (labels: finite numbers), "classification" (labels: integers from 0, indices into
+    class_names) or "multilabel" (labels: a row of 0 and 1 per sample, one for each of class_names). nonfinite: what `append` does
+    with NaN and infinite features: "error" refuses them, "zero" writes 0 and counts them in `replaced`. All methods throw DataError
+    for wrong data (OutputError: for an output that must not be written); OSError means that the disk is at fault.
     """
 
     def __init__(self, path, name, task, class_names=None, nonfinite="error"):
-        if task not in ("regression", "classification"):
-            raise DataError(f'the task is "regression" or "classification", not "{task}"')
-        if (task == "classification") != bool(class_names):
+        if task not in TASKS:
+            raise DataError(f'the task is "regression", "classification" or "multilabel", not "{task}"')
+        if (task != "regression") != bool(class_names):
             raise DataError("class names belong to classification, and classification needs them")
-        if class_names and class_names_problem(class_names):
-            raise DataError(class_names_problem(class_names))
+        if class_names and class_names_problem(class_names, task == "multilabel"):
+            raise DataError(class_names_problem(class_names, task == "multilabel"))
         if not is_text(str(name)):
             raise DataError(f"the data set's name {name!r} cannot be stored: it holds NUL or is not UTF-8")
         if nonfinite not in ("error", "zero"):
             raise DataError(f'nonfinite is "error" or "zero", not "{nonfinite}"')
         self.path = Path(path)
         self.replaced = {}  # modality -> number of values replaced by 0
+        self.replaced_kinds = {}  # modality -> how many of them were NaN, inf and -inf
         self._task, self._classes, self._nonfinite = task, list(class_names or []), nonfinite
         self._ids = None
         self._next = {}  # modality -> position of the sample that append expects
         self._offsets = {}
         self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
         refuse_other_files(self.path)
+        remove_left_over(self.path)
         self._file = h5py.File(self._temporary, "x")
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._file.id.get_vfd_handle(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.attrs["format"] = FORMAT
             self._file.attrs["version"] = VERSION
             self._file.attrs["name"] = str(name)
@@ -91,10 +99,15 @@ class ContainerWriter:
             self.discard()
             raise
 
+    def attribute(self, name, text):
+        """Adds an attribute to the file that muster does not read: where the data come from."""
+        self._file.attrs[name] = text
+
     def samples(self, ids, labels=None, groups=None, splits=None, targets=None):
         """One entry per sample in each argument. ids: unique strings. groups: session, speaker or video. splits: "train",
         "valid", "test" or "". targets: {name: further labels}: numbers are regression values, a pair (integers, class names) is
-        a classification of its own. All problems are reported together."""
+        a classification of its own, and where the integers are a matrix [samples, classes] of 0 and 1, several of the classes may be
+        right at once. All problems are reported together."""
         if self._ids is not None:
             raise DataError("samples() was called before")
         ids = [str(i) for i in ids]
@@ -111,15 +124,16 @@ class ContainerWriter:
             first.setdefault(sample, position)
         stored, class_names = {}, {}
         if labels is not None:
-            stored["label"] = check_labels("label", labels, self._classes, ids, problems)
+            stored["label"] = check_labels("label", labels, self._classes, ids, problems, self._task == "multilabel")
         for name, values in (targets or {}).items():
             if not is_name(name):
                 problems.append(f'"{name}" cannot be the name of a target')
                 continue
             values, classes = values if isinstance(values, tuple) else (values, [])
-            if classes and class_names_problem(classes):
-                problems.append(f'target "{name}": {class_names_problem(classes)}')
-            stored[f"targets/{name}"] = check_labels(f'target "{name}"', values, classes, ids, problems)
+            several = bool(classes) and np.ndim(values) == 2
+            if classes and class_names_problem(classes, several):
+                problems.append(f'target "{name}": {class_names_problem(classes, several)}')
+            stored[f"targets/{name}"] = check_labels(f'target "{name}"', values, classes, ids, problems, several)
             class_names[f"targets/{name}"] = classes
         for name, values in (("group", groups), ("split", splits)):
             if values is None:
@@ -173,6 +187,7 @@ class ContainerWriter:
         self._offsets[name] = offsets
         self._next[name] = 0
         self.replaced[name] = 0
+        self.replaced_kinds[name] = {"NaN": 0, "inf": 0, "-inf": 0}
 
     def append(self, modality, frames):
         """frames [T, dim] of the modality's next sample; T must be the length given before."""
@@ -193,7 +208,11 @@ class ContainerWriter:
             stored, replaced, problem = finite_frames(frames, values.dtype, self._nonfinite)
         if problem:
             raise DataError(f"{where}: {problem}")
-        self.replaced[modality] += replaced
+        if replaced:
+            self.replaced[modality] += replaced
+            kinds = self.replaced_kinds[modality]
+            for kind, bad in (("NaN", np.isnan(frames)), ("inf", np.isposinf(frames)), ("-inf", np.isneginf(frames))):
+                kinds[kind] += int(bad.sum())
         if last > first:
             values[first:last] = stored
         self._next[modality] += 1
@@ -258,8 +277,9 @@ def split_problem(split):
     return f'the split is "train", "valid", "test" or empty, not "{split}"'
 
 
-def class_names_problem(names):
-    if len(names) < 2:
+def class_names_problem(names, several=False):
+    """several: whether more than one class may be right at once, so that one class says something too."""
+    if len(names) < 2 and not several:
         return "classification needs the names of at least two classes"
     if len(set(names)) != len(names) or not all(names):
         return "class names must differ and must not be empty"
@@ -270,9 +290,17 @@ def class_names_problem(names):
     return None
 
 
-def check_labels(what, values, classes, ids, problems):
-    """The labels in the type of the file: int64 where there are classes, float32 otherwise."""
+def check_labels(what, values, classes, ids, problems, several=False):
+    """The labels in the type of the file: int64 where there are classes (several: a row of 0 and 1), float32 otherwise."""
     labels = np.asarray(values)
+    if several:
+        if labels.shape != (len(ids), len(classes)) or labels.dtype.kind not in "iub":
+            problems.append(f"{what}: expected integers of shape {[len(ids), len(classes)]}, 0 or 1 for each sample and class, not "
+                            f"{labels.dtype} of shape {list(labels.shape)}")
+            return labels
+        for row, column in np.argwhere((labels != 0) & (labels != 1)):
+            problems.append(f'{what}: sample "{ids[row]}" has {labels[row, column]} for class "{classes[column]}"; expected 0 or 1')
+        return labels.astype(np.int64)
     if labels.shape != (len(ids),) or labels.dtype.kind not in "iuf":
         problems.append(f"{what}: expected {len(ids)} numbers, one per sample")
         return labels
@@ -356,6 +384,18 @@ def refuse_other_files(path):
             ours = old.attrs.get("format") == FORMAT
     if not ours:
         raise OutputError(f"{path} exists and is no {FORMAT} file: it is not overwritten")
+
+
+def remove_left_over(path):
+    """Removes unfinished files of this name whose process was killed, which nobody holds a lock on any more."""
+    for left_over in path.parent.glob(f".tmp-{glob.escape(path.name)}-????????"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left_over, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left_over.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def synchronise(path):

@@ -103,6 +103,9 @@ class Recordings:
             raise ValueError(f"has changed: {len(values)} samples, expected {self.lengths[row]}")
         return values
 
+    def at(self, row, text):
+        return f"{self.paths[row]}: {text} ({self.manifest.where(row)})"
+
     def copy(self, options, out, progress, problems):
         """Reads every good file once, checks its values and, if `out` is given, writes them."""
         copy_files(self, self.read, np.zeros((0, 1), dtype=self.dtype), "samples", options, out, progress, problems)

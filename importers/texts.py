@@ -100,7 +100,7 @@ class Texts:
                     problems.append(f"{self._source(row)}: {error} ({self.manifest.where(row)})")
                     return
                 tokens = np.array([encoding.ids, encoding.type_ids][:self.dim], dtype=np.int64).T
-                progress.file(tokens.nbytes)
+                progress.add(tokens.nbytes)
             out.append(self.name, tokens)
 
     def describe(self, present, missing, replaced):

@@ -29,7 +29,7 @@ from muster_program import ROOT, SERVED, built, environment, execute
 from probe_program import client
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/README.md"))]
+LINKED_PAGES = [*PAGES, *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/README.md"))]
 LINKED = ("experiments", "importers", ".venv", "docs")
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
 SECONDS = 200
