@@ -361,15 +361,20 @@ def whole_numbers_problem(frames, dtype):
             f"column {index[1]}")
 
 
-def refuse_other_files(path):
-    """A container may be replaced by a new one; any other file is not ours to overwrite. Nor is anything written through a link,
-    which somebody else may have put into a shared folder, or into the directory of a run, a search or a study."""
+def refuse_places(path):
+    """Nothing is written through a link, which somebody else may have put into a shared folder, or into the directory of a run, a
+    search or a study."""
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, and files are not written through links: give the path of the file itself")
     for folder in path.resolve().parents:
         if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (
                 folder / "search.txtpb").exists() and (folder / "trials").is_dir() or (folder / "cells" / "base").is_dir():
             raise OutputError(f"{path} lies in {folder}, the directory of a run, search or study: choose another place")
+
+
+def refuse_other_files(path):
+    """A container may be replaced by a new one; any other file is not ours to overwrite."""
+    refuse_places(path)
     if not path.exists():
         return
     ours = False
