@@ -76,7 +76,7 @@ class ContainerWriter:
         self._task, self._classes, self._nonfinite = task, list(class_names or []), nonfinite
         self._ids = None
         self._next = {}  # modality -> position of the sample that append expects
-        self._offsets = {}
+        self._offsets, self._values = {}, {}
         self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
         refuse_other_files(self.path)
         self._file = h5py.File(self._temporary, "x")
@@ -177,7 +177,7 @@ class ContainerWriter:
         if sample_rate is not None:
             group.attrs["sample_rate"] = int(sample_rate)
         group.create_dataset("offsets", data=offsets)
-        group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
+        self._values[name] = group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
         self._offsets[name] = offsets
         self._next[name] = 0
         self.replaced[name] = 0
@@ -190,7 +190,7 @@ class ContainerWriter:
         offsets, position = self._offsets[modality], self._next[modality]
         if position == len(self._ids):
             raise DataError(f'modality "{modality}": all {position} samples have been written')
-        values = self._file["modalities"][modality]["values"]
+        values = self._values[modality]
         first, last = int(offsets[position]), int(offsets[position + 1])
         frames = np.asarray(frames)
         where = f'modality "{modality}", sample "{self._ids[position]}"'
@@ -379,7 +379,7 @@ def refuse_other_files(path):
         return
     ours = False
     if path.is_file():
-        with contextlib.suppress(OSError), h5py.File(path, "r") as old:
+        with contextlib.suppress(OSError), h5py.File(path, "r", locking=False) as old:
             ours = old.attrs.get("format") == FORMAT
     if not ours:
         raise OutputError(f"{path} exists and is no {FORMAT} file: it is not overwritten")

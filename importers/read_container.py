@@ -42,7 +42,9 @@ class Stored:
 
 class Contents:
     """What is in a container. labels: an array or None; class_names: [] for a regression; groups, splits: a list or None;
-    targets: {name: (values, class names)}; modalities: {name: Stored}."""
+    targets: {name: (values, class names)}; modalities: {name: Stored}; origin: {attribute: text}, what an importer wrote of it."""
+
+    origin = {}
 
     def __init__(self, path, name, task, class_names, ids, labels, groups, splits, targets, modalities):
         self.path, self.name, self.task, self.class_names, self.ids, self.labels = path, name, task, class_names, ids, labels
@@ -140,7 +142,9 @@ class Reader:
         if not folder:
             self.fail("/modalities", "there are no modalities")
         name = text_attribute(root, "name")
-        return Contents(self.path, name, task, class_names, ids, labels, groups, splits, targets, modalities)
+        contents = Contents(self.path, name, task, class_names, ids, labels, groups, splits, targets, modalities)
+        contents.origin = {key: text for key in ("command", "sources_sha256") if (text := text_attribute(root, key))}
+        return contents
 
     def child(self, parent, name, place, kind):
         link = parent.get(name, getlink=True)
