@@ -17,13 +17,13 @@ import math
 import os
 import sys
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from command_line import open_regular, run_importer
 from container import SAMPLE_RATES, SPLITS, TOKENS_DTYPE, DataError, class_names_problem, split_problem
-from dataset import (Dataset, Modality, add_common_options, importer_parser, name_and_value, parse, unique_pairs, write_dataset)
+from dataset import (Dataset, Modality, add_common_options, importer_parser, leads_out, name_and_value, parse, unique_pairs, write_dataset)
 from npy import read_frames, read_header, read_tokens
 from recordings import Recordings
 from texts import Texts, read_text
@@ -81,10 +81,9 @@ def read_manifest(path, problems):
 def check_ids(manifest, ids, problems):
     first = {}
     for row, sample in enumerate(ids):
-        path = PurePosixPath(sample)
         if not sample:
             problems.append(f"{manifest.where(row)}: the id is empty")
-        elif path.is_absolute() or ".." in path.parts or "\0" in sample:
+        elif leads_out(sample):
             problems.append(f'{manifest.where(row)}: the id "{sample}" would lead out of the folder')
         elif sample in first:
             problems.append(f'{manifest.where(row)}: the id "{sample}" was used in line {manifest.lines[first[sample]]}')

@@ -10,10 +10,12 @@ Frames are read one sample at a time, when they are written.
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import sys
 import time
 from collections import Counter
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -129,14 +131,15 @@ def hash_files(sources):
     """sha256 of what `sha256sum` prints for the files [(name, path)], sorted by their names, with "/" for os.sep."""
     lines = []
     progress = Progress(len(sources), "files hashed")
-    for name, path in sorted((str(name).replace(os.sep, "/"), path) for name, path in sources):
+    for name, path in sources:
         digest = hashlib.sha256()
         with open_regular(path) as file:
             while block := file.read(BLOCK):
                 digest.update(block)
             progress.add(file.tell())
-        lines.append(f"{digest.hexdigest()}  {name}\n")
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        lines.append((str(name).replace(os.sep, "/"), digest.hexdigest()))
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(lines))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def listed(values, limit=SHOWN):
@@ -316,3 +319,27 @@ def unique_pairs(parser, options, *arguments):
         if len(dict(pairs)) != len(pairs):
             parser.error(f"--{argument.replace('_', '-')}: a name is used twice")
         setattr(options, argument, dict(pairs))
+
+
+def pattern(text):
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f'"{text}" is no regular expression ({error})') from None
+
+
+def groups_of(ids, expression, problems):
+    """The group of each id: what the expression's first group matches, or all that it matches."""
+    groups = []
+    for sample in ids:
+        match = expression.search(sample)
+        if not match or match[match.re.groups > 0] is None:
+            problems.append(f'the id "{sample}" does not match the pattern of groups {expression.pattern}')
+        groups.append(match[match.re.groups > 0] or "" if match else "")
+    return groups
+
+
+def leads_out(sample):
+    """Whether an id would lead out of the folder in which its file is looked for."""
+    path = PurePosixPath(sample)
+    return path.is_absolute() or ".." in path.parts or "\0" in sample

@@ -26,8 +26,9 @@ import numpy as np
 from container import DataError, OutputError, refuse_places, synchronise
 from container_tools import name_and_source, run_tool, tool_parser
 from dataset import Progress
-from read_container import label_text, read_container
+from read_container import read_container
 
+SIGNS = ("Negative", "Neutral", "Positive")
 COLUMNS = ("id", "label", "session", "split")  # what arrays.py looks for
 NAME_BYTES = 200  # of a file or folder, with what is put after it
 BATCH = 1 << 24  # bytes that are written at a time
@@ -288,7 +289,8 @@ def export_mmsa(contents, path, options):
     left_out = sum(not split for split in contents.splits)
     if left_out:
         notes.append(f"{left_out} samples without a split are left out")
-    data = {split: mmsa_split(contents, [row for row, name in enumerate(contents.splits) if name == split], chosen, frames, notes)
+    columns = label_columns(contents)
+    data = {split: mmsa_split(contents, [row for row, name in enumerate(contents.splits) if name == split], chosen, frames, columns)
             for split in ("train", "valid", "test")}
     total = Progress(sum(len(part["id"]) for part in data.values()) * len(chosen), "samples")
     with open(path, "xb") as file:
@@ -301,7 +303,9 @@ def export_mmsa(contents, path, options):
         os.fsync(file.fileno())
     if "text_bert" in chosen and "text" not in chosen:
         notes.append("text are tokens, so there is no `text`, only `text_bert`: use_bert=True reads it")
-    notes += [f"the target {name} is not kept" for name in contents.targets if name not in used_targets(contents)]
+    notes += [f"the target {name} is not kept" for name in lost_targets(contents, columns)]
+    if columns["regression_labels"][1]:
+        notes.append("regression_labels are the numbers of the classes, since there is no target regression")
     notes.append("raw_text is empty: a container has no texts")
     sizes = ", ".join(f"{split} {len(part['id'])}" for split, part in data.items())
     shapes = ", ".join(f"{key} [{frames[key]}, {modality.dim}]" if key != "text_bert" else f"text_bert [3, {frames[key]}]"
@@ -337,11 +341,29 @@ def mmsa_modalities(contents, options, problems):
     return chosen
 
 
-def used_targets(contents):
-    return {"classification", "regression", *(f"regression_{letter}" for letter in "TAV")} & contents.targets.keys()
+def label_columns(contents):
+    """{key of MMSA: (values, class names)}, as importers/mmsa.py reads them."""
+    targets, main = contents.targets, (contents.labels, contents.class_names)
+    columns = {"regression_labels": main, "classification_labels": main}
+    other = ("regression", False) if contents.class_names else ("classes", True)
+    if other[0] in targets and bool(targets[other[0]][1]) == other[1]:
+        columns["regression_labels" if contents.class_names else "classification_labels"] = targets[other[0]]
+    elif not contents.class_names:
+        columns["classification_labels"] = (np.sign(contents.labels) + 1, list(SIGNS))
+    for letter, modality in (("T", "text"), ("A", "audio"), ("V", "vision")):  # SIMS has a label of each modality on its own
+        for kind, target in (("regression", "label"), ("classification", "classes")):
+            if f"{modality}_{target}" in targets and targets[f"{modality}_{target}"][0].ndim == 1:
+                columns[f"{kind}_labels_{letter}"] = targets[f"{modality}_{target}"]
+    return columns
 
 
-def mmsa_split(contents, rows, chosen, frames, notes):
+def lost_targets(contents, columns):
+    """Targets whose values are in no column."""
+    kept = [values for values, _ in columns.values()]
+    return [name for name, (values, _) in contents.targets.items() if not any(np.array_equal(values, other) for other in kept)]
+
+
+def mmsa_split(contents, rows, chosen, frames, columns):
     part = {"raw_text": np.array([""] * len(rows), dtype="<U1"), "id": [contents.ids[row] for row in rows]}
     for key, modality in chosen.items():
         def fill(row, block, modality=modality):
@@ -357,14 +379,10 @@ def mmsa_split(contents, rows, chosen, frames, notes):
         part[key] = Padded(shape, "<f4", rows, fill_bert if key == "text_bert" else fill)
         if key in ("audio", "vision"):
             part[f"{key}_lengths"] = [int(length) for length in modality.lengths[rows]]
-    labels = contents.labels[rows]
-    values, classes = (labels, None) if not contents.class_names else (contents.targets.get("regression", (labels, []))[0], labels)
-    if classes is None:
-        classes = np.sign(labels) + 1
-    part["regression_labels"] = np.asarray(values, dtype="<f4")
-    part["classification_labels"] = np.asarray(classes, dtype="<f4")
-    part["annotations"] = [label_text(label, contents.class_names) if contents.class_names else ("Negative", "Neutral", "Positive")[int(np.sign(label)) + 1]
-                           for label in labels]
+    for key, (values, classes) in columns.items():
+        part[key] = np.asarray(values[rows], dtype="<f4")
+    values, classes = columns["classification_labels"]
+    part["annotations"] = [classes[int(value)] for value in values[rows]]
     return part
 
 

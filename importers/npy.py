@@ -8,10 +8,8 @@ from command_line import open_regular
 from container import TOKENS_DTYPE, whole_numbers_problem
 
 
-def read_header(path):
-    """Shape [frames, features] of a .npy file, without reading its values; [features] counts as one frame.
-
-    ValueError: what is wrong, for people."""
+def read_shape(path):
+    """Shape of a .npy file, without reading its values. ValueError: what is wrong, for people."""
     with open_regular(path) as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -27,12 +25,20 @@ def read_header(path):
             raise ValueError("holds Python objects, which are never loaded; save a plain numeric array")
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
             raise ValueError(f"holds values of type {dtype}; expected real numbers (float16, float32, float64, integers or booleans)")
-        if len(shape) not in (1, 2) or shape[-1] < 1 or shape[0] < 0:
-            raise ValueError(f"has shape {list(shape)}; expected [frames, features], or [features] for one frame")
         header = file.tell()
         held, expected = file.seek(0, 2) - header, math.prod(shape) * dtype.itemsize
         if held != expected:
             raise ValueError(f"is damaged: {held} bytes of values, expected {expected}")
+    return shape
+
+
+def read_header(path):
+    """Shape [frames, features] of a .npy file, without reading its values; [features] counts as one frame.
+
+    ValueError: what is wrong, for people."""
+    shape = read_shape(path)
+    if len(shape) not in (1, 2) or shape[-1] < 1 or shape[0] < 0:
+        raise ValueError(f"has shape {list(shape)}; expected [frames, features], or [features] for one frame")
     return (1, shape[0]) if len(shape) == 1 else shape
 
 
