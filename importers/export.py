@@ -83,6 +83,11 @@ def export_npy(contents, folder, options):
             lost.append(f'the modality "{modality.name}" cannot be named on a command line, for its name holds "="')
         if (modality.lengths == 0).all():
             lost.append(f'not one sample has the modality "{modality.name}", which is not imported again')
+        if modality.kind == "waveform" and modality.dtype == "float16":
+            lost.append(f"{modality.name}: float16 becomes float32 (the same values)")
+    bare = [sample for row, sample in enumerate(contents.ids) if not any(modality.lengths[row] for modality in contents.modalities.values())]
+    if bare:
+        lost.append(f'{len(bare)} samples have not one modality, which an import refuses: "{bare[0]}"')
     if any((modality.lengths == 0).any() for modality in contents.modalities.values()):
         arguments += ["--missing", "empty"]
     if dtypes == {"float16"}:

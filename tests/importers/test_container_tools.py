@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "importers"))
 import arrays  # noqa: E402
 import export  # noqa: E402
 import merge  # noqa: E402
+import mmsa  # noqa: E402
 import split  # noqa: E402
 import subset  # noqa: E402
 
@@ -518,6 +519,42 @@ def test_export_mmsa(sentiment, capsys, tokens):
     names = {text for opcode, text, _ in pickletools.genops(Path("out.pkl").read_bytes()) if opcode.name == "SHORT_BINUNICODE"}
     assert "numpy.core.multiarray" in names and not any(name.startswith("numpy._") for name in names), "NumPy 1 reads it as well"
     assert Path("out.pkl").read_bytes()[:2] == b"\x80\x04"
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_mmsa_and_back(folder, capsys, aligned):
+    """A feature file of MMSA, imported and exported, holds the same arrays."""
+    generator, data, start = np.random.default_rng(6), {}, 0
+    for name, count in (("train", 7), ("valid", 3), ("test", 4)):
+        words = generator.integers(3, 10, count)
+        lengths = {"text": words, "audio": words if aligned else generator.integers(3, 20, count), "vision": words if aligned else generator.integers(3, 30, count)}
+        full = {"text": 12, "audio": 12 if aligned else 25, "vision": 12 if aligned else 40}
+        part = {"raw_text": [""] * count, "id": [f"video{start + i}$_$1" for i in range(count)]}
+        for key, dim in (("text", 6), ("audio", 4), ("vision", 3)):
+            part[key] = np.zeros((count, full[key], dim), dtype=np.float32)
+            for row, length in enumerate(lengths[key]):
+                part[key][row, :length] = generator.normal(size=(length, dim))
+        part["text_bert"] = np.zeros((count, 3, 12), dtype=np.float32)
+        for row, length in enumerate(words):
+            part["text_bert"][row, :2, :length] = [generator.integers(1, 30000, length), np.ones(length)]
+        part["regression_labels"] = np.float32(np.linspace(-1, 1, count))
+        part["classification_labels"] = np.float32(np.arange(count) % 3)
+        part["annotations"] = [("Negative", "Neutral", "Positive")[i % 3] for i in range(count)]
+        for letter in "TAV":
+            part[f"regression_labels_{letter}"] = np.float32(generator.uniform(-1, 1, count))
+        if not aligned:
+            part.update({f"{key}_lengths": lengths[key].tolist() for key in ("audio", "vision")})
+        data[name], start = part, start + count
+    Path("in.pkl").write_bytes(pickle.dumps(data, protocol=4))
+    assert mmsa.main(["in.pkl", "-o", "features.h5"]) == mmsa.main(["in.pkl", "--text", "tokens", "-o", "tokens.h5"]) == 0
+    done(capsys, merge, "features.h5", "tokens.h5", "--take", "text_bert=text", "-o", "both.h5")
+    frames = [f"{name}={full[name]}" for name in full]
+    done(capsys, export, "both.h5", "--format", "mmsa", *(word for one in frames for word in ("--frames", one)), "-o", "out.pkl")
+    found = pickle.loads(Path("out.pkl").read_bytes())
+    for name, part in data.items():
+        assert set(found[name]) - {"audio_lengths", "vision_lengths"} == set(part) - {"audio_lengths", "vision_lengths"}
+        for key, values in part.items():
+            assert np.array_equal(found[name][key], values) and type(found[name][key]) is (np.ndarray if key == "raw_text" else type(values)), (name, key)
 
 
 def test_export_mmsa_refuses_what_it_cannot_hold(sentiment, capsys):
