@@ -1,6 +1,9 @@
 """Reads a dataset container (docs/data.md), which may come from strangers: everything must be stored in the file itself, at its own
 place, and nothing is allocated before the size of the file has been compared with what it claims. Frames stay in the file until
 they are asked for, sample by sample."""
+import os
+import resource
+
 import h5py
 import numpy as np
 
@@ -71,16 +74,32 @@ def label_text(label, class_names):
 
 def read_container(path):
     """Contents of the file, which stays open. DataError: all that is wrong with it."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+    if not survives(lambda: open_container(path), 10 + size // 10**7):
+        raise DataError(f"{path}: is damaged: HDF5 cannot read it")
+    return open_container(path)
+
+
+def survives(function, seconds):
+    """Whether a process of its own comes back from function() in so many seconds of processor time: on some damaged files HDF5 never
+    ends, or crashes."""
+    process = os.fork()
+    if process == 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        try:
+            function()
+        finally:
+            os._exit(0)  # an exception is for the caller's own try
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+def open_container(path):
     problems = []
     try:
-        with open_regular(path):
-            pass
         file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        if error.errno:
-            raise
         raise DataError(f"{path}: is no HDF5 file, or is damaged ({str(error)[:300]})") from None
     try:
         contents = Reader(path, file, problems).read()

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -21,6 +22,7 @@ import arrays  # noqa: E402
 import export  # noqa: E402
 import merge  # noqa: E402
 import mmsa  # noqa: E402
+import read_container  # noqa: E402
 import split  # noqa: E402
 import subset  # noqa: E402
 
@@ -619,6 +621,16 @@ def test_hostile_containers_are_refused(sentiment, capsys):
     os.mkfifo("pipe.h5")
     assert "not an ordinary file" in refused(capsys, 65, subset, "pipe.h5", "--first", "1", "-o", "out.h5")[0]
     assert "is not overwritten" in refused(capsys, 2, subset, "base.h5", "-o", "garbage.h5")[0]
+
+
+def test_a_reader_that_crashes_or_never_ends_is_survived():
+    def forever():
+        while True:
+            pass
+
+    assert read_container.survives(lambda: None, 1) and read_container.survives(lambda: 1 / 0, 1)
+    assert not read_container.survives(lambda: os.kill(os.getpid(), signal.SIGKILL), 1)
+    assert not read_container.survives(forever, 1)
 
 
 def test_storage_of_every_kind_is_read(folder, capsys):
