@@ -15,10 +15,13 @@ segment ids [tokens, 2]):
         out.modality("text", dim=1, lengths=[7, 5], dtype="int32")
 
 Only the frames given to `append` are in memory. The file appears at the end of the `with` block, whole or not at all: it is
-written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind.
+written under another name in the same folder, synchronised to disk and renamed. An exception leaves nothing behind; what a killed
+process leaves, a hidden file, is removed when the file is written again.
 When all frames fit into memory, `write_container` does the same in one call.
 """
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 from pathlib import Path
@@ -79,8 +82,11 @@ class ContainerWriter:
         self._offsets, self._values = {}, {}
         self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
         refuse_other_files(self.path)
+        remove_left_over(self.path)
         self._file = h5py.File(self._temporary, "x")
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._file.id.get_vfd_handle(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.attrs["format"] = FORMAT
             self._file.attrs["version"] = VERSION
             self._file.attrs["name"] = str(name)
@@ -383,6 +389,18 @@ def refuse_other_files(path):
             ours = old.attrs.get("format") == FORMAT
     if not ours:
         raise OutputError(f"{path} exists and is no {FORMAT} file: it is not overwritten")
+
+
+def remove_left_over(path):
+    """Removes unfinished files of this name whose process was killed, which nobody holds a lock on any more."""
+    for left_over in path.parent.glob(f".tmp-{glob.escape(path.name)}-????????"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left_over, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left_over.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def synchronise(path):

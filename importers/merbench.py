@@ -8,7 +8,7 @@
     python importers/merbench.py label_4way.npz --modality audio=features/wavlm-base-FRA --modality text=features/deberta-large-FRA \\
         -o iemocap.h5
 
-The labels are pickled objects, which are not executed: see unpickle.py.
+The labels are pickled objects, which are not executed: see npz.py.
 Exit codes: 0 done, 2 usage, 65 bad data, 74 cannot read or write.
 """
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-import unpickle
+import npz
 from command_line import run_importer
 from container import DataError, class_names_problem
 from dataset import (Dataset, Modality, add_common_options, groups_of, importer_parser, leads_out, listed, name_and_value, parse, pattern,
@@ -40,7 +40,7 @@ class Labels:
 
     def __init__(self, options, problems, notes):
         self.path, self.ids, self.splits, self.emo, self.val, where = options.labels, [], [], [], [], {}
-        corpora = unpickle.load_npz(self.path)
+        corpora = npz.load_npz(self.path)
         for key in options.split:
             if key not in corpora:
                 raise DataError(f"{self.path}: --split {key}: there is no such entry; there are {listed(corpora)}")

@@ -54,7 +54,7 @@ class Source:
         for name, part in parts.items():
             if not self.mapping and "id" not in part:
                 raise DataError(f'{path}: {name or "it"} has no "id", so its samples cannot be told apart (its keys are {listed(map(repr, part))})')
-            ids = [as_id(value) for value in (part if self.mapping else self.list_of(name, "id"))]
+            ids = [as_id(value) for value in part] if self.mapping else self.ids_of(name)
             self.ids += ids
             self.rows += [(name, index) for index in range(len(ids))]
             self.splits += [SPLITS.get(name, "")] * len(ids)
@@ -79,12 +79,19 @@ class Source:
         values = self.parts[name][key]
         if isinstance(values, dict):
             values = list(values.values())
-        if not isinstance(values, (list, tuple, np.ndarray)) or np.ndim(values) == 0 and isinstance(values, np.ndarray):
+        if not isinstance(values, (list, tuple, np.ndarray)) or isinstance(values, np.ndarray) and values.ndim == 0:
             raise DataError(f'{self.path}: {name}: "{key}" is a {type(values).__name__}; expected one value per sample')
         count = len(self.parts[name]["id"]) if key != "id" else len(values)
         if len(values) != count:
             raise DataError(f'{self.path}: {name}: "{key}" has {len(values)} entries, but there are {count} ids')
         return values
+
+    def ids_of(self, name):
+        ids = self.list_of(name, "id")
+        for index, value in enumerate(ids):
+            if not isinstance(value, (str, bytes, int, np.integer)):
+                raise DataError(f'{self.path}: {name} {index}: the id is a {type(value).__name__}; expected a text')
+        return list(map(as_id, ids))
 
     def column(self, key):
         """One number or text per sample."""
@@ -94,7 +101,7 @@ class Source:
                 value = value.reshape(-1) if isinstance(value, np.ndarray) else value
                 if isinstance(value, (list, tuple, np.ndarray)) and len(value) == 1:
                     value = value[0]
-                if not isinstance(value, (int, float, str, np.number, np.bool_)):
+                if not isinstance(value, (int, float, str, bytes, np.number, np.bool_)):
                     raise DataError(f'{self.path}: {name} {index}: "{key}" is no number or text')
                 values.append(value)
         return values
@@ -164,8 +171,11 @@ def true_lengths(name, source, key, read, options):
         stated = source.numbers(f"{key}_lengths")
         for row in np.flatnonzero((stated < 0) | (stated != np.floor(stated))):
             source.problems.append(f'{source.where(row)}: id "{source.ids[row]}": {key}_lengths says {stated[row]:g}')
+        stated = np.clip(np.nan_to_num(stated), 0, None)
+        lengths = np.minimum(stated, full).astype(np.int64)
+        outside = sum(bool((read(row)[lengths[row]:] != 0).any()) for row in range(count))
         note = f'lengths of "{key}_lengths"' + (f", {(stated > full).sum()} of which are larger than the array" if (stated > full).any() else "")
-        return cut(read, np.clip(np.nan_to_num(stated), 0, full).astype(np.int64), note)
+        return cut(read, lengths, note + (f"; {outside} samples have other rows than zero after it, which are left out" if outside else ""))
     if options.padding != "auto" or source.mapping or not source.has("text_bert"):
         return unpad(name, read, count, options.padding)
     _, masked = source.tokens()

@@ -1,31 +1,26 @@
-"""Reads pickles (protocols 0 to 5) and .npz or .npy files with Python objects, which come from strangers, without executing them.
+"""Reads pickles (protocols 0 to 5), which come from strangers, without executing them.
 
     import unpickle
-    data = unpickle.load("mosi.pkl")            # dict, list, str, numpy arrays ...
-    arrays = unpickle.load_npz("label.npz")     # {name: array}
+    data = unpickle.load("mosi.pkl")  # dict, list, str, numpy arrays ...
 
 A pickle is a program that may call any function of any module. This is an interpreter of its own for it, which knows nothing but
 plain values (None, bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset, OrderedDict, defaultdict) and
 numpy's arrays, scalars and dtypes, as numpy 1.x and 2.x, Python 2 and Python 3 write them. Anything else is refused by its full name:
-nothing is imported and no function of a pickle is called; what stands for a function here is a piece of this file.
+nothing is imported and no function of a pickle is called; what stands for a function here is one of this file, or of pickled.py.
 
 Large values are not copied: arrays are read-only views of the file, which is mapped into memory. So a file of many gigabytes needs
 little memory, and what else is made of a file is bounded by a small multiple of its size. OrderedDict and defaultdict become dict;
 strings of Python 2 become str (UTF-8, otherwise Latin-1).
 """
 import codecs
-import io
-import math
 import mmap
-import re
 import struct
-import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from command_line import open_regular
 from container import DataError
+from pickled import GLOBALS, SCALARS, EightBit, Global, Large, Type, Unfinished, as_text, build_type, make_array, make_type, plain_text, raw_bytes
 
 SMALL = 4096  # bytes; larger strings of bytes stay in the file
 LONGEST_LINE = 1024  # bytes, of a name or number of protocol 0
@@ -33,62 +28,6 @@ LONGEST_INTEGER = 16  # bytes
 DEEPEST = 64  # containers in each other
 MOST_MARKS = 1024  # containers that are begun at the same time
 SPARE, MULTIPLE = 1 << 27, 24  # bytes of memory, and per byte of the file, for containers, copies and small objects
-LARGEST_MEMBER = 200  # times the size of the .npz file, and SPARE: what is larger is a bomb and no feature file
-SCALARS = (str, int, float, bool, type(None), bytes)
-
-# What a pickle may name, and by what it is known here. Only full names: numpy.core.multiarray.fromfile would read any file.
-GLOBALS = {f"{module}.{name}": meaning for modules, name, meaning in (
-    (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", "reconstruct"),
-    (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", "scalar"),
-    (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", "frombuffer"),
-    (("numpy",), "ndarray", "ndarray"), (("numpy",), "dtype", "dtype"),
-    (("_codecs",), "encode", "encode"),
-    (("collections",), "OrderedDict", "dict"), (("collections",), "defaultdict", "defaultdict"),
-    *((("builtins", "__builtin__"), name, name) for name in ("list", "dict", "set", "frozenset", "bytes", "bytearray", "int", "float", "str")))
-    for module in modules}
-
-
-class EightBit(bytes):
-    """A string of Python 2: bytes where numpy wants bytes, text anywhere else."""
-
-
-class Large:
-    """A string of bytes that stays in the file. kind: bytes, bytearray or EightBit, which it becomes where it is a value."""
-
-    __slots__ = ("view", "kind")
-
-    def __init__(self, view, kind):
-        self.view, self.kind = view, kind
-
-
-class Global:
-    """A name that a pickle may use, but only to call it."""
-
-    __slots__ = ("meaning",)
-
-    def __init__(self, meaning):
-        self.meaning = meaning
-
-
-class Type:
-    """A numpy dtype; BUILD gives it its byte order."""
-
-    __slots__ = ("text", "order", "built")
-
-    def __init__(self, text):
-        self.text, self.order, self.built = text, "", False
-
-    def dtype(self):
-        return np.dtype(self.order + self.text)
-
-
-class Unfinished:
-    """What _reconstruct returns: BUILD makes an array of it. places: where the memo holds it."""
-
-    __slots__ = ("places",)
-
-    def __init__(self):
-        self.places = []
 
 
 def load(source, what=None):
@@ -101,60 +40,6 @@ def load(source, what=None):
             raise DataError(f"{what}: is empty; expected a pickle")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return Reader(content, what).load()
-
-
-def load_npz(path, limit=None):
-    """{name: array} of an .npz file; of an .npy file {its stem: array}. limit: bytes of the arrays in all. DataError: what is wrong."""
-    path = Path(path)
-    with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        if file.read(6) == b"\x93NUMPY":
-            file.seek(0)
-            return {path.stem: read_npy(file.read(), str(path))}
-        file.seek(0)
-        left, arrays = limit or SPARE + LARGEST_MEMBER * size, {}
-        try:
-            with zipfile.ZipFile(file) as archive:
-                for member in archive.infolist():
-                    where = f"{path}: {member.filename}"
-                    name = member.filename[:-4] if member.filename.endswith(".npy") else member.filename
-                    if name in arrays:
-                        raise DataError(f"{where}: is there twice")
-                    if member.file_size > left:
-                        raise DataError(f"{where}: claims {member.file_size} bytes in a file of {size}: that is no plausible array")
-                    with archive.open(member) as stream:
-                        content = stream.read(member.file_size + 1)
-                    if len(content) > member.file_size:
-                        raise DataError(f"{where}: is larger than it says")
-                    left -= len(content)
-                    arrays[name] = read_npy(content, where)
-        except DataError:
-            raise
-        except Exception as error:  # zipfile and its decompressors fail in many ways
-            raise DataError(f"{path}: is no valid .npz file ({str(error)[:300]})") from None
-    return arrays
-
-
-def read_npy(content, where):
-    """The array of the bytes of an .npy file, whose objects, if it has any, are an admitted pickle."""
-    stream = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(stream)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
-                   (3, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[version](stream)
-    except Exception as error:  # numpy parses the header as Python, whose parser fails in many ways
-        raise DataError(f"{where}: is no valid .npy file ({str(error)[:300]})") from None
-    start, count = stream.tell(), math.prod(shape)
-    if dtype.hasobject:
-        array = load(content[start:], where)
-        if dtype != np.dtype(object) or not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-            raise DataError(f"{where}: its objects are no array of shape {list(shape)}, as its header says")
-        return array
-    if dtype.kind not in "biufcSU" or count < 0 or count * dtype.itemsize != len(content) - start or (dtype.itemsize == 0 and count):
-        raise DataError(f"{where}: {len(content) - start} bytes are no values of type {dtype} and shape {list(shape)}")
-    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
 
 
 class Reader:
@@ -391,23 +276,24 @@ class Reader:
         except (TypeError, ValueError, OverflowError) as error:  # of numbers and arguments that are not what numpy or Python write
             self.fail(f'calls "{function.meaning}" with arguments that are not admitted ({str(error)[:200]})')
 
+    def array(self, content, kind, shape, order):
+        if type(content) is list:
+            self.spend(8 * len(content))
+        elif isinstance(kind, Type) and kind.text[0] == "U":  # takes no memory, but time: each character is looked at
+            self.spend(len(raw_bytes(content)))
+        return make_array(content, kind, shape, order)
+
     def reconstruct(self, kind, shape, code):
         if not isinstance(kind, Global) or kind.meaning != "ndarray":
             raise ValueError("only plain arrays are read")
         return Unfinished()
-
-    def make_type(self, text, align=False, copy=False):
-        text = plain_text(text)
-        if not re.fullmatch(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,9}|O[48]?", text):
-            raise ValueError(f'the type "{text[:40]}" is none of booleans, integers, floats, complex numbers, texts and objects')
-        return Type("O" if text[0] == "O" else text)
 
     def build(self):
         state, value = self.pop(tuple), self.stack[-1]
         self.spend(160)
         try:
             if isinstance(value, Type):
-                self.build_type(value, *state)
+                build_type(value, *state)
             elif isinstance(value, Unfinished):
                 array = self.stack[-1] = self.build_array(*state)
                 for place in value.places:
@@ -420,16 +306,6 @@ class Reader:
         except (TypeError, ValueError, OverflowError) as error:
             self.fail(f"describes an array in a way that is not admitted ({str(error)[:200]})")
 
-    def build_type(self, value, version, order, subtype, names, fields, size=-1, alignment=-1, flags=0):
-        order = plain_text(order)
-        if value.built or order not in ("<", ">", "|", "=") or not subtype is names is fields is None:
-            raise ValueError("only arrays of plain values are read, not of records")
-        if value.text[0] in "SU" and size != value.dtype().itemsize:
-            raise ValueError(f"texts of {size} bytes are not of type {value.text}")
-        value.built = True
-        if order in "<>" and value.text != "O":
-            value.order = order
-
     def build_array(self, version, shape, kind, fortran, content):
         return self.array(content, kind, shape, "F" if fortran else "C")
 
@@ -440,24 +316,6 @@ class Reader:
             raise ValueError(f"the order {order[:10]}")
         array = self.array(content, kind, shape, "F" if order == "F" else "C")
         return array.transpose(axes) if order == "K" and axes is not None else array
-
-    def array(self, content, kind, shape, order):
-        if not isinstance(kind, Type) or type(shape) is not tuple or len(shape) > 32 or not all(
-                type(length) is int and 0 <= length < 1 << 48 for length in shape):
-            raise ValueError("its type or shape is none")
-        dtype, count = kind.dtype(), math.prod(shape)
-        if dtype == object:
-            if type(content) is not list or len(content) != count:
-                raise ValueError(f"objects of shape {list(shape)}")
-            self.spend(8 * count)
-            array = np.empty(count, dtype=object)
-            for i, value in enumerate(content):
-                array[i] = value
-            return array.reshape(shape)  # objects are in C order, whatever the order of the array was
-        content = raw_bytes(content)
-        if count * dtype.itemsize != len(content) or (count and not dtype.itemsize):
-            raise ValueError(f"{len(content)} bytes are no values of type {dtype} and shape {list(shape)}")
-        return (np.frombuffer(content, dtype) if count else np.zeros(0, dtype)).reshape(shape, order=order)
 
     def scalar(self, kind, content):
         if not isinstance(kind, Type) or kind.text == "O":
@@ -565,30 +423,6 @@ class Reader:
         return as_text(key) if isinstance(key, EightBit) else key
 
 
-def as_text(value):
-    """str of a str or a string of Python 2."""
-    if isinstance(value, str):
-        return value
-    try:
-        return bytes(value).decode("utf-8")
-    except UnicodeDecodeError:
-        return bytes(value).decode("latin-1")
-
-
-def plain_text(value):
-    if not isinstance(value, (str, EightBit, bytes)):
-        raise ValueError("a value is no text")
-    return as_text(value)
-
-
-def raw_bytes(value):
-    if isinstance(value, Large):
-        return value.view
-    if not isinstance(value, (bytes, bytearray)):
-        raise ValueError("its values are no bytes")
-    return value
-
-
 def constant(value):
     return lambda reader: reader.stack.append(value)
 
@@ -635,7 +469,7 @@ def protocol(reader):
 
 
 CALLS = {
-    "reconstruct": Reader.reconstruct, "scalar": Reader.scalar, "frombuffer": Reader.frombuffer, "dtype": Reader.make_type,
+    "reconstruct": Reader.reconstruct, "scalar": Reader.scalar, "frombuffer": Reader.frombuffer, "dtype": lambda reader, *arguments: make_type(*arguments),
     "encode": Reader.encode, "dict": Reader.make_dict, "defaultdict": Reader.make_defaultdict, "list": Reader.make_list,
     "set": lambda reader, *values: reader.make_set(set, *values), "frozenset": lambda reader, *values: reader.make_set(frozenset, *values),
     "bytes": lambda reader, *values: reader.make_bytes(bytes, *values),

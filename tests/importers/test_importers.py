@@ -275,6 +275,25 @@ def test_writer_refuses_wrong_data(tmp_path, change, expected):
     assert [path.name for path in tmp_path.iterdir()] == ["good.h5"]
 
 
+def test_several_classes_at_once(tmp_path):
+    """Labels [samples, classes] of 0 and 1, as the task of the file and as a further target."""
+    emotions, ones = [[1, 0, 1], [0, 0, 0]], np.array([[True], [False]])
+    good = dict(name="x", task="multilabel", ids=["a", "b"], labels=emotions, class_names=["happy", "sad", "angry"],
+                targets={"loud": (ones, ["loud"]), "mood": ([0, 1], ["up", "down"])}, modalities={"audio": [np.zeros((1, 2))] * 2})
+    container.write_container(tmp_path / "good.h5", **good)
+    with h5py.File(tmp_path / "good.h5") as file:
+        assert file.attrs["task"] == "multilabel" and list(file.attrs["class_names"]) == ["happy", "sad", "angry"]
+        assert file["samples/label"].dtype == np.int64 and file["samples/label"][:].tolist() == emotions
+        assert file["samples/targets/loud"].dtype == np.int64 and file["samples/targets/loud"][:].tolist() == [[1], [0]]
+        assert list(file["samples/targets/loud"].attrs["class_names"]) == ["loud"] and file["samples/targets/mood"].shape == (2,)
+    for change, expected in ((dict(labels=[0, 1]), "expected integers of shape [2, 3]"), (dict(labels=[[1, 0, 2], [0, 0, 0]]), 'sample "a" has 2 for class "angry"'),
+                             (dict(labels=np.zeros((2, 3))), "not float64"), (dict(class_names=None), "class names"), (dict(class_names=["a", "a", "b"]), "must differ"),
+                             (dict(targets={"loud": ([[1], [0]], [])}), "one per sample"), (dict(task="several"), '"multilabel", not "several"')):
+        with pytest.raises(container.DataError, match=re.escape(expected)):
+            container.write_container(tmp_path / "bad.h5", **{**good, **change})
+    assert [path.name for path in tmp_path.iterdir()] == ["good.h5"]
+
+
 def test_writer_refuses_unannounced_and_missing_frames(tmp_path):
     with pytest.raises(container.DataError, match=r"frames of shape \[2, 3\], announced were \[1, 3\]"):
         with container.ContainerWriter(tmp_path / "x.h5", "x", "regression") as out:
