@@ -78,11 +78,12 @@ def export_npy(contents, folder, options):
     arguments = write_manifest(folder / "manifest.csv", contents, names, renamed, lost)
     dtypes = {m.dtype for m in contents.modalities.values() if m.kind == "features"}
     for modality in contents.modalities.values():
+        if not modality.lengths.any():
+            lost.append(f'not one sample has the modality "{modality.name}", so an import would refuse it')
+            continue
         arguments += ["--modality", f"{modality.name}={folders[modality.name]}"]
         if "=" in modality.name:
             lost.append(f'the modality "{modality.name}" cannot be named on a command line, for its name holds "="')
-        if (modality.lengths == 0).all():
-            lost.append(f'not one sample has the modality "{modality.name}", which is not imported again')
         if modality.kind == "waveform" and modality.dtype == "float16":
             lost.append(f"{modality.name}: float16 becomes float32 (the same values)")
     bare = [sample for row, sample in enumerate(contents.ids) if not any(modality.lengths[row] for modality in contents.modalities.values())]
@@ -278,7 +279,7 @@ def export_mmsa(contents, path, options):
     frames = {}
     for key, modality in chosen.items():
         name = "text" if key == "text_bert" else key
-        longest = int(modality.lengths.max())
+        longest = max(int(modality.lengths.max()), 1)
         frames[key] = options.frames.get(name, longest)
         if frames[key] < longest:
             row = int(modality.lengths.argmax())

@@ -61,6 +61,25 @@ def test_export_npy_of_raw_data(folder, capsys):
     assert equal(expected, found) and verify("out/again.h5")
 
 
+def test_export_npy_without_labels_and_with_a_modality_that_nobody_has(folder, capsys):
+    frames = [np.full((2, 3), i, dtype=np.float32) for i in range(3)]
+    write("in.h5", list("abc"), {"text": frames, "audio": [np.zeros((0, 4), dtype=np.float32)] * 3}, "classification", classes=["y", "x"])
+    assert 'not one sample has the modality "audio"' in done(capsys, export, "in.h5", "--format", "npy", "-o", "out")
+    found, expected = imported_again(folder / "out"), read("in.h5")
+    for part in (expected["frames"], expected["dtype"], expected["rate"]):
+        part.pop("audio")
+    assert equal(expected, found)
+
+
+def test_several_labels_become_targets(folder, capsys):
+    frames = [np.full((2, 3), i, dtype=np.float32) for i in range(3)]
+    write("in.h5", list("abc"), {"text": frames}, "multilabel", [[1, 0], [1, 1], [0, 0]], ["joy", "label"])
+    assert "an import makes a target of each" in done(capsys, export, "in.h5", "--format", "npy", "-o", "out")
+    found = imported_again(folder / "out")
+    assert found["targets"] == {"joy": ([1, 1, 0], []), "label_": ([0, 1, 0], [])} and found["label"] is None
+    assert "several labels per sample" in "".join(refused(capsys, 65, export, "in.h5", "--format", "mmsa", "-o", "out.pkl"))
+
+
 def test_ids_lead_nowhere(folder, capsys):
     ids = ["../up", "/root", "a/../../b", "..", "a", "a//b", "./a", " a ", "x" * 300, "new\nline", "a.npy/b", "-o", "renamed____up", "q;rm -rf $HOME"]
     write("odd.h5", ids, {"..": [np.full((1, 2), i, dtype=np.float32) for i in range(len(ids))],
