@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from command_line import open_regular, run_importer
-from container import SAMPLE_RATES, SPLITS, DataError, class_names_problem, split_problem
+from container import SAMPLE_RATES, SPLITS, TOKENS_DTYPE, DataError, class_names_problem, split_problem
 from dataset import (Dataset, Modality, add_common_options, importer_parser, leads_out, name_and_value, parse, unique_pairs, write_dataset)
-from npy import read_frames, read_header
+from npy import read_frames, read_header, read_tokens
 from recordings import Recordings
 from texts import Texts, read_text
 
-KINDS = {".npy": "array of features", ".wav": "recording", ".flac": "recording", ".txt": "text"}  # by the end of a file's name
+KINDS = {".npy": "array of features", ".wav": "recording", ".flac": "recording", ".txt": "text",
+         ".tokens.npy": "array of tokens"}  # by the end of a file's name
 DEFAULT_COLUMNS = {"label": "label", "group": "session", "split": "split"}  # used when the manifest has them
 
 
@@ -182,14 +183,16 @@ class Features(Modality):
     """The files <id>.npy of one folder. Its first look reads only their headers: of each the number of frames, -1 where
     there is a problem, and the number of features that they have in common."""
 
+    suffix, look, load = ".npy", staticmethod(read_header), staticmethod(read_frames)
+
     def __init__(self, name, folder, manifest, ids, options, problems):
-        super().__init__(name, 1, [], lambda row: read_frames(self.paths[row]), manifest.where, options.dtype)
+        super().__init__(name, 1, [], lambda row: self.load(self.paths[row]), manifest.where, options.dtype)
         missing = options.missing
-        self.paths = [folder / f"{sample}.npy" for sample in ids]
+        self.paths = [folder / f"{sample}{self.suffix}" for sample in ids]
         self.lengths, dims = np.full(len(ids), -1, dtype=np.int64), np.zeros(len(ids), dtype=np.int64)
         for row, path in enumerate(self.paths):
             try:
-                self.lengths[row], dims[row] = read_header(path)
+                self.lengths[row], dims[row] = self.look(path)
                 if self.lengths[row] == 0 and missing == "error":
                     problems.append(f'{path}: no frames ({manifest.where(row)}); --missing empty takes it as "has no {name}"')
             except FileNotFoundError:
@@ -212,6 +215,16 @@ class Features(Modality):
         return f"{self.paths[row]}: {text} ({self.where(row)})"
 
 
+class TokenFiles(Features):
+    """The files <id>.tokens.npy of one folder, which hold ids of a vocabulary."""
+
+    suffix, look, load = ".tokens.npy", staticmethod(lambda path: read_tokens(path).shape), staticmethod(read_tokens)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.dtype = TOKENS_DTYPE
+
+
 def open_files(name, folder, suffix, manifest, ids, options, problems):
     """The modality in the files <id><suffix> of a folder; suffix None: whichever of KINDS they have. None where that is no use."""
     if not folder.is_dir():
@@ -228,13 +241,13 @@ def open_files(name, folder, suffix, manifest, ids, options, problems):
                             f"takes only the first")
         elif present and KINDS[present[0]] != kind:
             problems.append(f"{folder / sample}{present[0]}: is no {kind}, but {kinds[kind]} of the other files are ({where})")
-        elif not present and kind != KINDS[".npy"] and options.missing == "error":
+        elif not present and kind not in (KINDS[".npy"], KINDS[".tokens.npy"]) and options.missing == "error":
             files = " or ".join(f"{folder / sample}{s}" for s in suffixes if KINDS[s] == kind)
             problems.append(f'{where}: {files} does not exist; --missing empty takes it as "has no {name}"')
     if any(len({KINDS[s] for s in row} | {kind}) > 1 for row in found):
         return None
-    if kind == KINDS[".npy"]:
-        return Features(name, folder, manifest, ids, options, problems)
+    if kind in (KINDS[".npy"], KINDS[".tokens.npy"]):
+        return (Features if kind == KINDS[".npy"] else TokenFiles)(name, folder, manifest, ids, options, problems)
     paths = [folder / f"{sample}{present[0]}" if present else None for sample, present in zip(ids, found)]
     if kind == KINDS[".wav"]:
         return Recordings(name, paths, manifest, ids, options, problems)
@@ -329,7 +342,8 @@ def parse_arguments(arguments):
         "--manifest manifest.csv --modality audio=wav/ --text text=transcript --tokenizer bert/ -o out.h5"])
     parser.add_argument("--manifest", required=True, help="CSV file with a header line; one line per sample")
     parser.add_argument("--modality", action="append", default=[], type=name_and_value, metavar="NAME=FOLDER",
-                        help="the folder's <id>.npy (features), <id>.wav or <id>.flac (waveforms) or <id>.txt (tokens) hold this modality; "
+                        help="the folder's <id>.npy (features), <id>.wav or <id>.flac (waveforms) or <id>.txt (tokens), or "
+                             "<id>.tokens.npy (ids of tokens) hold this modality; "
                              "audio, vision and text are the usual names. FOLDER/*.wav: only files that end so")
     parser.add_argument("--text", action="append", default=[], type=name_and_value, metavar="NAME=COLUMN",
                         help="the texts in this column of the manifest, as tokens, are this modality")

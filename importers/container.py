@@ -79,7 +79,7 @@ class ContainerWriter:
         self._task, self._classes, self._nonfinite = task, list(class_names or []), nonfinite
         self._ids = None
         self._next = {}  # modality -> position of the sample that append expects
-        self._offsets = {}
+        self._offsets, self._values = {}, {}
         self._temporary = self.path.with_name(f".tmp-{self.path.name}-{secrets.token_hex(4)}")
         refuse_other_files(self.path)
         remove_left_over(self.path)
@@ -183,7 +183,7 @@ class ContainerWriter:
         if sample_rate is not None:
             group.attrs["sample_rate"] = int(sample_rate)
         group.create_dataset("offsets", data=offsets)
-        group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
+        self._values[name] = group.create_dataset("values", shape=(int(offsets[-1]), int(dim)), dtype=dtype)
         self._offsets[name] = offsets
         self._next[name] = 0
         self.replaced[name] = 0
@@ -196,7 +196,7 @@ class ContainerWriter:
         offsets, position = self._offsets[modality], self._next[modality]
         if position == len(self._ids):
             raise DataError(f'modality "{modality}": all {position} samples have been written')
-        values = self._file["modalities"][modality]["values"]
+        values = self._values[modality]
         first, last = int(offsets[position]), int(offsets[position + 1])
         frames = np.asarray(frames)
         where = f'modality "{modality}", sample "{self._ids[position]}"'
@@ -367,20 +367,25 @@ def whole_numbers_problem(frames, dtype):
             f"column {index[1]}")
 
 
-def refuse_other_files(path):
-    """A container may be replaced by a new one; any other file is not ours to overwrite. Nor is anything written through a link,
-    which somebody else may have put into a shared folder, or into the directory of a run, a search or a study."""
+def refuse_places(path):
+    """Nothing is written through a link, which somebody else may have put into a shared folder, or into the directory of a run, a
+    search or a study."""
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, and files are not written through links: give the path of the file itself")
     for folder in path.resolve().parents:
         if (folder / "environment.json").exists() and (folder / "config.txtpb").exists() or (
                 folder / "search.txtpb").exists() and (folder / "trials").is_dir() or (folder / "cells" / "base").is_dir():
             raise OutputError(f"{path} lies in {folder}, the directory of a run, search or study: choose another place")
+
+
+def refuse_other_files(path):
+    """A container may be replaced by a new one; any other file is not ours to overwrite."""
+    refuse_places(path)
     if not path.exists():
         return
     ours = False
     if path.is_file():
-        with contextlib.suppress(OSError), h5py.File(path, "r") as old:
+        with contextlib.suppress(OSError), h5py.File(path, "r", locking=False) as old:
             ours = old.attrs.get("format") == FORMAT
     if not ours:
         raise OutputError(f"{path} exists and is no {FORMAT} file: it is not overwritten")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from command_line import open_regular
+from container import TOKENS_DTYPE, whole_numbers_problem
 
 
 def read_shape(path):
@@ -46,3 +47,17 @@ def read_frames(path):
     with open_regular(path) as file:
         frames = np.load(file, allow_pickle=False)
     return frames[None] if frames.ndim == 1 else frames
+
+
+def read_tokens(path):
+    """[tokens, 1 or 2] of a file that holds ids of tokens, [tokens], or ids and segment ids. ValueError: what is wrong, for people."""
+    read_header(path)
+    with open_regular(path) as file:
+        tokens = np.load(file, allow_pickle=False)
+    tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+    if tokens.shape[1] > 2:
+        raise ValueError(f"has shape {list(tokens.shape)}; expected [tokens], or [tokens, 2] for ids and segment ids")
+    problem = whole_numbers_problem(tokens, TOKENS_DTYPE)
+    if problem:
+        raise ValueError(problem)
+    return tokens

@@ -272,3 +272,20 @@ def test_writer_writes_raw_data(tmp_path):
         assert file["modalities/w"].attrs["sample_rate"] == 8000 and file["modalities/t/values"].dtype == np.int32
         np.testing.assert_array_equal(file["modalities/w/values"][:], wave)
         np.testing.assert_array_equal(file["modalities/t/values"][:], ids)
+
+
+def test_ids_of_tokens_from_files(data):
+    (data / "ids/sub").mkdir(parents=True)
+    for sample, tokens in zip(IDS, ([5, 6, 7], [[9]], [[1], [2]], [3, 4])):
+        np.save(data / f"ids/{sample}.tokens.npy", np.array(tokens, dtype=np.int64))
+    run = arrays(data, modalities=["text=ids"])
+    assert run.returncode == 0, run.stderr
+    with h5py.File(data / "out.h5") as file:
+        assert file["modalities/text/values"].dtype == np.int32 and file["modalities/text/values"][:].ravel().tolist() == [5, 6, 7, 9, 1, 2, 3, 4]
+        assert file["modalities/text/offsets"][:].tolist() == [0, 3, 4, 6, 8]
+    for sample, tokens in zip(IDS, (np.ones(3), np.ones((2, 3), dtype=int), np.array([-1]), np.array([1 << 24]))):
+        np.save(data / f"ids/{sample}.tokens.npy", tokens)
+    run = arrays(data, modalities=["text=ids"], output="bad.h5")
+    assert run.returncode == 65 and not (data / "bad.h5").exists()
+    for place, problem in zip(("ids/a", "ids/b", "ids/sub/c", "ids/d"), ("must be whole numbers", "expected [tokens]", "are not from 0", "are not from 0")):
+        assert any(line.startswith(f"{place}.tokens.npy: ") and problem in line for line in run.stderr.splitlines()), run.stderr

@@ -82,7 +82,7 @@ TEST_F(Resolved, IsCheckedLikeAnyFile) {
   Experiment e = load(kTexts[0]).experiment;
   e.mutable_optimizer()->set_beta1(2);
   EXPECT_THAT(parse_problems(resolved_text(e)),
-              HasSubstr("config.txtpb:34: optimizer.beta1 must be at least 0 and less than 1, not 2"));
+              HasSubstr("config.txtpb:38: optimizer.beta1 must be at least 0 and less than 1, not 2"));
   EXPECT_THAT(parse_problems("sed: 3"), HasSubstr("config.txtpb:1: unknown field sed; did you mean seed?"));
   EXPECT_THAT(parse_problems(""), HasSubstr("config.txtpb is empty"));
   EXPECT_THAT(parse_problems("# proto-message: muster.x.Y\n"), HasSubstr("muster.x.Y"));
@@ -112,8 +112,10 @@ TEST_F(Resolved, DocumentedTextExplainsFieldsOptionsAndMetrics) {
   EXPECT_THAT(text,
               testing::EndsWith("# Metrics that evaluation.select_by may name:\n"
                                 "#   regression:     Has0_acc_2, Has0_F1_score, Non0_acc_2, Non0_F1_score, Mult_acc_5, "
-                                "Mult_acc_7, MAE, Corr, loss\n"
-                                "#   classification: WA, UA, weighted_F1, loss\n"));
+                                "Mult_acc_7, MAE, Corr, CCC, SIMS_acc_2, SIMS_acc_2_weak, SIMS_acc_3, SIMS_acc_5, "
+                                "SIMS_F1_score, SIMS_MAE, SIMS_Corr, loss\n"
+                                "#   classification: WA, UA, macro_recall, weighted_F1, loss\n"
+                                "#   multilabel:     mean_weighted_F1, mean_WA, macro_F1, micro_F1, subset_accuracy, loss\n"));
   EXPECT_THAT(text, testing::Not(HasSubstr("UNSPECIFIED")));
 }
 

@@ -184,13 +184,14 @@ const Wrong kWrong[] = {
     {"evaluation_batch_size_0", "miar {}\ndata { path: 'x' }\nevaluation { batch_size: 0 }",
      "e.txtpb:3: evaluation.batch_size must be from 1 to 16777216, not 0"},
     {"unknown_metric", "foal_net {}\ndata { path: 'x' }\nevaluation { select_by: 'wa' }",
-     "e.txtpb:3: evaluation.select_by: there is no metric \"wa\" for classification; did you mean WA or UA? Valid: WA, "
-     "UA, "
-     "weighted_F1 or loss"},
+     "e.txtpb:3: evaluation.select_by: there is no metric \"wa\"; did you mean WA or UA? Valid: WA, "
+     "UA, macro_recall, weighted_F1, loss, mean_weighted_F1, mean_WA, macro_F1, micro_F1 or "
+     "subset_accuracy"},
     {"metric_of_the_other_task", "miar {}\ndata { synthetic { kind: REGRESSION } }\nevaluation { select_by: 'UA' }",
      "e.txtpb:3: evaluation.select_by: there is no metric \"UA\" for regression; Valid: Has0_acc_2, "
      "Has0_F1_score, "
-     "Non0_acc_2, Non0_F1_score, Mult_acc_5, Mult_acc_7, MAE, Corr or loss"},
+     "Non0_acc_2, Non0_F1_score, Mult_acc_5, Mult_acc_7, MAE, Corr, CCC, SIMS_acc_2, "
+     "SIMS_acc_2_weak, SIMS_acc_3, SIMS_acc_5, SIMS_F1_score, SIMS_MAE, SIMS_Corr or loss"},
     {"patience_without_evaluation", "miar {}\ndata { path: 'x' }\nevaluation { every_epochs: 0\n patience: 3 }",
      "e.txtpb:4: evaluation.patience needs evaluations during training, but every_epochs and every_steps are both 0"},
     {"one_layer_and_all",

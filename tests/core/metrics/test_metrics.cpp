@@ -22,9 +22,10 @@ TEST(Metrics, NamesAreThoseReportedInTheirOrder) {
 
 TEST(Metrics, OnlyErrorsAreBetterWhenLower) {
   EXPECT_FALSE(higher_is_better("loss"));
-  for (data::Task task : {data::Task::kRegression, data::Task::kClassification}) {
-    for (const std::string& name : metric_names(task)) EXPECT_EQ(higher_is_better(name), name != "MAE") << name;
-  }
+  for (data::Task task : {data::Task::kRegression, data::Task::kClassification, data::Task::kMultilabel})
+    for (const std::string& name : metric_names(task))
+      EXPECT_EQ(higher_is_better(name), name != "MAE" && name != "SIMS_MAE") << name;
+  EXPECT_TRUE(higher_is_better("WA[happy]"));
 }
 
 TEST(Metrics, UnknownNamesAreRefusedWithTheKnownOnes) {

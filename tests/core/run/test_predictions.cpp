@@ -70,7 +70,7 @@ TEST(Predictions, ThatAreNotWholeAreRefused) {
     return scores_of_predictions({file}, {2});
   };
   EXPECT_EQ(read(whole).samples, 2);
-  EXPECT_EQ(read("id,label,prediction\r\na,1,0.5\r\nb,2,1.5\r\n").metrics, read(whole).metrics);
+  EXPECT_EQ(to_json(read("id,label,prediction\r\na,1,0.5\r\nb,2,1.5\r\n").metrics), to_json(read(whole).metrics));
   const std::pair<const char*, const char*> torn[] = {
       {"id,label,prediction\na,1,0.5\nb,2,1.5", "line 3 is not whole"},
       {"id,label,prediction\na,1,0.5\nb,2", "line 3 is not whole"},
