@@ -109,13 +109,13 @@ TEST_F(Resolved, DocumentedTextExplainsFieldsOptionsAndMetrics) {
                         "bfloat16 (PyTorch's autocast rules).\n  precision: FP32\n"));
   EXPECT_THAT(text, HasSubstr("\n# foal_net is not set.\n"));
   EXPECT_THAT(text, HasSubstr("    # test_group is not set.\n"));
-  EXPECT_THAT(text,
-              testing::EndsWith("# Metrics that evaluation.select_by may name:\n"
-                                "#   regression:     Has0_acc_2, Has0_F1_score, Non0_acc_2, Non0_F1_score, Mult_acc_5, "
-                                "Mult_acc_7, MAE, Corr, CCC, SIMS_acc_2, SIMS_acc_2_weak, SIMS_acc_3, SIMS_acc_5, "
-                                "SIMS_F1_score, SIMS_MAE, SIMS_Corr, loss\n"
-                                "#   classification: WA, UA, macro_recall, weighted_F1, loss\n"
-                                "#   multilabel:     mean_weighted_F1, mean_WA, macro_F1, micro_F1, subset_accuracy, loss\n"));
+  EXPECT_THAT(text, testing::EndsWith(
+                        "# Metrics that evaluation.select_by may name:\n"
+                        "#   regression:     Has0_acc_2, Has0_F1_score, Non0_acc_2, Non0_F1_score, Mult_acc_5, "
+                        "Mult_acc_7, MAE, Corr, CCC, SIMS_acc_2, SIMS_acc_2_weak, SIMS_acc_3, SIMS_acc_5, "
+                        "SIMS_F1_score, SIMS_MAE, SIMS_Corr, loss\n"
+                        "#   classification: WA, UA, macro_recall, weighted_F1, loss\n"
+                        "#   multilabel:     mean_weighted_F1, mean_WA, macro_F1, micro_F1, subset_accuracy, loss\n"));
   EXPECT_THAT(text, testing::Not(HasSubstr("UNSPECIFIED")));
 }
 

@@ -151,7 +151,8 @@ TEST(FoalNetStart, IsThatOfTheAuthors) {
 TEST(FoalNetStart, HeadsMustDivideWidths) {
   const auto message = [](const std::string& fields, const std::vector<int64_t>& dims) -> std::string {
     try {
-      make_model(defaults("foal_net {" + fields + "}"), {{"audio", "vision"}, dims, 4, {}, data::Task::kClassification});
+      make_model(defaults("foal_net {" + fields + "}"),
+                 {{"audio", "vision"}, dims, 4, {}, data::Task::kClassification});
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::kBadConfig);
       return error.what();
