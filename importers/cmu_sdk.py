@@ -307,7 +307,7 @@ def targets_of(names, values, options):
     if label in columns:
         return "regression", None, columns[label], targets
     if label in targets:
-        return "multilabel", targets[label][1], targets[label][0], {name: value for name, value in targets.items() if name != label}
+        return "multilabel", targets[label][1], targets[label][0], targets
     raise DataError(f'--label: there is no label "{label}"; {options.labels} has {", ".join(dict.fromkeys([*names, *targets]))}')
 
 

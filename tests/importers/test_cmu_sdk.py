@@ -284,7 +284,7 @@ def test_emotions(data, capsys):
         assert list(file.attrs["class_names"]) == emotions
         rows = np.array([labels[sample[:-1].split("[")[0]][1][int(sample[:-1].split("[")[1])] for sample in file["samples/id"].asstr()])
         np.testing.assert_array_equal(file["samples/label"][:], rows[:, 1:] > 0)
-        assert set(file["samples/targets"]) == {"sentiment", *emotions}
+        assert set(file["samples/targets"]) == {"sentiment", "emotions", *emotions}
         for column, name in enumerate(["sentiment", *emotions]):
             np.testing.assert_array_equal(file[f"samples/targets/{name}"][:], rows[:, column].astype(np.float32))
     run(folder)
