@@ -167,8 +167,27 @@ def parse_labels(manifest, column, task, names, problems):
     return np.array([values.get(cell) or 0 for cell in cells], dtype=np.float64 if task == "regression" else np.int64)
 
 
+def parse_several(manifest, columns, problems):
+    """[rows, columns] of 0 and 1: which of several classes a sample has."""
+    values = np.zeros((len(manifest.rows), len(columns)), dtype=np.int64)
+    for number, column in enumerate(columns):
+        for row, cell in enumerate(manifest.column(column)):
+            if whole_number(cell) not in (0, 1):
+                problems.append(f'{manifest.where(row)}: column "{column}": "{cell}" is neither 0 nor 1')
+            values[row, number] = whole_number(cell) == 1
+    return values
+
+
+def target_columns(manifest, column):
+    """The columns of a target: the one of this name, or several with commas between them."""
+    return [column] if column in manifest.columns else split_names(column)
+
+
 def parse_target(manifest, target, column, problems):
-    """Regression values where all cells are numbers, otherwise (classes, sorted class names)."""
+    """Regression values where all cells are numbers, otherwise (classes, sorted class names); several columns: (0 and 1 for each, classes)."""
+    columns = target_columns(manifest, column)
+    if len(columns) > 1:
+        return parse_several(manifest, columns, problems), [name.removeprefix(f"{target}_") for name in columns]
     cells = manifest.column(column)
     if all(finite_number(cell) is not None for cell in cells):
         return parse_labels(manifest, column, "regression", None, problems)
@@ -275,7 +294,10 @@ def choose_columns(options, manifest, problems):
     chosen = {"id": options.id_column}
     for role, usual in DEFAULT_COLUMNS.items():
         chosen[role] = getattr(options, f"{role}_column") or (usual if usual in manifest.columns else None)
-    wanted = dict.fromkeys(column for column in [*chosen.values(), *options.target.values(), *options.text.values()] if column)
+    if options.label_columns:
+        chosen["label"] = None
+    targets = [name for column in options.target.values() for name in target_columns(manifest, column)]
+    wanted = dict.fromkeys(column for column in [*chosen.values(), *options.label_columns, *targets, *options.text.values()] if column)
     missing = [f'{manifest.path}:1: there is no column "{column}"; the columns are {", ".join(manifest.columns)}'
                for column in wanted if column not in manifest.columns]
     if missing:
@@ -292,8 +314,12 @@ def run(options):
     columns = choose_columns(options, manifest, problems)
     ids = manifest.column(columns["id"])
     check_ids(manifest, ids, problems)
-    task, names = choose_task(options, manifest, columns["label"], problems)
     labels, targets = None, {}
+    if options.label_columns:
+        task, names = "multilabel", options.class_names or options.label_columns
+        labels = parse_several(manifest, options.label_columns, problems)
+    else:
+        task, names = choose_task(options, manifest, columns["label"], problems)
     if task == "regression" or names:
         if columns["label"]:
             labels = parse_labels(manifest, columns["label"], task, names, problems)
@@ -312,6 +338,10 @@ def run(options):
     dataset = Dataset(Path(options.manifest).stem, task, names, ids, labels, groups, splits, targets, filter(None, modalities), columns=columns,
                       things="files")
     return write_dataset(dataset, options, problems=problems)
+
+
+def split_names(text):
+    return [name.strip() for name in text.split(",")]
 
 
 def name_and_number(kind):
@@ -356,15 +386,19 @@ def parse_arguments(arguments):
     parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
     parser.add_argument("--id-column", default="id")
     parser.add_argument("--label-column", help='default: "label", if there is such a column')
+    parser.add_argument("--label-columns", type=split_names, default=[], metavar="A,B,...",
+                        help="several classes at once: each column holds 1 for the samples that have this class, else 0; --class-names "
+                             "gives the classes other names")
     parser.add_argument("--group-column", help='session, speaker or video; default: "session", if there is such a column')
     parser.add_argument("--split-column", help='train, valid, test or empty; default: "split", if there is such a column')
     parser.add_argument("--task", choices=("auto", "classification", "regression"), default="auto",
                         help="auto: names are classes, fractional numbers are regression")
-    parser.add_argument("--class-names", type=lambda text: [name.strip() for name in text.split(",")],
+    parser.add_argument("--class-names", type=split_names,
                         help="comma separated, in the order of the class numbers; default: the labels found, sorted. "
                              "Labels may be these names, or numbers from 0")
     parser.add_argument("--target", action="append", type=name_and_value, default=[], metavar="NAME=COLUMN",
-                        help="a further label, for data.target: numbers are values, anything else classes")
+                        help="a further label, for data.target: numbers are values, anything else classes; NAME=A,B,...: several "
+                             "classes at once")
     parser.add_argument("--missing", choices=("error", "empty"), default="error",
                         help="what a missing file, or one without frames, means; empty: the sample lacks the modality")
     add_common_options(parser)
@@ -372,8 +406,15 @@ def parse_arguments(arguments):
     unique_pairs(parser, options, "modality", "text", "target", "max_seconds", "max_tokens")
     check_modalities(parser, options)
     options.modality = {name: folder_and_suffix(value) for name, value in options.modality.items()}
-    if options.class_names and class_names_problem(options.class_names):
-        parser.error(f"--class-names: {class_names_problem(options.class_names)}")
+    if options.class_names and class_names_problem(options.class_names, bool(options.label_columns)):
+        parser.error(f"--class-names: {class_names_problem(options.class_names, bool(options.label_columns))}")
+    if options.label_columns:
+        if options.label_column or options.task != "auto":
+            parser.error("--label-columns do not go with --label-column or --task")
+        if class_names_problem(options.label_columns, True):
+            parser.error(f"--label-columns: {class_names_problem(options.label_columns, True)}")
+        if options.class_names and len(options.class_names) != len(options.label_columns):
+            parser.error(f"--class-names: {len(options.class_names)} names for {len(options.label_columns)} columns")
     if options.class_names and len(set(map(class_name, options.class_names))) != len(options.class_names):
         parser.error("--class-names: two of them are the same number")
     if options.class_names and options.task == "regression":

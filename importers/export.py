@@ -160,7 +160,7 @@ def write_wav(path, samples, rate):
 
 def write_manifest(path, contents, names, renamed, lost):
     """Returns the arguments with which arrays.py reads it."""
-    columns, arguments = {"id": names}, ["--task", "regression" if contents.task == "multilabel" else contents.task]
+    columns, arguments = {"id": names}, [] if contents.task == "multilabel" else ["--task", contents.task]
     if renamed:
         columns["original_id"] = contents.ids
     if contents.task == "classification":
@@ -187,13 +187,22 @@ def write_manifest(path, contents, names, renamed, lost):
         if classes and (all(numbers) or sorted({cell for cell in columns[column]}) != classes):
             lost.append(f'target "{target}": the order of its classes ({", ".join(classes[:10])}): an import sorts those it finds')
     for target, (values, classes) in several.items():
+        named = []
         for number, name in enumerate(classes):
-            column = unused(f"{target}_{name}" if target else name, {*columns, *COLUMNS})
-            columns[column] = [str(value) for value in values[:, number]]
-            if "=" not in column:
-                arguments += ["--target", f"{column}={column}"]
-        lost.append(f"{f'target {target}' if target else 'labels'}: several classes at once are a column of 0 and 1 for each class; an import "
-                    "makes a target of each")
+            named.append(unused(f"{target}_{name}" if target else name, {*columns, *COLUMNS}))
+            columns[named[-1]] = [str(value) for value in values[:, number]]
+        if any("," in name or name != name.strip() for name in [target, *named, *classes]) or "=" in target:
+            arguments += [word for name in named if "=" not in name for word in ("--target", f"{name}={name}")]
+            lost.append(f"{f'target {target}' if target else 'labels'}: several classes at once are a column of 0 and 1 for each class; an import "
+                        "makes a target of each")
+        elif not target:
+            arguments += ["--label-columns", ",".join(named), "--class-names", ",".join(classes)]
+        else:
+            arguments += ["--target", f"{target}={','.join(named)}"]
+            if len(named) < 2 or [name.removeprefix(f"{target}_") for name in named] != list(classes):
+                lost.append(f"target {target}: its classes get other names" if len(named) > 1 else f"target {target}: its class becomes a number")
+    if contents.task == "multilabel" and "--label-columns" not in arguments:
+        arguments += ["--task", "regression"]
     with open(path, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -71,12 +71,18 @@ def test_export_npy_without_labels_and_with_a_modality_that_nobody_has(folder, c
     assert equal(expected, found)
 
 
-def test_several_labels_become_targets(folder, capsys):
+def test_several_labels_at_once(folder, capsys):
     frames = [np.full((2, 3), i, dtype=np.float32) for i in range(3)]
-    write("in.h5", list("abc"), {"text": frames}, "multilabel", [[1, 0], [1, 1], [0, 0]], ["joy", "label"])
-    assert "an import makes a target of each" in done(capsys, export, "in.h5", "--format", "npy", "-o", "out")
-    found = imported_again(folder / "out")
-    assert found["targets"] == {"joy": ([1, 1, 0], []), "label_": ([0, 1, 0], [])} and found["label"] is None
+    emotions, moods = np.array([[1, 0], [1, 1], [0, 0]]), np.array([[0, 1], [0, 0], [1, 1]])
+    write("in.h5", list("abc"), {"text": frames}, "multilabel", emotions, ["joy", "label"],
+          targets={"mood": (moods, ["up", "a b"]), "size": ([0.5, 1, 2], [])})
+    assert "not kept" not in done(capsys, export, "in.h5", "--format", "npy", "-o", "out")
+    expected, found = read("in.h5"), imported_again(folder / "out")
+    assert found["label"] == emotions.tolist() and found["targets"] == {"mood": (moods.tolist(), ["up", "a b"]), "size": ([0.5, 1, 2], [])}
+    assert equal(expected, found) and verify("out/again.h5")
+    write("odd.h5", list("abc"), {"text": frames}, "regression", [0.5, 1, 2], targets={"mood": (moods, ["up,", "down"])})
+    assert "target mood: several classes at once" in done(capsys, export, "odd.h5", "--format", "npy", "-o", "odd")
+    assert imported_again(folder / "odd")["targets"] == {"mood_down": ([1, 0, 1], []), "mood_up,": ([0, 0, 1], [])}
     assert "several labels per sample" in "".join(refused(capsys, 65, export, "in.h5", "--format", "mmsa", "-o", "out.pkl"))
 
 

@@ -167,6 +167,34 @@ def test_regression_with_targets(data):
     assert ['manifest.csv:3' in problems[0], 'manifest.csv:4' in problems[1]] == [True, True]
 
 
+def test_several_columns_are_several_labels(data):
+    write_manifest(data, [["id", "label", "happy", "sad", "mood_up", "mood_low"], ["a", "x", "1", "0", "1", "1"], ["b", "y", "1.0", "1", "0", "1"],
+                          ["sub/c", "x", "0", "0", "0", "0"], ["d", "x", "0", "1", "1", "0"]])
+    run = arrays(data, "--label-columns", "happy, sad", "--target", "mood=mood_up,mood_low", "--target", "kind=label")
+    assert run.returncode == 0 and "4 samples, multilabel" in run.stdout and "classes: happy 2, sad 2" in run.stdout, run.stderr
+    with h5py.File(data / "out.h5") as file:
+        assert file.attrs["task"] == "multilabel" and list(file.attrs["class_names"]) == ["happy", "sad"]
+        assert file["samples/label"][:].tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
+        mood = file["samples/targets/mood"]
+        assert mood[:].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]] and list(mood.attrs["class_names"]) == ["up", "low"]
+        assert set(file["samples/targets"]) == {"mood", "kind"}
+    run = arrays(data, "--label-columns", "happy,sad", "--class-names", "joy,grief")
+    with h5py.File(data / "out.h5") as file:
+        assert list(file.attrs["class_names"]) == ["joy", "grief"]
+
+
+def test_wrong_columns_of_labels(data):
+    write_manifest(data, [["id", "happy", "sad"], ["a", "1", "0.5"], ["b", "", "1"], ["sub/c", "2", "0"], ["d", "yes", "nan"]])
+    lines = refused(data, "--label-columns", "happy,sad")
+    assert lines == [f'manifest.csv:{line}: column "{column}": "{cell}" is neither 0 nor 1'
+                     for line, column, cell in ((3, "happy", ""), (4, "happy", "2"), (5, "happy", "yes"), (2, "sad", "0.5"), (5, "sad", "nan"))]
+    assert 'there is no column "fear"' in refused(data, "--label-columns", "happy,fear")[0]
+    assert 'there is no column "fear"' in refused(data, "--label-columns", "happy,sad", "--target", "mood=sad,fear")[0]
+    for wrong in (["--label-columns", "happy,happy"], ["--label-columns", "happy,sad", "--class-names", "joy"], ["--label-columns", "happy,"],
+                  ["--label-columns", "happy", "--label-column", "sad"], ["--label-columns", "happy,sad", "--task", "regression"]):
+        assert arrays(data, *wrong).returncode == 2
+
+
 def test_whole_numbers_need_a_task(data):
     write_manifest(data, [["id", "label"], ["a", "10"], ["b", "2"]])
     assert "--task classification or --task regression" in refused(data)[0]
