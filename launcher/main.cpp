@@ -69,8 +69,8 @@ muster::AddressSpace address_space() {
   return space;
 }
 
-// What the heap may grow to in huge pages.
-size_t heap_to_reserve(const muster::AddressSpace& space) {
+// What the heap may grow to in huge pages: as much as the heap's place has room for.
+size_t heap_that_fits(const muster::AddressSpace& space) {
   const size_t wanted = muster::heap_to_reserve(space);
   if (wanted == muster::kLeastHeap) return wanted;
   if (sbrk(static_cast<intptr_t>(wanted)) == reinterpret_cast<void*>(-1)) return muster::kLeastHeap;
@@ -92,7 +92,7 @@ void prepare_the_heap(char** environment) {
   if (space.is_limited) return;  // what is freed must go back: a thread's stack or the next trial needs it
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);  // never
-  const size_t reserved = heap_to_reserve(space);
+  const size_t reserved = heap_that_fits(space);
   char* const begin = static_cast<char*>(std::malloc(reserved));
   if (!begin) return;
   char* const end = static_cast<char*>(sbrk(0));
