@@ -22,7 +22,7 @@ import numpy as np
 from command_line import open_regular, run_importer
 from container import DataError, is_name
 from csd import Sequence, Track, long_enough, mean_rows, words_track
-from dataset import (Dataset, Modality, add_common_options, importer_parser, listed, name_and_value, parse, unique_pairs,
+from dataset import (Dataset, Modality, add_common_options, importer_parser, name_and_value, parse, unique_pairs,
                      write_dataset)
 from texts import Texts
 
@@ -307,7 +307,7 @@ def targets_of(names, values, options):
     if label in columns:
         return "regression", None, columns[label], targets
     if label in targets:
-        return "multilabel", targets[label][1], targets[label][0], {name: value for name, value in targets.items() if name != label}
+        return "multilabel", targets[label][1], targets[label][0], targets
     raise DataError(f'--label: there is no label "{label}"; {options.labels} has {", ".join(dict.fromkeys([*names, *targets]))}')
 
 
@@ -317,14 +317,14 @@ def splits_of(scan, options):
         return None, ["no splits: --folds gives the standard ones"]
     folds = read_folds(STANDARD_FOLDS.get(options.folds, options.folds))
     videos = {video for video, *_ in scan.samples}
-    notes = []
-    if videos - set(folds):
-        notes.append(f"videos in no fold, whose samples have no split ({len(videos - set(folds))}): {listed(sorted(videos - set(folds)), 3)}")
-    if set(folds) - videos:
-        notes.append(f"videos of the folds that have no samples ({len(set(folds) - videos)}): {listed(sorted(set(folds) - videos), 3)}")
+    losses = Losses()
+    for what, lost in (("videos in no fold, whose samples have no split", videos - set(folds)),
+                       ("videos of the folds that have no samples", set(folds) - videos)):
+        for video in sorted(lost):
+            losses.add(what, video)
     if not videos & set(folds):
         raise DataError(f"{STANDARD_FOLDS.get(options.folds, options.folds)}: not one of the videos is in these folds")
-    return [folds.get(video, "") for video, *_ in scan.samples], notes
+    return [folds.get(video, "") for video, *_ in scan.samples], losses.lines(options.list)
 
 
 def notes_of(scan, options):

@@ -57,7 +57,8 @@ class Modality:
         else:
             what = f"{self.dim} features, {present.sum()} frames"
         lengths = f"{present.min()} to {present.max()} per sample (median {np.median(present):g})" if len(present) else "no sample has it"
-        return ", ".join([what, lengths, f"missing for {missing}", f"{replaced} non-finite values set to 0", *self.notes])
+        finite = [] if self.dtype == "int32" else [f"{replaced} non-finite values set to 0"]
+        return ", ".join([what, lengths, f"missing for {missing}", *finite, *self.notes])
 
 
 class Dataset:
@@ -154,7 +155,8 @@ def summary(dataset, options, out):
     lines += label_lines(dataset, source.get("label", ""))
     for role, values in (("groups", dataset.groups), ("splits", dataset.splits)):
         if values is not None and len(values):
-            parts = [f"{value or '(none)'} {number}" for value, number in sorted(Counter(values).items())]
+            order = {"train": 0, "valid": 1, "test": 2, "": 3} if role == "splits" else {}
+            parts = [f"{value or '(none)'} {number}" for value, number in sorted(Counter(values).items(), key=lambda part: (order.get(part[0], 0), part))]
             shown = ", ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
             lines.append(f"  {role}{source.get(role[:-1], '')}: {shown}")
     for modality in dataset.modalities:

@@ -290,8 +290,9 @@ def export_mmsa(contents, path, options):
             notes.append(f"{lacking} samples lack {modality.name}: zeros, and the length 0, at which some of MMSA's models stop")
     if problems:
         raise DataError(problems)
-    if options.frames.keys() - {"text" if key == "text_bert" else key for key in chosen}:
-        raise DataError(f"--frames: there is no {' or '.join(sorted(options.frames.keys() - chosen.keys()))} among what is written")
+    written = dict.fromkeys("text" if key == "text_bert" else key for key in chosen)
+    if unknown := sorted(options.frames.keys() - written.keys()):
+        raise DataError(f"--frames: there is no {' or '.join(unknown)} among what is written: {', '.join(written)}")
     left_out = sum(not split for split in contents.splits)
     if left_out:
         notes.append(f"{left_out} samples without a split are left out")

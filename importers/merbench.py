@@ -244,6 +244,12 @@ class Features(Modality):
         return [(f"{self.name}/{file.relative_to(self.folder)}", file) for files in self.files for file in files]
 
 
+def data_set_name(path):
+    """MERBench calls the labels of every corpus alike; their folder is CORPUS-process."""
+    path = Path(path).absolute()
+    return path.parent.name.removesuffix("-process") if path.stem.startswith("label") and path.parent.name else path.stem
+
+
 def run(options):
     """Returns the lines of the summary. DataError: everything that is wrong."""
     problems, notes = [], []
@@ -256,7 +262,7 @@ def run(options):
         groups = groups_of(labels.ids, options.group_pattern or SESSION, problems)
     modalities = [Features(name, folder, labels, options, problems) for name, folder in options.modality.items()]
     splits = labels.splits if any(labels.splits) else None
-    dataset = Dataset(Path(options.labels).stem, task, names, labels.ids, chosen, groups, splits, targets, modalities, notes)
+    dataset = Dataset(data_set_name(options.labels), task, names, labels.ids, chosen, groups, splits, targets, modalities, notes)
     if not problems:
         dataset.drop_samples_without_modality()
     sources = [(Path(options.labels).name, options.labels), *(source for modality in modalities for source in modality.sources())]

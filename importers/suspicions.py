@@ -65,7 +65,8 @@ def of_features(contents, modality, facts, used):
     zero = np.where(used, lengths - facts.nonzero, 0)
     if zero.any():
         rows = np.flatnonzero(zero)
-        yield (f"{zero.sum()} of {lengths.sum()} frames are all zero, besides those samples, in {len(rows)} samples",
+        besides = "" if used[lengths > 0].all() else ", besides the samples that are all zero"
+        yield (f"{zero.sum()} of {lengths[used].sum()} frames are all zero, in {len(rows)} samples{besides}",
                [f"{ids[row]}: {zero[row]} of {lengths[row]}" for row in rows])
     for what, count in (("end", np.where(used, lengths - 1 - facts.last, 0)), ("begin", np.where(used, facts.first, 0))):
         padded = count > 1

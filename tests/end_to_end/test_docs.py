@@ -14,6 +14,7 @@ Anything else (other languages, ```text, indented blocks without muster) is only
 """
 import atexit
 import functools
+import importlib
 import json
 import os
 import re
@@ -214,6 +215,36 @@ def test_every_metric_exists(tmp_path):
     for page in [*PAGES, *(ROOT / "experiments").glob("*.txtpb")]:
         for name in re.findall(r'select_by(?:: "|=)(\w+)', page.read_text(encoding="utf-8")):
             assert name in known or name == "accuracy", f"{page.name}: there is no metric {name}"
+
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.txtpb"))
+CORPORA = sorted((ROOT / "docs" / "corpora").glob("*.md"))
+
+
+def import_commands(page):
+    """The words after `muster data import` of every such command on a page."""
+    scripts = "".join(script for _, info, script in fences(page) if info.startswith("sh"))
+    return [shlex.split(line, comments=True) for line in re.findall(r"^muster data import (.*)$", scripts.replace("\\\n", ""), re.M)]
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "data.md", *CORPORA], ids=lambda page: page.name)
+def test_importers_know_the_options_of_the_commands(page):
+    for words in import_commands(page):
+        try:
+            importlib.import_module(words[0].replace("-", "_")).parse_arguments(words[1:])
+        except SystemExit:
+            pytest.fail(f"{page.name}: muster data import {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_experiments_are_valid_and_their_data_can_be_imported(experiment):
+    result = execute([built("muster"), "config", experiment])
+    assert result.returncode == 0 and "no effect" not in result.stderr, result.stderr
+    data = re.search(r'^data \{[^}]*?\bpath: "([^"]+)"', experiment.read_text(encoding="utf-8"), re.M)
+    if data:
+        made = [page for page in CORPORA for words in import_commands(page) if f"experiments/{data[1]}" in words]
+        assert made, f"no page of docs/corpora makes {data[1]}"
+        assert any(f"experiments/{experiment.name})" in page.read_text(encoding="utf-8") for page in made), f"{made} name no {experiment.name}"
 
 
 def documented(section):

@@ -77,7 +77,7 @@ def data(tmp_path):
     sequences = {"text": text, "audio": audio, "vision": vision, "labels": labels}
     for name, videos in sequences.items():
         write_csd(tmp_path / f"{name}.csd", ROOTS.get(name, "Opinion Segment Labels"), videos)
-    (tmp_path / "folds.json").write_text(json.dumps({"train": ["abcd"], "valid": ["v2"], "test": ["unknown"]}))
+    (tmp_path / "folds.json").write_text(json.dumps({"train": ["abcd"], "valid": ["v2"], "test": [f"unknown{i}" for i in range(5)]}))
     return tmp_path, sequences
 
 
@@ -176,7 +176,7 @@ def test_words_are_aligned_as_the_sdk_does(data, capsys):
     assert "aligned with 80 words of text, of which 2 take no time" in out
     assert "videos left out, which audio lacks (1): abc\n" in out and "videos left out, which vision lacks (1): v3\n" in out
     assert "videos left out, which have no labels (1): v4\n" in out and "segments left out, since they take no time (2): abcd[4], v2[4]" in out
-    assert "videos of the folds that have no samples (1): unknown" in out
+    assert "videos of the folds that have no samples (5): unknown0, unknown1, unknown2 ...\n" in out
     assert any(len(expected["audio"][sample]) < len(rows) for sample, rows in expected["text"].items())  # of the word that is cut
     spoken = np.concatenate([rows[:, 0] for rows in contents(folder)[0]["text"].values()])
     assert len(spoken) > len(np.unique(spoken))  # a word on a border belongs to both segments
@@ -284,7 +284,7 @@ def test_emotions(data, capsys):
         assert list(file.attrs["class_names"]) == emotions
         rows = np.array([labels[sample[:-1].split("[")[0]][1][int(sample[:-1].split("[")[1])] for sample in file["samples/id"].asstr()])
         np.testing.assert_array_equal(file["samples/label"][:], rows[:, 1:] > 0)
-        assert set(file["samples/targets"]) == {"sentiment", *emotions}
+        assert set(file["samples/targets"]) == {"sentiment", "emotions", *emotions}
         for column, name in enumerate(["sentiment", *emotions]):
             np.testing.assert_array_equal(file[f"samples/targets/{name}"][:], rows[:, column].astype(np.float32))
     run(folder)

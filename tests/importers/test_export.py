@@ -194,5 +194,7 @@ def test_export_mmsa_refuses_what_it_cannot_hold(sentiment, capsys):
         assert any(expected in line for line in problems), problems
     problems = refused(capsys, 65, export, "base.h5", "--format", "mmsa", "--frames", "audio=2", "-o", "out.pkl")
     assert "--frames audio=2: the sample" in problems[0]
+    problems = refused(capsys, 65, export, "base.h5", "--format", "mmsa", "--frames", "text_bert=9", "--frames", "face=9", "-o", "out.pkl")
+    assert "there is no face or text_bert among what is written: text, audio, vision" in problems[0]
     assert "there is no modality" in refused(capsys, 65, export, "base.h5", "--format", "mmsa", "--take", "text=nothing", "-o", "out.pkl")[0]
     refused(capsys, 2, export, "base.h5", "--format", "npy", "--frames", "audio=2", "-o", "out")

@@ -74,6 +74,7 @@ def test_iemocap(run, tmp_path):
     check("vision", NAMES, video)
     with h5py.File("out.h5") as file:
         assert list(file.attrs["class_names"]) == FOUR and file["samples/label"][:].tolist() == EMO
+        assert file.attrs["name"] == tmp_path.name  # of the folder: the files of labels are called alike
         assert list(file["samples/group"].asstr()) == [name[:5] for name in NAMES] and "split" not in file["samples"] and "targets" not in file["samples"]
         files = ["label.npz", *(f"wavlm-FRA/{name}.npy" for name in NAMES), *(f"clip-FRA/{name}.npy" for name in NAMES)]
         lines = subprocess.run(["sha256sum", *files], capture_output=True, text=True, cwd=tmp_path).stdout

@@ -87,7 +87,7 @@ def test_container_holds_what_was_pickled(run, tmp_path, aligned):
     path = save(tmp_path, content)
     code, out, errors = run(path)
     assert code == 0, errors
-    assert "splits: test 4, train 6, valid 3" in out and "further targets: regression, classes" in out
+    assert "splits: train 6, valid 3, test 4" in out and "further targets: regression, classes" in out
     labels = np.concatenate([part["regression_labels"] for part in content.values()])
     median = np.median(content["train"]["regression_labels"].astype(np.float64))
     for split in COUNTS:
