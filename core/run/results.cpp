@@ -86,6 +86,7 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
   std::string csv = labels ? "id,label,prediction" : "id,prediction";
   if (classification)
     for (const auto& name : index.class_names) csv += "," + csv_field("probability_" + name);
+  for (const auto& name : predictions.detail_names) csv += "," + csv_field(name);
   csv += "\n";
   const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
   const auto values = classification ? std::vector<double>() : predictions.values();
@@ -100,6 +101,8 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
     if (classification)
       for (int64_t c = 0; c < probabilities.size(1); ++c)
         csv += "," + exact(probabilities[static_cast<int64_t>(i)][c].item<double>());
+    for (size_t d = 0; d < predictions.detail_names.size(); ++d)
+      csv += "," + exact(predictions.details.const_data_ptr<double>()[i * predictions.detail_names.size() + d]);
     csv += "\n";
   }
   return csv;
@@ -109,6 +112,8 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
                                        const std::vector<std::string>& constants) {
   std::set<std::string> ids;
   std::vector<std::string> header, labels, predictions;
+  const std::string prefix = "probability_";
+  size_t classes_end = 0;  // columns behind the classes', or behind the prediction, are the model's details
   for (size_t file = 0; file < files.size(); ++file) {
     const std::string& path = files[file];
     const std::string text = read_file(path, kLargestPredictions);
@@ -118,11 +123,14 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     };
     if (records.empty() || records[0].size() < 3 || records[0][1] != "label")
       throw wrong("these are no predictions with labels");
-    if (header.empty()) header = records[0];
+    if (header.empty()) {
+      header = records[0];
+      for (classes_end = 3; classes_end < header.size() && header[classes_end].rfind(prefix, 0) == 0;) ++classes_end;
+    }
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
-      if (header.size() == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
+      if (classes_end == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
         throw wrong(fmt::format("line {}: label and prediction must be finite numbers", i + 1));
       if (!ids.insert(records[i][0]).second)
         throw wrong("sample " + records[i][0] + " is in the predictions of another file, or another line, too");
@@ -140,14 +148,14 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     for (const auto& text : texts) values.push_back(value_of_text(text));
     return values;
   };
-  if (header.size() == 3) {
+  if (classes_end == 3) {
     const auto number = [](const std::string& text) { return std::strtod(text.c_str(), nullptr); };
     scores.metrics = metrics::regression_metrics(all(predictions, number), all(labels, number));
     return scores;
   }
-  const std::string prefix = "probability_";
-  for (size_t column = 3; column < header.size(); ++column)
-    scores.class_names.push_back(header[column].substr(std::min(prefix.size(), header[column].size())));
+  header.resize(classes_end);
+  for (size_t column = 3; column < classes_end; ++column)
+    scores.class_names.push_back(header[column].substr(prefix.size()));
   const auto place = [&](const std::string& text) -> int64_t {
     // csv_field() puts a quote before a name, but not before the column's, which begins with the prefix.
     auto found = std::find(header.begin() + 3, header.end(), prefix + text.substr(text[0] == '\''));

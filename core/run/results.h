@@ -17,6 +17,9 @@ namespace muster::run {
 struct Predictions {
   std::vector<int64_t> samples;
   at::Tensor outputs;  // float64 [samples, outputs]: values, or class logits
+  // What else the model tells of each sample, if it was asked to: names, and float64 [samples, names].
+  std::vector<std::string> detail_names;
+  at::Tensor details;
 
   // Classification: softmax of the outputs; the class with the largest one, the lowest on ties.
   at::Tensor probabilities() const;
@@ -39,7 +42,8 @@ nlohmann::json to_json(const std::vector<std::pair<std::string, double>>& values
 nlohmann::json to_json(const Evaluation& evaluation);
 
 // id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and
-// predictions as class names; no label column when the data has none. 17 digits. RFC 4180 quoting.
+// predictions as class names; no label column when the data has none; then a column for each detail, by its name. 17
+// digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
 constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes of such a file: some ten million samples
