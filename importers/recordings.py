@@ -44,6 +44,7 @@ class Recordings:
             if self.lengths[row] == 0:
                 problems.append(f"{paths[row]}: {kept} samples are too short to be resampled ({manifest.where(row)})")
                 self.lengths[row] = -1
+        self.loud = {}  # of rows with values outside [-1, 1], the largest magnitude
         self.dtype = "int16" if exact and not self.resampled.any() and (self._channels == 1).all() else "float32"
 
     def _look(self, row, path, missing, problems):
@@ -99,6 +100,10 @@ class Recordings:
             import soxr
 
             values = soxr.resample(values[:, 0], int(self._rates[row]), self.sample_rate)[:, None]
+        if self.dtype != "int16":
+            largest = np.max(np.abs(values), initial=0, where=np.isfinite(values))
+            if largest > 1:
+                self.loud[row] = float(largest)
         if len(values) != self.lengths[row]:
             raise ValueError(f"has changed: {len(values)} samples, expected {self.lengths[row]}")
         return values
@@ -120,6 +125,9 @@ class Recordings:
             lines.append(f"{(self._channels > 1).sum()} with the mean of their channels")
         if self._seconds is not None:
             lines.append(f"{self.cropped.sum()} cropped to {self._seconds:g} s")
+        if self.loud:
+            row = max(self.loud, key=self.loud.get)
+            lines.append(f"{len(self.loud)} with values outside [-1, 1] (largest {self.loud[row]:.4g}, {self.paths[row]})")
         if replaced:
             lines.append(f"{replaced} non-finite values set to 0")
         return ", ".join(lines)

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -57,22 +56,26 @@ void require_written_output(const CLI::App& app) {
 }
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-// What the heap may grow to in huge pages. Address space, no memory; but where the system counts or limits that too,
-// not more than any command needs.
-size_t heap_to_reserve() {
-  constexpr size_t kLeast = size_t{64} << 20;
+muster::AddressSpace address_space() {
+  muster::AddressSpace space;
+  space.is_limited = false;
   for (const auto resource : {RLIMIT_AS, RLIMIT_DATA})
-    if (rlimit limit{}; getrlimit(resource, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return kLeast;
-  char mode = '2';
+    if (rlimit limit{}; getrlimit(resource, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) space.is_limited = true;
   const int setting = open("/proc/sys/vm/overcommit_memory", O_RDONLY | O_CLOEXEC);
-  if (setting < 0 || read(setting, &mode, 1) != 1) mode = '2';
+  if (char mode; setting >= 0 && read(setting, &mode, 1) == 1) space.overcommit = mode;
   close(setting);
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (mode == '2' || pages <= 0 || page <= 0) return kLeast;
-  const size_t half = static_cast<size_t>(pages) / 2 * static_cast<size_t>(page);
-  if (sbrk(static_cast<intptr_t>(half)) == reinterpret_cast<void*>(-1)) return kLeast;
-  sbrk(-static_cast<intptr_t>(half));
-  return std::max(half, kLeast);
+  space.pages = sysconf(_SC_PHYS_PAGES);
+  space.page_bytes = sysconf(_SC_PAGESIZE);
+  return space;
+}
+
+// What the heap may grow to in huge pages: as much as the heap's place has room for.
+size_t heap_that_fits(const muster::AddressSpace& space) {
+  const size_t wanted = muster::heap_to_reserve(space);
+  if (wanted == muster::kLeastHeap) return wanted;
+  if (sbrk(static_cast<intptr_t>(wanted)) == reinterpret_cast<void*>(-1)) return muster::kLeastHeap;
+  sbrk(-static_cast<intptr_t>(wanted));
+  return wanted;
 }
 #endif
 
@@ -85,9 +88,11 @@ void prepare_the_heap(char** environment) {
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   for (char** variable = environment; *variable; ++variable)
     if (std::strncmp(*variable, "MALLOC_", 7) == 0 || std::strncmp(*variable, "GLIBC_TUNABLES=", 15) == 0) return;
+  const muster::AddressSpace space = address_space();
+  if (space.is_limited) return;  // what is freed must go back: a thread's stack or the next trial needs it
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);  // never
-  const size_t reserved = heap_to_reserve();
+  const size_t reserved = heap_that_fits(space);
   char* const begin = static_cast<char*>(std::malloc(reserved));
   if (!begin) return;
   char* const end = static_cast<char*>(sbrk(0));

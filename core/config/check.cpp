@@ -391,9 +391,17 @@ std::vector<std::string> ineffective_settings(const LoadedExperiment& loaded, co
     for (const auto& [field, other, value] : model->conditional_fields)
       unless(value_text(experiment, join_path(model->name, other)) == value, join_path(model->name, field),
              fmt::format("{}.{}: {}", model->name, other, value));
-  for (int i = 0; i < experiment.encoders_size(); ++i)
-    unless(experiment.encoders(i).train() == Encoder::TRANSFORMER, fmt::format("encoders[{}].top_layers", i),
-           "train: TRANSFORMER");
+  for (int i = 0; i < experiment.encoders_size(); ++i) {
+    const Encoder::Train train = experiment.encoders(i).train();
+    const std::string block = fmt::format("encoders[{}]", i);
+    // Not refused: older runs have it, and continue.
+    unless(train == Encoder::TRANSFORMER, join_path(block, "top_layers"),
+           fmt::format("{}.train: TRANSFORMER, and here it is {}", block,
+                       train == Encoder::ALL ? "ALL, which trains all layers" : "FROZEN, which trains none"));
+    for (const char* const field : {"learning_rate_scale", "layer_decay"})
+      unless(train != Encoder::FROZEN, join_path(block, field),
+             fmt::format("{}.train: TRANSFORMER or ALL, and here it is FROZEN", block));
+  }
   const Optimizer& optimizer = experiment.optimizer();
   unless(optimizer.schedule() == Optimizer::COSINE, "optimizer.final_lr_ratio", "optimizer.schedule: COSINE");
   unless(optimizer.schedule() == Optimizer::STEP, "optimizer.step_factor", "optimizer.schedule: STEP");

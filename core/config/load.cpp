@@ -189,7 +189,10 @@ LoadedExperiment resolve_experiment(const std::string& text, const std::string& 
 
   check_experiment(loaded, parsed.unusable, parsed.complete, problems);
   problems.throw_if_any(ExitCode::kBadConfig);
-  loaded.notes = ineffective_settings(loaded, defaults);
+  Experiment unchanged = defaults;
+  for (int i = 0; i < loaded.experiment.encoders_size(); ++i)
+    *unchanged.add_encoders() = all_defaults().experiment.encoders(0);
+  loaded.notes = ineffective_settings(loaded, unchanged);
   return loaded;
 }
 

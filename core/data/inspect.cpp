@@ -257,14 +257,15 @@ std::string inspect(const Dataset& dataset) {
                      labels_text(facts["labels"], index.size()), splits_text(facts["splits"], index));
 }
 
-std::vector<std::string> verify(const std::string& path) {
+std::vector<std::string> verify(const std::string& path, std::vector<std::string>* warnings) {
   std::vector<std::string> problems = container_problems(path, {});
   if (!problems.empty()) return problems;
   const auto container = open_container(path);
   for (const std::string& target : container->targets())
     for (const std::string& problem : container_problems(path, {target})) problems.push_back(problem);
-  const std::string scanned = describe(scan_everything(*container));
-  if (!scanned.empty()) problems.push_back(scanned);
+  const ScanReport scan = scan_everything(*container);
+  if (!scan.is_good()) problems.push_back(describe(scan));
+  if (warnings) *warnings = data::warnings(scan);
   return problems;
 }
 

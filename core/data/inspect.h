@@ -16,7 +16,8 @@ nlohmann::json inspect_json(const Dataset& dataset);
 std::string inspect(const Dataset& dataset);
 
 // Everything wrong with a file that muster can find: structure, labels, non-finite values and bad ids. Empty: the file
-// is good. Throws Error(kIo) when the file cannot be read.
-std::vector<std::string> verify(const std::string& path);
+// is good. warnings, where given: gets what may be wrong in a good file. Throws Error(kIo) when the file cannot be
+// read.
+std::vector<std::string> verify(const std::string& path, std::vector<std::string>* warnings = nullptr);
 
 }  // namespace muster::data

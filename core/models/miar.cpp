@@ -135,6 +135,12 @@ int64_t Miar::embedding_dim() const {
   return config_.alignment_weight() > 0 ? modality_count() * static_cast<int64_t>(config_.alignment_dim()) : 0;
 }
 
+std::vector<std::string> Miar::detail_names() const {
+  std::vector<std::string> names;
+  for (const auto& stream : streams_) names.push_back("gate_" + stream);
+  return names;
+}
+
 Embedded Miar::embed(const batch::Batch& batch, const StepContext& step) const {
   const int64_t samples = batch.size();
   const MiarLayout layout(batch.modalities);
@@ -213,7 +219,8 @@ ForwardOutput Miar::forward(const batch::Batch& batch, const Embedded& embedded,
                             const GlobalBatch& global, const StepContext& step) const {
   const at::Tensor tokens = at::stack(embedded.kept, 1);  // [n, M + 1, d]
   const at::Tensor scores = at::matmul(tokens, parameters_["gate.weight"].squeeze(0)).to(parameters_.dtype());
-  const at::Tensor mixed = (at::softmax(scores, 1).unsqueeze(2) * tokens).sum(1);
+  const at::Tensor gates = at::softmax(scores, 1);
+  const at::Tensor mixed = (gates.unsqueeze(2) * tokens).sum(1);
   std::vector<at::Tensor> features{mixed};
   features.insert(features.end(), embedded.kept.begin(), embedded.kept.end());
   const at::Tensor hidden = at::gelu(linear(parameters_, "head.input", at::cat(features, 1)));
@@ -221,6 +228,7 @@ ForwardOutput Miar::forward(const batch::Batch& batch, const Embedded& embedded,
       kernels::dropout_rows(hidden, step.training ? config_.dropout() : 0, batch.batch_index, step.dropout(kHead));
   ForwardOutput result;
   result.outputs = linear(parameters_, "head.output", dropped).to(parameters_.dtype());
+  result.details = gates.detach();
   if (batch.labels.defined()) result.losses.push_back(prediction_loss(result.outputs, batch.labels, global.size()));
   return result;
 }

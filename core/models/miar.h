@@ -22,6 +22,8 @@ class Miar final : public Model {
   Miar(const config::Miar& config, const Sizes& sizes, DecayScope decay, at::ScalarType dtype, uint64_t seed);
 
   int64_t embedding_dim() const override;
+  // gate_<stream>: how the head's input weighs the streams; of each sample the sum is 1.
+  std::vector<std::string> detail_names() const override;
   Embedded embed(const batch::Batch& batch, const StepContext& step) const override;
   std::vector<at::Tensor> batch_losses(const at::Tensor& gathered, const GlobalBatch& global,
                                        const losses::Partition& partition) const override;

@@ -41,6 +41,7 @@ struct HardNegatives {
 struct ForwardOutput {
   at::Tensor outputs;              // [n, outputs]: class logits, or [n, 1] values
   std::vector<at::Tensor> losses;  // one per row_terms(); none without labels
+  at::Tensor details;              // [n, detail_names()], detached; undefined without names
 };
 
 // A model and its losses as pure single-process functions; the training step calls them in this order:
@@ -70,6 +71,10 @@ class Model {
   // The terms whose values forward() and batch_losses() return, in this order. Ranks without rows know them too.
   const std::vector<LossTerm>& row_terms() const { return row_terms_; }
   const std::vector<LossTerm>& batch_terms() const { return batch_terms_; }
+
+  // What forward() tells of each sample beside its outputs, for people who look into the model: names of columns, such
+  // as "gate_audio". They must not begin with "probability_".
+  virtual std::vector<std::string> detail_names() const { return {}; }
 
   // Columns of Embedded::rows; 0: nothing is compared across the batch, and there are no batch_terms().
   virtual int64_t embedding_dim() const { return 0; }

@@ -33,10 +33,11 @@ enum Site : uint32_t {
   kShuffle = 3,
   kClassBalanced = 4,
   kValidationShare = 5,
-  kSynthetic = 6,  // .. 13
-  kModalityDropout = 14,
-  kPerturbation = 15,  // of an evaluation
-  kDropout = 16,       // .. upwards: one per dropout layer and pass, see core/kernels/dropout.h
+  kSynthetic = 6,                // .. 15
+  kDropout = 16,                 // .. upwards: one per dropout layer and pass, see core/kernels/dropout.h
+  kPerturbedDrop = 0xFFFFFFF0u,  // core/data/perturbed.h
+  kPerturbedNoise,
+  kModalityDropout,
 };
 
 // Uniform in (0, 1): 24 bits of a word, centred, so that neither end occurs and float and double agree exactly.

@@ -55,11 +55,34 @@ void require_kept_encoders(const config::Experiment& experiment, const std::stri
     if (!read_file_if_there(fmt::format("{}/{}", folder, kDescriptions[0]), kLargestDescription)) continue;
     for (const char* const name : kDescriptions) {
       const std::string given = description_of(encoder.path(), name), kept = fmt::format("{}/{}", folder, name);
-      if (read_file_if_there(given, kLargestDescription) != read_file_if_there(kept, kLargestDescription))
+      const auto text = read_file_if_there(given, kLargestDescription),
+                 before = read_file_if_there(kept, kLargestDescription);
+      std::error_code ignored;
+      if (before && !text && !std::filesystem::exists(given, ignored)) {
+        const bool is_gone = !std::filesystem::exists(encoder.path(), ignored);
+        throw Error(ExitCode::kIo,
+                    fmt::format("encoders[{0}].path: {1} is not there any more. The run has no checkpoint yet, so it "
+                                "starts again, from that encoder's weights: put it back, or say where it is now with "
+                                "--set encoders[{0}].path=...",
+                                i, printable(is_gone ? encoder.path() : given)));
+      }
+      if (text && !before)
+        throw Error(ExitCode::kBadConfig,
+                    fmt::format("encoders[{}].path: {} was not there when the run began", i, printable(given)));
+      if (text != before)
         throw Error(ExitCode::kBadConfig,
                     fmt::format("encoders[{}].path: {} differs from the one that the run began with, {}", i,
                                 printable(given), printable(kept)));
     }
+  }
+}
+
+bool is_recorded_encoder(const config::Encoder& encoder, const std::string& run_directory) {
+  const auto recorded = text_in(member_of(recorded_encoders(run_directory), encoder.modality().c_str()), "sha256");
+  try {
+    return !recorded.empty() && models::PretrainedFolder::open(encoder.path()).content_hash() == recorded;
+  } catch (const Error&) {  // what cannot be read is not the same
+    return false;
   }
 }
 

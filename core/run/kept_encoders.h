@@ -18,8 +18,12 @@ void keep_encoders(const config::Experiment& experiment, RunDirectory& directory
 config::Experiment with_kept_encoders(config::Experiment experiment, const std::string& run_directory);
 
 // For a run that begins again from its encoders' folders: throws Error(kBadConfig) where one describes another encoder
-// than what the run has kept.
+// than what the run has kept, Error(kIo) where one is not there any more.
 void require_kept_encoders(const config::Experiment& experiment, const std::string& run_directory);
+
+// Whether the encoder's path names, by its content, the one that the run has recorded for this modality. Reads its
+// weights.
+bool is_recorded_encoder(const config::Encoder& encoder, const std::string& run_directory);
 
 // What describes the encoders, as one text.
 std::string encoder_descriptions(const config::Experiment& experiment);

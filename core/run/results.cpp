@@ -49,7 +49,7 @@ std::vector<std::vector<std::string>> read_csv(const std::string& text) {
 size_t classes_of_rows(const std::vector<std::string>& header) {
   size_t labels = 0;
   while (1 + labels < header.size() && header[1 + labels].rfind("label_", 0) == 0) ++labels;
-  return header.size() == 1 + 3 * labels ? labels : 0;
+  return header.size() >= 1 + 3 * labels ? labels : 0;
 }
 
 bool is_bit(const std::string& text) { return text == "0" || text == "1"; }
@@ -94,23 +94,38 @@ nlohmann::json to_json(const Evaluation& evaluation) {
 
 namespace {
 
+// The columns of what else the model tells: their names, and those of row i.
+std::string detail_names_csv(const Predictions& predictions) {
+  std::string csv;
+  for (const auto& name : predictions.detail_names) csv += "," + csv_field(name);
+  return csv;
+}
+
+std::string details_csv(const Predictions& predictions, size_t i) {
+  std::string csv;
+  const size_t count = predictions.detail_names.size();
+  for (size_t d = 0; d < count; ++d) csv += "," + exact(predictions.details.const_data_ptr<double>()[i * count + d]);
+  return csv;
+}
+
 std::string multilabel_csv(const data::DatasetIndex& index, const Predictions& predictions) {
   const bool labels = index.has_labels();
   std::string csv = "id";
   for (const char* const column : {"label_", "prediction_", "probability_"})
     for (const auto& name : index.class_names)
       if (labels || column != std::string("label_")) csv += "," + csv_field(column + name);
-  csv += "\n";
+  csv += detail_names_csv(predictions) + "\n";
   const int64_t classes = predictions.outputs.size(1);
   const at::Tensor probabilities = predictions.probabilities(index.task);
   const double* output = predictions.outputs.const_data_ptr<double>();
   const double* probability = probabilities.const_data_ptr<double>();
-  for (const int64_t sample : predictions.samples) {
+  for (size_t i = 0; i < predictions.samples.size(); ++i) {
+    const int64_t sample = predictions.samples[i];
     csv += csv_field(index.ids[sample]);
     for (int64_t c = 0; labels && c < classes; ++c) csv += index.label_of(sample)[c] > 0 ? ",1" : ",0";
     for (int64_t c = 0; c < classes; ++c) csv += *output++ > 0 ? ",1" : ",0";
     for (int64_t c = 0; c < classes; ++c) csv += "," + exact(*probability++);
-    csv += "\n";
+    csv += details_csv(predictions, i) + "\n";
   }
   return csv;
 }
@@ -124,7 +139,7 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
   std::string csv = labels ? "id,label,prediction" : "id,prediction";
   if (classification)
     for (const auto& name : index.class_names) csv += "," + csv_field("probability_" + name);
-  csv += "\n";
+  csv += detail_names_csv(predictions) + "\n";
   const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
   const auto values = classification ? std::vector<double>() : predictions.values();
   const at::Tensor probabilities = classification ? predictions.probabilities(index.task) : at::Tensor();
@@ -138,7 +153,7 @@ std::string predictions_csv(const data::DatasetIndex& index, const Predictions& 
     if (classification)
       for (int64_t c = 0; c < probabilities.size(1); ++c)
         csv += "," + exact(probabilities[static_cast<int64_t>(i)][c].item<double>());
-    csv += "\n";
+    csv += details_csv(predictions, i) + "\n";
   }
   return csv;
 }
@@ -148,6 +163,8 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
   std::set<std::string> ids;
   std::vector<std::string> header, labels, predictions;
   size_t classes = 0;  // of multi-label data, which have as many labels and predictions in a row
+  const std::string prefix = "probability_";
+  size_t classes_end = 0;  // columns behind the classes', or behind the prediction, are the model's details
   for (size_t file = 0; file < files.size(); ++file) {
     const std::string& path = files[file];
     const std::string text = read_file(path, kLargestPredictions);
@@ -161,11 +178,13 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     }
     if (records.empty() || records[0].size() < 3 || (records[0][1] != "label" && classes == 0))
       throw wrong("these are no predictions with labels");
+    if (classes_end == 0)
+      for (classes_end = 3; classes_end < header.size() && header[classes_end].rfind(prefix, 0) == 0;) ++classes_end;
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
     const auto constant = constants.empty() ? std::vector<std::string>() : read_csv(constants[file]).at(0);
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
-      if (header.size() == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
+      if (classes_end == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
         throw wrong(fmt::format("line {}: label and prediction must be finite numbers", i + 1));
       if (!ids.insert(records[i][0]).second)
         throw wrong("sample " + records[i][0] + " is in the predictions of another file, or another line, too");
@@ -197,13 +216,13 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     scores.metrics = metrics::multilabel_metrics(all(predictions, number), all(labels, number), scores.class_names);
     return scores;
   }
-  if (header.size() == 3) {
+  if (classes_end == 3) {
     scores.metrics = metrics::regression_metrics(all(predictions, number), all(labels, number));
     return scores;
   }
-  const std::string prefix = "probability_";
-  for (size_t column = 3; column < header.size(); ++column)
-    scores.class_names.push_back(header[column].substr(std::min(prefix.size(), header[column].size())));
+  header.resize(classes_end);
+  for (size_t column = 3; column < classes_end; ++column)
+    scores.class_names.push_back(header[column].substr(prefix.size()));
   const auto place = [&](const std::string& text) -> int64_t {
     // csv_field() puts a quote before a name, but not before the column's, which begins with the prefix.
     auto found = std::find(header.begin() + 3, header.end(), prefix + text.substr(text[0] == '\''));

@@ -17,6 +17,9 @@ namespace muster::run {
 struct Predictions {
   std::vector<int64_t> samples;
   at::Tensor outputs;  // float64 [samples, outputs]: values, or logits of classes
+  // What else the model tells of each sample, if it was asked to: names, and float64 [samples, names].
+  std::vector<std::string> detail_names;
+  at::Tensor details;
 
   // Of classes that exclude each other, the softmax of the outputs; of multi-label data the sigmoid.
   at::Tensor probabilities(data::Task task) const;
@@ -40,7 +43,8 @@ nlohmann::json to_json(const Evaluation& evaluation);
 
 // id,label,prediction for regression; id,label,prediction,probability_<class>... for classification, labels and
 // predictions as class names; for multi-label data id,label_<class>...,prediction_<class>...,probability_<class>...,
-// where a label or prediction is 0 or 1. No labels when the data has none. 17 digits. RFC 4180 quoting.
+// where a label or prediction is 0 or 1. No labels when the data has none. Then a column for each detail, by its name.
+// 17 digits. RFC 4180 quoting.
 std::string predictions_csv(const data::DatasetIndex& index, const Predictions& predictions);
 
 constexpr uint64_t kLargestPredictions = uint64_t{4} << 30;  // bytes of such a file: some ten million samples

@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
+#include "core/config/fields.h"
 #include "core/config/stored.h"
 #include "core/models/spec.h"
+#include "core/run/kept_encoders.h"
 
 namespace muster::run {
 namespace {
@@ -23,6 +26,15 @@ void read_beginning(const std::string& run_directory, const Provenance& now, std
   before = now;
   const std::string file = run_directory + "/environment.json";
   before.set_data_sha256(require_text(require_json_object(file), "data.sha256", file));
+}
+
+// Whether the path of an encoder only says in another way where the same one is.
+bool is_same_encoder(const config::Encoder& before, const config::Encoder& now, const std::string& run_directory) {
+  std::error_code ignored;
+  const auto place = [&](const config::Encoder& encoder) {
+    return std::filesystem::weakly_canonical(encoder.path(), ignored);
+  };
+  return (!place(now).empty() && place(before) == place(now)) || is_recorded_encoder(now, run_directory);
 }
 
 std::string lines(const std::vector<std::string>& items) { return fmt::format("\n  {}", fmt::join(items, "\n  ")); }
@@ -64,7 +76,14 @@ ResumePoint find_resume_point(const std::string& run_directory, const config::Ex
       const bool free = config::may_change_in_a_run(difference.path, now);
       config_changed = config_changed || !free;
       const std::string name = difference.path.substr(difference.path.find('.') + 1);
-      if (point.loaded && difference.path.rfind("encoders[", 0) == 0)
+      const bool is_encoder = difference.path.rfind("encoders[", 0) == 0;
+      if (is_encoder && name == "path") {
+        const int place = config::split_index(difference.path.substr(0, difference.path.find('.'))).second;
+        // Rank 0 tells and records what has changed.
+        if (communicator.rank() != 0 || is_same_encoder(experiment.encoders(place), now.encoders(place), run_directory))
+          continue;
+      }
+      if (point.loaded && is_encoder)
         for (const char* const shaping : {"modality", "train", "top_layers", "layer", "weighted_layers"})
           if (name == shaping || name == difference.path)
             throw Error(ExitCode::kBadConfig,

@@ -42,6 +42,12 @@ void save_on_stop() { saves = 1; }
 
 int stop_signal() { return received; }
 
+std::string stop_request(int rank, int ranks) {
+  const int signal = stop_signal();
+  if (signal == 0) return "";
+  return name_of_signal(signal) + (ranks > 1 ? fmt::format(" (rank {})", rank) : "");
+}
+
 std::string name_of_signal(int signal) {
   const char* name = sigabbrev_np(signal);
   return name ? fmt::format("SIG{}", name) : fmt::format("signal {}", signal);

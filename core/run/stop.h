@@ -16,6 +16,9 @@ void save_on_stop();
 // The last such signal; 0: none.
 int stop_signal();
 
+// What asks this process, a rank of `ranks`, to stop: "SIGTERM", of several "SIGTERM (rank 2)"; empty: nothing.
+std::string stop_request(int rank, int ranks);
+
 // "SIGTERM"; "signal 42" for others.
 std::string name_of_signal(int signal);
 

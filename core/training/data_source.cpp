@@ -370,12 +370,16 @@ void require_finite_features(const DataSource& source, distributed::Communicator
     const auto shares = batch::even_boundaries(source.index().size(), communicator.size());
     const auto report = data::scan_values(*source.dataset, source.modalities, shares[communicator.rank()],
                                           shares[communicator.rank() + 1], progress, source.id_limits);
-    if (!report.is_good())
-      throw Error(ExitCode::kBadData,
-                  fmt::format("{}: {}\n{}", source.dataset->source(), data::describe(report),
-                              report.non_finite > 0
-                                  ? "Replace them before training (importers do so with --nonfinite zero)."
-                                  : "Make them with the tokenizer of the encoder (importers do so with --tokenizer)."));
+    if (report.is_good()) return;
+    const bool only_segments = report.segments > 0 && report.bad_segments == report.bad_ids;
+    throw Error(
+        ExitCode::kBadData,
+        fmt::format("{}: {}\n{}", source.dataset->source(), data::describe(report),
+                    report.non_finite > 0 ? "Replace them before training (importers do so with --nonfinite zero)."
+                    : only_segments
+                        ? "Use the encoder whose tokenizer made them, or import the texts without segment ids "
+                          "(one column) or with those of this encoder's tokenizer."
+                        : "Make them with the tokenizer of the encoder (importers do so with --tokenizer)."));
   });
 }
 

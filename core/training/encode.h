@@ -20,7 +20,8 @@ struct EncodedData {
 // and all else is as it was, but for further targets. The result does not depend on the number of ranks. Finished
 // pieces wait in "<output>.parts", so that an interrupted call continues, on any number of ranks; the folder is removed
 // at the end. Throws Error(kUsage) when the experiment has no encoders or that folder belongs to other data, encoders
-// or settings; otherwise as open_data(). Collective.
+// or settings; SharedError(kRequeue) when it was asked to stop (core/run/stop.h), which is for the caller to catch
+// before: what is finished by then is kept; otherwise as open_data(). Collective.
 EncodedData encode_dataset(const config::Experiment& experiment, const std::string& output,
                            distributed::Communicator& communicator, run::Progress& progress);
 

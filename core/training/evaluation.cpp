@@ -54,11 +54,12 @@ void require_finite_outputs(const Predictions& predictions, const data::DatasetI
 }  // namespace
 
 Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::Communicator& communicator,
-                    const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses) {
+                    const std::vector<int64_t>& samples, int64_t batch_size, uint64_t seed, bool with_losses,
+                    bool with_details) {
   Evaluation evaluation;
   evaluation.predictions.samples = samples;
   const int64_t total = static_cast<int64_t>(samples.size());
-  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> outputs, details;
   uint32_t batch_number = 0;
   for (int64_t begin = 0; begin < total; begin += batch_size, ++batch_number) {
     const int64_t end = std::min(total, begin + batch_size);
@@ -67,6 +68,8 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
     const auto outcome = step.evaluate(batch, seed, with_losses);
     const distributed::CollectiveLabel label("outputs");
     outputs.push_back(communicator.all_gather_rows(outcome.outputs.contiguous(), batch.global.row_counts));
+    if (with_details)
+      details.push_back(communicator.all_gather_rows(outcome.details.contiguous(), batch.global.row_counts));
     if (!with_losses) continue;
     const double share = static_cast<double>(end - begin) / static_cast<double>(total);
     evaluation.loss += share * outcome.loss();
@@ -77,9 +80,26 @@ Evaluation evaluate(Step& step, const batch::BatchReader& reader, distributed::C
   }
   evaluation.predictions.outputs =
       outputs.empty() ? at::empty({0, 1}, at::kDouble) : at::cat(outputs, 0).to(at::kCPU, at::kDouble).contiguous();
+  if (!details.empty()) evaluation.predictions.details = at::cat(details, 0).to(at::kCPU, at::kDouble).contiguous();
   require_finite_outputs(evaluation.predictions, reader.dataset().index());
   if (with_losses && total > 0) add_metrics(evaluation, reader.dataset().index());
   return evaluation;
+}
+
+std::map<std::string, Evaluation> evaluations_by_group(const data::DatasetIndex& index,
+                                                       const Predictions& predictions) {
+  std::map<std::string, std::vector<int64_t>> rows;
+  for (size_t row = 0; row < predictions.samples.size(); ++row)
+    rows[index.groups[static_cast<size_t>(predictions.samples[row])]].push_back(static_cast<int64_t>(row));
+  std::map<std::string, Evaluation> evaluations;
+  for (const auto& [group, places] : rows) {
+    Evaluation& evaluation = evaluations[group];
+    for (const int64_t place : places)
+      evaluation.predictions.samples.push_back(predictions.samples[static_cast<size_t>(place)]);
+    evaluation.predictions.outputs = predictions.outputs.index_select(0, at::tensor(places, at::kLong));
+    add_metrics(evaluation, index);
+  }
+  return evaluations;
 }
 
 std::string trivial_prediction(const data::DatasetIndex& index, const std::vector<int64_t>& train) {

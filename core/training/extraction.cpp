@@ -37,9 +37,12 @@ std::string checksum_of(const std::map<std::string, at::Tensor>& tensors) {
 
 struct Pieces {
   explicit Pieces(const Extraction& extraction)
-      : folder(extraction.folder), key(extraction.key), samples(extraction.source.index().size()) {}
+      : folder(extraction.folder),
+        run_directory(extraction.run_directory),
+        key(extraction.key),
+        samples(extraction.source.index().size()) {}
 
-  std::string folder, key;
+  std::string folder, run_directory, key;
   int64_t samples;
 
   int64_t count() const { return (samples + kPiece - 1) / kPiece; }
@@ -130,21 +133,13 @@ class EncodedDataset final : public data::Dataset {
   mutable std::map<std::string, at::Tensor> tensors_;
 };
 
-[[noreturn]] void refuse_folder(const Pieces& pieces, const std::string& what) {
-  throw Error(ExitCode::kUsage,
-              fmt::format("{} holds {}: remove the folder, or give another output", printable(pieces.folder), what));
-}
-
-// What is not ours is neither used nor removed.
-void require_own_folder(const Pieces& pieces) {
-  make_folders(pieces.folder);
-  for (const auto& entry : std::filesystem::directory_iterator(pieces.folder)) {
-    const auto number = parse_integer(entry.path().stem().string());
-    const bool ours = number && *number >= 0 && entry.path().extension() == ".safetensors" && entry.is_regular_file();
-    const bool torn = entry.path().filename().string().rfind('.', 0) == 0;  // of a writer that was killed
-    if (!ours && !torn)
-      refuse_folder(pieces, fmt::format("{}, which is no piece of it", in_quotes(entry.path().filename().string())));
-  }
+[[noreturn]] void refuse_folder(const std::string& folder, const std::string& run_directory, const std::string& what) {
+  if (run_directory.empty())
+    throw Error(ExitCode::kUsage, fmt::format("{} {}: remove it, or give another output", printable(folder), what));
+  throw Error(ExitCode::kIo,
+              fmt::format("{} {}: the run keeps there what its frozen encoders have computed. Move what is yours "
+                          "elsewhere or remove it, then: muster resume {}",
+                          printable(folder), what, printable(run_directory)));
 }
 
 bool is_finished(const Pieces& pieces, int64_t piece) {
@@ -158,7 +153,8 @@ bool is_finished(const Pieces& pieces, int64_t piece) {
     if (error.code() == ExitCode::kBadData) return false;  // likewise
     throw;
   }
-  refuse_folder(pieces, "pieces of another encoding (other data, encoders or settings)");
+  refuse_folder(pieces.folder, pieces.run_directory,
+                "holds pieces of another encoding (other data, encoders or settings)");
 }
 
 void encode_piece(const Extraction& extraction, const Pieces& pieces, const batch::BatchReader& reader, int64_t piece) {
@@ -201,6 +197,23 @@ std::string extraction_key(const config::Experiment& experiment, const std::stri
   return hash.hex();
 }
 
+// What is not ours is neither used nor removed.
+void require_own_pieces(const std::string& folder, const std::string& run_directory) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (!fs::exists(folder, ignored)) return;
+  if (!fs::is_directory(folder, ignored)) refuse_folder(folder, run_directory, "is not a folder");
+  for (const auto& name : list_folder(folder)) {
+    const fs::path path(name);
+    const auto number = parse_integer(path.stem().string());
+    const bool ours = number && *number >= 0 && path.extension() == ".safetensors" &&
+                      fs::is_regular_file(fs::path(folder) / path, ignored);
+    const bool torn = name.rfind('.', 0) == 0;  // of a writer that was killed
+    if (!ours && !torn)
+      refuse_folder(folder, run_directory, fmt::format("holds {}, which is no piece of it", in_quotes(name)));
+  }
+}
+
 Extracted extract(const Extraction& extraction, distributed::Communicator& communicator, run::Progress& progress,
                   const std::function<std::string()>& stop) {
   const distributed::CollectiveLabel label("features");
@@ -212,7 +225,9 @@ Extracted extract(const Extraction& extraction, distributed::Communicator& commu
   int64_t done = 0, found = 0;
   std::string stopped;
   distributed::run_on_all_ranks(communicator, [&] {
-    if (rank == 0) require_own_folder(pieces);
+    if (rank != 0) return;
+    require_own_pieces(pieces.folder, pieces.run_directory);
+    make_folders(pieces.folder);
   });
   const int64_t round = kPiecesBetweenAgreements * ranks;
   for (int64_t first = 0; first < pieces.count() && stopped.empty(); first += round) {

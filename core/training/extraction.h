@@ -22,8 +22,9 @@ struct Extraction {
   const std::vector<std::unique_ptr<models::Encoder>>& encoders;  // per used modality; nullptr: it is not encoded
   const models::Parameters& parameters;                           // with those of all encoders, on the device
   const Compute& compute;
-  std::string key;     // extraction_key()
-  std::string folder;  // where finished pieces wait
+  std::string key;            // extraction_key()
+  std::string folder;         // where finished pieces wait
+  std::string run_directory;  // of the run whose frozen encoders these are; empty: of none
 };
 
 // SHA-256 of all that the features depend on: the data's hash, the encoders' descriptions and weights, what is taken of
@@ -41,10 +42,13 @@ struct Extracted {
 // Runs the encoders without dropout over all samples, in pieces of a few of them that do not depend on the number of
 // ranks, each rank at a share. Finished pieces of an earlier call are taken as they are. stop: asked before each piece
 // on every rank; a text that is not empty names what asks to stop, which all ranks do soon. Throws Error(kUsage) when
-// the folder holds pieces of something else, or what is no piece; Error(kIo). A damaged piece is encoded again.
-// Collective.
+// the folder holds pieces of something else, or what is no piece (kIo where it is a run's, which has no other one);
+// Error(kIo). A damaged piece is encoded again. Collective.
 Extracted extract(const Extraction& extraction, distributed::Communicator& communicator, run::Progress& progress,
                   const std::function<std::string()>& stop = {});
+
+// The same refusals, but for pieces of something else, before any work is done; a folder that is not there is fine.
+void require_own_pieces(const std::string& folder, const std::string& run_directory);
 
 // Writes a dataset from the finished pieces: the source's, with features in place of what was encoded; encoded_only:
 // without its other modalities. On one rank. Throws Error(kBadData) for a damaged piece, Error(kIo).

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "base/atomic_file.h"
 #include "base/files.h"
@@ -40,6 +41,20 @@ void remove_others(const std::string& folder, const std::string& kept) {
   }
 }
 
+// The encoders of run.frozen, per used modality, and the experiment with these alone.
+struct FrozenEncoders {
+  explicit FrozenEncoders(const TrainingRun& run)
+      : experiment(run::with_kept_encoders(run.config, run.options.run_directory)) {
+    auto& blocks = *experiment.mutable_encoders();
+    blocks.erase(std::remove_if(blocks.begin(), blocks.end(),
+                                [&](const auto& encoder) { return !run.frozen.count(encoder.modality()); }),
+                 blocks.end());
+    encoders = models::make_encoders(experiment, run.data.shape.modalities);
+  }
+  config::Experiment experiment;
+  std::vector<std::unique_ptr<models::Encoder>> encoders;
+};
+
 struct FeatureFiles {
   FeatureFiles(const std::string& folder, const std::string& key) : key(key), base(folder + "/" + key) {}
   std::string features() const { return base + ".h5"; }
@@ -70,11 +85,22 @@ bool are_whole(const FeatureFiles& files, run::Progress& progress) {
   return false;
 }
 
+// Nothing else may be where the run is going to write, which it would notice after all the work.
+void require_places(const FeatureFiles& files, const std::string& run_directory) {
+  std::error_code ignored;
+  for (const auto& path : {files.features(), files.description()})
+    if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
+      throw Error(ExitCode::kIo,
+                  fmt::format("{} is not a file: the run keeps there what its frozen encoders have computed. Move it "
+                              "elsewhere or remove it, then: muster resume {}",
+                              printable(path), printable(run_directory)));
+  require_own_pieces(files.pieces(), run_directory);
+}
+
 // What asks this rank to stop.
 std::string stop_reason(const TrainingRun& run) {
-  if (const int signal = run::stop_signal(); signal != 0)
-    return run::name_of_signal(signal) +
-           (run.communicator.size() > 1 ? fmt::format(" (rank {})", run.communicator.rank()) : "");
+  if (const auto request = run::stop_request(run.communicator.rank(), run.communicator.size()); !request.empty())
+    return request;
   const std::chrono::duration<double> elapsed = TrainingRun::Clock::now() - run.started;
   const double limit = run.options.time_limit;
   return limit > 0 && elapsed.count() >= limit ? "the time limit" : "";
@@ -133,26 +159,53 @@ int64_t frozen_features_done(const std::string& run_directory) {
   return done;
 }
 
+int64_t bytes_with_frozen(const DataSource& data, const std::set<std::string>& frozen,
+                          const std::vector<std::unique_ptr<models::Encoder>>& encoders, at::ScalarType dtype) {
+  int64_t bytes = 0;
+  for (size_t m = 0; m < data.modalities.size(); ++m) {
+    const auto& modality = data.index().modalities[static_cast<size_t>(data.modalities[m])];
+    const bool is_frozen = frozen.count(modality.name) > 0;
+    int64_t frames = modality.offsets.back();
+    if (is_frozen) {
+      frames = 0;
+      for (int64_t sample = 0; sample < data.index().size(); ++sample)
+        frames += encoders[m]->frames_of(data.limits[m].of(modality.length(sample)));
+    }
+    const bool tokens = !is_frozen && modality.kind == data::ModalityKind::kTokens;
+    bytes += frames * (is_frozen ? encoders[m]->dim() : modality.dim) *
+             static_cast<int64_t>(c10::elementSize(tokens ? at::kLong : dtype));
+  }
+  return bytes;
+}
+
+void require_room_on_device(TrainingRun& run) {
+  if (run.compute.device.is_cpu() || run.config.training().data_on_device() != config::Training::ALWAYS) return;
+  distributed::run_on_all_ranks(run.communicator, [&] {
+    config::with_places(run.loaded, [&] {
+      batch::keep_resident(
+          config::Training::ALWAYS,
+          bytes_with_frozen(run.data, run.frozen, FrozenEncoders(run).encoders, run.model->parameters().dtype()),
+          batch::free_device_memory(run.compute.device), run.compute.ranks_on_gpu);
+    });
+  });
+}
+
 void use_frozen_features(TrainingRun& run) {
   if (run.frozen.empty()) return;
   const distributed::CollectiveLabel label("frozen features");
   auto& communicator = run.communicator;
   const std::string folder = frozen_features_folder(run.options.run_directory);
-  std::vector<std::unique_ptr<models::Encoder>> encoders;
+  std::optional<FrozenEncoders> frozen;
   std::string key, whole;
   distributed::run_on_all_ranks(communicator, [&] {
     // The directory has the encoders' descriptions by now, and the model their weights.
-    config::Experiment experiment = run::with_kept_encoders(run.config, run.options.run_directory);
-    auto& blocks = *experiment.mutable_encoders();
-    blocks.erase(std::remove_if(blocks.begin(), blocks.end(),
-                                [&](const auto& encoder) { return !run.frozen.count(encoder.modality()); }),
-                 blocks.end());
-    encoders = models::make_encoders(experiment, run.data.shape.modalities);
+    frozen.emplace(run);
     if (!run.is_main()) return;
-    key = extraction_key(experiment, run.provenance.data_sha256(), encoders, run.model->parameters());
+    key = extraction_key(frozen->experiment, run.provenance.data_sha256(), frozen->encoders, run.model->parameters());
     make_folders(folder);
     remove_others(folder, key);
     const FeatureFiles found(folder, key);
+    require_places(found, run.options.run_directory);
     if (!are_whole(found, run.progress)) return;
     whole = "whole";
     std::error_code ignored;
@@ -162,7 +215,10 @@ void use_frozen_features(TrainingRun& run) {
   whole = communicator.all_gather_bytes(whole)[0];
   const FeatureFiles files(folder, key);
   if (whole.empty()) {
-    compute_features(run, {run.data, encoders, run.model->parameters(), run.compute, key, files.pieces()}, files);
+    compute_features(run,
+                     {run.data, frozen->encoders, run.model->parameters(), run.compute, key, files.pieces(),
+                      run.options.run_directory},
+                     files);
   } else {
     run.progress.line(fmt::format("the frozen encoder of {} has run in an earlier job: {}",
                                   join({run.frozen.begin(), run.frozen.end()}, " and of "), files.features()));

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "core/training/setup.h"
 
@@ -24,9 +26,18 @@ std::string frozen_features_folder(const std::string& run_directory);
 // as not there.
 int64_t frozen_features_done(const std::string& run_directory);
 
+// Bytes of all frames of the used modalities as batches have them, those of `frozen` as their encoders give them.
+// encoders: per used modality.
+int64_t bytes_with_frozen(const DataSource& data, const std::set<std::string>& frozen,
+                          const std::vector<std::unique_ptr<models::Encoder>>& encoders, at::ScalarType dtype);
+
+// For a run with run.frozen, before its encoders run: throws SharedError(kBadConfig) when training.data_on_device is
+// ALWAYS and the frames that there will be do not fit. Collective.
+void require_room_on_device(TrainingRun& run);
+
 // For a run with run.frozen, whose weights are final: has the frames computed, or finds them whole, and makes reader
 // and step on them. Nothing for other runs. Throws SharedError(kRequeue) when the run was asked to stop or its time was
-// up: what was done by then is kept. Collective.
+// up: what was done by then is kept; SharedError(kIo) when something else is where the files go. Collective.
 void use_frozen_features(TrainingRun& run);
 
 // Of a run that has left its result; its step and reader are gone then. What cannot be removed stays. Collective.

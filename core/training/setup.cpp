@@ -11,6 +11,7 @@
 #include "checkpoints/retention.h"
 #include "core/config/resolved_text.h"
 #include "core/config/stored.h"
+#include "core/models/encoders/make_encoder.h"
 #include "core/models/make_model.h"
 #include "core/run/environment.h"
 #include "core/run/kept_encoders.h"
@@ -206,6 +207,7 @@ void prepare(TrainingRun& run) {
     }
     run.frozen = run.policy.writes_all_files ? frozen_modalities(config) : std::set<std::string>();
     run.model = models::make_model(config, run.data.shape, run.frozen);
+    if (run.is_main() && !run.has_checkpoints) run.encoder_notes = models::preparation_notes(config);
   });
   run.progress.line(fmt::format("reading {}: {} samples", run.data.dataset->source(), run.data.index().size()));
   check_data(run);
@@ -213,7 +215,7 @@ void prepare(TrainingRun& run) {
   run.select_by = config.evaluation().select_by();
   if (run.select_by.empty()) run.select_by = models::spec_of(config).default_metric(run.data.index().task);
   if (run.resumes)
-    run.resume_point = run::find_resume_point(run.options.run_directory, config, run.provenance, run.options.force,
+    run.resume_point = run::find_resume_point(run.options.run_directory, run.config, run.provenance, run.options.force,
                                               communicator, run.progress);
 
   const bool from_checkpoint = run.resume_point.loaded.has_value();
@@ -225,7 +227,7 @@ void prepare(TrainingRun& run) {
   require_same_weights(parameters, run.moments, communicator);
   require_same_encoders(config, parameters, communicator);
   parameters.move_to(run.compute.device);
-  if (run.frozen.empty()) make_step(run);
+  run.frozen.empty() ? make_step(run) : require_room_on_device(run);
   const auto& adamw = config.optimizer();
   run.optimizer = std::make_unique<optim::AdamW>(
       parameters, optim::AdamWOptions{adamw.beta1(), adamw.beta2(), adamw.epsilon(), adamw.weight_decay()});
@@ -258,6 +260,30 @@ std::string parameters_text(const models::Parameters& parameters) {
   return fmt::format("{} parameters{}", all, trained < all ? fmt::format(", {} of them trained", trained) : "");
 }
 
+// Settings without an effect on this data and this model; others are noted where the experiment is read.
+std::vector<std::string> ineffective_settings(const TrainingRun& run) {
+  std::vector<std::string> notes;
+  const auto note = [&](const char* path, const char* value, const std::string& why) {
+    const std::string place = config::where(run.loaded, path);
+    if (place != "default" && place.rfind("preset ", 0) != 0)
+      notes.push_back(fmt::format("{}: {} = {} has no effect: {}", place, path, value, why));
+  };
+  const auto& kinds = run.data.shape.kinds;
+  if (run.config.data().standardize() && std::count(kinds.begin(), kinds.end(), data::ModalityKind::kFeatures) == 0)
+    note("data.standardize", "true",
+         fmt::format("it is for features from the data file, and {} recordings or texts, which their encoders take as "
+                     "they were trained to",
+                     run.data.shape.modalities.size() == 1 ? run.data.shape.modalities[0] + " holds"
+                                                           : join(run.data.shape.modalities, " and ") + " hold"));
+  bool trains_encoders = false;
+  for (size_t m = 0; m < kinds.size(); ++m)
+    if (const auto* encoder = run.model->encoder(static_cast<int64_t>(m)))
+      trains_encoders = trains_encoders || encoder->is_trained();
+  if (run.config.training().recompute() == config::Training::ENCODERS && !trains_encoders)
+    note("training.recompute", "ENCODERS", "no encoder and no adapter is trained, so there is no graph to be saved");
+  return notes;
+}
+
 }  // namespace
 
 std::string summary(const TrainingRun& run) {
@@ -284,7 +310,8 @@ std::string summary(const TrainingRun& run) {
       if (const auto ignored = encoder->ignored_tensors(); !ignored.empty())
         text += fmt::format("\nnote: the encoder of {} does not need these of its file's tensors: {}",
                             run.data.shape.modalities[m], join_first(ignored, 10));
-  for (const auto& note : run.loaded.notes) text += "\nnote: " + note;
+  for (const auto& notes : {run.encoder_notes, run.loaded.notes, ineffective_settings(run)})
+    for (const auto& note : notes) text += "\nnote: " + note;
   return text;
 }
 

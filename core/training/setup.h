@@ -87,8 +87,9 @@ struct TrainingRun {
   bool resumes = false;
   bool has_checkpoints = false;  // perhaps damaged ones
   run::InitFrom init_from;
-  nlohmann::json encoder_hashes;  // on rank 0: of the pretrained encoders, by modality; null: there are none
-  run::ResumePoint resume_point;  // its tensors are gone once restored
+  std::vector<std::string> encoder_notes;  // on rank 0, where the run begins: how raw samples are prepared
+  nlohmann::json encoder_hashes;           // on rank 0: of the pretrained encoders, by modality; null: there are none
+  run::ResumePoint resume_point;           // its tensors are gone once restored
   run::Provenance provenance;
   run::TrainingState state;
   at::Tensor best_values;  // flat, as the parameters; undefined until the first validation

@@ -275,7 +275,9 @@ BatchOutcome Step::evaluate(const batch::LoadedBatch& batch, uint64_t seed, bool
 
   BatchOutcome outcome;
   const auto options = model_.parameters().values().options();
+  const auto details_width = static_cast<int64_t>(model_.detail_names().size());
   std::vector<at::Tensor> outputs{at::empty({0, model_.outputs()}, options)}, row_values;
+  std::vector<at::Tensor> details{at::empty({0, details_width}, options)};
   for (size_t m = 0; m < gathered.microbatches.size(); ++m) {
     const Autocast autocast(options_.bf16, reader_.device().type());
     Encoded& microbatch = gathered.microbatches[m];
@@ -283,9 +285,11 @@ BatchOutcome Step::evaluate(const batch::LoadedBatch& batch, uint64_t seed, bool
         model_.forward(microbatch.batch, microbatch.embedded, partners.of_microbatch(m, false), global, context);
     row_values.push_back(values_of(result.losses, options));
     outputs.push_back(result.outputs);
+    if (details_width > 0) details.push_back(result.details);
     microbatch = {};
   }
   outcome.outputs = at::cat(outputs, 0);
+  outcome.details = at::cat(details, 0);
   if (with_losses) finish_losses(outcome, batch.global, row_values, batch_losses);
   return outcome;
 }

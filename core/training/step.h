@@ -20,6 +20,7 @@ struct BatchOutcome {
   std::vector<models::LossTerm> row_and_batch_terms;  // names and weights
   at::Tensor values;                                  // float64 [terms], unweighted
   at::Tensor outputs;                                 // this rank's rows [own rows, outputs], detached
+  at::Tensor details;                                 // evaluate() only: [own rows, the model's detail_names()]
 
   at::Tensor total() const;  // float64 scalar: sum of weight * term
   double loss() const { return total().item<double>(); }

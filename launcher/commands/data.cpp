@@ -15,6 +15,7 @@
 #include "core/data/writer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/work/output_file.h"
+#include "launcher/work/seed_option.h"
 
 namespace muster::launcher {
 namespace {
@@ -48,7 +49,9 @@ void add_verify(CLI::App& data) {
   CLI::App* command = data.add_subcommand("verify", "Check all of a dataset file: structure, labels, every feature");
   command->add_option("FILE", *path, "Dataset container (.h5)")->required();
   command->callback([path] {
-    const auto problems = data::verify(*path);
+    std::vector<std::string> warnings;
+    const auto problems = data::verify(*path, &warnings);
+    for (const auto& warning : warnings) print_error("warning: {}: {}\n", *path, warning);
     if (!problems.empty())
       throw Error(ExitCode::kBadData, fmt::format("{} is not good:\n  {}", *path, join(problems, "\n  ")));
     print_out("{}: good\n", *path);
@@ -72,7 +75,7 @@ void add_synth(CLI::App& data) {
   command->add_option("--samples", options->samples, "Number of samples")->capture_default_str();
   command->add_option("--noise", options->noise, "Standard deviation of the noise on every feature")
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "Seed of the generator")->capture_default_str();
+  command->add_option("--seed", options->seed, "Seed of the generator")->check(seed_problem)->capture_default_str();
   command->add_option("--without-signal", options->without_signal, "Modalities that show nothing of the label");
   command
       ->add_option("--agreement", options->signal.agreement,

@@ -7,6 +7,7 @@
 #include "base/print.h"
 #include "base/text.h"
 #include "core/config/stored.h"
+#include "core/run/stop.h"
 #include "core/training/encode.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/train.h"
@@ -26,6 +27,7 @@ void add_encode_command(CLI::App& parent) {
   command->add_option("-o,--output", options->output, "Dataset container (.h5) to write")->required();
   command->add_option("--set", options->overrides, "path=value: changes a setting of the experiment; repeatable");
   command->callback([options] {
+    run::catch_stop_signals();
     run_job([&](distributed::Communicator& communicator) {
       config::LoadedExperiment loaded;
       distributed::run_on_all_ranks(communicator, [&] {

@@ -19,6 +19,7 @@
 #include "core/models/encoders/make_encoder.h"
 #include "launcher/commands/commands.h"
 #include "launcher/work/output_file.h"
+#include "launcher/work/seed_option.h"
 
 namespace muster::launcher {
 namespace {
@@ -37,11 +38,15 @@ int64_t values_of(const ParameterSpec& spec) {
   return static_cast<int64_t>(*bytes);
 }
 
-std::unique_ptr<Encoder> encoder_of(const std::shared_ptr<const PretrainedFolder>& folder) {
+config::Encoder frozen_settings() {
   config::Encoder settings;
   settings.set_modality(kModality);
   settings.set_train(config::Encoder::FROZEN);  // no gradients are needed
-  return make_encoder(settings, 0, 0, folder);
+  return settings;
+}
+
+std::unique_ptr<Encoder> encoder_of(const std::shared_ptr<const PretrainedFolder>& folder) {
+  return make_encoder(frozen_settings(), 0, 0, folder);
 }
 
 // One tensor is in memory at a time. As transformers writes it, which refuses files that do not say "pt".
@@ -133,14 +138,14 @@ void inspect_encoder(const std::string& path, bool as_json) {
   encoder->load(parameters);
   const std::string type = folder->text("model_type", ""), input = input_of(*encoder, *folder),
                     hash = folder->content_hash();
-  const auto ignored = encoder->ignored_tensors();
+  const auto ignored = encoder->ignored_tensors(), notes = models::preparation_notes(frozen_settings(), *folder);
   int64_t values = 0;
   for (const auto& spec : specs) values += values_of(spec);
   const int64_t layers = folder->integer("num_hidden_layers", 12, 0, 1'000'000);  // transformers' default
   if (as_json) {
     nlohmann::json row = {{"path", path},       {"model_type", type},      {"parameters", values},
                           {"layers", layers},   {"width", encoder->dim()}, {"takes", input},
-                          {"ignored", ignored}, {"content_hash", hash}};
+                          {"ignored", ignored}, {"content_hash", hash},    {"notes", notes}};
     if (encoder->sample_rate() > 0) row["sample_rate"] = encoder->sample_rate();
     print_out("{}\n", json_text(row, 2));
     return;
@@ -156,6 +161,7 @@ void inspect_encoder(const std::string& path, bool as_json) {
   line("takes", input);
   line("ignored", ignored.empty() ? "nothing" : join_first(names, 20));
   line("content hash", hash);
+  for (const auto& note : notes) line("note", note);
 }
 
 }  // namespace
@@ -182,7 +188,7 @@ void add_encoders_command(CLI::App& parent) {
       ->add_option("--config", arguments->path,
                    "config.json of the encoder; preprocessor_config.json beside it is copied")
       ->required();
-  making->add_option("--seed", arguments->seed, "Seed of the weights")->capture_default_str();
+  making->add_option("--seed", arguments->seed, "Seed of the weights")->check(seed_problem)->capture_default_str();
   making->add_option("-o,--output", arguments->output, "Folder to make")->required();
   making->callback([arguments] { init_encoder(arguments->path, arguments->seed, arguments->output); });
 }

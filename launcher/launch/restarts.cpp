@@ -46,16 +46,17 @@ int64_t newest_step(const std::string& run_directory) {
   return found.empty() ? -1 : static_cast<int64_t>(found.front().step);
 }
 
-int64_t run_progress(const std::string& run_directory) {
-  const int64_t step = newest_step(run_directory);
-  return step >= 0 ? step : std::min<int64_t>(-1, kNoProgress + training::frozen_features_done(run_directory));
+int64_t run_progress(const std::string& run_directory, int64_t newest) {
+  if (newest >= 0) return newest;
+  return std::min<int64_t>(-1, kNoProgress + training::frozen_features_done(run_directory));
 }
 
 JobProgress progress_of(const RankCommand& command) {
   const std::string directory = directory_of(command);
   if (command.name() == "train" || command.name() == "resume") {
     const int64_t step = newest_step(directory);
-    return {run_progress(directory), step < 0 ? "no checkpoint yet" : fmt::format("newest checkpoint: step {}", step)};
+    return {run_progress(directory, step),
+            step < 0 ? "no checkpoint yet" : fmt::format("newest checkpoint: step {}", step)};
   }
   // Runs that have ended have no checkpoints any more, but each run that begins counts for more than all steps.
   constexpr int64_t kRun = 1000000000000;

@@ -42,9 +42,9 @@ int64_t newest_step(const std::string& run_directory);
 
 // How far a run has come, to be compared with how far it was: its newest checkpoint's step; before the first, a
 // negative number that grows from kNoProgress with what its frozen encoders have done
-// (core/training/frozen_features.h).
+// (core/training/frozen_features.h). newest: what newest_step() says.
 constexpr int64_t kNoProgress = -1000000000000;
-int64_t run_progress(const std::string& run_directory);
+int64_t run_progress(const std::string& run_directory, int64_t newest);
 
 // How far the command has come: grows as run_progress() does, and with every run that a search or a study begins.
 struct JobProgress {

@@ -91,12 +91,12 @@ Decision decide(int exit_code, JobState state, int starts, int max_restarts) {
   return {Action::kRequeue, why};
 }
 
-void record_end(const std::string& run_directory, int exit_code, const std::string& decision,
+void record_end(const std::string& run_directory, int64_t newest, int exit_code, const std::string& decision,
                 const std::string& reason) {
   append_job_log(run_directory, {{"event", "ended"},
                                  {"job", slurm_job_id()},
                                  {"exit_code", exit_code},
-                                 {"step", step_of(newest_step(run_directory))},
+                                 {"step", step_of(newest)},
                                  {"decision", decision},
                                  {"reason", reason}});
 }
@@ -104,6 +104,7 @@ void record_end(const std::string& run_directory, int exit_code, const std::stri
 }  // namespace
 
 void begin_job(const std::string& run_directory, const std::string& mpi) {
+  const int64_t newest = newest_step(run_directory);
   const int64_t tasks = number(variable("SLURM_NTASKS"));  // not set where the number of nodes is a range
   append_job_log(run_directory, {{"event", "started"},
                                  {"job", slurm_job_id()},
@@ -111,11 +112,11 @@ void begin_job(const std::string& run_directory, const std::string& mpi) {
                                  {"hosts", variable("SLURM_JOB_NODELIST")},
                                  {"nodes", number(variable("SLURM_JOB_NUM_NODES"))},
                                  {"ranks", tasks > 0 ? nlohmann::json(tasks) : nlohmann::json()},
-                                 {"step", step_of(newest_step(run_directory))},
-                                 {"progress", run_progress(run_directory)}});
+                                 {"step", step_of(newest)},
+                                 {"progress", run_progress(run_directory, newest)}});
   const SrunMpi offered = ask_srun_for_mpi();
   if (offered.offers(mpi)) return;
-  record_end(run_directory, 2, "stopped", fmt::format("srun has no {}", mpi));
+  record_end(run_directory, newest, 2, "stopped", fmt::format("srun has no {}", mpi));
   if (offered.exit_code == 127) throw Error(ExitCode::kUsage, "there is no srun on the PATH of the batch job");
   throw Error(ExitCode::kUsage,
               fmt::format("srun cannot start MPI programs by --mpi={} here; it knows: {}\nEach task would be a job of "
@@ -132,24 +133,24 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
     if (const auto shown = run_slurm({"scontrol", "show", "job", "-o", job}); shown.code == 0)
       state = job_state(shown.output, number(variable("SLURM_RESTART_COUNT")));
   const auto [action, reason] =
-      decide(exit_code, state, starts_without_progress(read_job_log(run_directory), run_progress(run_directory)),
-             max_restarts);
+      decide(exit_code, state,
+             starts_without_progress(read_job_log(run_directory), run_progress(run_directory, newest)), max_restarts);
   const std::string where = newest < 0 ? "no checkpoint yet" : fmt::format("newest checkpoint: step {}", newest);
   const auto say = [&](const std::string& text) {
     std::fprintf(stderr, "muster: job %s: %s (%s)\n", job.c_str(), text.c_str(), where.c_str());
   };
   if (action == Action::kDone || action == Action::kNothing) {
-    record_end(run_directory, exit_code, action == Action::kDone ? "done" : "requeued", reason);
+    record_end(run_directory, newest, exit_code, action == Action::kDone ? "done" : "requeued", reason);
     say(reason);
     return 0;
   }
   if (action == Action::kStop) {
-    record_end(run_directory, exit_code, "stopped", reason);
+    record_end(run_directory, newest, exit_code, "stopped", reason);
     say(reason + ", so it is not requeued");
     return exit_code;
   }
   // Recorded first: Slurm ends this process as soon as it has requeued the job.
-  record_end(run_directory, exit_code, "requeued", reason);
+  record_end(run_directory, newest, exit_code, "requeued", reason);
   say(reason + ", so it is requeued");
   std::string failed = "this is not a Slurm job: SLURM_JOB_ID is not set";
   if (!job.empty()) {
@@ -168,7 +169,7 @@ int end_job(const std::string& run_directory, int exit_code, int max_restarts) {
     say(fmt::format("{}; submitted again as job {}", failed, next));
     return 0;
   }
-  record_end(run_directory, exit_code, "stopped", failed);
+  record_end(run_directory, newest, exit_code, "stopped", failed);
   say(fmt::format("{}\nIt could not be requeued. To continue the run: sbatch {}{}", failed,
                   task.empty() ? "" : fmt::format("--array={} ", task), shell_quoted(run_directory + "/job.sbatch")));
   return exit_code;

@@ -25,11 +25,12 @@ bool is_of_kind(const std::string& path, OutputKind kind) {
   if (fs::file_size(path, ignored) == 0) return true;  // as mktemp makes it
   if (kind == OutputKind::kDataset) return data::is_container(path);
   const std::string head = head_of(path, kHead);
+  const bool is_plot = head.rfind("<?xml", 0) == 0 && head.find("Matplotlib") != std::string::npos;
   if (kind == OutputKind::kPredictions)
     return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
   if (kind == OutputKind::kExport)
-    return head.rfind("trial,state,value", 0) == 0 || head.rfind("parameter,importance", 0) == 0 ||
-           (head.rfind("<?xml", 0) == 0 && head.find("Matplotlib") != std::string::npos);
+    return head.rfind("trial,state,value", 0) == 0 || head.rfind("parameter,importance", 0) == 0 || is_plot;
+  if (kind == OutputKind::kRobustness) return head.rfind("perturbation,modality,rate,seed", 0) == 0 || is_plot;
   const char* message = kind == OutputKind::kStudy ? "launcher.Study" : "config.Experiment";
   return head.find(fmt::format("# proto-message: muster.{}", message)) != std::string::npos;
 }
@@ -44,6 +45,8 @@ const char* name_of(OutputKind kind) {
       return "an experiment file";
     case OutputKind::kExport:
       return "what `muster search export` writes";
+    case OutputKind::kRobustness:
+      return "what `muster evaluate` writes with --drop, --noise and --plot";
     default:
       return "a study file";
   }

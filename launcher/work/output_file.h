@@ -5,7 +5,7 @@
 
 namespace muster::launcher {
 
-enum class OutputKind { kPredictions, kDataset, kExperiment, kStudy, kExport };
+enum class OutputKind { kPredictions, kDataset, kExperiment, kStudy, kExport, kRobustness };
 
 // Refuses, before any work is done, an output file that a command must not write: one of its `inputs`, by whatever name
 // or link; a file of another kind than the command writes; a symbolic link; a file in the directory of a run, search or

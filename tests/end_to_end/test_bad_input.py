@@ -63,7 +63,7 @@ def both(*cases):
     ("unknown-group", FOAL + LEAVE_OUT + SHORT, ["experiment.txtpb:4: ", "data.split.test_group", "no group", "g0, g1, g2"]),
     ("two-models", FOAL + MIAR + DATA, ["foal_net (", "are both given"]),
     ("no-data", FOAL + SHORT, ["no data: give data.path"]),
-    ("unknown-metric", FOAL + DATA + 'evaluation { select_by: "MAE" }\n', ["experiment.txtpb:5: ", "evaluation.select_by", "weighted_F1"]),
+    ("unknown-metric", FOAL + DATA + 'evaluation { select_by: "MAE" }\n', ["experiment.txtpb:5: ", "evaluation.select_by", "macro_recall"]),
     ("heads", FOAL.replace("}", "heads: 3 }") + DATA + SHORT, ["experiment.txtpb:3: ", "foal_net.heads", "8 and 4"]),
     ("misfits", FOAL.replace("}", "classes: 5 heads: 3 }") + 'data { path: "data.h5" modalities: "audio" modalities: "video" }\n' + SHORT,
      ["data.h5: 3 problems:", "experiment.txtpb:4: data.modalities: ", "experiment.txtpb:3: foal_net.classes: it is 5",

@@ -337,6 +337,121 @@ def test_frozen_features_outlive_interruptions_and_changes_of_ranks(folders, tmp
         assert mp.bits(path) == mp.bits(reference) and not (path / "frozen_features").exists(), path
 
 
+def test_extraction_that_is_asked_to_stop(folders, tmp_path):
+    config = mp.write_config(tmp_path / "e.txtpb", RAW.replace("36", "300") + SMALL + encoders(folders, "FROZEN", "FROZEN"))
+    once, twice = tmp_path / "once.h5", tmp_path / "twice.h5"
+    mp.muster("data", "encode", config, "-o", once)
+    messages = stopped(lambda: list(tmp_path.glob("twice.h5.parts/*.safetensors")), "data", "encode", config, "-o", twice)
+    assert re.search(rf"stopped by SIGTERM: features of at least \d+ of 300 samples are kept in {twice}.parts; continue, on any number of ranks, "
+                     "with the same command", messages), messages
+    assert not twice.exists()
+    assert "of them by an earlier call" in mp.muster("data", "encode", config, "-o", twice, ranks=2).stdout
+    assert twice.read_bytes() == once.read_bytes()
+
+
+def test_what_is_in_the_way_of_features(folders, tmp_path):
+    """It is named before any work is done, and neither used nor removed."""
+    text = RAW.replace("36", "150") + SMALL + encoders(folders, "FROZEN", "FROZEN") + training(4)
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    stopped(lambda: list(run.glob("frozen_features/*.parts/*.safetensors")), "train", config, "--run-dir", run)
+    (parts,), kept = run.glob("frozen_features/*.parts"), tmp_path / "kept"
+
+    def refused(path, what):
+        error = mp.muster("resume", run, code=74).stderr
+        assert f"{path} {what}" in error and f"remove it, then: muster resume {run}" in error and "running the frozen" not in error, error
+
+    (parts / "mine.txt").write_text("mine")
+    refused(parts, "holds 'mine.txt', which is no piece of it")
+    (parts / "mine.txt").unlink()
+    parts.rename(kept)
+    parts.write_text("mine")
+    refused(parts, "is not a folder")
+    parts.unlink()
+    kept.rename(parts)
+    for end in (".h5", ".json"):
+        (folder := parts.with_suffix(end)).mkdir()
+        refused(folder, "is not a file")
+        folder.rmdir()
+    mp.muster("resume", run)
+    assert mp.bits(run) == mp.bits(mp.train(tmp_path, text, "straight"))
+
+    (tmp_path / "f.h5.parts").write_text("mine")
+    error = mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", code=2).stderr
+    assert f"{tmp_path / 'f.h5.parts'} is not a folder: remove it, or give another output" in error
+
+
+def interrupted(run, config, *arguments):
+    """A run without a checkpoint."""
+    stopped(lambda: list(run.glob("frozen_features/*.parts/*.safetensors")), "train", config, "--run-dir", run, *arguments)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def test_an_encoder_that_has_gone_or_moved(folders, tmp_path):
+    mine = tmp_path / "folders"
+    shutil.copytree(folders, mine)
+    text = RAW.replace("36", "150") + SMALL + encoders(mine, "FROZEN", "FROZEN") + training(4)
+    config, run = mp.write_config(tmp_path / "run.txtpb", text), tmp_path / "run"
+    interrupted(run, config)
+    (mine / "wavlm").rename(mine / "moved")
+    error = mp.muster("resume", run, code=74).stderr
+    assert f"encoders[0].path: {mine / 'wavlm'} is not there any more" in error and "--set encoders[0].path=" in error, error
+    described = (mine / "bert/config.json").read_bytes()
+    (mine / "bert/config.json").unlink()
+    moved = ("--set", f"encoders[0].path={mine / 'moved'}")
+    error = mp.muster("resume", run, *moved, code=74).stderr
+    assert f"encoders[1].path: {mine / 'bert/config.json'} is not there any more" in error, error
+    (mine / "bert/config.json").write_bytes(described)
+    (mine / "moved/preprocessor_config.json").rename(mine / "preprocessor")
+    assert "preprocessor_config.json is not there any more" in mp.muster("resume", run, *moved, code=74).stderr
+    (mine / "preprocessor").rename(mine / "moved/preprocessor_config.json")
+    # The same encoder in another place is no change, before the first checkpoint and after.
+    (mine / "link").symlink_to(mine / "bert")
+    messages = mp.muster("resume", run, *moved, "--set", f"encoders[1].path={mine / 'link'}").stderr
+    assert ".path" not in messages and "top_layers" not in messages, messages
+    (mine / "moved").rename(mine / "wavlm")
+    messages = mp.muster("resume", run, "--set", f"encoders[0].path={mine / 'wavlm'}", "--set", "training.max_steps=5").stderr
+    assert "training.max_steps: 4 -> 5" in messages and ".path" not in messages and "top_layers" not in messages, messages
+    messages = mp.muster("resume", run, "--set", f"encoders[0].path={mine / 'bert'}", "--set", "training.max_steps=6").stderr
+    assert f'encoders[0].path: "{mine / "wavlm"}" -> "{mine / "bert"}"' in messages, messages
+
+
+def test_notes_on_what_has_no_effect(folders, tmp_path):
+    silent = tmp_path / "silent"
+    shutil.copytree(folders / "wavlm", silent)
+    (silent / "preprocessor_config.json").unlink()
+    text = "data { standardize: true synthetic { kind: CLASSIFICATION raw: true samples: 36 } modalities: ['audio', 'text'] }\n" + SMALL
+    config = mp.write_config(tmp_path / "e.txtpb", text + encoders(folders, "FROZEN", "FROZEN") + training(1))
+
+    def notes(*arguments):
+        return [line for line in mp.muster("train", config, "--dry-run", *arguments).stderr.splitlines() if line.startswith("note: ")]
+
+    ineffective = [note for note in notes("--set", "training.recompute=ENCODERS") if "no effect" in note]
+    assert len(ineffective) == 4, ineffective
+    for field in ("encoders[1].learning_rate_scale = 0.5", "encoders[1].layer_decay = 0.9", "data.standardize = true", "training.recompute = ENCODERS"):
+        assert sum(field in note for note in ineffective) == 1, ineffective
+    for trained in ("encoders[1].train=ALL", "foal_net.adapter_dim=4", "encoders[0].weighted_layers=true"):
+        assert not any("recompute" in note for note in notes("--set", "training.recompute=ENCODERS", "--set", trained)), trained
+    (note,) = [note for note in notes("--set", f"encoders[0].path={silent}") if "preprocessor" in note]
+    assert note.startswith(f"note: encoder of audio: {silent} has no preprocessor_config.json: waveforms are standardized (do_normalize true)")
+    assert not any("preprocessor" in note for note in notes())
+    messages = mp.muster("data", "encode", config, "-o", tmp_path / "f.h5", "--set", f"encoders[0].path={silent}").stderr
+    assert note in messages
+
+
+def test_segment_ids_that_the_encoder_does_not_have(folders, tmp_path):
+    mp.muster("data", "synth", "--kind", "classification", "--raw", "--samples", 36, "-o", tmp_path / "raw.h5")
+    with h5py.File(tmp_path / "raw.h5", "r+") as file:
+        group, sample = file["modalities/text"], file["samples/id"].asstr()[3]
+        values = np.hstack([group["values"][:], np.zeros_like(group["values"])])
+        values[group["offsets"][3] + 1, 1] = 7
+        del group["values"]
+        group["values"] = values
+    text = "data { path: 'raw.h5' modalities: ['audio', 'text'] }\n" + SMALL + encoders(folders) + training(1)
+    error = refusal(tmp_path, text, 65)
+    assert "1 value is not among the encoder's segment ids (column 1), which end at 1 (type_vocab_size 2)" in error, error
+    assert f"sample '{sample}', text, frame 1, column 1: 7" in error and "import the texts without segment ids" in error, error
+
+
 def test_frozen_features_on_any_number_of_ranks_and_without_room(folders, tmp_path):
     """One rank of two has no room for a piece, and then rank 0 none for the whole: both end with 74, and the run goes on from there."""
     text = RAW + SMALL + encoders(folders, "FROZEN", "FROZEN") + training(4)

@@ -98,6 +98,16 @@ def test_mixed_files_and_mixed_precision(data):
     np.testing.assert_array_equal(values[1], soundfile.read(data / "wav/b.wav", dtype="float32", always_2d=True)[0])
 
 
+def test_what_is_too_loud_is_counted(data):
+    record(data, subtype="FLOAT")
+    assert "outside" not in arrays(data).stdout
+    for sample, loudest in ((IDS[0], 1.5), (IDS[2], -3.25)):
+        values = noise(1, 900)
+        values[7] = loudest
+        soundfile.write(data / f"wav/{sample}.wav", values, 16000, subtype="FLOAT")
+    assert f"2 with values outside [-1, 1] (largest 3.25, wav/{IDS[2]}.wav)" in arrays(data, output="loud.h5").stdout
+
+
 def test_another_rate_is_refused_or_resampled(data):
     record(data)
     soundfile.write(data / "wav/b.wav", noise(9, 4410), 44100)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from layers import attention, gelu, layer_norm, linear, no_dropout, prediction_loss, unit
+from layers import attention, cross_entropy, gelu, layer_norm, linear, no_dropout, prediction_loss, unit
 
 DEFAULTS = {
     "dim": 128, "layers": 2, "heads": 4, "ffn_dim": 512, "alignment_dim": 128, "dropout": 0.0, "alignment_source": "TOKENS",

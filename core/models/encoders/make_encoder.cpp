@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "core/models/encoders/speech_config.h"
 
 namespace muster::models {
 
@@ -31,13 +32,17 @@ void require_memory(const Encoder& encoder, const PretrainedFolder& folder) {
                             printable(folder.config_path()), values, size_text(bytes), size_text(memory)));
 }
 
+bool is_speech(const PretrainedFolder& folder) {
+  const std::string type = folder.text("model_type", "");
+  return type == "wav2vec2" || type == "hubert" || type == "wavlm";
+}
+
 std::unique_ptr<Encoder> of_family(const config::Encoder& config, int64_t index, int64_t position,
                                    const std::shared_ptr<const PretrainedFolder>& folder) {
   const std::string type = folder->text("model_type", "");
   const EncoderBlock block{config, fmt::format("encoders[{}]", index), fmt::format("encoders.{}.", config.modality()),
                            folder, first_dropout_layer(position)};
-  for (const char* const speech : {"wav2vec2", "hubert", "wavlm"})
-    if (type == speech) return make_speech_encoder(block);
+  if (is_speech(*folder)) return make_speech_encoder(block);
   for (const char* const text : {"bert", "roberta", "xlm-roberta"})
     if (type == text) return make_text_encoder(block);
   folder->refuse("model_type",
@@ -51,6 +56,18 @@ std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t ind
   auto encoder = of_family(config, index, position, folder);
   if (!folder->has_weights()) require_memory(*encoder, *folder);
   return encoder;
+}
+
+std::vector<std::string> preparation_notes(const config::Encoder& config, const PretrainedFolder& folder) {
+  return is_speech(folder) ? read_speech_config(folder, config).notes : std::vector<std::string>();
+}
+
+std::vector<std::string> preparation_notes(const config::Experiment& experiment) {
+  std::vector<std::string> notes;
+  for (const auto& encoder : experiment.encoders())
+    for (auto& note : preparation_notes(encoder, PretrainedFolder::open(encoder.path())))
+      notes.push_back(fmt::format("encoder of {}: {}", encoder.modality(), note));
+  return notes;
 }
 
 }  // namespace muster::models

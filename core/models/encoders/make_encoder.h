@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/models/encoders/pretrained_encoder.h"
 
@@ -17,6 +18,11 @@ std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t ind
 // The same for a folder that is open already, or has no weights; config.path is not looked at.
 std::unique_ptr<Encoder> make_encoder(const config::Encoder& config, int64_t index, int64_t position,
                                       std::shared_ptr<const PretrainedFolder> folder);
+
+// What a person should know of how raw samples are prepared for an encoder that make_encoder() accepts, or for all of
+// an experiment's: what its folder does not say, and what of it is not known here. Throw as make_encoder().
+std::vector<std::string> preparation_notes(const config::Encoder& config, const PretrainedFolder& folder);
+std::vector<std::string> preparation_notes(const config::Experiment& experiment);
 
 // The families, by model_type: wav2vec2, hubert and wavlm; bert, roberta and xlm-roberta.
 std::unique_ptr<Encoder> make_speech_encoder(const EncoderBlock& block);

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "base/text.h"
 
 namespace muster::models {
@@ -137,13 +139,46 @@ void read_masks(const PretrainedFolder& folder, const config::Encoder& config, S
     folder.refuse("mask_feature_length", fmt::format("there are {} features", result.dim));
 }
 
+std::string member_text(const nlohmann::json& value) {
+  return in_quotes(value.is_string() ? value.get<std::string>() : json_text(value));
+}
+
+// Throws for members that would make something else of a waveform than its values, and notes those that are not known.
+void check_preprocessor(const std::string& path, const nlohmann::json& file, SpeechConfig& result) {
+  static const std::set<std::string> of_spectrograms{"do_ceptral_normalize", "hop_length",     "n_fft",
+                                                     "normalize_means",      "normalize_vars", "num_mel_bins"};
+  // What is read elsewhere, or changes nothing for a sample that is read alone: how samples of a batch are padded, and
+  // who reads the file. What says how much of a sample is read (truncation) is not among it.
+  static const std::set<std::string> known{
+      "_name_or_path", "_processor_class", "do_normalize",        "feature_extractor_type", "feature_size",
+      "padding_side",  "padding_value",    "processor_class",     "return_attention_mask",  "return_tensors",
+      "sampling_rate", "tokenizer_class",  "transformers_version"};
+  std::vector<std::string> unknown;
+  for (const auto& [name, value] : file.items()) {
+    const bool asks_for_nothing =
+        value.is_null() || value == false || value == "" || (value.is_structured() && value.empty());
+    if (asks_for_nothing) continue;
+    if (of_spectrograms.count(name) > 0 || (name == "feature_extractor_type" && value != "Wav2Vec2FeatureExtractor"))
+      throw Error(
+          ExitCode::kBadData,
+          fmt::format("{}: {}: {} is not supported; waveforms are taken as Wav2Vec2FeatureExtractor takes them, "
+                      "value by value",
+                      printable(path), name, member_text(value)));
+    if (known.count(name) == 0) unknown.push_back(fmt::format("{}: {}", in_quotes(name), member_text(value)));
+  }
+  if (!unknown.empty())
+    result.notes.push_back(fmt::format("{}: these members are not known and do nothing here: {}", printable(path),
+                                       join_first(unknown, 20)));
+}
+
 void read_preprocessor(const PretrainedFolder& folder, SpeechConfig& result) {
   const nlohmann::json& file = folder.preprocessor();
+  const std::string path = folder.path() + "/preprocessor_config.json";
   const auto refuse = [&](const char* name, const char* expected) {
-    throw Error(ExitCode::kBadData,
-                fmt::format("{}/preprocessor_config.json: {} must be {}; it is {}", printable(folder.path()), name,
-                            expected, in_quotes(file.at(name).dump(-1, ' ', true))));
+    throw Error(ExitCode::kBadData, fmt::format("{}: {} must be {}; it is {}", printable(path), name, expected,
+                                                in_quotes(file.at(name).dump(-1, ' ', true))));
   };
+  check_preprocessor(path, file, result);
   result.sample_rate = 16'000;
   if (file.contains("sampling_rate")) {
     const auto& rate = file["sampling_rate"];
@@ -160,6 +195,12 @@ void read_preprocessor(const PretrainedFolder& folder, SpeechConfig& result) {
     if (!file["do_normalize"].is_boolean()) refuse("do_normalize", "true or false");
     result.standardize = file["do_normalize"].get<bool>();
   }
+  if (file.empty())
+    result.notes.push_back(fmt::format(
+        "{} has no preprocessor_config.json: waveforms are {}standardized (do_normalize {}), as is usual with {} norm "
+        "in the feature extractor",
+        printable(folder.path()), result.standardize ? "" : "not ", result.standardize,
+        result.group_norm ? "group" : "layer"));
 }
 
 }  // namespace

@@ -39,7 +39,8 @@ struct SpeechConfig {
   double initial_deviation = 0;
 
   int64_t sample_rate = 0;
-  bool standardize = false;  // each waveform to mean 0 and variance 1
+  bool standardize = false;        // each waveform to mean 0 and variance 1
+  std::vector<std::string> notes;  // on how waveforms are prepared, for a person
 
   int64_t total_stride() const;
   // Frames that remain of `rows` values after the first `layers` convolutions.

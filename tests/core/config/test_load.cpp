@@ -157,6 +157,31 @@ TEST_F(Load, NotesWhatHasNoEffect) {
   EXPECT_THAT(load(text, {"optimizer.schedule=COSINE", "data.split.kind=K_FOLD"}).notes, testing::IsEmpty());
 }
 
+TEST_F(Load, NotesWhatHasNoEffectOnEncoders) {
+  const auto notes_of = [&](const std::string& encoders) {
+    std::vector<std::string> notes = load("data { path: 'x' }\nlate_fusion {}\n" + encoders).notes;
+    for (std::string& note : notes) note = without_folder(note);
+    return notes;
+  };
+  const std::string audio = "encoders { modality: 'audio' path: 'a' ", text = "encoders { modality: 'text' path: 't' ";
+  EXPECT_THAT(notes_of(audio + "train: ALL top_layers: 2 learning_rate_scale: 0.1 }\n" + text +
+                       "train: FROZEN top_layers: 3 learning_rate_scale: 0.1\n layer_decay: 0.9 }"),
+              ElementsAre("e.txtpb:3: encoders[0].top_layers = 2 has no effect: it is used only with "
+                          "encoders[0].train: TRANSFORMER, and here it is ALL, which trains all layers",
+                          "e.txtpb:4: encoders[1].top_layers = 3 has no effect: it is used only with "
+                          "encoders[1].train: TRANSFORMER, and here it is FROZEN, which trains none",
+                          "e.txtpb:4: encoders[1].learning_rate_scale = 0.1 has no effect: it is used only with "
+                          "encoders[1].train: TRANSFORMER or ALL, and here it is FROZEN",
+                          "e.txtpb:5: encoders[1].layer_decay = 0.9 has no effect: it is used only with "
+                          "encoders[1].train: TRANSFORMER or ALL, and here it is FROZEN"));
+  // Defaults that are spelt out, as a run's config.txtpb has them.
+  EXPECT_THAT(notes_of(audio + "train: ALL top_layers: 0 }\n" + text +
+                       "train: FROZEN top_layers: 0 learning_rate_scale: 1 layer_decay: 1 }"),
+              testing::IsEmpty());
+  EXPECT_THAT(notes_of(audio + "train: TRANSFORMER top_layers: 2 learning_rate_scale: 0.1 layer_decay: 0.9 }"),
+              testing::IsEmpty());
+}
+
 TEST_F(Load, LaterErrorsGetThePlaceOfEachFieldThatTheyName) {
   const auto loaded = load("data { path: 'x' }\nfoal_net {\nheads: 3 }", {"seed=4"});
   const auto placed = [&](ExitCode code, const std::string& text) -> std::string {

@@ -22,7 +22,10 @@
 namespace muster::data {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
 
 TEST(Container, WrittenAndReadBackIsTheSame) {
   TemporaryFolder folder;
@@ -269,6 +272,40 @@ TEST(Scan, SharesOfRanksMergeToTheWhole) {
   EXPECT_EQ(whole.first.size(), 10u);
   EXPECT_EQ(describe(whole), describe(merged));
   EXPECT_EQ(whole.values, merged.values);
+}
+
+TEST(Scan, SaysWhichWaveformsAreLouderThanTheyShouldBe) {
+  MemoryDataset data({"audio", "vision"}, {3, 0, 5, 1, 2});  // rows of two values each
+  data.index().modalities[0].kind = ModalityKind::kWaveform;
+  for (auto& values : data.values) std::fill(values.begin(), values.end(), 1.0f);
+  EXPECT_THAT(warnings(scan_values(data, {0, 1}, 0, 5)), IsEmpty());
+  data.values[0][6] = -3.25f;     // sample 2 (sample 1 is empty) ...
+  data.values[0][12] = 2;         // ... twice
+  data.values[0][19] = 3.25f;     // sample 4: as large, but later
+  data.values[0][16] = INFINITY;  // sample 3: an error, no warning
+  data.values[0][0] = NAN;
+  data.values[1][0] = 99;
+  const std::string expected = "2 of 4 waveforms of audio have values outside [-1, 1] (largest 3.25, sample 's2')";
+  EXPECT_THAT(warnings(scan_values(data, {0, 1}, 0, 5)), ElementsAre(expected));
+  ScanReport merged = scan_values(data, {0, 1}, 4, 5);
+  merged.merge(scan_values(data, {0, 1}, 0, 4));
+  EXPECT_THAT(warnings(merged), ElementsAre(expected));
+}
+
+TEST(Scan, TellsSegmentIdsFromIds) {
+  MemoryDataset data({"text"}, {3, 2});
+  data.index().modalities[0].kind = ModalityKind::kTokens;
+  data.values[0] = {5, 0, 6, 1, 7, 2, 8, 0, 9, 1};
+  const std::vector<IdLimits> limits{{100, 2}};
+  const std::string bad = describe(scan_values(data, {0}, 0, 2, {}, limits));
+  EXPECT_THAT(
+      bad, HasSubstr("1 value is not among the encoder's segment ids (column 1), which end at 1 (type_vocab_size 2)."));
+  EXPECT_THAT(bad, HasSubstr("sample 's0', text, frame 2, column 1: 2"));
+  EXPECT_THAT(bad, Not(HasSubstr("vocabulary, which")));
+  data.values[0][2] = 100;
+  EXPECT_THAT(
+      describe(scan_values(data, {0}, 0, 2, {}, limits)),
+      HasSubstr("1 value is no ids of tokens of the encoder's vocabulary, which ends at 99.\n1 value is not among"));
 }
 
 TEST(Inspect, CountsByHand) {

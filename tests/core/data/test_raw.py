@@ -95,6 +95,18 @@ def test_a_waveform_is_finite(path):
     assert "sample 'sämple 3', audio, frame 1, column 0: NaN" in answer.stderr
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_waveforms_that_are_too_loud_are_noted(path, dtype):
+    stored = np.linspace(-1, 1, ROWS, dtype=dtype)[:, None]
+    write_raw(path, stored, 16000)
+    assert muster("verify", path).stderr == ""
+    stored[5], stored[6], stored[9] = 1.5, -3.2, 1.25  # frames of samples 3, 3 and 4; sample 2 is empty
+    write_raw(path, stored, 16000)
+    answer = muster("verify", path)
+    assert answer.returncode == 0 and answer.stdout == f"{path}: good\n"
+    assert answer.stderr == f"warning: {path}: 2 of 5 waveforms of audio have values outside [-1, 1] (largest 3.2, sample 'sämple 3')\n"
+
+
 WRONG = {
     "int16 without a rate": (np.zeros((ROWS, 1), "i2"), None, ["/modalities/audio: its values are int16", "needs an attribute 'sample_rate'"]),
     "wide waveform": (np.zeros((ROWS, 4), "f4"), 16000, ["/modalities/audio: attribute 'sample_rate'", f"[samples, 1], not [{ROWS}, 4]"]),

@@ -28,6 +28,13 @@ def test_h5py_reads_what_synth_writes(path, kind):
     assert [p.name for p in sorted(path.parent.iterdir())] == ["again.h5", "data.h5"]
 
 
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551616", "1e3", "0x10", "+1", " 1", ""])
+def test_a_seed_that_is_none_is_refused(path, seed):
+    run = muster("synth", "--kind", "classification", "--samples", 5, f"--seed={seed}", "-o", path)
+    assert run.returncode == 2 and not path.exists(), run.stderr
+    assert muster("synth", "--kind", "classification", "--samples", 5, "--seed", 18446744073709551615, "-o", path).returncode == 0
+
+
 # name: width, counter of its own draws, counter that lengths and places hang on, gain (docs/data.md, core/data/synthetic.h)
 SHAPES = {"classification": {"audio": (32, 0, 0, None), "vision": (24, 1, 1, None)},
           "regression": {"audio": (12, 0, 0, 3), "text": (24, 1, 1, 3), "vision": (16, 2, 2, 3), "text_b": (32, 3, 1, 2.7), "text_c": (16, 4, 1, 2.4)}}

@@ -235,7 +235,7 @@ def test_inspect(good, tmp_path):
     shown = json.loads(encoders("inspect", folder, "--json").stdout)
     count = sum(parameter.numel() for parameter in make_model("bert").parameters())
     lines = "".join(f"{name} {sha256((good / name).read_bytes())}\n" for name in ("config.json", "model.safetensors"))
-    assert shown == {"path": str(folder), "model_type": "bert", "parameters": count, "layers": 3, "width": 12, "ignored": [],
+    assert shown == {"path": str(folder), "model_type": "bert", "parameters": count, "layers": 3, "width": 12, "ignored": [], "notes": [],
                      "takes": "tokens of a vocabulary of 50, at most 24 per sample", "content_hash": sha256(lines.encode())}
     rewrite(shutil.copytree(good, tmp_path / "copy"), lambda tensors: tensors.update({"pooler.dense.bias": torch.zeros(12)}))
     text = encoders("inspect", tmp_path / "copy").stdout
@@ -279,6 +279,9 @@ def test_init_that_is_refused(tmp_path):
         result = encoders("init", "--config", tmp_path / "config.json", "-o", out, code=code)
         assert said in result.stderr and [path.name for path in tmp_path.iterdir()] == ["config.json"]
     encoders("init", "--config", tmp_path / "nothing.json", "-o", out, code=74)
+    for seed in ("-1", "18446744073709551616"):
+        error = encoders("init", "--config", tmp_path / "config.json", f"--seed={seed}", "-o", out, code=2).stderr
+        assert f"'{seed}' is no seed, which is a whole number from 0 to 18446744073709551615" in error and not out.exists()
     encoders("init", "--config", tmp_path / "config.json", "-o", "", code=2)
     encoders("init", "--config", tmp_path / "config.json", "-o", tmp_path / "config.json", code=2)
     encoders("init", "--config", tmp_path / "config.json", "-o", tmp_path, code=2)

@@ -15,6 +15,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "helpers"))
 from bf16 import Errors, single_and_exact
+from muster_program import built, execute
 from probe_program import probe
 
 torch.set_num_threads(1)
@@ -481,5 +482,27 @@ def test_refused(made, tmp_path):
                             ("max_tokens: 3", "max_tokens")]:
         message = refusal(folder, tmp_path, settings)
         assert f"encoders[0].{words}" in message, message
-    message = refusal(copied(folder, tmp_path / "rate", preprocessor={"sampling_rate": "fast"}), tmp_path)
-    assert "sampling_rate" in message
+    for i, (member, value) in enumerate([("sampling_rate", "fast"), ("feature_size", 80), ("feature_extractor_type", "WhisperFeatureExtractor"),
+                                         ("do_ceptral_normalize", True), ("num_mel_bins", 80)]):
+        message = refusal(copied(folder, tmp_path / f"preprocessor-{i}", preprocessor={member: value}), tmp_path)
+        assert f"preprocessor_config.json: {member}" in message, message
+
+
+def test_what_is_said_of_the_preprocessor(made, tmp_path):
+    def notes(name, preprocessor):
+        model, folder = made(name)
+        target = copied(folder, tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}", preprocessor=preprocessor)
+        run = execute([built("muster"), "encoders", "inspect", target, "--json"])
+        assert run.returncode == 0, run.stderr
+        return [note.replace(str(target), "DIR") for note in json.loads(run.stdout)["notes"]]
+
+    extractor = Wav2Vec2FeatureExtractor()
+    extractor.save_pretrained(tmp_path)
+    everything = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert notes("wavlm-large", everything) == [] and notes("wavlm-base", dict(everything, padding_value=1, do_ceptral_normalize=False)) == []
+    assert notes("wavlm-base", None) == ["DIR has no preprocessor_config.json: waveforms are not standardized (do_normalize false), as is usual "
+                                         "with group norm in the feature extractor"]
+    assert notes("wavlm-large", None) == ["DIR has no preprocessor_config.json: waveforms are standardized (do_normalize true), as is usual with "
+                                          "layer norm in the feature extractor"]
+    assert notes("wavlm-base", dict(everything, preemphasis=0.97, gain="high")) == [
+        "DIR/preprocessor_config.json: these members are not known and do nothing here: 'gain': 'high', 'preemphasis': '0.97'"]

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "core/config/load.h"
+#include "core/training/frozen_features.h"
+#include "tests/helpers/memory_dataset.h"
 
 namespace muster::training {
 namespace {
@@ -79,6 +81,23 @@ TEST(DataSource, EncodersTakeTheKindAndRateOfTheData) {
   EXPECT_EQ(encoder_problem(audio, 0, &words, "d.h5"),
             "encoders[0].path: this encoder takes tokens, but \"audio\" holds waveforms in d.h5");
   EXPECT_EQ(encoder_problem(audio, 0, nullptr, "d.h5"), "");
+}
+
+TEST(FrozenFeatures, BytesAreThoseOfWhatEncodersWillGive) {
+  const auto dataset = std::make_shared<MemoryDataset>(std::vector<std::string>{"audio", "text", "vision"},
+                                                       std::vector<int64_t>{3, 0, 5, 1});
+  dataset->index().modalities[0].kind = data::ModalityKind::kWaveform;
+  dataset->index().modalities[1].kind = data::ModalityKind::kTokens;
+  DataSource source;
+  source.dataset = dataset;
+  source.modalities = {0, 1, 2};
+  source.limits = {{4, 2}, {}, {}};
+  std::vector<std::unique_ptr<models::Encoder>> encoders(3);
+  encoders[0] = std::make_unique<Takes>(data::ModalityKind::kWaveform, 16000);
+  // Audio: 3 + 0 + 4 + 0 frames of one value; text: 9 rows of two int64; vision: 9 rows of two values.
+  EXPECT_EQ(bytes_with_frozen(source, {"audio"}, encoders, at::kFloat), 7 * 4 + 18 * 8 + 18 * 4);
+  encoders[1] = std::make_unique<Takes>(data::ModalityKind::kTokens, 0);
+  EXPECT_EQ(bytes_with_frozen(source, {"audio", "text"}, encoders, at::kDouble), 7 * 8 + 9 * 8 + 18 * 8);
 }
 
 }  // namespace

@@ -12,12 +12,12 @@ namespace {
 
 TEST(RunProgress, GrowsWithWhatFrozenEncodersHaveDone) {
   TemporaryFolder run;
-  EXPECT_EQ(run_progress(run.path()), kNoProgress);
-  std::vector<int64_t> seen{run_progress(run.path())};
+  EXPECT_EQ(run_progress(run.path(), -1), kNoProgress);
+  std::vector<int64_t> seen{run_progress(run.path(), -1)};
   make_folders(run / "frozen_features/key.parts");
   for (const char* const file : {"key.parts/00000000.safetensors", "key.parts/00000007.safetensors", "key.json"}) {
     write_file_atomically(run / ("frozen_features/" + std::string(file)), "");
-    seen.push_back(run_progress(run.path()));
+    seen.push_back(run_progress(run.path(), -1));
     EXPECT_GT(seen.back(), seen[seen.size() - 2]) << file;
   }
   EXPECT_LT(seen.back(), 0);
