@@ -317,3 +317,29 @@ def test_samples_without_anything_left_are_undefined(tmp_path):
     assert int(half["samples"]) + int(half["left_out"]) == everything and 0 < int(half["samples"]) < everything
     assert (none["samples"], none["left_out"]) == ("0", str(everything)) and none["MAE"] == none["loss"] == ""
     assert re.search(r"^\s*1\s+0 \(\d+ left out\)\s+-\s", printed, re.M) and "no other modality than vision" in printed
+
+
+def test_noise_on_waveforms_is_in_front_of_frozen_encoders(tmp_path):
+    """By each recording's RMS, not clipped; the encoder runs again although the run had its features. Tokens can only be dropped."""
+    tiny = mp.ROOT / "experiments/encoders"
+    for name in ("wavlm", "bert"):
+        mp.muster("encoders", "init", "--config", tiny / f"tiny_{name}/config.json", "--seed", 4, "-o", tmp_path / name)
+    random = np.random.default_rng(3)
+    audio = [(0.5 * random.uniform(-1, 1, (1600 + 40 * i, 1)) / (1 + i % 3)).astype("f4") for i in range(N // 4)]
+    text = [random.integers(4, 32, (3 + i % 4, 1)) for i in range(N // 4)]
+
+    def write_raw(name, audio, text=text):
+        return mp.tiny_data(tmp_path / name, "regression", N // 4, values={"audio": audio, "text": text}, dtype={"text": "int32"}, sample_rates={"audio": 16000})
+
+    blocks = "".join(f'encoders {{ modality: "{m}" path: "{tmp_path / name}" train: FROZEN }}\n' for m, name in (("audio", "wavlm"), ("text", "bert")))
+    run = mp.train(tmp_path, f'data {{ path: "{write_raw("raw.h5", audio)}" modalities: ["audio", "text"] missing_modality: DROP }}\n' + blocks +
+                   mp.SMALL_LATE_FUSION + TRAINING.format(1, "1e-2"))
+    assert "holds tokens" in evaluate(run, "--noise", "text=1", code=2).stderr
+    evaluate(run, "--noise", "audio=0,3", "--drop", "text=1", "-o", tmp_path / "scores.csv")
+    loud = [noisy({"audio": audio[:i + 1]}, "audio", 3, 1, np.sqrt(np.mean(x.astype("f8") ** 2)))["audio"][i] for i, x in enumerate(audio)]
+    assert max(np.abs(x).max() for x in loud) > 1
+    rows = table(tmp_path / "scores.csv")
+    expect_scores(point(rows, "noise", "audio", 0)[0], scores(run))
+    expect_scores(point(rows, "noise", "audio", 3)[0], scores(run, "--data", write_raw("loud.h5", loud)), exact=False)
+    expect_scores(point(rows, "drop", "text", 1)[0], scores(run, "--data", write_raw("mute.h5", audio, [x[:0] for x in text])))
+    assert len({row["loss"] for row in rows}) == 3
