@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "base/problems.h"
@@ -126,10 +127,20 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
   return in_file;
 }
 
-void check_metric(const config::Experiment& experiment, data::Task task, Problems& problems) {
+void check_metric(const config::Experiment& experiment, const data::DatasetIndex& index, Problems& problems) {
   const std::string& name = experiment.evaluation().select_by();
-  const auto names = metrics::selectable_names(task);
-  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end()) return;
+  const auto names = metrics::selectable_names(index.task);
+  if (name.empty()) return;
+  if (std::find(names.begin(), names.end(), name) != names.end()) {
+    if (metrics::is_of_some_data(name) && index.has_labels() &&
+        std::isnan(metrics::metric_value(metrics::regression_metrics(index.labels, index.labels), name)))
+      problems.add(
+          fmt::format("evaluation.select_by: {} is not defined for these labels, which are from {:g} to {:g} "
+                      "(docs/metrics.md); choose another metric",
+                      name, *std::min_element(index.labels.begin(), index.labels.end()),
+                      *std::max_element(index.labels.begin(), index.labels.end())));
+    return;
+  }
   problems.add(fmt::format("evaluation.select_by: \"{}\" is not a metric of this data's task; use one of {}", name,
                            quoted_list(names)));
 }
@@ -250,7 +261,7 @@ DataSource open_source(const config::Experiment& experiment, const std::string& 
     source.limits.push_back(limits_of(experiment, source.index().modalities[source.modalities[m]], encoders[m].get()));
   source.shape.task = source.index().task;
   source.shape.outputs = choose_outputs(experiment, *source.dataset, problems);
-  check_metric(experiment, source.index().task, problems);
+  check_metric(experiment, source.index(), problems);
   check_augment(experiment, source, problems);
   const models::ModelSpec& model = models::spec_of(experiment);
   if (for_training && model.check_data != nullptr && !encoders.empty())

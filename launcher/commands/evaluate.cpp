@@ -48,9 +48,14 @@ std::string hash_of_run(const std::string& run_directory) {
   return require_text(require_json_object(path), "data.sha256", path);
 }
 
-void print_dropped(const training::DataSource& source) {
+void print_dropped(const training::Predictor& predictor) {
+  const training::DataSource& source = predictor.source();
   if (source.dropped > 0)
-    print_error("left out {} samples that lack a modality the model needs: {}\n", source.dropped, source.dropped_ids);
+    print_error("left out {} of all samples, which {}: {}\n", source.dropped,
+                models::spec_of(predictor.experiment()).modalities.every_sample_needs_all
+                    ? "lack a modality that the model needs"
+                    : "have none of the modalities that are used",
+                source.dropped_ids);
 }
 
 // The table for people. baseline: empty where it is not known.
@@ -171,7 +176,7 @@ void report(const Arguments& arguments, const training::Predictor& predictor, co
             const std::vector<training::PerturbationCurve>& curves,
             const std::vector<training::PerturbedScores>& perturbed) {
   const data::DatasetIndex& index = predictor.source().index();
-  print_dropped(predictor.source());
+  print_dropped(predictor);
   if (!arguments.output.empty())
     write_file_atomically(arguments.output, arguments.perturbs() ? robustness_csv(curves, perturbed)
                                                                  : run::predictions_csv(index, evaluation.predictions));
@@ -335,7 +340,7 @@ void add_predict_command(CLI::App& parent) {
       const run::Predictions predictions = predictor.evaluate().predictions;
       if (communicator.rank() != 0) return;
       const data::DatasetIndex& index = predictor.source().index();
-      print_dropped(predictor.source());
+      print_dropped(predictor);
       write_file_atomically(arguments->output, run::predictions_csv(index, predictions));
       print_out("{}: predictions of {} samples\n", arguments->output, predictions.samples.size());
       if (arguments->gates) print_out("\n{}", gates_table(index, predictions));

@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/process.h"
 #include "base/text.h"
+#include "core/metrics/metrics.h"
 #include "core/run/results.h"
 #include "launcher/study/report.h"
 #include "launcher/work/python.h"
@@ -97,8 +98,14 @@ std::vector<RatePoint> points_of(const std::vector<PerturbationCurve>& curves,
   return points;
 }
 
+// Not where a metric is for other data.
+bool is_shown(const std::vector<RatePoint>& points, size_t metric) {
+  return !metrics::is_of_some_data(points[0].seeds[0]->metrics[metric].first) ||
+         std::any_of(points.begin(), points.end(), [&](const auto& point) { return point.metric(metric).n > 0; });
+}
+
 std::string score_text(const Spread& value) {
-  if (value.n == 0) return "-";
+  if (value.n == 0) return "undefined";
   const std::string mean = fmt::format("{:.4f}", value.mean);
   return value.n < 2 ? mean : mean + fmt::format(" ± {:.4f}", value.std);
 }
@@ -150,19 +157,21 @@ std::string robustness_tables(const std::vector<PerturbationCurve>& curves,
     bool leaves_out = false;
     for (const auto& point : points) {
       if (&point.curve != &curve) continue;
+      const auto& metrics = point.seeds[0]->metrics;
       if (table.header.empty()) {
         if (point.seeds.size() > 1)
           table.caption += fmt::format(" (mean ± standard deviation of {} seeds)", point.seeds.size());
         table.header = {drop ? "share" : "noise", "samples"};
-        for (const auto& metric : point.seeds[0]->metrics) table.header.push_back(metric.first);
+        for (size_t metric = 0; metric < metrics.size(); ++metric)
+          if (is_shown(points, metric)) table.header.push_back(metrics[metric].first);
       }
       std::vector<std::string> row{fmt::format("{:.12g}", point.rate), point.count(&PerturbedScores::samples)};
       if (const std::string out = point.count(&PerturbedScores::left_out); out != "0") {
         row[1] += fmt::format(" ({} left out)", out);
         leaves_out = true;
       }
-      for (size_t metric = 0; metric < point.seeds[0]->metrics.size(); ++metric)
-        row.push_back(score_text(point.metric(metric)));
+      for (size_t metric = 0; metric < metrics.size(); ++metric)
+        if (is_shown(points, metric)) row.push_back(score_text(point.metric(metric)));
       table.rows.push_back(std::move(row));
     }
     if (leaves_out)

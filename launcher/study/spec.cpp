@@ -60,12 +60,14 @@ class StudyReader {
                     name == "base" ? "\"base\" is the base experiment" : "two variants are called " + name);
     if (variant.set_size() == 0)
       file_.problem(at, "variant " + name + " needs at least one `set`: it would be the base");
+    const std::vector<std::string> all(variant.set().begin(), variant.set().end());
+    const bool are_good_together = file_.base_is_good() && file_.refusal(file_.after_set(all)).empty();
     std::vector<std::string> overrides;
-    for (const auto& text : variant.set()) {
+    for (const auto& text : all) {
       const std::string field = fmt::format("{}.set[{}]", at, overrides.size());
       check_override(text, field, true);
       overrides.push_back(text);
-      if (!file_.base_is_good()) continue;
+      if (!file_.base_is_good() || are_good_together) continue;
       if (const std::string why = file_.refusal(file_.after_set(overrides)); !why.empty())
         file_.problem(field, fmt::format("{}: {}: {}", name, text, why));
     }
@@ -83,7 +85,7 @@ class StudyReader {
 
   void check_metric(const std::string& metric, const std::string& field) {
     if (!metrics_.insert(metric).second) file_.problem(field, metric + " is listed twice");
-    std::string why = file_.base_is_good() ? file_.refusal({"evaluation.select_by=" + metric}) : "";
+    std::string why = file_.base_is_good() ? file_.refusal(file_.after_set({"evaluation.select_by=" + metric})) : "";
     if (metric == "loss") why = "the loss is no metric of the test split";
     if (!why.empty()) file_.problem(field, why);
   }

@@ -49,9 +49,19 @@ void SpecFile::read_base(std::string& base, const google::protobuf::RepeatedPtrF
     problem("base", error.what());
     return;
   }
+  // Together first: one may make room for another (data.synthetic for data.path).
+  const std::string of_all = refusal(set_);
+  if (of_all.empty()) {
+    base_ = varied(set_);
+    return;
+  }
+  bool is_explained = false;
   for (size_t i = 0; i < set_.size(); ++i)
-    if (const std::string why = refusal({set_[i]}); !why.empty()) problem(fmt::format("set[{}]", i), why);
-  if (refusal(set_).empty()) base_ = varied(set_);
+    if (const std::string why = refusal({set_[i]}); !why.empty()) {
+      problem(fmt::format("set[{}]", i), why);
+      is_explained = true;
+    }
+  if (!is_explained) problem(fmt::format("set[{}]", set_.size() - 1), of_all);
 }
 
 std::vector<std::string> SpecFile::after_set(std::vector<std::string> more) const {
@@ -87,7 +97,8 @@ void SpecFile::resolve_paths(google::protobuf::RepeatedPtrField<std::string>& ov
 std::string SpecFile::refusal(const std::vector<std::string>& overrides) const {
   try {
     const std::string data = varied(overrides).data().path();
-    const bool names_data = !overrides.empty() && path_of_override(overrides.back()) == "data.path";
+    const bool names_data = std::any_of(overrides.begin(), overrides.end(),
+                                        [](const std::string& text) { return path_of_override(text) == "data.path"; });
     return names_data && !fs::exists(data) ? "there is no file " + data : "";
   } catch (const Error& error) {
     // "PATH: N problems:\n  --set a=b: what is wrong\n ...": the first is enough, the rest follows from it.

@@ -174,3 +174,15 @@ def test_a_modality_that_no_training_sample_has_is_an_error(tmp_path):
     config = mp.write_config(tmp_path / "absent.txtpb", experiment("miar", data))
     message = mp.muster("train", config, "--run-dir", tmp_path / "run", code=65).stderr
     assert "no training sample has modality 'vision'" in message and not (tmp_path / "run").exists()
+
+
+def test_a_metric_of_sims_needs_its_labels(tmp_path):
+    """Its labels are from -1 to 1; the scores of others would mean nothing, and the first weights would be the best."""
+    data = mp.tiny_data(tmp_path / "data.h5", "regression", 36)
+    config = mp.write_config(tmp_path / "sims.txtpb", experiment("late_fusion", data) + 'evaluation { select_by: "SIMS_MAE" }\n')
+    message = mp.muster("train", config, "--run-dir", tmp_path / "run", code=78).stderr
+    assert "SIMS_MAE is not defined for these labels" in message and not (tmp_path / "run").exists()
+    with h5py.File(data, "a") as file:
+        file["samples/label"][:] /= 3
+    mp.muster("train", config, "--run-dir", tmp_path / "run")
+    assert mp.result(tmp_path / "run")["best"]["selected_by"] == "valid/SIMS_MAE"

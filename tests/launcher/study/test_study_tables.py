@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import f1_score
+
 from studying import HEADER, STUDY, TRIVIAL, compared, compared_by_scipy, finished, holm, mp, predictions, rows, run, ua, wa, write_study  # noqa: F401
 
 
@@ -367,3 +369,24 @@ def test_folds_of_numbers(tmp_path):
         row = compared(tmp_path / "study", metric)["slow"]
         assert int(row["pairs"]) == 3 and float(row["difference"]) == pytest.approx(differences[0].mean(), abs=1e-6) and float(row["p"]) == pytest.approx(p[0], abs=1e-12)
     assert {path.name for path in (tmp_path / "study").glob("cells/*/*/weights/*")} == {"best.safetensors"}
+
+
+def test_own_multi_label_data_in_place_of_built_in(tmp_path):
+    """`set` takes the built-in data away and gives a file: only together do they make sense. Pooled scores are those of all rows."""
+    data = mp.tiny_data(tmp_path / "own.h5", "multilabel", 60)
+    base = mp.SMALL_LATE_FUSION + "data { synthetic { kind: CLASSIFICATION samples: 150 } }\ntraining { epochs: 1 batch_size: 16 }\n"
+    text = (f'base: "base.txtpb"\nset: "data.synthetic="\nset: "data.path={data}"\nvariants {{ name: "audio" set: "data.modalities=audio" }}\n'
+            'seeds: 2\nmetrics: "micro_F1"\nmetrics: "mean_weighted_F1"\n')
+    directory = tmp_path / "study"
+    printed = run(write_study(tmp_path, text, base), directory).stdout
+    assert "trivial: majority of each class" in printed
+    table = compared(directory, "micro_F1")
+    for variant in ("base", "audio"):
+        found = []
+        for seed in (1, 2):
+            samples = predictions(directory, variant, seed)
+            labels, predicted = ([[int(row[f"{kind}_{name}"]) for name in ("calm", "glad", "sad")] for row in samples] for kind in ("label", "prediction"))
+            found.append(f1_score(labels, predicted, average="micro", zero_division=0))
+        assert float(table[variant]["mean"]) == pytest.approx(np.mean(found), abs=1e-9)
+    missing = run(write_study(tmp_path, text.replace("own.h5", "other.h5"), base), tmp_path / "missing", code=78).stderr
+    assert "there is no file" in missing and missing.count("other.h5") >= 1
