@@ -78,6 +78,7 @@ std::unique_ptr<models::Model> make_model(const std::string& workload) {
     shape.dims.push_back(one.dim);
   }
   shape.outputs = classes ? 4 : 1;
+  shape.task = classes ? data::Task::kClassification : data::Task::kRegression;
   return models::make_model(config::default_experiment(classes ? "foal_net" : "miar"), shape);
 }
 

@@ -358,6 +358,28 @@ bool is_of_some_data(const std::string& name) {
   return false;
 }
 
+double value_or_nan(const Metrics& metrics, const std::string& name) {
+  for (const auto& [candidate, value] : metrics)
+    if (candidate == name) return value;
+  return kNan;
+}
+
+std::vector<std::string> shown_names(const std::vector<Metrics>& scores) {
+  std::vector<std::string> names;
+  for (const auto& metric : scores.at(0))
+    if (!is_of_some_data(metric.first) || std::any_of(scores.begin(), scores.end(), [&](const Metrics& one) {
+          return !std::isnan(value_or_nan(one, metric.first));
+        }))
+      names.push_back(metric.first);
+  return names;
+}
+
+bool is_metric_of(const std::string& name, data::Task task) {
+  if (name.find('[') != std::string::npos) return task == data::Task::kMultilabel;
+  const auto names = metric_names(task);
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
 double metric_value(const Metrics& metrics, const std::string& name) {
   std::vector<std::string> names;
   for (const auto& [candidate, value] : metrics) {

@@ -39,9 +39,8 @@ struct Metric {
 //   Mult_acc_5, Mult_acc_7      accuracy after clipping both to [-2, 2], [-3, 3] and rounding halves to even
 //   MAE                         bit-equal to numpy's np.mean(np.abs(predictions - labels)) on float64
 //   Corr                        Pearson's r; NaN if either side is constant or there is only one sample
-//   CCC                         Lin's concordance, 2 cov(p, t) / (var p + var t + (mean p - mean t)^2), variances of
-//   the
-//                               population; NaN where it is 0 / 0
+//   CCC                         Lin's concordance, 2 cov(p, t) / (var p + var t + (mean p - mean t)^2), with
+//                               variances of the population; NaN where it is 0 / 0
 // and of MMSA for SIMS (__eval_sims_regression), after clipping both to [-1, 1]; NaN for labels outside of that:
 //   SIMS_acc_2, _3, _5          accuracy of the intervals that 0; -0.1, 0.1; -0.7, -0.1, 0.1, 0.7 bound, each with its
 //                               upper bound, in float32
@@ -60,10 +59,9 @@ struct Metric {
 //   weighted_F1  scikit-learn's f1_score(average="weighted", zero_division=0)
 // Multi-label, each class by itself (present or absent):
 //   mean_weighted_F1  f1_score(average="weighted") of each class, averaged over classes
-//   mean_WA           (true positive rate + true negative rate) / 2, the weighted accuracy of MOSEI's emotions (Zadeh
-//   et
-//                     al. 2018; scikit-learn's balanced_accuracy_score), averaged over the classes that have both; NaN
-//                     where none has
+//   mean_WA           (true positive rate + true negative rate) / 2, the weighted accuracy of MOSEI's emotions
+//                     (Zadeh et al. 2018; scikit-learn's balanced_accuracy_score), averaged over the classes that
+//                     have both; NaN where none has
 //   macro_F1, micro_F1, subset_accuracy   f1_score(average="macro" and "micro", zero_division=0), accuracy_score
 //   WA[class], weighted_F1[class]         the first two of each class
 const std::vector<Metric>& all_metrics();
@@ -105,5 +103,15 @@ Metrics multilabel_metrics(const std::vector<double>& predictions, const std::ve
 
 // Whether tables leave out this metric where it is NaN.
 bool is_of_some_data(const std::string& metric);
+
+// The names that a table of these scores shows: those of the first, without those of some data only that are NaN in
+// all.
+std::vector<std::string> shown_names(const std::vector<Metrics>& scores);
+
+// The value of `name`, NaN where it is not there (earlier versions knew fewer metrics).
+double value_or_nan(const Metrics& metrics, const std::string& name);
+
+// Whether these predictions are of that task; "name[class]" is of multi-label data.
+bool is_metric_of(const std::string& name, data::Task task);
 
 }  // namespace muster::metrics

@@ -29,7 +29,9 @@ std::unique_ptr<Model> make_model(const config::Experiment& experiment, const Da
   const ModelSpec& spec = spec_of(experiment);
   if (const std::string problem = spec.modality_problem(shape.modalities); !problem.empty())
     throw Error(ExitCode::kBadConfig, fmt::format("data.modalities: {}", problem));
-  if (shape.task == data::Task::kClassification ? shape.outputs < 2 : !spec.learns(shape.task))
+  if (!spec.learns(shape.task))
+    throw Error(ExitCode::kBadConfig, fmt::format("{}: it is not for {}", spec.name, name_of(shape.task)));
+  if (shape.task == data::Task::kClassification && shape.outputs < 2)
     throw Error(ExitCode::kBadConfig,
                 fmt::format("{}: classification needs data with at least two classes", spec.name));
   auto encoders = make_encoders(experiment, shape.modalities);

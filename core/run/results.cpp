@@ -181,7 +181,13 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
     if (classes_end == 0)
       for (classes_end = 3; classes_end < header.size() && header[classes_end].rfind(prefix, 0) == 0;) ++classes_end;
     if (records[0] != header) throw wrong("its classes are not those of " + files[0]);
-    const auto constant = constants.empty() ? std::vector<std::string>() : read_csv(constants[file]).at(0);
+    std::vector<std::string> constant;  // of multi-label data
+    if (classes > 0 && !constants.empty()) {
+      const auto rows_of_constant = read_csv(constants[file]);
+      if (rows_of_constant.size() != 1 || rows_of_constant[0].size() != classes)
+        throw wrong(fmt::format("its trivial prediction has not one value for each of {} classes", classes));
+      constant = rows_of_constant[0];
+    }
     for (size_t i = 1; i < records.size(); ++i) {
       if (records[i].size() != header.size()) throw wrong(fmt::format("line {} is not whole", i + 1));
       if (classes_end == 3 && !(is_finite_number(records[i][1]) && is_finite_number(records[i][2])))
@@ -194,7 +200,7 @@ PredictionScores scores_of_predictions(const std::vector<std::string>& files, co
       }
       for (size_t c = 0; c < classes; ++c) {
         labels.push_back(records[i][1 + c]);
-        predictions.push_back(constants.empty() ? records[i][1 + classes + c] : constant.at(c));
+        predictions.push_back(constants.empty() ? records[i][1 + classes + c] : constant[c]);
         if (!is_bit(labels.back()) || !is_bit(predictions.back()))
           throw wrong(fmt::format("line {}: labels and predictions must be 0 or 1", i + 1));
       }
@@ -271,19 +277,17 @@ RunResult read_result(const std::string& run_directory) {
 }
 
 std::string results_table(const std::vector<ResultColumn>& columns) {
+  std::vector<metrics::Metrics> scores;
+  for (const auto& column : columns) scores.push_back(column.metrics);
+  const auto names = metrics::shown_names(scores);
   size_t width = 16;
-  for (const auto& [name, value] : columns[0].metrics) width = std::max(width, name.size());
+  for (const auto& name : names) width = std::max(width, name.size());
   std::string table(width, ' ');
   for (const auto& column : columns) table += fmt::format("{:>16}", column.title);
-  for (size_t row = 0; row < columns[0].metrics.size(); ++row) {
-    const std::string& name = columns[0].metrics[row].first;
-    if (metrics::is_of_some_data(name) && std::all_of(columns.begin(), columns.end(), [&](const auto& column) {
-          return std::isnan(column.metrics[row].second);
-        }))
-      continue;
+  for (const auto& name : names) {
     table += fmt::format("\n{:{}}", name, width);
-    for (const auto& column : columns) {
-      const double value = column.metrics[row].second;
+    for (const auto& one : scores) {
+      const double value = metrics::value_or_nan(one, name);
       table += std::isnan(value) ? fmt::format("{:>16}", "undefined") : fmt::format("{:16.4f}", value);
     }
   }

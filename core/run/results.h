@@ -80,7 +80,7 @@ struct RunResult {
 // Throws Error(kBadData) when the file is missing or cannot be understood.
 RunResult read_result(const std::string& run_directory);
 
-// A table of metrics for people: one row per metric, one column each.
+// A table of metrics for people: one row for each metric of the first column, which others may lack.
 struct ResultColumn {
   std::string title;
   metrics::Metrics metrics;

@@ -85,8 +85,9 @@ void read_start(const json& environment, RunStatus& status) {
 void read_metrics(const std::string& folder, const std::string& select_by, double batch_size, RunStatus& status) {
   const auto rows = json_rows(tail(folder + "/metrics.jsonl"));
   std::vector<double> speeds;
-  std::vector<std::string> names{select_by};
-  if (select_by.empty())
+  std::vector<std::string> names;
+  if (!select_by.empty()) names.push_back(select_by);
+  if (names.empty())
     for (const auto task : {data::Task::kClassification, data::Task::kRegression, data::Task::kMultilabel})
       names.push_back(metrics::default_metric(task));
   for (auto row = rows.rbegin(); row != rows.rend(); ++row) {

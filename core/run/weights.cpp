@@ -16,9 +16,10 @@ const std::string kPrefix = "standardize.";
 
 void require_same_task(const Weights& weights, const data::DatasetIndex& index, const std::string& source) {
   const auto found = weights.metadata.find("task");
-  // An earlier version did not say it, and knew two: one has classes.
+  // An earlier version did not say it, and knew two: one has classes. Of other programs' files nothing is known.
   const std::string trained = found != weights.metadata.end()         ? found->second
                               : weights.metadata.count("class_names") ? "classification"
+                              : weights.metadata.count("experiment")  ? "regression"
                                                                       : "";
   if (trained.empty() || trained == name_of(index.task)) return;
   throw Error(ExitCode::kBadData, fmt::format("{}: the weights were trained for {}, but the data's task is {}; choose "

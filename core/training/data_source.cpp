@@ -127,18 +127,18 @@ int64_t choose_outputs(const config::Experiment& experiment, const data::Dataset
   return in_file;
 }
 
-void check_metric(const config::Experiment& experiment, const data::DatasetIndex& index, Problems& problems) {
+void check_metric(const config::Experiment& experiment, const data::DatasetIndex& index, bool for_training,
+                  Problems& problems) {
   const std::string& name = experiment.evaluation().select_by();
   const auto names = metrics::selectable_names(index.task);
   if (name.empty()) return;
   if (std::find(names.begin(), names.end(), name) != names.end()) {
-    if (metrics::is_of_some_data(name) && index.has_labels() &&
+    if (for_training && metrics::is_of_some_data(name) &&
         std::isnan(metrics::metric_value(metrics::regression_metrics(index.labels, index.labels), name)))
       problems.add(
-          fmt::format("evaluation.select_by: {} is not defined for these labels, which are from {:g} to {:g} "
-                      "(docs/metrics.md); choose another metric",
-                      name, *std::min_element(index.labels.begin(), index.labels.end()),
-                      *std::max_element(index.labels.begin(), index.labels.end())));
+          fmt::format("evaluation.select_by: {} is not defined for these labels (docs/metrics.md); choose "
+                      "another metric",
+                      name));
     return;
   }
   problems.add(fmt::format("evaluation.select_by: \"{}\" is not a metric of this data's task; use one of {}", name,
@@ -211,19 +211,6 @@ void find_usable(const config::Experiment& experiment, DataSource& source) {
                 fmt::format("{}: no sample has the modalities that the model needs", source.dataset->source()));
 }
 
-// A modality that no training sample has would be left with its random starting weights, and evaluation might use them.
-void require_modalities(const DataSource& source, const std::vector<int64_t>& train) {
-  for (size_t m = 0; m < source.modalities.size(); ++m) {
-    const auto& modality = source.index().modalities[source.modalities[m]];
-    if (std::none_of(train.begin(), train.end(),
-                     [&](int64_t sample) { return source.limits[m].of(modality.length(sample)) > 0; }))
-      throw Error(ExitCode::kBadData,
-                  fmt::format("{}: no training sample has modality '{}'; leave it out of data.modalities, or choose "
-                              "another split",
-                              source.dataset->source(), modality.name));
-  }
-}
-
 void check_augment(const config::Experiment& experiment, const DataSource& source, Problems& problems) {
   for (const std::string& name : experiment.data().augment().modalities())
     if (std::find(source.shape.modalities.begin(), source.shape.modalities.end(), name) ==
@@ -261,7 +248,7 @@ DataSource open_source(const config::Experiment& experiment, const std::string& 
     source.limits.push_back(limits_of(experiment, source.index().modalities[source.modalities[m]], encoders[m].get()));
   source.shape.task = source.index().task;
   source.shape.outputs = choose_outputs(experiment, *source.dataset, problems);
-  check_metric(experiment, source.index(), problems);
+  check_metric(experiment, source.index(), for_training, problems);
   check_augment(experiment, source, problems);
   const models::ModelSpec& model = models::spec_of(experiment);
   if (for_training && model.check_data != nullptr && !encoders.empty())
@@ -343,10 +330,7 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
     if (error.code() != ExitCode::kBadData) throw;
     throw Error(error.code(), fmt::format("{}: {}", source.dataset->source(), error.what()));
   }
-  if (source.dropped == 0) {
-    if (for_training) require_modalities(source, split.train);
-    return split;
-  }
+  if (source.dropped == 0) return split;
   for (auto* part : {&split.train, &split.valid, &split.test}) {
     std::vector<int64_t> kept;
     std::set_intersection(part->begin(), part->end(), source.usable.begin(), source.usable.end(),
@@ -357,8 +341,19 @@ data::Split split_data(const config::Experiment& experiment, const DataSource& s
     throw Error(ExitCode::kBadData,
                 fmt::format("{}: no training sample is left after dropping those that lack a modality",
                             source.dataset->source()));
-  if (for_training) require_modalities(source, split.train);
   return split;
+}
+
+void require_training_modalities(const DataSource& source, const std::vector<int64_t>& train) {
+  for (size_t m = 0; m < source.modalities.size(); ++m) {
+    const auto& modality = source.index().modalities[source.modalities[m]];
+    if (std::none_of(train.begin(), train.end(),
+                     [&](int64_t sample) { return source.limits[m].of(modality.length(sample)) > 0; }))
+      throw Error(ExitCode::kBadData,
+                  fmt::format("{}: no training sample has modality '{}'; leave it out of data.modalities, or choose "
+                              "another split",
+                              source.dataset->source(), modality.name));
+  }
 }
 
 void require_validation_split(const config::Experiment& experiment, const DataSource& source,

@@ -60,6 +60,10 @@ std::string encoder_problem(const data::Modality& modality, int encoder, const m
 // The experiment's splits, without dropped samples. Throws as data::make_split.
 data::Split split_data(const config::Experiment& experiment, const DataSource& source, bool for_training);
 
+// Throws Error(kBadData) for a modality that none of the training samples has: its weights would stay random, and
+// evaluation might use them.
+void require_training_modalities(const DataSource& source, const std::vector<int64_t>& train);
+
 // Throws Error(kBadConfig) that says what to set when `split`, of that experiment and data, has no validation samples.
 void require_validation_split(const config::Experiment& experiment, const DataSource& source, const data::Split& split);
 

@@ -93,7 +93,7 @@ std::vector<double> Predictor::deviations(int64_t position) {
     std::vector<int64_t> train;
     distributed::run_on_all_ranks(communicator(), [&] {
       own = options_.data.empty() ? source_ : open_data(experiment_, "", /*labels_required=*/false);
-      own.modalities = {own.modalities[static_cast<size_t>(position)]};
+      own.modalities = {own.index().find_modality(source_.shape.modalities[static_cast<size_t>(position)])};
       train = split_data(experiment_, own, false).train;
       const auto& modality = own.index().modalities[static_cast<size_t>(own.modalities[0])];
       if (std::none_of(train.begin(), train.end(), [&](int64_t sample) { return modality.length(sample) > 0; }))
@@ -102,6 +102,8 @@ std::vector<double> Predictor::deviations(int64_t position) {
                                 "its noise by",
                                 own.dataset->source(), modality.name));
     });
+    if (!options_.data.empty())
+      require_data_of_the_run(*own.dataset, require_same_data(*own.dataset, communicator()), options_.training_hash);
     moments = fit_moments(own, train, communicator())[0];
   }
   const double* const deviation = moments.standard_deviation.const_data_ptr<double>();

@@ -18,6 +18,7 @@ struct InferenceOptions {
   std::string data;           // dataset in place of the experiment's; empty: the experiment's
   std::string split;          // "train", "valid", "test" by the experiment's split, or "all"
   std::string expected_hash;  // SHA-256 that the data must have; empty: any
+  std::string training_hash;  // SHA-256 of the data that the weights were trained on; empty: not known
   bool needs_labels = true;   // true: metrics and losses; false: predictions, whether there are labels or not
   bool with_details = false;  // the predictions' details too
   std::string request;        // what else the command asks for, as text: must be the same on every rank

@@ -201,6 +201,7 @@ void prepare(TrainingRun& run) {
       run::require_kept_encoders(run.config, run.options.run_directory);
     run.data = open_training_data(config, &run.datasets);
     run.split = split_data(config, run.data, true);
+    if (!run.resumes) require_training_modalities(run.data, run.split.train);  // earlier versions began such runs
     if (!run.policy.sees_test_split) {
       run.split.test.clear();
       require_validation_split(config, run.data, run.split);

@@ -147,14 +147,17 @@ void print_groups(const GroupEvaluations& groups, const std::vector<std::string>
   const auto name_of_group = [](const std::string& name) { return name.empty() ? "(no group)" : name; };
   Table table;
   table.caption = "by group";
+  std::vector<metrics::Metrics> scores;
+  for (const auto& group : groups) scores.push_back(group.second.metrics);
+  const auto names = metrics::shown_names(scores);
+  table.header = {"group", "samples"};
+  table.header.insert(table.header.end(), names.begin(), names.end());
   for (const auto& [name, evaluation] : groups) {
-    if (table.header.empty()) {
-      table.header = {"group", "samples"};
-      for (const auto& metric : evaluation.metrics) table.header.push_back(metric.first);
-    }
     table.rows.push_back({name_of_group(name), fmt::format("{}", evaluation.predictions.samples.size())});
-    for (const auto& metric : evaluation.metrics)
-      table.rows.back().push_back(std::isfinite(metric.second) ? fmt::format("{:.4f}", metric.second) : "-");
+    for (const auto& metric : names) {
+      const double value = metrics::metric_value(evaluation.metrics, metric);
+      table.rows.back().push_back(std::isfinite(value) ? fmt::format("{:.4f}", value) : "undefined");
+    }
   }
   print_out("\n{}", as_text(table));
   for (const auto& [name, evaluation] : groups)
@@ -222,7 +225,8 @@ void run(const Arguments& arguments) {
       }
       experiment = config::load_stored_experiment(directory + "/config.txtpb").experiment;
       // Another file is another question; the run's own must be what it was.
-      if (arguments.data.empty()) options.expected_hash = hash_of_run(directory);
+      if (arguments.data.empty() || arguments.perturbs()) options.training_hash = hash_of_run(directory);
+      if (arguments.data.empty()) options.expected_hash = options.training_hash;
     });
     if (!predictions.empty()) return;
     training::Predictor predictor(experiment, options, communicator);
@@ -238,21 +242,26 @@ void run(const Arguments& arguments) {
 }
 
 // How the model weighs its streams: mean and standard deviation over all samples, and over those that it predicts
-// alike.
+// alike; of multi-label data, over those that it predicts to have a class.
 std::string gates_table(const data::DatasetIndex& index, const run::Predictions& predictions) {
-  const bool classification = index.task == data::Task::kClassification;
+  const bool regression = index.task == data::Task::kRegression;
   std::vector<std::string> names{"all"};
-  if (classification)
+  if (!regression)
     for (const auto& name : index.class_names) names.push_back("predicted " + name);
   else
     names.insert(names.end(), {"prediction < 0", "prediction >= 0"});
   // The rows of each of them.
   std::vector<std::vector<size_t>> rows(names.size());
-  const auto classes = classification ? predictions.classes() : std::vector<int64_t>();
-  const auto values = classification ? std::vector<double>() : predictions.values();
+  const auto classes = predictions.classes();  // of regression: 0
+  const auto width_of_outputs = static_cast<size_t>(predictions.outputs.size(1));
+  const auto values = predictions.values();
   for (size_t row = 0; row < predictions.samples.size(); ++row) {
     rows[0].push_back(row);
-    rows[classification ? 1 + static_cast<size_t>(classes[row]) : values[row] < 0 ? 1 : 2].push_back(row);
+    if (regression) rows[values[row] < 0 ? 1 : 2].push_back(row);
+    if (index.task == data::Task::kClassification) rows[1 + static_cast<size_t>(classes[row])].push_back(row);
+    if (index.task == data::Task::kMultilabel)
+      for (size_t c = 0; c < width_of_outputs; ++c)
+        if (values[row * width_of_outputs + c] > 0) rows[1 + c].push_back(row);
   }
   Table table;
   table.caption = "mean ± standard deviation over samples";

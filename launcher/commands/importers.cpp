@@ -64,7 +64,8 @@ void import_data(std::vector<std::string> arguments) {
 
 void add_html(CLI::App& inspect) {
   const auto path = std::make_shared<std::string>();
-  inspect.add_option("--html", *path, "Write a page with lengths, labels, ranges and suspicious things instead");
+  inspect.add_option("--html", *path, "Write a page with lengths, labels, ranges and suspicious things instead")
+      ->excludes(inspect.get_option("--json"));
   inspect.parse_complete_callback([&inspect, path] {
     if (path->empty()) return;
     become_importer("inspect_html", "muster data inspect", {inspect["FILE"]->as<std::string>(), "--html", *path});

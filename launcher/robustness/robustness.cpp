@@ -98,10 +98,10 @@ std::vector<RatePoint> points_of(const std::vector<PerturbationCurve>& curves,
   return points;
 }
 
-// Not where a metric is for other data.
-bool is_shown(const std::vector<RatePoint>& points, size_t metric) {
-  return !metrics::is_of_some_data(points[0].seeds[0]->metrics[metric].first) ||
-         std::any_of(points.begin(), points.end(), [&](const auto& point) { return point.metric(metric).n > 0; });
+std::vector<std::string> shown_names(const std::vector<PerturbedScores>& scores) {
+  std::vector<metrics::Metrics> all;
+  for (const auto& one : scores) all.push_back(one.metrics);
+  return metrics::shown_names(all);
 }
 
 std::string score_text(const Spread& value) {
@@ -149,11 +149,16 @@ std::string robustness_tables(const std::vector<PerturbationCurve>& curves,
                               const std::vector<PerturbedScores>& scores) {
   std::string text;
   const auto points = points_of(curves, scores);
+  const auto names = shown_names(scores);
+  const auto is_shown = [&](const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
   for (const auto& curve : curves) {
     const bool drop = curve.kind == PerturbationKind::kDrop;
     Table table;
     table.caption = drop ? fmt::format("{} missing in a share of the samples", curve.modality)
-                         : fmt::format("noise on {}, in standard deviations", curve.modality);
+                         : fmt::format("noise on {}, in standard deviations (of a waveform: in each recording's RMS)",
+                                       curve.modality);
     bool leaves_out = false;
     for (const auto& point : points) {
       if (&point.curve != &curve) continue;
@@ -163,7 +168,7 @@ std::string robustness_tables(const std::vector<PerturbationCurve>& curves,
           table.caption += fmt::format(" (mean ± standard deviation of {} seeds)", point.seeds.size());
         table.header = {drop ? "share" : "noise", "samples"};
         for (size_t metric = 0; metric < metrics.size(); ++metric)
-          if (is_shown(points, metric)) table.header.push_back(metrics[metric].first);
+          if (is_shown(metrics[metric].first)) table.header.push_back(metrics[metric].first);
       }
       std::vector<std::string> row{fmt::format("{:.12g}", point.rate), point.count(&PerturbedScores::samples)};
       if (const std::string out = point.count(&PerturbedScores::left_out); out != "0") {
@@ -171,7 +176,7 @@ std::string robustness_tables(const std::vector<PerturbationCurve>& curves,
         leaves_out = true;
       }
       for (size_t metric = 0; metric < metrics.size(); ++metric)
-        if (is_shown(points, metric)) row.push_back(score_text(point.metric(metric)));
+        if (is_shown(metrics[metric].first)) row.push_back(score_text(point.metric(metric)));
       table.rows.push_back(std::move(row));
     }
     if (leaves_out)
@@ -224,8 +229,7 @@ json robustness_json(const std::vector<PerturbationCurve>& curves, const std::ve
 }
 
 std::string robustness_plot(const std::vector<PerturbationCurve>& curves, const std::vector<PerturbedScores>& scores) {
-  json request = {{"metrics", json::array()}, {"curves", json::array()}};
-  for (const auto& metric : scores[0].metrics) request["metrics"].push_back(metric.first);
+  json request = {{"metrics", shown_names(scores)}, {"curves", json::array()}};
   const json points = robustness_json(curves, scores);
   for (const auto& curve : curves) {
     json drawn = {{"kind", name_of(curve.kind)}, {"modality", curve.modality}, {"rates", curve.rates}};

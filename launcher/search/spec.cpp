@@ -208,9 +208,10 @@ class SpecReader {
     metric_ = search_.objective().metric();
     if (metric_.empty() && models::model_of(file_.base()).empty()) return;  // what is wrong is known already
     if (metric_.empty()) metric_ = file_.base().evaluation().select_by();
+    // A model that learns no numbers is searched for classes; for multi-label data the metric must be named.
     if (metric_.empty())
-      if (const auto& model = models::spec_of(file_.base()); model.tasks.size() == 1)
-        metric_ = model.default_metric(model.tasks[0]);
+      if (const auto& model = models::spec_of(file_.base()); !model.learns(data::Task::kRegression))
+        metric_ = model.default_metric(data::Task::kClassification);
     if (metric_.empty())
       return problem("objective",
                      "objective.metric is missing, e.g. objective { metric: \"MAE\" }; the base experiment names none "

@@ -45,12 +45,9 @@ std::string samples_text(const VariantResults& results) {
 }
 
 std::string trivial_prediction(const StudyResults& results) {
-  const auto is_of = [&](data::Task task) {
-    const auto names = metrics::metric_names(task);
-    return std::count(names.begin(), names.end(), results.metrics[0]) > 0;
-  };
-  if (is_of(data::Task::kRegression)) return "training median";
-  return is_of(data::Task::kMultilabel) ? "majority of each class" : "majority class";
+  if (metrics::is_metric_of(results.metrics[0], data::Task::kRegression)) return "training median";
+  return metrics::is_metric_of(results.metrics[0], data::Task::kMultilabel) ? "majority of each class"
+                                                                            : "majority class";
 }
 
 std::string trivial_label(const StudyResults& results) { return "trivial: " + trivial_prediction(results); }

@@ -37,9 +37,13 @@ double value_of(const json& metrics, const std::string& name) {
 // Which metrics, from a first result: the study's, or all, the one that chooses the weights first.
 std::vector<std::string> shown_metrics(const Study& study, const run::RunResult& result) {
   std::vector<std::string> there;
-  for (const auto& [name, value] : result.test.items()) there.push_back(name);
+  for (const auto& [name, value] : result.test.items())
+    if (!value.is_null() || !metrics::is_of_some_data(name)) there.push_back(name);
   if (study.metrics_size() == 0) {
-    const std::string first = result.selected_by.substr(result.selected_by.find('/') + 1);
+    std::string first = result.selected_by.substr(result.selected_by.find('/') + 1);
+    if (std::find(there.begin(), there.end(), first) == there.end())  // the loss
+      for (const auto& metric : metrics::all_metrics())
+        if (metric.is_default && std::find(there.begin(), there.end(), metric.name) != there.end()) first = metric.name;
     const auto found = std::find(there.begin(), there.end(), first);
     if (found != there.end()) std::rotate(there.begin(), found, found + 1);
     return there;

@@ -85,7 +85,10 @@ class StudyReader {
 
   void check_metric(const std::string& metric, const std::string& field) {
     if (!metrics_.insert(metric).second) file_.problem(field, metric + " is listed twice");
-    std::string why = file_.base_is_good() ? file_.refusal(file_.after_set({"evaluation.select_by=" + metric})) : "";
+    std::string why =
+        file_.base_is_good()
+            ? file_.refusal(file_.after_set({"evaluation.select_by=" + metric.substr(0, metric.find('['))}))
+            : "";
     if (metric == "loss") why = "the loss is no metric of the test split";
     if (!why.empty()) file_.problem(field, why);
   }

@@ -26,8 +26,11 @@ bool is_of_kind(const std::string& path, OutputKind kind) {
   if (kind == OutputKind::kDataset) return data::is_container(path);
   const std::string head = head_of(path, kHead);
   const bool is_plot = head.rfind("<?xml", 0) == 0 && head.find("Matplotlib") != std::string::npos;
-  if (kind == OutputKind::kPredictions)
-    return head.rfind("id,label,prediction", 0) == 0 || head.rfind("id,prediction", 0) == 0;
+  if (kind == OutputKind::kPredictions) {
+    for (const char* begin : {"id,label,prediction", "id,prediction", "id,label_", "id,\"label_", "id,\"prediction_"})
+      if (head.rfind(begin, 0) == 0) return true;
+    return false;
+  }
   if (kind == OutputKind::kExport)
     return head.rfind("trial,state,value", 0) == 0 || head.rfind("parameter,importance", 0) == 0 || is_plot;
   if (kind == OutputKind::kRobustness) return head.rfind("perturbation,modality,rate,seed", 0) == 0 || is_plot;

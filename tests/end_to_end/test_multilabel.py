@@ -186,3 +186,24 @@ def test_a_metric_of_sims_needs_its_labels(tmp_path):
         file["samples/label"][:] /= 3
     mp.muster("train", config, "--run-dir", tmp_path / "run")
     assert mp.result(tmp_path / "run")["best"]["selected_by"] == "valid/SIMS_MAE"
+
+
+def test_predictions_are_written_again_and_gates_are_by_class(data, tmp_path):
+    run = mp.train(tmp_path, experiment("miar", data))
+    words = ("predict", "--weights", run / "weights/best.safetensors", "--config", run / "config.txtpb", "--data", data, "--gates", "-o", tmp_path / "all.csv")
+    for _ in range(2):  # the second takes the place of the first
+        printed = mp.muster(*words).stdout
+    rows = mp.predictions(tmp_path / "all.csv")
+    for name, count in zip(CLASSES, bits_of(rows, "prediction").sum(0)):
+        assert f"predicted {name} ({count})" in printed
+    assert all(sum(float(row[f"gate_{stream}"]) for stream in ("audio", "vision", "joint")) == pytest.approx(1) for row in rows)
+
+
+def test_weights_selected_by_a_metric_of_sims_are_applied_to_other_data(tmp_path):
+    data = mp.tiny_data(tmp_path / "data.h5", "regression", 36)
+    other = tmp_path / "other.h5"
+    other.write_bytes(data.read_bytes())
+    with h5py.File(data, "a") as file:
+        file["samples/label"][:] /= 3
+    run = mp.train(tmp_path, experiment("late_fusion", data) + 'evaluation { select_by: "SIMS_MAE" }\n')
+    assert "MAE" in mp.muster("evaluate", run, "--data", other).stdout

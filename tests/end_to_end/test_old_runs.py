@@ -129,3 +129,14 @@ def test_a_field_that_is_unknown_is_refused_by_name(tmp_path):
                     ["study", tmp_path / "study.txtpb", "--study-dir", study], predict):
         refused = mp.muster(*command, code=78).stderr
         assert ".gate_width" in refused and "If a newer muster wrote this file, only that one can read it." in refused, refused
+
+
+def test_kept_predictions_are_evaluated_with_the_baselines_that_were_kept(tmp_path):
+    """A result.json may lack those of metrics that did not exist then: each score stands in its own row all the same."""
+    cell = tmp_path / "cell"
+    shutil.copytree(DATA / "study" / "cells" / "base" / "seed-1", cell)
+    result, stored = mp.result(cell), {"UA": 0.25, "WA": 0.4, "weighted_F1": 0.2286}
+    result["trivial_baselines"] = {"test": stored, "prediction": "happy"}
+    (cell / "result.json").write_text(json.dumps(result))
+    found = {words[0]: words[1:] for words in map(str.split, mp.muster("evaluate", cell).stdout.splitlines()) if words}
+    assert {name: float(found[name][1]) for name in stored} == stored and len(found["macro_recall"]) == 2 and found["macro_recall"][1] == "undefined"

@@ -316,7 +316,7 @@ def test_samples_without_anything_left_are_undefined(tmp_path):
     everything = scores(run)["samples"]
     assert int(half["samples"]) + int(half["left_out"]) == everything and 0 < int(half["samples"]) < everything
     assert (none["samples"], none["left_out"]) == ("0", str(everything)) and none["MAE"] == none["loss"] == ""
-    assert re.search(r"^\s*1\s+0 \(\d+ left out\)\s+-\s", printed, re.M) and "no other modality than vision" in printed
+    assert re.search(r"^\s*1\s+0 \(\d+ left out\)\s+undefined\s", printed, re.M) and "no other modality than vision" in printed
 
 
 def test_noise_on_waveforms_is_in_front_of_frozen_encoders(tmp_path):

@@ -59,7 +59,10 @@ def test_regression_metrics_from_the_predictions(tmp_path):
                 "Mult_acc_5": np.mean(np.round(np.clip(p, -2, 2)) == np.round(np.clip(t, -2, 2))),
                 "Has0_acc_2": np.mean((p >= 0) == (t >= 0)), "Non0_acc_2": np.mean((p > 0)[not_zero] == (t > 0)[not_zero]),
                 "Has0_F1_score": sklearn_metrics.f1_score(t >= 0, p >= 0, average="weighted"),
-                "Non0_F1_score": sklearn_metrics.f1_score((t > 0)[not_zero], (p > 0)[not_zero], average="weighted")}
+                "Non0_F1_score": sklearn_metrics.f1_score((t > 0)[not_zero], (p > 0)[not_zero], average="weighted"),
+                "CCC": 2 * np.cov(p, t, ddof=0)[0, 1] / (p.var() + t.var() + (p.mean() - t.mean()) ** 2)}
+        assert {name for name, value in found.items() if value is None} == {name for name in found if name.startswith("SIMS_")}
+        found = {name: value for name, value in found.items() if value is not None}
         assert want.keys() == found.keys() and mp.result(run)[split]["samples"] == len(table) > 10
         for name, value in want.items():
             assert found[name] == pytest.approx(value, abs=1e-12, rel=1e-12), name

@@ -199,7 +199,7 @@ def test_one_experiment_that_learns_nothing(tmp_path):
         assert not re.search(r"\(best\)|best:|Δ|Delta|Holm\)|Wilcoxon|compared", text), text
     assert "small: test split, 2 seeds, mean ± std over seeds\n" in result.stdout and "Weights of every run" in result.stdout
     header = [line[1:] for line in columns_of(result.stdout) if line[0] == "variant"]
-    assert [len(line) for line in header] == [4, 5] and sum(header, []) == [*values, "samples"]
+    assert [len(line) for line in header] == [5, 5] and sum(header, []) == [*values, "samples"]
     assert csv["base", "Corr"]["mean"] and not csv[TRIVIAL, "Corr"]["mean"]  # of a constant it is not defined
 
 
