@@ -337,7 +337,20 @@ def run(options):
 
     dataset = Dataset(Path(options.manifest).stem, task, names, ids, labels, groups, splits, targets, filter(None, modalities), columns=columns,
                       things="files")
-    return write_dataset(dataset, options, problems=problems)
+    return write_dataset(dataset, options, sources(options, ids, modalities), problems)
+
+
+def sources(options, ids, modalities):
+    """[(name, path)] of all files that were read; None if the manifest is a pipe, which cannot be read again."""
+    if not os.path.isfile(options.manifest):
+        return None
+    found = [(Path(options.manifest).name, options.manifest)]
+    for modality in filter(None, modalities):
+        for row in np.flatnonzero(modality.lengths > 0):
+            path = modality.paths[row] if hasattr(modality, "paths") else modality.source(row)
+            if isinstance(path, Path):  # not a column of the manifest
+                found.append((f"{modality.name}/{ids[row]}{path.suffix}", path))
+    return found
 
 
 def split_names(text):

@@ -52,7 +52,7 @@ class Texts:
     def __init__(self, name, source, text_of, manifest, ids, options, problems):
         self.name, self.manifest, self.ids, self.dim = name, manifest, ids, 1
         self.lengths, self.cropped = np.full(len(ids), -1, dtype=np.int64), 0
-        self._source, self._text_of, self._folder, self._limit = source, text_of, options.tokenizer, options.max_tokens.get(name)
+        self.source, self._text_of, self._folder, self._limit = source, text_of, options.tokenizer, options.max_tokens.get(name)
         self._tokenizer = load_tokenizer(options.tokenizer)
         if self._limit:
             own = self._tokenizer.num_special_tokens_to_add(False)
@@ -97,7 +97,7 @@ class Texts:
                 try:
                     encoding = self._encode(self._text_of(row))
                 except (DataError, ValueError) as error:  # it has changed since it was first read
-                    problems.append(f"{self._source(row)}: {error} ({self.manifest.where(row)})")
+                    problems.append(f"{self.source(row)}: {error} ({self.manifest.where(row)})")
                     return
                 tokens = np.array([encoding.ids, encoding.type_ids][:self.dim], dtype=np.int64).T
                 progress.add(tokens.nbytes)

@@ -1,5 +1,6 @@
 """The importers, run as a user runs them, and every Python block of docs/data.md. Results are read with plain h5py."""
 import csv
+import hashlib
 import os
 import re
 import resource
@@ -60,8 +61,13 @@ def test_container_holds_what_the_files_hold(data):
     assert run.returncode == 0, run.stderr
     assert "4 samples, classification" in run.stdout and "angry 1, happy 1, sad 2" in run.stdout
     with h5py.File(data / "out.h5") as file:
-        assert dict(file.attrs, class_names=0) == {"format": "muster-dataset", "version": 1, "name": "small",
-                                                   "task": "classification", "class_names": 0}
+        found = dict(file.attrs, class_names=0)
+        files = {"manifest.csv": data / "manifest.csv", **{f"{name}/{sample}.npy": data / folder / f"{sample}.npy" for sample in LENGTHS
+                                                           for name, folder in (("audio", "audio"), ("vision", "video"))}}
+        listed = "".join(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n" for name in sorted(files))
+        assert found.pop("sources_sha256") == hashlib.sha256(listed.encode()).hexdigest()
+        assert "--manifest manifest.csv" in found.pop("command")
+        assert found == {"format": "muster-dataset", "version": 1, "name": "small", "task": "classification", "class_names": 0}
         assert list(file.attrs["class_names"]) == ["angry", "happy", "sad"]
         assert list(file["samples/id"].asstr()) == list(LENGTHS)
         assert list(file["samples/group"].asstr()) == ["1", "1", "2", "2"]
