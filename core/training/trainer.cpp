@@ -97,6 +97,8 @@ void print_report(const TrainingRun& run, const std::vector<run::ResultColumn>& 
                                  state.steps_done(), state.stopped_early() ? " (stopped early)" : "");
   if (state.skipped_steps() > 0) text += fmt::format("{} steps were skipped as non-finite\n", state.skipped_steps());
   if (!columns.empty()) text += fmt::format("\n{}\n", run::results_table(columns));
+  if (run.data.dropped > 0)
+    text += fmt::format("{} of all samples were left out: a modality is missing\n", run.data.dropped);
   if (!confusion.empty()) text += run::confusion_table(index.class_names, confusion) + "\n";
   if (!columns.empty())
     text += fmt::format("baseline: what predicting the training {} for every sample scores\n{}",

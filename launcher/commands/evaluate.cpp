@@ -107,7 +107,10 @@ void evaluate_predictions(const Arguments& arguments, const std::string& path) {
     if (stored.contains(name))
       baseline.emplace_back(name, stored[name].is_number() ? stored[name].get<double>() : std::nan(""));
   print_scores(
-      fmt::format("{} ({} split, {} samples); the weights were not kept", path, arguments.split, scores.samples),
+      fmt::format("{} ({} split, {} samples{}); the weights were not kept", path, arguments.split, scores.samples,
+                  result.dropped_samples > 0
+                      ? fmt::format("; {} of the data's were left out, for a missing modality", result.dropped_samples)
+                      : ""),
       arguments, scores.metrics, baseline, scores.class_names, scores.confusion, result.model_note);
 }
 

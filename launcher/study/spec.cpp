@@ -85,10 +85,11 @@ class StudyReader {
 
   void check_metric(const std::string& metric, const std::string& field) {
     if (!metrics_.insert(metric).second) file_.problem(field, metric + " is listed twice");
-    std::string why =
-        file_.base_is_good()
-            ? file_.refusal(file_.after_set({"evaluation.select_by=" + metric.substr(0, metric.find('['))}))
-            : "";
+    const std::string select_by = "evaluation.select_by=" + metric.substr(0, metric.find('['));  // "WA[happy]" as "WA"
+    std::string why;
+    if (file_.base_is_good())
+      why = file_.refusal(file_.after_set({})).empty() ? file_.refusal(file_.after_set({select_by}))
+                                                       : file_.refusal({select_by});
     if (metric == "loss") why = "the loss is no metric of the test split";
     if (!why.empty()) file_.problem(field, why);
   }

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "distributed/communicator.h"
 
 namespace muster::launcher {
 namespace {
@@ -32,6 +33,8 @@ void become_importer(const std::string& script, const std::string& command, cons
     throw Error(ExitCode::kUsage, fmt::format("{} is not there: `{}` needs the folder importers/ of muster's sources; "
                                               "MUSTER_IMPORTERS names another place",
                                               path, command));
+  if (distributed::expected_world_size() > 1)
+    throw Error(ExitCode::kUsage, fmt::format("`{}` is for one process; start it without mpirun or srun", command));
   setenv("MUSTER_COMMAND", command.c_str(), /*overwrite=*/1);
   // As -I, but the folder of the program stays where modules are looked for.
   std::vector<std::string> all{from_environment("MUSTER_PYTHON", MUSTER_PYTHON), "-E", "-s", "-B", path};

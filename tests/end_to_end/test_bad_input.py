@@ -197,7 +197,7 @@ def test_samples_without_a_modality_are_dropped(ranks, tmp_path):
     text = FOAL + DATA.replace("}", "missing_modality: DROP }") + SHORT
     config = mp.write_config(tmp_path / "experiment.txtpb", text)
     result = mp.muster("train", config, "--run-dir", tmp_path / "run", ranks=ranks)
-    assert "3 dropped" in result.stderr
+    assert "3 dropped" in result.stderr and "3 of all samples were left out" in result.stdout
     counts = mp.read_json(tmp_path / "run/environment.json")["data"]
     assert (counts["dropped"], counts["train"], counts["valid"], counts["test"]) == (3, 14, 4, 3)
     assert "utterance_5" not in [row["id"] for row in mp.predictions(tmp_path / "run/predictions-test.csv")]

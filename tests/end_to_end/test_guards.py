@@ -73,7 +73,7 @@ def test_left_out_samples_are_named_by_predict(tmp_path):
     mp.tiny_data(tmp_path / "lacks.h5", lengths={"audio": [0, 0] + [3] * 22, "vision": [2] * 24})
     answer = mp.muster("predict", "--weights", run / "weights/best.safetensors", "--config", run / "config.txtpb", "--data",
                        tmp_path / "lacks.h5", "-o", tmp_path / "p.csv")
-    assert re.search(r"left out 2 samples .*: \S+, \S+", answer.stderr)
+    assert re.search(r"left out 2 of all samples, .*: \S+, \S+", answer.stderr)
     assert len(mp.predictions(tmp_path / "p.csv")) == 22
 
 

@@ -207,3 +207,9 @@ def test_weights_selected_by_a_metric_of_sims_are_applied_to_other_data(tmp_path
         file["samples/label"][:] /= 3
     run = mp.train(tmp_path, experiment("late_fusion", data) + 'evaluation { select_by: "SIMS_MAE" }\n')
     assert "MAE" in mp.muster("evaluate", run, "--data", other).stdout
+
+
+def test_tools_for_data_are_for_one_process(data, tmp_path):
+    """Each rank would write the same file."""
+    result = mp.muster("data", "subset", data, "--first", 3, "-o", tmp_path / "few.h5", ranks=2, code=2)
+    assert "is for one process" in result.stderr and not (tmp_path / "few.h5").exists()

@@ -67,6 +67,9 @@ def is_on(values, field):
 def close(want, got, limit, what):
     want, got = np.asarray(want, dtype=float), np.asarray(got, dtype=float)
     assert want.shape == got.shape, what
+    undefined = np.isnan(want)
+    assert (np.isnan(got) == undefined).all(), what
+    want, got = want[~undefined], got[~undefined]
     scale = max(1.0, np.abs(want).max(initial=0))
     assert np.abs(want - got).max(initial=0) <= limit * scale, f"{what}: differs by {np.abs(want - got).max():.3g}"
 

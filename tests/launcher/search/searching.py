@@ -80,6 +80,12 @@ class Disturbed:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        # mpirun's ranks have process groups of their own, and end when they notice that it is gone. Until then they still hold their trials.
+        end = time.monotonic() + 60
+        while any(state.strip()[0] != "Z" for state in subprocess.run(["ps", "-s", str(self.process.pid), "-o", "stat="],
+                                                                      capture_output=True, text=True).stdout.splitlines()):
+            assert time.monotonic() < end, "ranks outlive mpirun"
+            time.sleep(0.02)
 
     def wait_for(self, what, seconds=60):
         end = time.monotonic() + seconds
