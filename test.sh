@@ -13,7 +13,7 @@ fi
 
 echo
 status=0
-# Three at once on two cores: some tests wait more than they compute.
-ctest --test-dir build --output-on-failure --no-tests=error --timeout 600 --parallel 3 "$@" || status=$?
+# Four at once on two cores: many tests wait more than they compute.
+ctest --test-dir build --output-on-failure --no-tests=error --timeout 600 --parallel 4 "$@" || status=$?
 printf '\nBuild and tests took %d min %02d s.\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
 exit "$status"
