@@ -357,6 +357,26 @@ def split_names(text):
     return [name.strip() for name in text.split(",")]
 
 
+def add_raw_options(parser):
+    """How recordings and texts are taken: as Recordings and Texts need it."""
+    parser.add_argument("--max-tokens", action="append", default=[], type=name_and_number(int), metavar="NAME=N",
+                        help="crop the modality's texts to their first tokens, so many with those that the tokenizer adds")
+    parser.add_argument("--max-seconds", action="append", default=[], type=name_and_number(float), metavar="NAME=SECONDS",
+                        help="crop the modality's recordings to their first seconds")
+    parser.add_argument("--resample", type=int, metavar="HZ", help="resample recordings that have another sample rate")
+    parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
+
+
+def check_raw_options(parser, options, names):
+    """names: of the modalities. After unique_pairs()."""
+    for argument in ("max_seconds", "max_tokens"):
+        for name in getattr(options, argument):
+            if name not in names:
+                parser.error(f'--{argument.replace("_", "-")}: there is no modality "{name}"')
+    if options.resample is not None and not SAMPLE_RATES[0] <= options.resample <= SAMPLE_RATES[1]:
+        parser.error(f"--resample: a sample rate is from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
+
+
 def name_and_number(kind):
     def parse(text):
         name, value = name_and_value(text)
@@ -391,12 +411,7 @@ def parse_arguments(arguments):
     parser.add_argument("--text", action="append", default=[], type=name_and_value, metavar="NAME=COLUMN",
                         help="the texts in this column of the manifest, as tokens, are this modality")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="makes tokens of texts: the folder's tokenizer.json")
-    parser.add_argument("--max-tokens", action="append", default=[], type=name_and_number(int), metavar="NAME=N",
-                        help="crop the modality's texts to their first tokens, so many with those that the tokenizer adds")
-    parser.add_argument("--max-seconds", action="append", default=[], type=name_and_number(float), metavar="NAME=SECONDS",
-                        help="crop the modality's recordings to their first seconds")
-    parser.add_argument("--resample", type=int, metavar="HZ", help="resample recordings that have another sample rate")
-    parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
+    add_raw_options(parser)
     parser.add_argument("--id-column", default="id")
     parser.add_argument("--label-column", help='default: "label", if there is such a column')
     parser.add_argument("--label-columns", type=split_names, default=[], metavar="A,B,...",
@@ -443,12 +458,7 @@ def check_modalities(parser, options):
         parser.error("--text: the name is used by --modality")
     if options.text and options.tokenizer is None:
         parser.error("--text needs a --tokenizer")
-    for argument in ("max_seconds", "max_tokens"):
-        for name in getattr(options, argument):
-            if name not in names:
-                parser.error(f'--{argument.replace("_", "-")}: there is no modality "{name}"')
-    if options.resample is not None and not SAMPLE_RATES[0] <= options.resample <= SAMPLE_RATES[1]:
-        parser.error(f"--resample: a sample rate is from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
+    check_raw_options(parser, options, names)
 
 
 def main(arguments=None):

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from arrays import KINDS, folder_and_suffix, name_and_number, open_files
+from arrays import KINDS, add_raw_options, check_raw_options, folder_and_suffix, open_files
 from command_line import open_regular, run_importer
-from container import SAMPLE_RATES, DataError
+from container import DataError
 from dataset import Dataset, add_common_options, importer_parser, listed, name_and_value, parse, unique_pairs, write_dataset
 from recordings import Recordings
 from texts import Texts
@@ -75,6 +75,18 @@ def text_files(folder):
     return sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
 
 
+def dialog_lines(sessions, name, what, problems):
+    """(session, path, number, line) of the sessions' text files in dialog/<name>."""
+    for session in sessions:
+        folder = session / "dialog" / name
+        files = text_files(folder)
+        if not files:
+            problems.append(f"{folder}: holds no {what} (.txt)")
+        for path in files:
+            for number, line in read_lines(path):
+                yield session, path, number, line
+
+
 def read_lines(path):
     """(number, line) of a text file. Its characters are Latin-1 where they are not UTF-8."""
     with open_regular(path) as file:
@@ -92,31 +104,25 @@ def read_evaluations(sessions, problems):
     """Every utterance that was evaluated, sorted by id. A line that is there twice counts once."""
     found = {}  # id -> (code, ratings, place, session)
     utterances = Utterances()
-    for session in sessions:
-        folder = session / "dialog" / "EmoEvaluation"
-        files = text_files(folder)
-        if not files:
-            problems.append(f"{folder}: holds no evaluations (.txt)")
-        for path in files:
-            for number, line in read_lines(path):
-                if not line.startswith("[") or "[" not in line[1:]:
-                    continue
-                place, match = f"{path}:{number}", EVALUATION.fullmatch(line.strip())
-                if not match:
-                    problems.append(f'{place}: "{line[:80]}" is no evaluation; expected "[start - end] ID emotion [v, a, d]"')
-                    continue
-                sample, code = match[3], match[4].lower()
-                name = UTTERANCE.fullmatch(sample)
-                if not name or name[1][-1] != session.name[-1]:
-                    problems.append(f'{place}: "{sample}" is no utterance of {session.name}')
-                elif code not in EMOTIONS and code != UNDECIDED:
-                    problems.append(f'{place}: unknown emotion "{match[4]}"; known: {", ".join(EMOTIONS)}, {UNDECIDED}')
-                elif sample in found and found[sample][:2] != (code, tuple(map(float, match.group(5, 6, 7)))):
-                    problems.append(f'{place}: "{sample}" was evaluated differently in {found[sample][2]}')
-                elif sample in found:
-                    utterances.repeated += 1
-                else:
-                    found[sample] = (code, tuple(map(float, match.group(5, 6, 7))), place, session)
+    for session, path, number, line in dialog_lines(sessions, "EmoEvaluation", "evaluations", problems):
+        if not line.startswith("[") or "[" not in line[1:]:
+            continue
+        place, match = f"{path}:{number}", EVALUATION.fullmatch(line.strip())
+        if not match:
+            problems.append(f'{place}: "{line[:80]}" is no evaluation; expected "[start - end] ID emotion [v, a, d]"')
+            continue
+        sample, code = match[3], match[4].lower()
+        name = UTTERANCE.fullmatch(sample)
+        if not name or name[1][-1] != session.name[-1]:
+            problems.append(f'{place}: "{sample}" is no utterance of {session.name}')
+        elif code not in EMOTIONS and code != UNDECIDED:
+            problems.append(f'{place}: unknown emotion "{match[4]}"; known: {", ".join(EMOTIONS)}, {UNDECIDED}')
+        elif sample in found and found[sample][:2] != (code, tuple(map(float, match.group(5, 6, 7)))):
+            problems.append(f'{place}: "{sample}" was evaluated differently in {found[sample][2]}')
+        elif sample in found:
+            utterances.repeated += 1
+        else:
+            found[sample] = (code, tuple(map(float, match.group(5, 6, 7))), place, session)
     for sample in sorted(found):
         code, ratings, place, session = found[sample]
         utterances.ids.append(sample)
@@ -130,16 +136,10 @@ def read_evaluations(sessions, problems):
 def read_transcripts(sessions, problems, notes):
     """{id: text}. Lines of breaths and of other things without an utterance's id are left out; of two that differ the first counts."""
     texts, differing = {}, []
-    for session in sessions:
-        folder = session / "dialog" / "transcriptions"
-        files = text_files(folder)
-        if not files:
-            problems.append(f"{folder}: holds no transcripts (.txt)")
-        for path in files:
-            for number, line in read_lines(path):
-                match = TRANSCRIPT.fullmatch(line.strip())
-                if match and UTTERANCE.fullmatch(match[1]) and texts.setdefault(match[1], match[2].strip()) != match[2].strip():
-                    differing.append(f"{match[1]} ({path}:{number})")
+    for _, path, number, line in dialog_lines(sessions, "transcriptions", "transcripts", problems):
+        match = TRANSCRIPT.fullmatch(line.strip())
+        if match and UTTERANCE.fullmatch(match[1]) and texts.setdefault(match[1], match[2].strip()) != match[2].strip():
+            differing.append(f"{match[1]} ({path}:{number})")
     if differing:
         notes.append(f"utterances with two transcripts, of which the first is taken ({len(differing)}): {listed(differing)}")
     return texts
@@ -309,12 +309,7 @@ def parse_arguments(arguments):
     parser.add_argument("--modality", action="append", default=[], type=name_and_value, metavar="NAME=FOLDER",
                         help="FOLDER/<utterance>.npy (features), .wav or .flac (waveforms); audio, vision and text are the usual names")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="the transcripts become tokens, the modality text: the folder's tokenizer.json")
-    parser.add_argument("--max-tokens", action="append", default=[], type=name_and_number(int), metavar="NAME=N",
-                        help="crop the modality's texts to their first tokens")
-    parser.add_argument("--max-seconds", action="append", default=[], type=name_and_number(float), metavar="NAME=SECONDS",
-                        help="crop the modality's recordings to their first seconds")
-    parser.add_argument("--resample", type=int, metavar="HZ", help="resample recordings that have another sample rate")
-    parser.add_argument("--mono", choices=("mean",), help="recordings with several channels: take their mean; default: an error")
+    add_raw_options(parser)
     parser.add_argument("--classes", type=parse_classes, default="4", metavar="4|6|all|NAME=CODE+CODE,...",
                         help="4 (default): angry, happy with excited, neutral, sad; 6: excited on its own, and frustrated; all: the annotators' "
                              f"ten. Codes: {', '.join(EMOTIONS)}")
@@ -330,11 +325,7 @@ def parse_arguments(arguments):
     if len(set(names)) < len(names) or not names:
         parser.error("--tokenizer makes the modality text, which --modality gives as well" if names else
                      "--no-wav leaves no modality: give at least one --modality, or --tokenizer")
-    for argument in ("max_seconds", "max_tokens"):
-        for name in set(getattr(options, argument)) - set(names):
-            parser.error(f'--{argument.replace("_", "-")}: there is no modality "{name}"')
-    if options.resample is not None and not SAMPLE_RATES[0] <= options.resample <= SAMPLE_RATES[1]:
-        parser.error(f"--resample: a sample rate is from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
+    check_raw_options(parser, options, names)
     options.modality = {name: folder_and_suffix(value) for name, value in options.modality.items()}
     return options
 

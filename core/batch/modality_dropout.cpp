@@ -21,9 +21,10 @@ at::Tensor ModalityDropout::left_of(const at::Tensor& presence, uint64_t step) c
   const bool* had = presence.const_data_ptr<bool>();
   for (int64_t n = 0; n < presence.size(0); ++n, row += modalities, had += modalities) {
     for (size_t m = 0; m < modalities; ++m) {
+      if (!is_chosen_[m]) continue;
       const auto words = random::philox4x32(seed_, {static_cast<uint32_t>(m), static_cast<uint32_t>(n),
                                                     random::kModalityDropout, static_cast<uint32_t>(step)});
-      if (is_chosen_[m] && random::uniform(words[0]) < probability_) row[m] = false;
+      if (random::uniform(words[0]) < probability_) row[m] = false;
     }
     if (std::find(row, row + modalities, true) == row + modalities) std::copy_n(had, modalities, row);
   }

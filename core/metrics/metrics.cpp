@@ -108,6 +108,13 @@ int64_t sum_of(const std::vector<int64_t>& counts) {
   return sum;
 }
 
+// Samples that are predicted to be of class c.
+int64_t predicted_as(const Confusion& confusion, std::size_t c) {
+  int64_t sum = 0;
+  for (const auto& row : confusion) sum += row[c];
+  return sum;
+}
+
 double accuracy(const Confusion& confusion) {
   int64_t hits = 0, samples = 0;
   for (std::size_t c = 0; c < confusion.size(); ++c) {
@@ -123,8 +130,7 @@ double weighted_f1(const Confusion& confusion) {
   int64_t samples = 0;
   for (std::size_t c = 0; c < confusion.size(); ++c) {
     const int64_t labelled = sum_of(confusion[c]);
-    int64_t predicted = 0;
-    for (const auto& row : confusion) predicted += row[c];
+    const int64_t predicted = predicted_as(confusion, c);
     samples += labelled;
     if (labelled == 0) continue;  // weight 0
     sum += 2.0 * confusion[c][c] / (labelled + predicted) * labelled;
@@ -141,15 +147,26 @@ std::vector<double> recalls(const Confusion& confusion) {
   return recalls;
 }
 
-double mean_recall(const Confusion& confusion) {
+// The mean of those that are not NaN.
+double mean_of_defined(const std::vector<double>& values) {
   double sum = 0;
-  int64_t present = 0;
-  for (const double recall : recalls(confusion)) {
-    if (std::isnan(recall)) continue;
-    sum += recall;
-    ++present;
+  int64_t defined = 0;
+  for (const double value : values) {
+    if (std::isnan(value)) continue;
+    sum += value;
+    ++defined;
   }
-  return present == 0 ? kNan : sum / present;
+  return defined == 0 ? kNan : sum / static_cast<double>(defined);
+}
+
+double mean_recall(const Confusion& confusion) { return mean_of_defined(recalls(confusion)); }
+
+// A class without labels that is predicted has recall 0.
+double macro_recall(const Confusion& confusion) {
+  auto values = recalls(confusion);
+  for (std::size_t c = 0; c < values.size(); ++c)
+    if (std::isnan(values[c]) && predicted_as(confusion, c) > 0) values[c] = 0;
+  return mean_of_defined(values);
 }
 
 // Two classes, x >= 0 against x < 0.
@@ -210,28 +227,6 @@ double sims_acc_2_weak(const Scored& scored) {
   return accuracy(two_intervals(weak));
 }
 
-// Over classes that have labels or predictions; one without labels has recall 0.
-double macro_recall(const Confusion& confusion) {
-  double sum = 0;
-  int64_t present = 0;
-  for (std::size_t c = 0; c < confusion.size(); ++c) {
-    const int64_t labelled = sum_of(confusion[c]);
-    int64_t predicted = 0;
-    for (const auto& row : confusion) predicted += row[c];
-    if (labelled + predicted == 0) continue;
-    ++present;
-    if (labelled > 0) sum += static_cast<double>(confusion[c][c]) / static_cast<double>(labelled);
-  }
-  return present == 0 ? kNan : sum / static_cast<double>(present);
-}
-
-// F1 of the second of two classes.
-double f1_of_presence(int64_t true_positives, int64_t labelled, int64_t predicted) {
-  return labelled + predicted == 0
-             ? 0
-             : 2.0 * static_cast<double>(true_positives) / static_cast<double>(labelled + predicted);
-}
-
 // Undefined where a class is in all samples or in none.
 double weighted_accuracy(const Confusion& confusion) {
   const auto found = recalls(confusion);
@@ -241,29 +236,23 @@ double weighted_accuracy(const Confusion& confusion) {
 // The mean over classes for which it is defined.
 template <double (*kMetric)(const Confusion&)>
 double mean_over_classes(const Scored& scored) {
-  double sum = 0;
-  int64_t defined = 0;
-  for (const Confusion& confusion : scored.per_class) {
-    const double value = kMetric(confusion);
-    if (std::isnan(value)) continue;
-    sum += value;
-    ++defined;
-  }
-  return defined == 0 ? kNan : sum / static_cast<double>(defined);
+  std::vector<double> values;
+  for (const Confusion& confusion : scored.per_class) values.push_back(kMetric(confusion));
+  return mean_of_defined(values);
 }
 
-double f1_of_class(const Confusion& confusion) {
-  return f1_of_presence(confusion[1][1], sum_of(confusion[1]), confusion[0][1] + confusion[1][1]);
+// F1 of the second of two classes.
+double f1_of_presence(const Confusion& confusion) {
+  const int64_t both = sum_of(confusion[1]) + predicted_as(confusion, 1);
+  return both == 0 ? 0 : 2.0 * static_cast<double>(confusion[1][1]) / static_cast<double>(both);
 }
 
 double micro_f1(const Scored& scored) {
-  int64_t hits = 0, labelled = 0, predicted = 0;
-  for (const Confusion& confusion : scored.per_class) {
-    hits += confusion[1][1];
-    labelled += sum_of(confusion[1]);
-    predicted += confusion[0][1] + confusion[1][1];
-  }
-  return f1_of_presence(hits, labelled, predicted);
+  Confusion all(2, std::vector<int64_t>(2, 0));
+  for (const Confusion& confusion : scored.per_class)
+    for (std::size_t label = 0; label < 2; ++label)
+      for (std::size_t predicted = 0; predicted < 2; ++predicted) all[label][predicted] += confusion[label][predicted];
+  return f1_of_presence(all);
 }
 
 double subset_accuracy(const Scored& scored) {
@@ -312,7 +301,7 @@ const std::vector<Metric>& all_metrics() {
       {"weighted_F1", classification, kHigher, [](const Scored& scored) { return weighted_f1(scored.confusion); }},
       {"mean_weighted_F1", multilabel, kHigher, mean_over_classes<weighted_f1>, kDefault},
       {"mean_WA", multilabel, kHigher, mean_over_classes<weighted_accuracy>},
-      {"macro_F1", multilabel, kHigher, mean_over_classes<f1_of_class>},
+      {"macro_F1", multilabel, kHigher, mean_over_classes<f1_of_presence>},
       {"micro_F1", multilabel, kHigher, micro_f1},
       {"subset_accuracy", multilabel, kHigher, subset_accuracy},
       {"loss", {Task::kRegression, Task::kClassification, Task::kMultilabel}, kLower, nullptr},

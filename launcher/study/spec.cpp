@@ -8,6 +8,7 @@
 #include <set>
 
 #include "core/config/stored.h"
+#include "core/models/spec.h"
 #include "launcher/work/spec_file.h"
 
 namespace muster::launcher {
@@ -87,9 +88,8 @@ class StudyReader {
     if (!metrics_.insert(metric).second) file_.problem(field, metric + " is listed twice");
     const std::string select_by = "evaluation.select_by=" + metric.substr(0, metric.find('['));  // "WA[happy]" as "WA"
     std::string why;
-    if (file_.base_is_good())
-      why = file_.refusal(file_.after_set({})).empty() ? file_.refusal(file_.after_set({select_by}))
-                                                       : file_.refusal({select_by});
+    const bool set_is_good = !models::model_of(file_.base()).empty();
+    if (file_.base_is_good()) why = file_.refusal(set_is_good ? file_.after_set({select_by}) : std::vector{select_by});
     if (metric == "loss") why = "the loss is no metric of the test split";
     if (!why.empty()) file_.problem(field, why);
   }
